@@ -1,0 +1,34 @@
+# `make demo` and `make test` are complete on a fresh machine with Python 3.11 or later; a second call installs nothing.
+PYTHON ?= python3
+# On a machine without a GPU, choose torch's CPU wheel: make demo TORCH_INDEX="--index-url URL-OF-TORCH'S-CPU-WHEELS"
+TORCH_INDEX ?=
+BIN := .venv/bin
+
+.PHONY: demo test test-slow test-gpu lint format
+
+demo: .venv/installed
+	$(BIN)/voxtune demo
+
+test: lint
+	$(BIN)/pytest
+
+test-slow: .venv/installed
+	$(BIN)/pytest -m slow
+
+test-gpu: .venv/installed
+	$(BIN)/pytest -m gpu
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH_INDEX) -c constraints.txt $(shell grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

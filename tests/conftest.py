@@ -1,0 +1,29 @@
+"""A tiny set of phantoms, on the disk and in the cache, that the tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainable.config import TrainConfig
+from trainable.data import Data, prepare_data
+from trainable.phantom import write_phantoms
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 8 cases of 48 x 48 x 40 voxels; the sixth has no label 4."""
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    write_phantoms(folder, cases=8, shape=(48, 48, 40), workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """The same cases in a cache of their own: 6 to train, 1 to validate, 1 to test."""
+    config = TrainConfig(data_dir=phantoms, cache_dir=tmp_path_factory.mktemp("cache"))
+    return prepare_data(config, quiet=True)

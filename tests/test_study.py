@@ -1,0 +1,219 @@
+"""The YAML of a study: what is read, and where and why it is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainable.config import InputError, TrainConfig
+from tune.study import StudyConfig, dump, load_study, make_study
+
+GOOD = """\
+study: {trials: 8, time_budget: 12h}
+early_stopping:
+  grace_period: 2
+resources: {gpu: 0.5, cpu: 4}
+train:
+  epochs: 20
+  val_freq: 2
+  min_lr: 1e-7
+space:
+  lr: {loguniform: [1e-5, 1e-2]}
+  optimizer:
+    choice: [adam, sgd]
+  momentum:
+    uniform: [0.8, 0.99]
+    when: {optimizer: sgd}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "my.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_reads(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD))
+    assert (study.study.trials, study.study.time_budget, study.study.metric) == (8, 43200.0, "val_dice_mean")
+    assert (study.resources.gpu, study.resources.max_failures) == (0.5, 2)
+    assert (study.searcher.type, study.early_stopping.type) == ("tpe", "asha")
+    assert study.train == {"epochs": 20, "val_freq": 2, "min_lr": 1e-7}
+    assert study.space.parameters[0].values == (1e-5, 1e-2)
+    assert study.option("patience") == 0
+
+
+@pytest.mark.parametrize(
+    ("grace", "factor", "epochs", "kind", "rungs"),
+    [
+        (1, 3, 9, "asha", (1, 3)),
+        (1, 3, 10, "asha", (1, 3, 9)),
+        (5, 3, 100, "asha", (5, 15, 45)),
+        (9, 2, 9, "asha", ()),
+        (1, 3, 9, "none", ()),
+    ],
+)
+def test_rungs(grace: int, factor: int, epochs: int, kind: str, rungs: tuple[int, ...]) -> None:
+    study = make_study(
+        {
+            "early_stopping": {"type": kind, "grace_period": grace, "reduction_factor": factor},
+            "train": {"epochs": epochs},
+            "space": {"lr": {"loguniform": [1e-4, 1e-3]}},
+        }
+    )
+    assert study.rungs == rungs
+
+
+def test_train_config_overlays(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD))
+    config = study.train_config({"lr": 0.01}, seed=7, epochs=30)
+    assert config == TrainConfig(lr=0.01, seed=7, epochs=30, val_freq=2, min_lr=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("12h", 43200), ("90m", 5400), ("45s", 45), ("1h30m", 5400), ("2d", 172800), ("3600", 3600), ("1.5", 1.5)],
+)
+def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
+    assert load_study(write(tmp_path, GOOD), [f"study.time_budget={text}"]).study.time_budget == seconds
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    """Also of strings that look like numbers: a commit 12e4567 must not come back as inf."""
+    record = {"commit": "12e4567", "hash": "1e5", "versions": {"ray": "2.60"}, "word": "off"}
+    study = load_study(write(tmp_path, GOOD), ["train.amp=true", "space.residual={choice: [true, false]}"])
+    study = study.model_copy(update={"record": record})
+    again = load_study(write(tmp_path, dump(study)))
+    assert again == study
+    assert again.record == record
+    assert dump(again) == dump(study)
+
+
+def test_words_of_the_seed_become_plain_options(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD), ["train.amp=true", "train.focal_loss=true"])
+    assert (study.train["amp"], study.train["base_loss"]) == ("fp16", "focal")
+
+
+def test_overrides(tmp_path: Path) -> None:
+    changes = ["train.epochs=4", "study.trials=3", "space.lr={loguniform: [1e-4, 1e-2]}", "study.time_budget=null"]
+    study = load_study(write(tmp_path, GOOD), [*changes, "searcher.type=random", "train.val_freq=1"])
+    assert (study.train["epochs"], study.study.trials, study.searcher.type) == (4, 3, "random")
+    assert study.study.time_budget is None
+    assert study.space.parameters[0].values == (1e-4, 1e-2)
+
+
+def test_a_searched_option_is_fixed_by_dropping_it(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD), ["train.lr=1e-3", "space.lr=null"])
+    assert study.train["lr"] == 1e-3
+    assert "lr" not in [parameter.name for parameter in study.space.parameters]
+
+
+def test_depth_and_patch_may_be_fixed_and_searched_apart(tmp_path: Path) -> None:
+    """A patch of 144 suits no depth of 6, the default, but the depths that are searched."""
+    study = load_study(write(tmp_path, GOOD), ["train.target_shape=[144, 144, 144]", "space.depth={randint: [4, 5]}"])
+    assert study.train_config({"depth": 5}).target_shape == (144, 144, 144)
+
+
+REPLACED: list[tuple[str, str, str]] = [
+    ("trials: 8", "trials: 0", r"my.yaml:1: study.trials is 0; expected a number >= 1"),
+    ("trials: 8", "trials: true", r"my.yaml:1: study.trials is True; expected a valid integer"),
+    ("trials: 8", "trails: 8", r"my.yaml:1: study.trails is unknown \(did you mean trials\?\)"),
+    ("trials: 8", "mode: min", r"my.yaml:1: study.mode is 'min'; expected 'max'. Every metric here is a Dice"),
+    ("trials: 8", "metric: val_dice_wt", r"study.metric is 'val_dice_wt'; .* \(did you mean val_dice_WT\?\)"),
+    ("12h", "12 parsecs", r"my.yaml:1: study.time_budget is '12 parsecs'; expected a duration such as 2d, 12h"),
+    ("12h", "h", r"expected a duration"),
+    ("12h", "0", r"study.time_budget is 0; expected a number > 0"),
+    ("gpu: 0.5", "gpu: 1.5", r"my.yaml:4: resources.gpu is 1.5; expected a fraction up to 1, or a whole number"),
+    ("cpu: 4", "cpu: 0", r"my.yaml:4: resources.cpu is 0; expected a number >= 1"),
+    (
+        "grace_period: 2",
+        "grace_period: 3",
+        r"my.yaml:3: .*grace_period is 3; expected a multiple of train.val_freq \(2",
+    ),
+    ("grace_period: 2", "grace_period: 40", r"my.yaml:3: .* expected at most train.epochs \(20\)"),
+    ("grace_period: 2", "type: asha", r"my.yaml:2: .*grace_period is 1; expected a multiple of train.val_freq"),
+    ("grace_period: 2", "type: ashes", r"my.yaml:3: early_stopping.type is 'ashes'; .* \(did you mean asha\?\)"),
+    (
+        "grace_period: 2",
+        "reduction_factor: 1",
+        r"my.yaml:3: early_stopping.reduction_factor is 1; expected a number >= 2",
+    ),
+    ("epochs: 20", "epoch: 20", r"my.yaml:6: train.epoch: unknown option 'epoch' \(did you mean epochs\?\)"),
+    ("epochs: 20", "epochs: many", r"my.yaml:6: train.epochs is 'many'; expected a whole number >= 1"),
+    ("epochs: 20", "resume: a.pth", r"my.yaml:6: train.resume is 'a.pth'; expected no resume here, launch sets it"),
+    ("epochs: 20", "test_only: true", r"my.yaml:6: train.test_only .* launch sets it"),
+    ("epochs: 20", "depth: 8\n  target_shape: [96, 96, 96]", r"my.yaml:7: train.target_shape .* depth 8 do not fit"),
+    ("epochs: 20", "val_fraction: 0.9", r"my.yaml:6: train.val_fraction \+ test_fraction leave no case"),
+    ("epochs: 20", "focal_loss: 3", r"my.yaml:6: train.focal_loss is 3; expected true or false"),
+    ("epochs: 20", "lr: 0.1", r"my.yaml:6: train.lr is 0.1, but space.lr searches it"),
+    ("1e-2]", "1e-6]", r"my.yaml:10: space.lr.loguniform is \[1e-05, 1e-06\]; expected low < high"),
+    ("[adam, sgd]", "[adam, adamw]", r"my.yaml:15: space.momentum.when.optimizer is 'sgd'; optimizer is never 'sgd'"),
+    ("uniform: [0.8, 0.99]", "uniform: [0.8, 1.5]", r"my.yaml:14: space.momentum is 1.5; expected a number >= 0"),
+    ("resources:", "resource:", r"my.yaml:4: resource is unknown \(did you mean resources\?\)"),
+    ("resources: {gpu: 0.5, cpu: 4}", "resources: 3", r"my.yaml:4: resources is 3; expected `key: value` lines"),
+    ("  val_freq: 2", "  epochs: 3", r"my.yaml:7: train.epochs is written twice, first in line 6"),
+    ("[adam, sgd]", "[adam, sgd", r"my.yaml:13: cannot be read as YAML: expected ',' or '\]'"),
+    ("12h", "2024-13-45", r"my.yaml:1: cannot be read as YAML: month must be in 1..12"),
+    (GOOD, "", r"my.yaml:1: expected the sections study, early_stopping"),
+    (GOOD, "- 3", r"my.yaml:1: expected the sections"),
+    (GOOD, "study:\n", r"my.yaml:1: space is empty; expected an option to search"),
+    (GOOD, "a: &a\n  b: *a\n", r"my.yaml:1: a is unknown"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), REPLACED)
+def test_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert GOOD.count(old) == 1
+    with pytest.raises(InputError, match=message):
+        load_study(write(tmp_path, GOOD.replace(old, new)))
+
+
+OVERRIDDEN: list[tuple[str, str]] = [
+    ("train.epochs=abc", r"^--set train.epochs: train.epochs is 'abc'; expected a whole number >= 1$"),
+    ("train.lr=0.1", r"^--set train.lr: train.lr is 0.1, but space.lr searches it; drop one .* space.lr=null"),
+    ("train.epochs=1", r"my.yaml:3: .*grace_period is 2; expected at most train.epochs \(1\)"),
+    ("space.lr=3", r"--set space.lr: space.lr is 3; expected one of choice"),
+    ("space.lrr=null", r"--set space.lrr=null: there is no space.lrr to drop \(did you mean lr\?\)"),
+    ("space.optimizer=null", r"my.yaml:15: space.momentum.when.optimizer is 'sgd'; optimizer is always 'adam'"),
+    ("sapce.lr=3", r"--set sapce.lr=3: unknown section 'sapce' \(did you mean space\?\)"),
+    ("epochs", r"--set epochs: expected section.key=value, such as train.epochs=3"),
+    ("epochs=3", r"expected section.key=value"),
+    ("train.epochs=[1", r"--set train.epochs:1: cannot be read as YAML"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), OVERRIDDEN)
+def test_refused_overrides(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_study(write(tmp_path, GOOD), [change])
+
+
+def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = GOOD.replace("trials: 8", "trials: 0").replace("epochs: 20", "epochs: 0").replace("[adam, sgd]", "[]")
+    with pytest.raises(InputError) as caught:
+        load_study(write(tmp_path, text), ["resources.cpu=0"])
+    assert [line.split(": ")[0].split("/")[-1] for line in str(caught.value).splitlines()] == [
+        "my.yaml:1",
+        "my.yaml:6",
+        "my.yaml:12",
+        "--set resources.cpu",
+    ]
+
+
+def test_shipped_by_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()  # a folder of that name does not hide it
+    assert load_study("demo") == load_study("demo.yaml")
+    with pytest.raises(InputError, match=r"demi: no such file \(did you mean demo\?\); shipped are brats, demo"):
+        load_study("demi")
+    with pytest.raises(InputError, match="cannot be read as text"):
+        load_study(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read as text"):
+        load_study("binary.yaml")
+
+
+def test_every_key_has_a_description() -> None:
+    sections: list[Any] = [field.annotation for field in StudyConfig.model_fields.values()]
+    for section in (s for s in sections if hasattr(s, "model_fields")):
+        assert all(field.description for field in section.model_fields.values())

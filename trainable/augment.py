@@ -1,0 +1,127 @@
+"""Normalises and augments a batch on its device.
+
+What is done to a sample is drawn on the CPU from (seed, epoch, index), so that it does not depend on the device or on
+the number of workers. Background voxels stay 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainable.config import TrainConfig
+from trainable.metrics import LABELS_OF
+
+ROTATION = math.radians(15)
+ZOOM = 0.2
+SCALE = SHIFT = NOISE = 0.1
+GAMMA = 0.3
+BLUR = 1.0  # voxels
+
+
+def normalise(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """int16 (N, 4, D, H, W), mean and std (N, 4) -> float32 z-scores of the non-zero voxels; zero stays zero."""
+    values = (image.float() - mean[:, :, None, None, None]) / std[:, :, None, None, None]
+    return values * (image != 0)
+
+
+def regions_tensor(label: Tensor) -> Tensor:
+    """uint8 (N, D, H, W) of labels 0, 1, 2, 4 -> float32 (N, 3, D, H, W), 1 in WT, TC, ET."""
+    masks = []
+    for labels in LABELS_OF.values():
+        masks.append(torch.stack([label == value for value in labels]).any(0))
+    return torch.stack(masks, 1).float()
+
+
+def augment(image: Tensor, target: Tensor, config: TrainConfig, epoch: int, first: int) -> tuple[Tensor, Tensor]:
+    """Augment each sample on its own.
+
+    Args:
+        image: float32 (N, 4, D, H, W), normalised.
+        target: float32 (N, 3, D, H, W).
+        first: index in the epoch of the batch's first patch.
+    """
+    pairs = [
+        augment_sample(x, y, config, np.random.default_rng([config.seed, epoch, first + i, 2]))
+        for i, (x, y) in enumerate(zip(image, target, strict=True))
+    ]
+    return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
+
+
+def augment_sample(x: Tensor, y: Tensor, config: TrainConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """(4, D, H, W) and (3, D, H, W), augmented as the config's probabilities say."""
+    strength = config.augment_strength
+    rotate, zoom = rng.random() < config.rotate_prob, rng.random() < config.zoom_prob
+    if rotate or zoom:
+        angles = rng.uniform(-ROTATION, ROTATION, 3) * strength * rotate
+        x, y = move(x, y, angles, float(1 + zoom * strength * rng.uniform(-ZOOM, ZOOM)))
+    axes = [axis for axis in (1, 2, 3) if rng.random() < config.flip_prob]
+    if axes:
+        x, y = x.flip(axes), y.flip(axes)
+    brain = x != 0
+    if rng.random() < config.blur_prob:
+        x = blur(x, max(0.1, float(rng.uniform(0.5, 1.0)) * BLUR * strength))
+    if rng.random() < config.noise_prob:
+        generator = torch.Generator(x.device).manual_seed(int(rng.integers(2**31)))
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        x = x + noise * float(rng.uniform(0, NOISE) * strength)
+    if rng.random() < config.gamma_prob:
+        x = gamma_correct(x, float(np.exp(rng.uniform(-GAMMA, GAMMA) * strength)))
+    if rng.random() < config.scale_prob:
+        x = x * per_channel(1 + rng.uniform(-SCALE, SCALE, 4) * strength, x)
+    if rng.random() < config.shift_prob:
+        x = x + per_channel(rng.uniform(-SHIFT, SHIFT, 4) * strength, x)
+    return x * brain, y
+
+
+def per_channel(values: np.ndarray, like: Tensor) -> Tensor:
+    """Four numbers as a (4, 1, 1, 1) tensor beside `like`."""
+    return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)[:, None, None, None]
+
+
+def move(x: Tensor, y: Tensor, angles: np.ndarray, zoom: float) -> tuple[Tensor, Tensor]:
+    """Rotate by `angles` (radians, about depth, height, width) and magnify by `zoom` about the centre.
+
+    Image by linear interpolation, target by nearest neighbour, zero outside.
+    """
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = [other for other in range(3) if other != axis]
+        turn = np.eye(3)
+        turn[[i, j], [i, j]] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        matrix = matrix @ turn
+    # grid_sample counts from -1 to 1 in the order width, height, depth: turn in voxels, not in those units
+    size = np.array(x.shape[1:], float)
+    matrix = (np.diag(1 / size) @ (matrix / zoom) @ np.diag(size))[::-1, ::-1]
+    theta = torch.zeros(1, 3, 4, device=x.device)
+    theta[0, :, :3] = torch.from_numpy(matrix.astype(np.float32).copy()).to(x.device, non_blocking=True)
+    grid = F.affine_grid(theta, [1, 1, *x.shape[1:]], align_corners=False)
+    image = F.grid_sample(x[None], grid, mode="bilinear", align_corners=False)
+    target = F.grid_sample(y[None], grid, mode="nearest", align_corners=False)
+    return image[0], target[0]
+
+
+def blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (C, D, H, W), sigma in voxels, one axis after the other."""
+    radius = max(1, round(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    x = x[:, None]
+    for axis in range(3):
+        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
+        shape[2 + axis], padding[axis] = len(kernel), radius
+        x = F.conv3d(x, kernel.view(shape), padding=padding)
+    return x[:, 0]
+
+
+def gamma_correct(x: Tensor, gamma: float) -> Tensor:
+    """x^gamma on each channel scaled to [0, 1], scaled back."""
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    span = (high - low).clamp(min=1e-6)
+    return ((x - low) / span) ** gamma * span + low

@@ -1,0 +1,312 @@
+"""Find BraTS cases, check them, split them by case."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from trainable.config import MODALITIES, InputError, TrainConfig, nearest
+
+INT16 = np.iinfo(np.int16)
+ENDINGS = (".nii.gz", ".nii")
+PARTS = ("train", "val", "test")
+LAYOUT = "DATA/CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz (BraTS2021) or DATA/CASE/CASE-{t2f,t1n,t1c,t2w,seg}.nii.gz"
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, OverflowError, zlib.error, struct.error),
+    *(ImageFileError, HeaderDataError, WrapStructError),
+)
+
+
+class CaseError(InputError):
+    """One case cannot be used."""
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How one year's BraTS names its files and its enhancing tumour."""
+
+    separator: str
+    images: tuple[str, ...]
+    et_label: int
+
+
+BRATS2021 = Naming("_", MODALITIES, 4)
+BRATS2023 = Naming("-", ("t2f", "t1n", "t1c", "t2w"), 3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Files of one patient: images in the order of MODALITIES, seg where there is one."""
+
+    name: str
+    images: tuple[Path, ...]
+    seg: Path | None
+    et_label: int
+
+
+@dataclass(frozen=True)
+class LoadedCase:
+    """Volumes of one case: image int16 (4, X, Y, Z), label uint8 (X, Y, Z) of 0, 1, 2, 4, affine (4, 4) in mm."""
+
+    image: NDArray[np.int16]
+    label: NDArray[np.uint8] | None
+    affine: NDArray[np.float64]
+    seg_dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names of each part, each sorted."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def digest(self) -> str:
+        """12 hex digits that differ where the split does."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def find_case(folder: Path, *, need_seg: bool) -> Case:
+    """The case whose files lie in a folder that is named like it.
+
+    Errors: CaseError for a missing modality, or a missing seg where one is needed.
+    """
+    folder = Path(folder)
+    name = folder.name if folder.name not in ("", "..") else folder.resolve().name
+    try:
+        held = {path.name for path in folder.iterdir() if path.is_file()}
+    except OSError as error:
+        raise CaseError(
+            f"{name}: {folder} cannot be read: {error.strerror}; expected a folder of NIfTI files"
+        ) from None
+
+    def path_of(naming: Naming, word: str) -> Path | None:
+        stem = f"{name}{naming.separator}{word}"
+        return next((folder / (stem + end) for end in ENDINGS if stem + end in held), None)
+
+    found = {naming: [path_of(naming, word) for word in naming.images] for naming in (BRATS2021, BRATS2023)}
+    naming = max(found, key=lambda naming: sum(path is not None for path in found[naming]))
+    images = tuple(path for path in found[naming] if path is not None)
+    seg = path_of(naming, "seg")
+    words = list(zip(naming.images, found[naming], strict=True)) + [("seg", seg)] * need_seg
+    missing = [f"{name}{naming.separator}{word}.nii.gz" for word, path in words if path is None]
+    if missing:
+        holds = ", ".join(sorted(held)) or "no file"
+        raise CaseError(f"{name}: {' and '.join(missing)} missing in {folder}, which holds {holds}; expected {LAYOUT}")
+    return Case(name, images, seg, naming.et_label)
+
+
+def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[CaseError]]:
+    """The cases in a folder, sorted by name, and the errors of those that lack a file.
+
+    A folder is taken for a case if it holds a NIfTI file or is named BraTS*.
+    Errors: InputError where there is no such folder, with the layout that is expected.
+    """
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise InputError(f"{data_dir}: no such folder; expected a folder laid out as {LAYOUT}")
+    try:
+        folders = sorted(path for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = [path for path in folders if path.name.lower().startswith("brats") or _holds_nifti(path)]
+    except OSError as error:
+        raise InputError(f"{data_dir}: cannot be read: {error}") from None
+    if not any(map(_holds_nifti, folders)):
+        deeper = next(data_dir.glob("*/*/*.nii*"), None)
+        hint = f"; did you mean {deeper.parent.parent}?" if deeper else ""
+        if _holds_nifti(data_dir):
+            hint = f"; this folder looks like one case, give the folder above it: {data_dir.resolve().parent}"
+        raise InputError(f"{data_dir}: holds no case; expected {LAYOUT}{hint}")
+    cases, errors = [], []
+    for folder in folders:
+        try:
+            cases.append(find_case(folder, need_seg=need_seg))
+        except CaseError as error:
+            errors.append(error)
+    return cases, errors
+
+
+def _holds_nifti(folder: Path) -> bool:
+    return any(path.name.endswith(ENDINGS) for path in folder.iterdir())
+
+
+def load_case(case: Case) -> LoadedCase:
+    """Read and check a case.
+
+    Integers within int16 are kept as they are; any other modality is scaled by one factor so that its
+    largest magnitude is 32767, which normalisation to z-scores later undoes. ET is 4 whatever the naming.
+    Errors: CaseError for a file that is unreadable or truncated, not 3D, of another shape or affine than
+    the first, with NaN or inf, all zero, or with labels outside the convention.
+    """
+    first, voxels = _read(case, case.images[0])
+    image = np.empty((len(case.images), *first.shape), np.int16)
+    for channel, path in enumerate(case.images):
+        if channel > 0:
+            volume, voxels = _read(case, path)
+            _check_same_grid(case, path, volume, first)
+        image[channel] = _to_int16(case, path, voxels)
+    if case.seg is None:
+        return LoadedCase(image, None, first.affine, np.dtype(np.uint8))
+    seg, voxels = _read(case, case.seg)
+    _check_same_grid(case, case.seg, seg, first)
+    return LoadedCase(image, _to_label(case, case.seg, voxels), first.affine, seg.get_data_dtype().newbyteorder("="))
+
+
+def _read(case: Case, path: Path) -> tuple[Any, NDArray[Any]]:
+    """The NIfTI image in a file and its voxels, in their type on disk or floating point where the header scales."""
+    try:
+        content = path.read_bytes()
+        # Unpacked to its end: nibabel stops at the last voxel and so misses a cut or damaged tail.
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
+        volume = kind.from_bytes(content)
+        voxels = np.asanyarray(volume.dataobj)
+    except UNREADABLE as error:
+        raise CaseError(
+            f"{case.name}: {path.name} cannot be read, truncated or damaged ({str(error) or type(error).__name__}); "
+            f"expected a whole NIfTI file; copy or download it again to {path}"
+        ) from None
+    if voxels.ndim != 3:
+        raise CaseError(f"{case.name}: {path.name} has shape {voxels.shape}; expected one 3D volume")
+    if voxels.dtype.kind not in "iuf":
+        raise CaseError(f"{case.name}: {path.name} holds {voxels.dtype}; expected real numbers")
+    return volume, voxels
+
+
+def _check_same_grid(case: Case, path: Path, volume: Any, first: Any) -> None:
+    expected = f"that of {case.images[0].name}"
+    if volume.shape != first.shape:
+        raise CaseError(f"{case.name}: {path.name} has shape {volume.shape}; expected {first.shape}, {expected}")
+    if not np.allclose(volume.affine, first.affine, rtol=0, atol=1e-3):
+        raise CaseError(
+            f"{case.name}: {path.name} has affine {np.round(volume.affine, 3).tolist()}; expected "
+            f"{np.round(first.affine, 3).tolist()}, {expected}; resample the case onto one grid"
+        )
+
+
+def _to_int16(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
+    """Voxels whose values int16 holds, scaled by one factor where needed."""
+    if voxels.size == 0 or not voxels.any():
+        raise CaseError(f"{case.name}: {path.name} is 0 everywhere; expected a brain on a background of 0")
+    low, high = voxels.min(), voxels.max()
+    if not (np.isfinite(low) and np.isfinite(high)):  # a NaN anywhere is the minimum
+        bad = int(np.count_nonzero(~np.isfinite(voxels)))
+        raise CaseError(f"{case.name}: {path.name} has NaN or inf in {bad} voxels; expected finite numbers")
+    fits = low >= INT16.min and high <= INT16.max
+    if fits and (voxels.dtype.kind in "iu" or bool((np.rint(voxels) == voxels).all())):
+        return voxels
+    return np.rint(voxels.astype(np.float64) * (INT16.max / max(abs(float(low)), abs(float(high)))))
+
+
+def _to_label(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Labels 0, 1, 2, 4 from those of the case's own convention."""
+    values = np.unique(voxels)
+    if voxels.dtype.kind == "f" and not bool((np.rint(values) == values).all()):
+        odd = [float(value) for value in values if value != np.rint(value)][:4]
+        raise CaseError(f"{case.name}: {path.name} has non-integer labels such as {odd}; expected whole numbers")
+    expected = [0, 1, 2, case.et_label]
+    if not np.isin(values, expected).all():
+        found = [int(value) for value in values[:12]]
+        year, other = ("2021", "2023") if case.et_label == 4 else ("2023", "2021")
+        hint = f"; 3 and 4 are ET by BraTS2023's and BraTS2021's names: did you mean the names of {other}?"
+        hint = hint if set(found) <= {0, 1, 2, 3, 4} else ""
+        raise CaseError(f"{case.name}: {path.name} has labels {found}; expected {expected}, as in BraTS{year}{hint}")
+    label = voxels.astype(np.uint8)
+    label[label == case.et_label] = 4
+    return label
+
+
+def split_cases(names: Sequence[str], config: TrainConfig) -> Split:
+    """Split cases by config's split_file, folds, or fractions; the order of names does not matter.
+
+    With folds the test part is taken first and is the same for every fold. With fractions each part that
+    is asked for has a case where there are three or more.
+    Errors: InputError for repeated names, a wrong split file, or no case left to train on.
+    """
+    _refuse_repeats(names, "the cases")
+    if config.split_file:
+        return _split_by_file(config.split_file, sorted(names))
+    order = [str(name) for name in np.random.default_rng(config.seed).permutation(sorted(names))]
+    count = len(order)
+
+    def share(fraction: float) -> int:
+        least = 1 if fraction > 0 and count >= 3 else 0
+        return max(least, round(fraction * count))
+
+    test, rest = order[: share(config.test_fraction)], order[share(config.test_fraction) :]
+    if config.folds:
+        if len(rest) < config.folds:
+            raise InputError(
+                f"folds is {config.folds}, but of {count} cases {len(rest)} are left beside the test part; lower it"
+            )
+        val = rest[config.fold :: config.folds]
+    else:
+        val = rest[: share(config.val_fraction)]
+    train = set(rest) - set(val)
+    if not train:
+        raise InputError(
+            f"of {count} cases none is left to train on: test takes {len(test)}, val {len(val)}; "
+            f"add cases, or lower test_fraction or val_fraction"
+        )
+    return Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
+
+
+def _split_by_file(path: Path, names: list[str]) -> Split:
+    split = load_split(path)
+    known = set(names)
+    for part in PARTS:
+        unknown = [name for name in getattr(split, part) if name not in known]
+        if unknown:
+            raise InputError(
+                f"{path}: {part} names {unknown[0]}{nearest(unknown[0], names)}, which is not among the "
+                f"{len(names)} usable cases ({len(unknown)} such names in {part}); correct the name or add the case"
+            )
+    return split
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write a split as JSON that load_split and --split_file read."""
+    Path(path).write_text(json.dumps(asdict(split), indent=2) + "\n")
+
+
+def load_split(path: Path) -> Split:
+    """Read a split: JSON {"train": [...], "val": [...], "test": [...]}, of which val and test may be empty.
+
+    Errors: InputError for a file that is not that, a name that appears twice, or nothing to train on.
+    """
+    layout = 'JSON {"train": [names], "val": [names], "test": [names]}'
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected {layout}") from None
+    if not isinstance(content, dict) or set(content) != set(PARTS):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: holds {found}; expected {layout}")
+    for part, names in content.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: {part} is not a list of names; expected {layout}")
+    _refuse_repeats([name for part in PARTS for name in content[part]], str(path))
+    if not content["train"]:
+        raise InputError(f"{path}: train is empty; expected the name of at least one case")
+    return Split(**{part: tuple(sorted(content[part])) for part in PARTS})
+
+
+def _refuse_repeats(names: Sequence[str], source: str) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise InputError(f"{source}: {', '.join(repeated[:5])} appears more than once; each case belongs to one part")

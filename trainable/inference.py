@@ -1,0 +1,81 @@
+"""Whole-volume prediction by a Gaussian sliding window, and its export as NIfTI on the original grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from trainable.augment import normalise
+from trainable.cache import brain_box, channel_stats
+from trainable.cases import LoadedCase
+from trainable.config import TrainConfig
+from trainable.metrics import Labels, label_of
+
+WINDOWS_AT_ONCE = 4
+MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Mixed precision as the config asks, on a GPU; the CPU always computes in float32."""
+    dtype = torch.bfloat16 if config.amp == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype, enabled=config.amp != "off" and device.type == "cuda")
+
+
+@torch.inference_mode()
+def predict_logits(network: nn.Module, image: Tensor, config: TrainConfig) -> Tensor:
+    """float32 (1, 4, D, H, W), normalised, of any size -> logits float32 (1, 3, D, H, W).
+
+    Volumes smaller than the window are padded. With `mirror`, the mean over the 8 mirrored volumes.
+    """
+    network.eval()
+    predictor: Callable[[Tensor], Tensor] = lambda window: network(window)[0].float()  # noqa: E731
+    total = torch.zeros(())
+    for axes in MIRRORS if config.mirror else MIRRORS[:1]:
+        with autocast(config, image.device):
+            logits = sliding_window_inference(
+                image.flip(axes), config.target_shape, WINDOWS_AT_ONCE, predictor, config.overlap, mode="gaussian"
+            )
+        total = logits.flip(axes) + total.to(logits.device)
+    return total / (len(MIRRORS) if config.mirror else 1)
+
+
+def predict_label(
+    network: nn.Module,
+    image: NDArray[np.int16],
+    mean: NDArray[np.float32],
+    std: NDArray[np.float32],
+    config: TrainConfig,
+) -> Labels:
+    """int16 (4, D, H, W) and its channels' mean and std (4,) -> uint8 (D, H, W) of labels 0, 1, 2, 4."""
+    device = next(network.parameters()).device
+    raw = torch.from_numpy(np.array(image))[None].to(device)
+    x = normalise(raw, torch.from_numpy(mean)[None].to(device), torch.from_numpy(std)[None].to(device))
+    logits = predict_logits(network, x, config)
+    return label_of((logits[0] > 0).cpu().numpy())
+
+
+def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> Labels:
+    """The label map of a case as it lies on disk: uint8 of its full shape."""
+    box = brain_box(case.image)
+    mean, std = channel_stats(case.image)
+    label = np.zeros(case.image.shape[1:], np.uint8)
+    label[box] = predict_label(network, case.image[(slice(None), *box)], mean, std, config)
+    return label
+
+
+def save_label(label: Labels, affine: NDArray[np.float64], path: Path) -> None:
+    """Write a label map as NIfTI: uint8, in millimetres, on the affine of its case."""
+    image = nib.Nifti1Image(label, affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)

@@ -1,0 +1,99 @@
+"""What a training leaves to look at: metrics.csv, TensorBoard scalars and pictures, a line an epoch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch.utils.tensorboard import SummaryWriter
+
+from trainable.config import MODALITIES, REGIONS
+from trainable.metrics import Bools, regions_of
+
+COLOURS = {"WT": (70, 200, 90), "TC": (240, 90, 80), "ET": (250, 210, 60)}
+
+
+class RunLog:
+    """Writes the rows of a training (or of a sweep's trial) as they come.
+
+    Rows from `after_epoch` on, which a resumed training does again, are dropped from metrics.csv first.
+    """
+
+    def __init__(self, folder: Path, *, after_epoch: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.csv"
+        self.rows = [row for row in read_rows(self.path) if int(row["epoch"]) <= after_epoch]
+        self.board = SummaryWriter(str(folder), purge_step=after_epoch + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch's row."""
+        self.rows.append({name: str(value) for name, value in row.items()})
+        names = list(dict.fromkeys(name for each in self.rows for name in each))
+        aside = self.path.with_suffix(".csv.new")
+        with aside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        aside.replace(self.path)
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "epoch":
+                self.board.add_scalar(name, value, int(row["epoch"]))
+        self.board.flush()
+
+    def close(self) -> None:
+        """Close the TensorBoard file."""
+        self.board.close()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    """An epoch in a line for people."""
+    parts = [f"epoch {row['epoch']:>3}/{epochs}", f"loss {row['avg_total_loss']:.4f}", f"lr {row['lr']:.2e}"]
+    if "val_dice_mean" in row:
+        dice = "  ".join(f"{region} {row[f'val_dice_{region}']:.4f}" for region in REGIONS)
+        parts.append(f"val Dice {row['val_dice_mean']:.4f} ({dice})")
+        parts.append("best" if row["best_epoch"] == row["epoch"] else f"best {row['best_score']:.4f}")
+    parts.append(f"{row['patches_per_second']:.1f} patches/s")
+    if row["max_gpu_memory"]:
+        parts.append(f"{row['max_gpu_memory'] / 1024:.1f} GiB")
+    return "  ".join(parts)
+
+
+def outline(mask: Bools) -> Bools:
+    """The border voxels of a 2D mask."""
+    return mask & ~ndimage.binary_erosion(mask)
+
+
+def picture(
+    image: NDArray[np.int16], label: NDArray[np.uint8] | None, prediction: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """The four modalities of the axial slice with most tumour, truth outlined above, prediction below.
+
+    image (4, X, Y, Z), labels (X, Y, Z) -> RGB uint8 (height, width, 3).
+    """
+    shown = label if label is not None and label.any() else prediction
+    z = int((shown > 0).sum((0, 1)).argmax()) if shown.any() else image.shape[3] // 2
+    strips = []
+    for labels in [prediction] if label is None else [label, prediction]:
+        tiles = []
+        for channel in range(len(MODALITIES)):
+            plane = image[channel, :, :, z].astype(np.float32)
+            top = np.percentile(plane[plane > 0], 99.5) if (plane > 0).any() else 1.0
+            tile = np.repeat((plane / top).clip(0, 1)[..., None] * 255, 3, axis=2).astype(np.uint8)
+            for region, mask in zip(REGIONS, regions_of(labels[:, :, z]), strict=True):
+                tile[outline(mask)] = COLOURS[region]
+            tiles.append(tile.transpose(1, 0, 2))  # rows are y, columns are x
+        strips.append(np.concatenate(tiles, axis=1))
+    return np.concatenate(strips, axis=0)

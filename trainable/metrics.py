@@ -1,0 +1,82 @@
+"""Scores of one case and their mean: regions from labels, Dice, HD95.
+
+Everything is computed per case over whole volumes; batches of patches are never scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from trainable.config import REGIONS
+
+LABELS_OF = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
+WORST_HD95 = 373.1287  # mm, the diagonal of a BraTS volume: the challenge's value where one mask is empty
+
+Bools = NDArray[np.bool_]
+Labels = NDArray[np.uint8]
+
+
+def regions_of(label: NDArray[np.integer]) -> Bools:
+    """(D, H, W) of labels 0, 1, 2, 4 -> (3, D, H, W): is it WT, TC, ET."""
+    return np.stack([np.isin(label, LABELS_OF[region]) for region in REGIONS])
+
+
+def label_of(regions: Bools) -> Labels:
+    """(3, D, H, W) of WT, TC, ET -> (D, H, W) of labels 0, 1, 2, 4.
+
+    The regions are nested by definition: a voxel of ET is also TC and WT, one of TC also WT, whatever the network said.
+    """
+    wt, tc, et = regions
+    label = np.zeros(wt.shape, np.uint8)
+    label[wt] = 2
+    label[tc] = 1
+    label[et] = 4
+    return label
+
+
+def dice(prediction: Bools, truth: Bools) -> float:
+    """2 |A and B| / (|A| + |B|) in [0, 1]; 1 where both are empty, 0 where one is."""
+    total = int(prediction.sum()) + int(truth.sum())
+    return 2 * int((prediction & truth).sum()) / total if total else 1.0
+
+
+def hd95(prediction: Bools, truth: Bools, spacing: Sequence[float] = (1, 1, 1)) -> float:
+    """95th percentile of the Hausdorff distance in mm: the larger of both directions, between surface voxels.
+
+    0 where both masks are empty, 373.1287 where one is, as in the BraTS challenge.
+    """
+    if not prediction.any() or not truth.any():
+        return 0.0 if prediction.any() == truth.any() else WORST_HD95
+    box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]  # distances need nothing outside it
+    masks = [np.pad(mask[box], 1) for mask in (prediction, truth)]
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in masks]
+    distances = [ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
+    there = np.percentile(distances[1][surfaces[0]], 95)
+    back = np.percentile(distances[0][surfaces[1]], 95)
+    return float(max(there, back))
+
+
+def score_case(
+    prediction: NDArray[np.integer],
+    truth: NDArray[np.integer],
+    *,
+    spacing: Sequence[float] = (1, 1, 1),
+    distances: bool = False,
+) -> dict[str, float]:
+    """Scores of one case from its two label maps (D, H, W): dice_WT, dice_TC, dice_ET, dice_mean, and hd95_* in mm."""
+    pairs = list(zip(REGIONS, regions_of(prediction), regions_of(truth), strict=True))
+    scores = {f"dice_{region}": dice(a, b) for region, a, b in pairs}
+    scores["dice_mean"] = float(np.mean(list(scores.values())))
+    if distances:
+        scores |= {f"hd95_{region}": hd95(a, b, spacing) for region, a, b in pairs}
+    return scores
+
+
+def mean_scores(cases: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The mean over cases of each score."""
+    cases = list(cases)
+    return {name: float(np.mean([case[name] for case in cases])) for name in cases[0]} if cases else {}

@@ -1,0 +1,103 @@
+"""Optimizers and learning-rate schedulers by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+from trainable.config import TrainConfig
+
+Groups = list[dict[str, Any]]
+
+OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig, bool], Optimizer]] = {
+    "adam": lambda groups, config, fused: torch.optim.Adam(groups, lr=config.lr, fused=fused),
+    "adamw": lambda groups, config, fused: torch.optim.AdamW(groups, lr=config.lr, fused=fused),
+    "sgd": lambda groups, config, fused: torch.optim.SGD(
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
+    ),
+}
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
+    """The optimizer of a config; weight decay on convolution weights only, not on biases and norms."""
+    groups: Groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    fused = next(network.parameters()).is_cuda
+    return OPTIMIZERS[config.optimizer](groups, config, fused)
+
+
+def cosine_factor(epoch: int, config: TrainConfig) -> float:
+    """Linear warm-up to 1, then half a cosine down to min_lr / lr at the last epoch (Loshchilov & Hutter 2017)."""
+    if epoch < config.warmup_epochs:
+        return (epoch + 1) / (config.warmup_epochs + 1)
+    lowest = min(1.0, config.min_lr / config.lr)
+    progress = (epoch - config.warmup_epochs) / max(1, config.epochs - config.warmup_epochs)
+    return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+# The factor on lr in an epoch, from 0. Closed forms, so that a resumed schedule cannot drift.
+FACTORS: dict[str, Callable[[int, TrainConfig], float]] = {
+    "cosine": cosine_factor,
+    "step": lambda epoch, config: config.step_gamma ** (epoch // config.step_size),
+    "exponential": lambda epoch, config: config.exponential_gamma**epoch,
+}
+
+
+class Schedule:
+    """One lr schedule, stepped once an epoch; plateau is stepped by the validated metric."""
+
+    def __init__(self, optimizer: Optimizer, config: TrainConfig) -> None:
+        self.optimizer = optimizer
+        self.scheduler: LambdaLR | ReduceLROnPlateau
+        if config.scheduler == "plateau":
+            self.scheduler = ReduceLROnPlateau(
+                optimizer,
+                mode="max",
+                factor=config.plateau_factor,
+                patience=config.plateau_patience,
+                min_lr=config.min_lr,
+            )
+        else:
+            factor = FACTORS[config.scheduler]
+            self.scheduler = LambdaLR(optimizer, lambda epoch: factor(epoch, config))
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, score: float | None) -> None:
+        """End an epoch. score: its validated metric, None where it was not validated."""
+        if isinstance(self.scheduler, LambdaLR):
+            self.scheduler.step()
+        elif score is not None:
+            self.scheduler.step(score)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and lists only, so that a weights-only checkpoint holds it."""
+        return {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint stopped."""
+        if isinstance(self.scheduler, LambdaLR):
+            state = {**state, "lr_lambdas": [None] * len(self.optimizer.param_groups)}
+        self.scheduler.load_state_dict(state)
+
+    def set_base_lr(self, lr: float) -> None:
+        """Replace the base learning rate; the schedule goes on at its place."""
+        if isinstance(self.scheduler, LambdaLR):
+            self.scheduler.base_lrs = [lr] * len(self.optimizer.param_groups)
+            factors: Iterable[float] = [f(self.scheduler.last_epoch) for f in self.scheduler.lr_lambdas]
+        else:
+            factors = [1.0] * len(self.optimizer.param_groups)
+        for group, factor in zip(self.optimizer.param_groups, factors, strict=True):
+            group["lr"] = lr * factor
+            group["initial_lr"] = lr

@@ -1,0 +1,82 @@
+"""Run work over cores, with a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trainable.config import InputError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar on stderr where that is a terminal; yields what to call once an item is done (or with -1 to undo)."""
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count=1: progress.advance(task, count)
+
+
+def run_parallel(
+    work: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    workers: int = 0,
+    tick: Callable[..., None] = lambda: None,
+    threads: bool = False,
+) -> list[R]:
+    """work of each item, in their order, over processes (or threads); tick is called after each.
+
+    workers: 0 for all cores. Errors: work's own, and InputError where a process was killed.
+    """
+    workers = min(workers or len(os.sched_getaffinity(0)), len(items))
+    if workers <= 1:
+        results = []
+        for item in items:
+            results.append(work(item))
+            tick()
+        return results
+    pool: Executor
+    if threads:
+        pool = ThreadPoolExecutor(workers)
+    else:
+        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and rich's threads
+        pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+    try:
+        futures = [pool.submit(work, item) for item in items]
+        for future in as_completed(futures):
+            future.result()
+            tick()
+        return [future.result() for future in futures]
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process was killed, perhaps for want of memory; try again with fewer workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent is killed; it would otherwise wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

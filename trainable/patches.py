@@ -1,0 +1,115 @@
+"""Draws patches from the cache. A patch depends on (seed, epoch, index) alone, not on the worker that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from trainable.cache import CachedCase, open_case
+from trainable.config import REGIONS, Shape3, TrainConfig
+
+Key = tuple[int, int]  # epoch, index of the patch in it
+Batch = dict[str, Tensor]
+
+
+class PatchDataset(Dataset[Batch]):
+    """The patches of the training cases, by (epoch, index)."""
+
+    def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig) -> None:
+        self.folder, self.names, self.config = folder, sorted(names), config
+        self._open: dict[str, CachedCase] = {}  # filled in the process that reads
+
+    def __getitem__(self, key: Key) -> Batch:
+        """image int16 (4, D, H, W), label uint8 (D, H, W), mean and std float32 (4,)."""
+        epoch, index = key
+        case = self._case(epoch, index)
+        rng = np.random.default_rng([self.config.seed, epoch, index])
+        start = self._start(case, rng, self._region(epoch, index))
+        shape = self.config.target_shape
+        return {
+            "image": torch.from_numpy(cut(case.image, start, shape)),
+            "label": torch.from_numpy(cut(case.label, start, shape)),
+            "mean": torch.from_numpy(case.mean),
+            "std": torch.from_numpy(case.std),
+        }
+
+    def _case(self, epoch: int, index: int) -> CachedCase:
+        """Every case once before any comes twice, in an order of its own each time round."""
+        lap, place = divmod(index, len(self.names))
+        order = np.random.default_rng([self.config.seed, epoch, lap, 1]).permutation(len(self.names))
+        name = self.names[order[place]]
+        if name not in self._open:
+            self._open[name] = open_case(self.folder, name)
+        return self._open[name]
+
+    def _region(self, epoch: int, index: int) -> int | None:
+        """The region that this patch is centred on, each its turn; None for a patch anywhere."""
+        before, after = int(index * self.config.tumour_share), int((index + 1) * self.config.tumour_share)
+        return (epoch + before) % len(REGIONS) if after > before else None
+
+    def _start(self, case: CachedCase, rng: np.random.Generator, region: int | None) -> Shape3:
+        """First voxel of the patch; below 0 where the case is smaller than the patch."""
+        room = np.array(case.image.shape[1:]) - self.config.target_shape
+        voxels = () if region is None else case.foreground[region]
+        if not len(voxels) and region is not None:
+            voxels = case.foreground[0]  # no such region in this case: any of its tumour
+        if len(voxels):
+            start = voxels[rng.integers(len(voxels))] - np.array(self.config.target_shape) // 2
+        else:
+            start = rng.integers(np.maximum(room, 0) + 1)
+        start = np.where(room < 0, room // 2, np.clip(start, 0, np.maximum(room, 0)))
+        return (int(start[0]), int(start[1]), int(start[2]))
+
+
+def cut(array: NDArray[Any], start: Shape3, shape: Shape3) -> NDArray[Any]:
+    """A copy of `shape` voxels from `start` on in the last three axes, zero where the array has none."""
+    source: list[Any] = [...]
+    target: list[Any] = [...]
+    for first, size, length in zip(start, array.shape[-3:], shape, strict=True):
+        low, high = max(0, first), min(size, first + length)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    patch = np.zeros((*array.shape[:-3], *shape), array.dtype)
+    patch[tuple(target)] = array[tuple(source)]
+    return patch
+
+
+class EpochSampler(Sampler[Key]):
+    """The keys of one epoch; `epoch` is set before each. Workers that persist get it with each key."""
+
+    def __init__(self, patches: int) -> None:
+        self.patches, self.epoch = patches, 0
+
+    def __iter__(self) -> Iterator[Key]:
+        return ((self.epoch, index) for index in range(self.patches))
+
+    def __len__(self) -> int:
+        return self.patches
+
+
+class PatchLoader:
+    """Micro-batches of an epoch, read ahead by worker processes."""
+
+    def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool) -> None:
+        self.patches = config.patches_per_epoch or len(names)
+        self._sampler = EpochSampler(self.patches)
+        self._loader = DataLoader(
+            PatchDataset(folder, names, config),
+            batch_size=config.batch_size,
+            sampler=self._sampler,
+            num_workers=config.num_workers,
+            persistent_workers=config.num_workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch: image (N, 4, D, H, W), label (N, D, H, W), mean and std (N, 4)."""
+        self._sampler.epoch = epoch
+        return iter(self._loader)

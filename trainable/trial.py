@@ -1,0 +1,102 @@
+"""One trial of a sweep on Ray: a recipe in, reports and checkpoints out. The only file here that imports Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import tempfile
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from ray import tune as ray_tune
+
+from trainable import checkpoint
+from trainable.cases import load_split
+from trainable.config import TrainConfig, make_config
+from trainable.data import Data
+from trainable.logs import epoch_line
+from trainable.loop import EpochResult, fit
+
+
+class TrialSpec(TypedDict):
+    """What the driver sends to a trial's process.
+
+    recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI of the folder to go
+    on from, or None. threads: CPU threads that torch may use.
+    """
+
+    number: int
+    recipe: dict[str, Any]
+    checkpoint: str | None
+    threads: int
+
+
+def train_trial(spec: TrialSpec) -> None:
+    """Train one recipe and report each validated epoch with its checkpoint.
+
+    A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. No code
+    follows the last report but clean-up: Ray ends a stopped trial by SystemExit inside `report`.
+    """
+    torch.set_num_threads(spec["threads"])
+    recipe = make_config(spec["recipe"], f"trial {spec['number']}")
+    assert recipe.cache_dir is not None
+    assert recipe.split_file is not None
+    data = Data(recipe.cache_dir, load_split(recipe.split_file))
+    with tempfile.TemporaryDirectory(prefix="voxtune-") as scratch, printed() as text:
+        out_of_memory = False
+        recipe = recipe.model_copy(update={"output_dir": Path(scratch), "save_freq": recipe.epochs + 1})
+        restored = restore(spec, Path(scratch))
+        if restored is not None:
+            row = checkpoint.load_checkpoint(restored)["row"]
+            ray_tune.report({**row, "log": f"goes on after epoch {row['epoch']}\n"})
+            if row["end_reason"]:
+                return
+            recipe = recipe.model_copy(update={"resume": restored})
+        try:
+            fit(recipe, data, lambda result: report(result, recipe, text))
+        except torch.cuda.OutOfMemoryError as error:
+            print(f"out of GPU memory: {str(error).splitlines()[0]}")
+            out_of_memory = True  # the exception holds the tensors: free them outside of it
+        if out_of_memory:
+            gc.collect()
+            torch.cuda.empty_cache()
+            ray_tune.report({"epoch": 0, "end_reason": "oom", "log": take(text)})
+
+
+def restore(spec: TrialSpec, scratch: Path) -> Path | None:
+    """The checkpoint to go on from, copied here: Ray's own after a worker's death, else the driver's."""
+    source = ray_tune.get_checkpoint()
+    if source is None and spec["checkpoint"] is not None:
+        source = ray_tune.Checkpoint(spec["checkpoint"])
+    if source is None:
+        return None
+    return Path(source.to_directory(str(scratch / "restored"))) / checkpoint.LATEST
+
+
+def report(result: EpochResult, recipe: TrainConfig, text: io.StringIO) -> None:
+    """Tell Ray of a validated or last epoch, with the folder of latest.pth and best_model.pth."""
+    row = result.row()
+    print(epoch_line(row, recipe.epochs))
+    if result.end_reason == "non_finite":
+        ray_tune.report({**row, "log": take(text)})
+    elif result.val is not None or result.end_reason:
+        folder = ray_tune.Checkpoint.from_directory(str(result.checkpoints))
+        ray_tune.report({**row, "log": take(text)}, checkpoint=folder)
+
+
+@contextlib.contextmanager
+def printed() -> Any:
+    """Collect what the trial prints; the driver writes it to the trial's stdout.log."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        yield text
+
+
+def take(text: io.StringIO) -> str:
+    """What was printed since the last call."""
+    value = text.getvalue()
+    text.seek(0)
+    text.truncate()
+    return value

@@ -1,0 +1,118 @@
+"""The network: a 3D U-Net with instance norm, optional residual blocks and deep supervision.
+
+Sources: Çiçek et al. 2016 (https://arxiv.org/abs/1606.06650); the choice of instance norm, leaky ReLU and strided
+convolutions follows nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s41592-020-01008-z).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainable.config import MODALITIES, REGIONS, TrainConfig
+
+MOST_HEADS = 4  # below an eighth of the resolution a target holds too little of a tumour
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3x3 convolutions, each with instance norm and leaky ReLU; the first one may stride.
+
+    (N, in_channels, D, H, W) -> (N, out_channels, D/stride, H/stride, W/stride).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, residual: bool, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.act = nn.LeakyReLU(0.01, inplace=True)
+        self.dropout = nn.Dropout3d(dropout)
+        self.skip: nn.Module | None = None
+        if residual:
+            same = stride == 1 and in_channels == out_channels
+            self.skip = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dropout(self.act(self.norm1(self.conv1(x))))
+        y = self.norm2(self.conv2(y))
+        return self.act(y if self.skip is None else y + self.skip(x))
+
+
+class UNet3D(nn.Module):
+    """Logits of the regions from the four modalities.
+
+    Args:
+        depth: resolutions; each spatial size must be a multiple of `stride` = 2^(depth-1).
+        base_channels: channels at full resolution, doubled at each lower one up to max_channels.
+        residual: residual instead of plain blocks.
+        deep_supervision: in training, return logits of up to four resolutions.
+        dropout: probability of dropping a channel, in every block.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        base_channels: int,
+        max_channels: int,
+        *,
+        residual: bool = False,
+        deep_supervision: bool = False,
+        dropout: float = 0.0,
+        in_channels: int = len(MODALITIES),
+        out_channels: int = len(REGIONS),
+    ) -> None:
+        super().__init__()
+        channels = [min(base_channels * 2**level, max_channels) for level in range(depth)]
+        self.stride = 2 ** (depth - 1)
+        self.encoder = nn.ModuleList(
+            ConvBlock(before, after, stride=1 if level == 0 else 2, residual=residual, dropout=dropout)
+            for level, (before, after) in enumerate(zip([in_channels, *channels], channels, strict=False))
+        )
+        levels = range(depth - 1)  # of the decoder, from full resolution down
+        self.up = nn.ModuleList(nn.ConvTranspose3d(channels[i + 1], channels[i], 2, stride=2) for i in levels)
+        self.decoder = nn.ModuleList(
+            ConvBlock(2 * channels[i], channels[i], stride=1, residual=residual, dropout=dropout) for i in levels
+        )
+        heads = min(MOST_HEADS, depth - 1) if deep_supervision else 1
+        self.heads = nn.ModuleList(nn.Conv3d(channels[i], out_channels, 1) for i in range(heads))
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, 4, D, H, W) -> logits (N, 3, D, H, W), then in training those of each lower head, halved each time.
+
+        Raises:
+            ValueError: where a spatial size is not a multiple of `stride`.
+        """
+        if any(size % self.stride for size in x.shape[2:]):
+            raise ValueError(f"input of size {tuple(x.shape[2:])}; each must be a multiple of {self.stride}")
+        skips = []
+        for block in self.encoder:
+            x = block(x)
+            skips.append(x)
+        logits: list[Tensor] = []
+        for level in reversed(range(len(self.decoder))):
+            x = self.decoder[level](torch.cat([self.up[level](x), skips[level]], dim=1))
+            if level == 0 or (self.training and level < len(self.heads)):
+                logits.insert(0, self.heads[level](x))
+        return logits
+
+
+def _initialise(module: nn.Module) -> None:
+    """Kaiming's normal weights for leaky ReLU (He et al. 2015), zero biases."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=0.01)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+
+
+def build_network(config: TrainConfig) -> UNet3D:
+    """The network of a config, on the CPU, its weights drawn from torch's global generator."""
+    return UNet3D(
+        config.depth,
+        config.base_channels,
+        config.max_channels,
+        residual=config.residual,
+        deep_supervision=config.deep_supervision,
+        dropout=config.dropout,
+    )

@@ -1,0 +1,64 @@
+"""ASHA whose rungs outlive a crash (Li et al. 2020, https://arxiv.org/abs/1810.05934), in its stopping variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from tune.journal import CONTINUE, STOP, Journal
+
+
+class Asha(FIFOScheduler):
+    """Stops a trial that reaches a rung with a score below the best 1/reduction_factor of those there before it.
+
+    The first to reach a rung always goes on. The value at a rung is the best score up to it, since that is what a
+    trial is judged by in the end. Each decision is in the journal before it is returned, and read back from there.
+
+    Args:
+        rungs: epochs at which trials are compared; none of them for a sweep without early stopping.
+    """
+
+    def __init__(self, journal: Journal, rungs: Sequence[int], reduction_factor: int) -> None:
+        super().__init__()
+        self.journal = journal
+        self.reduction_factor = reduction_factor
+        self.rungs: dict[int, dict[int, float]] = {rung: {} for rung in rungs}
+        for trial in journal.trials():
+            for rung, record in trial.user_attrs.get("rungs", {}).items():
+                self.rungs.setdefault(int(rung), {})[trial.number] = record["value"]
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Called by Ray with each report of a trial."""
+        number = trial.config["number"]
+        self.journal.record(number, result)
+        return TrialScheduler.STOP if self.decide(number, result) == STOP else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """Called by Ray after the last retry, before the searcher is: the only one of its calls with the error."""
+        self.journal.record_error(trial.config["number"], Path(trial.error_file).read_text())
+
+    def decide(self, number: int, row: dict[str, Any]) -> str:
+        """STOP or CONTINUE. A report that is repeated gets the decision that it got before."""
+        if row["end_reason"]:
+            return CONTINUE  # it ends by itself
+        epoch = int(row["epoch"])
+        known = self.journal.attrs(number).get("rungs", {}).get(str(epoch))
+        if known is not None:
+            return str(known["decision"])
+        if epoch not in self.rungs:
+            return CONTINUE
+        value, rung = float(row["best_score"]), self.rungs[epoch]
+        decision = STOP if value < cutoff(list(rung.values()), self.reduction_factor) else CONTINUE
+        self.journal.record_rung(number, epoch, value, decision)
+        rung[number] = value
+        return decision
+
+
+def cutoff(values: Sequence[float], reduction_factor: int) -> float:
+    """The lowest score that goes on: the quantile that cuts off the best 1/reduction_factor; -inf for no values."""
+    return float(np.quantile(values, 1 - 1 / reduction_factor)) if values else -np.inf

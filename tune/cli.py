@@ -1,0 +1,211 @@
+"""The verbs of `voxtune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import optuna
+import typer
+from rich.table import Table
+
+from trainable.config import TrainConfig, plain
+from tune.progress import counts, make_console, trial_table
+from tune.results import Run, TrialResult, read_run, recipe_text
+from tune.study import StudyConfig, load_study
+
+app = typer.Typer(
+    help="Find, prove and retrain the best 3D U-Net recipe for brain-tumour MRI.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = make_console()
+
+Space = Annotated[str, typer.Argument(help="YAML of the sweep: a file, or brats, quick, finetune, demo.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a sweep.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value over the YAML; repeatable.")]
+Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; by default a local one is started.")]
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    cases: Annotated[int, typer.Option(help="How many.")] = 12,
+    shape: Annotated[tuple[int, int, int], typer.Option(help="Voxels: x, y, z.")] = (240, 240, 155),
+    seed: Annotated[int, typer.Option(help="Another seed, other cases.")] = 0,
+) -> None:
+    """Write synthetic cases in BraTS's file format."""
+    from trainable.phantom import write_phantoms
+
+    write_phantoms(out, cases=cases, shape=shape, seed=seed)
+
+
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Argument(help="Folder with one folder a case.")],
+    cache_dir: Annotated[Path | None, typer.Option(help="Where the cache goes; by default beside the data.")] = None,
+    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Go on without bad cases.")] = False,
+) -> None:
+    """Check the cases of a folder and preprocess them once for all trainings."""
+    from trainable.data import prepare_data
+
+    config = TrainConfig(data_dir=data.resolve(), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases)
+    found = prepare_data(config)
+    console.print(f"cache: {found.folder}")
+
+
+@app.command()
+def check(space: Space, set_: Set = None) -> None:
+    """Check a YAML; show the space as a table and five sampled configs."""
+    study = load_study(space, set_ or [])
+    show_space(study)
+    sampler = optuna.samplers.RandomSampler(seed=study.study.seed)
+    trials = optuna.create_study(sampler=sampler, direction="maximize")
+    console.print("\n[bold]five samples[/]")
+    for _ in range(5):
+        values = study.space.suggest(trials.ask())
+        study.train_config(values)
+        console.print("  " + ", ".join(f"{name}={value}" for name, value in values.items()))
+    console.print("\nok")
+
+
+def show_space(study: StudyConfig) -> None:
+    """The space as a table, and how the sweep will go about it."""
+    table = Table("option", "kind", "range", "when", box=None, header_style="bold")
+    for row in study.space.describe():
+        table.add_row(*row)
+    console.print(table)
+    stopping = f"ASHA at epochs {', '.join(map(str, study.rungs))}" if study.rungs else "no early stopping"
+    horizon = study.train_config({}).epochs
+    need = f"{study.resources.cpu} CPU, {study.resources.gpu:g} GPU a trial"
+    console.print(f"\n{study.study.trials} trials of up to {horizon} epochs; {study.searcher.type}; {stopping}; {need}")
+
+
+@app.command()
+def launch(
+    space: Space,
+    data: Annotated[Path, typer.Option(help="Folder with one folder a case.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep, new.")],
+    trials: Annotated[int | None, typer.Option(help="Number of trials; short for --set study.trials=N.")] = None,
+    address: Address = None,
+    storage: Annotated[str | None, typer.Option(help="Where Ray keeps checkpoints: a shared folder or a URI.")] = None,
+    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Go on without bad cases.")] = False,
+    set_: Set = None,
+) -> None:
+    """Run a sweep."""
+    from tune.sweep import launch as launch_sweep
+
+    overrides = [f"train.data_dir={data.resolve()}", *(set_ or [])]
+    overrides += [f"study.trials={trials}"] * (trials is not None)
+    overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
+    study = load_study(space, overrides)
+    show_space(study)
+    ending(launch_sweep(study, out.resolve(), address=address, storage=storage))
+
+
+@app.command()
+def resume(
+    run: RunFolder,
+    trials: Annotated[int | None, typer.Option(help="New total of trials, to extend the sweep.")] = None,
+    address: Address = None,
+) -> None:
+    """Go on with a sweep that was interrupted, or extend it."""
+    from tune.sweep import resume as resume_sweep
+
+    ending(resume_sweep(run.resolve(), address=address, trials=trials))
+
+
+def ending(run: Run) -> None:
+    """What a sweep found and what to type next."""
+    console.print(f"\n{counts(run)}", highlight=False)
+    if not run.ranking():
+        console.print(f"no trial has a score; the errors are in {run.folder}/trials/*/error.txt")
+        raise typer.Exit(1)
+    console.print(trial_table([run.best()], run.study.train_config({}).epochs, title="best trial"))
+    for verb in ("best", "retrain"):
+        console.print(f"next: voxtune {verb} {run.folder}", soft_wrap=True)
+
+
+@app.command()
+def status(run: RunFolder) -> None:
+    """All trials of a sweep, running or not."""
+    found = read_run(run)
+    console.print(counts(found))
+    console.print(trial_table(found.trials, found.study.train_config({}).epochs))
+
+
+@app.command()
+def best(
+    run: RunFolder,
+    top: Annotated[int, typer.Option(min=1, help="How many trials to show.")] = 5,
+    export: Annotated[Path | None, typer.Option(help="Write the winner's recipe as YAML.")] = None,
+) -> None:
+    """The best trials, and the winner's recipe against the default."""
+    found = read_run(run)
+    winner = found.best()
+    console.print(counts(found))
+    console.print(trial_table(found.ranking()[:top], found.study.train_config({}).epochs))
+    console.print(against_default(found, winner))
+    if export is not None:
+        export.write_text(recipe_text(found, winner))
+        console.print(f"wrote {export}: python train.py --config {export} --data_dir DIR", soft_wrap=True)
+
+
+def against_default(run: Run, trial: TrialResult) -> Table:
+    """The searched options of a trial beside the default recipe."""
+    table = Table("option", f"trial {trial.number}", "default", box=None, header_style="bold", title_justify="left")
+    default = plain(run.study.train_config({}))
+    for name, value in plain(run.recipe(trial)).items():
+        if name in trial.values:
+            changed = value != default[name]
+            table.add_row(name, f"[bold]{value}[/]" if changed else str(value), str(default[name]))
+    return table
+
+
+@app.command()
+def retrain(
+    run: RunFolder,
+    trial: Annotated[int | None, typer.Option(help="Number of the trial; by default the best.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A recipe as YAML instead of a trial's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; by default the sweep's.")] = None,
+    with_val: Annotated[bool, typer.Option("--with_val", help="Train on the validation cases too.")] = False,
+    name: Annotated[str | None, typer.Option(help="Folder below RUN/retrain.")] = None,
+) -> None:
+    """Train the winner anew, and score it on the held-out test cases once."""
+    from tune.retrain import retrain as retrain_trial
+
+    folder = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
+    console.print(f"model: {folder}/checkpoints/best_model.pth", soft_wrap=True)
+
+
+@app.command()
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="best_model.pth, or the folder of a training.")],
+    cases: Annotated[list[Path], typer.Argument(metavar="CASE_DIR...", help="Folders of cases, or a folder of them.")],
+    out: Annotated[Path, typer.Option(help="Folder for CASE.nii.gz.")],
+    mirror: Annotated[bool, typer.Option("--mirror", help="Average over the 8 mirrored volumes.")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Also write CASE.png.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Segment cases; score those that have a seg file."""
+    from trainable.cli import save_scores, score_table
+    from trainable.predict import predict_cases
+
+    scores = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
+    if scores:
+        console.print(score_table(scores), soft_wrap=True)
+        save_scores(scores, out / "scores")
+    console.print(f"wrote {out}", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("voxtune_demo"),
+    trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
+) -> None:
+    """A whole sweep on synthetic cases, in minutes on a laptop's CPU."""
+    from tune.demo import run_demo
+
+    run_demo(out.resolve(), trials)

@@ -1,0 +1,88 @@
+"""Writes what the driver hears of trials: RUN/trials, RUN/best, the checkpoints' paths, the live table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray import tune as ray_tune
+from ray.tune.experiment import Trial
+from ray.tune.result import AUTO_RESULT_KEYS
+
+from trainable.logs import RunLog
+from tune.journal import Journal
+from tune.progress import LiveTable
+from tune.results import Run, summarise, update_best
+
+NOT_METRICS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log"}
+
+
+def local_folder(path: str) -> Any:
+    """A context manager: the local folder of a checkpoint's path or URI."""
+    return ray_tune.Checkpoint(path).as_directory()
+
+
+class Recorder(ray_tune.Callback):
+    """Called by Ray in the driver."""
+
+    def __init__(self, run: Run, journal: Journal, table: LiveTable) -> None:
+        self.run, self.journal, self.table = run, journal, table
+        self.logs: dict[int, RunLog] = {}
+
+    def current(self) -> Run:
+        """The run as it is now."""
+        trials = [summarise(trial, self.run.study) for trial in self.journal.trials()]
+        return Run(self.run.folder, self.run.study, trials)
+
+    def folder(self, trial: Trial) -> Path:
+        """RUN/trials/<number>."""
+        folder = self.run.folder / "trials" / f"{trial.config['number']:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Write the trial's recipe."""
+        path = self.folder(trial) / "config.yaml"
+        path.write_text(yaml.safe_dump(trial.config["recipe"], sort_keys=False))
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Write a report to metrics.csv, TensorBoard and stdout.log."""
+        number, folder = trial.config["number"], self.folder(trial)
+        with (folder / "stdout.log").open("a") as file:
+            file.write(result["log"])
+        if "avg_total_loss" not in result:
+            return  # out of memory before an epoch ended
+        if number not in self.logs:
+            self.logs[number] = RunLog(folder, after_epoch=result["epoch"] - 1)
+        self.logs[number].write({name: value for name, value in result.items() if name not in NOT_METRICS})
+
+    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
+        """Keep the path of a trial's newest checkpoint in the journal."""
+        kind = checkpoint.filesystem.type_name
+        path = checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"
+        self.journal.record_checkpoint(trial.config["number"], path)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Write error.txt."""
+        (self.folder(trial) / "error.txt").write_text(Path(trial.error_file).read_text())
+        self.finish(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Bring RUN/best up to date."""
+        self.finish(trial)
+
+    def finish(self, trial: Trial) -> None:
+        """Close a trial's logs and say how it ended."""
+        number, run = trial.config["number"], self.current()
+        if number in self.logs:
+            self.logs.pop(number).close()
+        update_best(run, local_folder)
+        self.table.ended(run.trial(number), run)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Refresh the table."""
+        if self.table.due():
+            self.table.refresh(self.current())

@@ -1,0 +1,140 @@
+"""Reads a run: its trials, the best of them, the recipe to export."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from trainable import checkpoint
+from trainable.config import InputError, TrainConfig, fields_of_role, plain
+from tune.journal import read_trials
+from tune.study import StudyConfig, load_study
+
+STUDY_FILE = "study.yaml"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial as the journal knows it. score: its best validated metric; dice: of each region at that epoch."""
+
+    number: int
+    state: TrialState
+    end_reason: str
+    score: float | None
+    best_epoch: int
+    epoch: int
+    dice: dict[str, float]
+    values: dict[str, Any]
+    seconds: float
+    checkpoint: str | None
+    error: str
+
+    @property
+    def ended(self) -> str:
+        """How it ended, in a word or two."""
+        if self.state == TrialState.PRUNED:
+            return "not finite" if self.end_reason == "non_finite" else "stopped by ASHA"
+        if self.state == TrialState.COMPLETE:
+            return {"epochs": "complete", "patience": "out of patience", "oom": "out of memory"}[self.end_reason]
+        return "failed" if self.state == TrialState.FAIL else "running"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read."""
+
+    folder: Path
+    study: StudyConfig
+    trials: list[TrialResult]
+
+    def ranking(self) -> list[TrialResult]:
+        """Trials with a score, best first: those that ended by themselves before those that were stopped or still run.
+
+        A stopped trial's score is of fewer epochs, so the two kinds are not compared with each other.
+        """
+        scored = [trial for trial in self.trials if trial.score is not None]
+        return sorted(scored, key=lambda t: (t.state != TrialState.COMPLETE, -(t.score or 0), t.number))
+
+    def best(self) -> TrialResult:
+        """The winner.
+
+        Raises:
+            InputError: where no trial has a score yet.
+        """
+        ranking = self.ranking()
+        if not ranking:
+            raise InputError(f"{self.folder}: no trial has a validated epoch yet; see `voxtune status {self.folder}`")
+        return ranking[0]
+
+    def trial(self, number: int) -> TrialResult:
+        """The trial of that number."""
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        raise InputError(f"{self.folder} has no trial {number}; expected 0 to {len(self.trials) - 1}")
+
+    def recipe(self, trial: TrialResult) -> TrainConfig:
+        """The options of a trial, as it was trained, without where it ran."""
+        return self.study.train_config(trial.values, seed=self.study.study.seed + trial.number)
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run, finished or not."""
+    if not (folder / STUDY_FILE).exists():
+        raise InputError(f"{folder}: no {STUDY_FILE} there; expected the folder that `voxtune launch --out` made")
+    study = load_study(folder / STUDY_FILE)
+    return Run(folder, study, [summarise(trial, study) for trial in read_trials(folder)])
+
+
+def summarise(trial: FrozenTrial, study: StudyConfig) -> TrialResult:
+    """A trial of the journal as a TrialResult."""
+    attrs = trial.user_attrs
+    best = attrs.get("best", {})
+    return TrialResult(
+        number=trial.number,
+        state=trial.state,
+        end_reason=attrs.get("end_reason", ""),
+        score=best.get("score"),
+        best_epoch=best.get("epoch", 0),
+        epoch=attrs.get("epoch", 0),
+        dice=best.get("dice", {}),
+        values=study.space.values(trial.params),
+        seconds=attrs.get("seconds", 0.0),
+        checkpoint=attrs.get("checkpoint"),
+        error=attrs.get("error", ""),
+    )
+
+
+def recipe_text(run: Run, trial: TrialResult) -> str:
+    """A trial's recipe as YAML, for `train.py --config` and `voxtune retrain --config`: what is not the default."""
+    recipe = plain(run.recipe(trial), changed_only=True)
+    places = [name for name in fields_of_role("run") if name != "num_workers"]
+    recipe = {name: value for name, value in recipe.items() if name not in places}
+    score = f"{run.study.study.metric} {trial.score:.4f} at epoch {trial.best_epoch}" if trial.score else "no score"
+    return f"# trial {trial.number} of {run.folder.name}: {score}\n" + yaml.safe_dump(recipe, sort_keys=False)
+
+
+def update_best(run: Run, fetch: Any) -> TrialResult | None:
+    """Bring RUN/best up to date with the winner; returns it where it changed.
+
+    fetch: a context manager that gives the local folder of a checkpoint's path or URI.
+    """
+    if not run.ranking():
+        return None
+    best, folder = run.best(), run.folder / "best"
+    text = recipe_text(run, best)
+    config = folder / "config.yaml"
+    if best.checkpoint is None or (config.exists() and config.read_text() == text):
+        return None
+    folder.mkdir(exist_ok=True)
+    with fetch(best.checkpoint) as source:
+        aside = folder / f".{checkpoint.BEST}"
+        shutil.copyfile(Path(source) / checkpoint.BEST, aside)
+        aside.replace(folder / checkpoint.BEST)
+    config.write_text(text)
+    return best

@@ -1,0 +1,247 @@
+"""Launch and resume a sweep: a Ray Tuner over the study in the run's journal."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune as ray_tune
+from rich.console import Console
+
+from trainable.cache import data_digest
+from trainable.cases import save_split
+from trainable.config import InputError, make_config
+from trainable.data import Data, prepare_data
+from trainable.trial import train_trial
+from tune.asha import Asha
+from tune.journal import JOURNAL, Journal
+from tune.progress import LiveTable, make_console
+from tune.recorder import Recorder, local_folder
+from tune.results import STUDY_FILE, Run, read_run, update_best
+from tune.searcher import Slots, StudySearcher
+from tune.study import StudyConfig, dump
+
+PACKAGES = ("voxtune", "torch", "ray", "optuna", "monai", "nibabel", "numpy")
+# Ray reads these when it starts; what the user has set stays.
+RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # a local cluster listens on this machine only
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even where it is told to be silent
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes the logs
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ending handles it, and SIGTERM
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a stopped trial may take a while to end its reading processes
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def launch(
+    study: StudyConfig, run: Path, *, address: str | None, storage: str | None, params: tuple[dict[str, Any], ...] = ()
+) -> Run:
+    """Start a sweep in a new folder and run it to its end; returns what it found.
+
+    params: Optuna parameters to try first; by default those of the default recipe.
+    """
+    if (run / JOURNAL).exists():
+        raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
+    data = prepare_data(study.train_config({}))
+    run.mkdir(parents=True, exist_ok=True)
+    with locked(run):
+        save_split(data.split, run / "split.json")
+        places = {"storage": storage or str(run / "ray"), "cache_dir": str(data.folder)}
+        study = study.model_copy(update={"record": {**places, **provenance(data)}})
+        (run / STUDY_FILE).write_text(dump(study))
+        journal = Journal(run, study)
+        for each in params or (study.space.default_params(),):
+            journal.enqueue(each)
+        return sweep(study, run, journal, address)
+
+
+def resume(run: Path, *, address: str | None, trials: int | None = None) -> Run:
+    """Go on with an interrupted sweep, or add trials to a finished one."""
+    study = read_run(run).study
+    with locked(run):
+        if trials is not None:
+            study = study.model_copy(update={"study": study.study.model_copy(update={"trials": trials})})
+            (run / STUDY_FILE).write_text(dump(study))
+        return sweep(study, run, Journal(run, study), address)
+
+
+def sweep(study: StudyConfig, run: Path, journal: Journal, address: str | None) -> Run:
+    """Run what is left of a sweep on Ray."""
+    console = make_console()
+    ending = Ending(study.study.time_budget)
+    start_ray(address)
+    try:
+        slots = Slots(study)
+        if not slots.count():
+            cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+            raise InputError(
+                f"resources ask for {study.resources.cpu} CPUs and {study.resources.gpu:g} GPUs a trial; the cluster "
+                f"has {cpus:g} and {gpus:g} in all; lower them with --set resources.gpu=... --set resources.cpu=..."
+            )
+        assert study.record is not None
+        data = {"split_file": run / "split.json", "cache_dir": Path(study.record["cache_dir"])}
+        searcher = StudySearcher(journal, study, data, slots)
+        if not searcher.left:
+            update_best(read_run(run), local_folder)
+            console.print(f"all {study.study.trials} trials have ended; add some with --trials")
+            return read_run(run)
+        epochs = make_config(study.train).epochs
+        with LiveTable(console, epochs, study.study.trials) as table, ending.listening():
+            recorder = Recorder(Run(run, study, []), journal, table)
+            tuner(study, run, journal, searcher, recorder, ending).fit()
+    finally:
+        ray.shutdown()
+    found = read_run(run)
+    update_best(found, local_folder)
+    ending.say(console, found)
+    return found
+
+
+def tuner(
+    study: StudyConfig, run: Path, journal: Journal, searcher: StudySearcher, recorder: Recorder, ending: Ending
+) -> ray_tune.Tuner:
+    """The Tuner of one launch or resume. Its storage is its own, so that what a dead driver's workers still write
+    cannot mix with it."""
+    assert study.record is not None
+    need: dict[str, float] = {"cpu": study.resources.cpu, "gpu": study.resources.gpu}
+    asha = Asha(journal, study.rungs, study.early_stopping.reduction_factor)
+    return ray_tune.Tuner(
+        ray_tune.with_resources(train_trial, need),
+        tune_config=ray_tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=asha,
+            num_samples=searcher.left,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: f"trial_{trial.config['number']:04d}",
+            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
+        ),
+        run_config=ray_tune.RunConfig(
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=study.record["storage"],
+            failure_config=ray_tune.FailureConfig(max_failures=study.resources.max_failures),
+            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2),
+            callbacks=[recorder],
+            stop=ending,
+            verbose=0,
+        ),
+    )
+
+
+def start_ray(address: str | None) -> None:
+    """Connect to a cluster, or start one on this machine."""
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.tune", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address is None:
+        ray.init(include_dashboard=False, object_store_memory=200 * 2**20, **options)
+        return
+    packages = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "trainable")]
+    try:
+        ray.init(address=address, runtime_env={"py_modules": packages}, **options)
+    except ConnectionError as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({error}); try `ray status`") from None
+
+
+@dataclass
+class Ending(ray_tune.Stopper):
+    """Ends a sweep cleanly, its trials resumable: at a signal, or when its time is up."""
+
+    time_budget: float | None
+    signal: int = 0
+    out_of_time: bool = False
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No single trial is ended here."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked by Ray after each step."""
+        self.out_of_time = self.time_budget is not None and time.monotonic() - self.started > self.time_budget
+        return bool(self.signal) or self.out_of_time
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM; a second one is not waited for."""
+
+        def note(number: int, _: Any) -> None:
+            self.signal = number
+            for each in before:
+                signal.signal(each, before[each])
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def say(self, console: Console, run: Run) -> None:
+        """Say why the sweep ended before its last trial, and how to go on; end the process after a signal."""
+        if self.signal or self.out_of_time:
+            why = signal.Signals(self.signal).name if self.signal else "the end of study.time_budget"
+            console.print(f"stopped by {why}; go on with: voxtune resume {run.folder}", highlight=False, soft_wrap=True)
+        if self.signal:
+            raise SystemExit(128 + self.signal)
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Hold a run: one driver at a time."""
+    with (run / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{run} is in use by {file.read().strip()}; wait for it or end it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
+
+
+def provenance(data: Data) -> dict[str, Any]:
+    """What a sceptical reader asks for: versions, commit, data, split."""
+    names = sorted({*data.split.train, *data.split.val, *data.split.test})
+    return {
+        "split": data.split.digest(),
+        "data": data_digest(data.folder, names),
+        "skipped_cases": list(data.skipped),
+        "commit": commit(),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def commit() -> str:
+    """The git commit of this code, and whether it was changed since; "none" for an installed wheel."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return "none"
+    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
