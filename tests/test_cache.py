@@ -149,16 +149,17 @@ def test_brain_box_by_hand() -> None:
         brain_box(np.zeros((4, 2, 2, 2), np.int16))
 
 
-def times(folder: Path) -> dict[str, int]:
-    return {path.name: (path / "case.json").stat().st_mtime_ns for path in sorted(folder.iterdir())}
+def made(folder: Path) -> dict[str, int]:
+    """Cases in the cache and what tells one writing of their folder from another."""
+    return {path.name: path.stat().st_ino for path in sorted(folder.iterdir())}
 
 
 def redone(data: Path, folder: Path) -> list[str]:
     """Names of the cases that another prepare writes again."""
-    before = times(folder)
+    before = made(folder)
     prepare(cases_of(data), folder, workers=1)
     assert_whole(data, folder)
-    return [name for name, when in times(folder).items() if when != before[name]]
+    return [name for name, folder_id in made(folder).items() if folder_id != before[name]]
 
 
 def test_only_what_changed_is_redone(data: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,12 +170,12 @@ def test_only_what_changed_is_redone(data: Path, folder: Path, capsys: pytest.Ca
     assert "prepared 2 cases in " in err
     assert f"s, 2 were ready: {folder}" in err
     assert redone(data, folder) == []
-    digest = data_digest(folder, list(times(folder)))
+    digest = data_digest(folder, list(made(folder)))
     path = data / "Phantom_00001" / "Phantom_00001_t2.nii.gz"
     image = nib.load(path)
     nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj) * np.int16(2), image.affine), path)
     assert redone(data, folder) == ["Phantom_00001"]
-    assert data_digest(folder, list(times(folder))) != digest
+    assert data_digest(folder, list(made(folder))) != digest
 
 
 def flip_a_byte(path: Path) -> None:
@@ -201,10 +202,10 @@ def test_damage_is_redone(data: Path, folder: Path, damage: object, file: str) -
 
 def test_open_case_asks_for_prepare(data: Path, folder: Path) -> None:
     prepare(cases_of(data), folder, workers=1)
-    with pytest.raises(InputError, match="Nobody: not a whole prepared case .* run prepare again"):
+    with pytest.raises(InputError, match=r"Nobody: not a whole prepared case .* run prepare again"):
         open_case(folder, "Nobody")
     truncate(folder / "Phantom_00000" / "label.npy")
-    with pytest.raises(InputError, match="Phantom_00000: not a whole prepared case .*size.* run prepare again"):
+    with pytest.raises(InputError, match=r"Phantom_00000: not a whole prepared case .*size.* run prepare again"):
         open_case(folder, "Phantom_00000")
     with pytest.raises(InputError, match="Nobody: not a whole prepared case"):
         data_digest(folder, ["Nobody"])

@@ -95,8 +95,8 @@ def test_accumulated_micro_batches_give_the_update_of_one_batch(prepared: Data, 
     start = torch.cat([p.detach().flatten() for p in Training(config).network.parameters()])
     way = (weights[0] - start).norm()
     assert way > 0.01
-    assert (weights[1] - weights[0]).norm() / way < 1e-3
-    assert (weights[2] - weights[0]).norm() / way < 1e-3
+    assert (weights[1] - weights[0]).norm() / way < 1e-2
+    assert (weights[2] - weights[0]).norm() / way < 1e-2
 
 
 def test_share_of_step_sums_to_one_in_every_step():

@@ -109,7 +109,9 @@ def test_empty_region_costs_all_of_its_dice_where_predicted_and_nothing_where_no
     nothing = torch.zeros(2, 1, 4, 4, 4)
     assert dice_loss(torch.zeros_like(nothing), nothing).item() == pytest.approx(1, abs=1e-5)
     assert dice_loss(torch.full_like(nothing, -80), nothing).item() == pytest.approx(0, abs=1e-6)
-    assert tversky_loss(torch.full_like(nothing, -80), nothing, alpha=0.3, beta=0.7).item() == pytest.approx(0, abs=1e-6)
+    assert tversky_loss(torch.full_like(nothing, -80), nothing, alpha=0.3, beta=0.7).item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_patch_without_tumour_does_not_change_dice_of_the_batch() -> None:

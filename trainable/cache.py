@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -30,12 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable.cases import Case, CaseError, load_case
-from trainable.config import REGIONS, InputError
-from trainable.parallel import progress_bar, run_parallel
+from trainable.config import InputError
+from trainable.metrics import LABELS_OF
+from trainable.parallel import alive, progress_bar, run_parallel
 
 VERSION = 1
 FOREGROUND_LIMIT = 4096
-REGION_LABELS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
 LEFTOVER_AGE = 3600  # seconds; a writer on another machine looks dead from here, but is not that slow
 
@@ -88,23 +89,29 @@ def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
         return Path(cache_dir)
     data_dir = Path(os.path.abspath(data_dir))
     beside = data_dir.parent / (data_dir.name + ".cache")
-    if os.access(beside if beside.exists() else data_dir.parent, os.W_OK | os.X_OK):
+    # Tried, not asked: os.access misjudges network folders and what root may do.
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=beside if beside.exists() else beside.parent):
         return beside
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:8]
     return base / "voxtune" / f"{data_dir.name}-{digest}"
 
 
 def prepare(
-    cases: Sequence[Case], folder: Path, *, workers: int = 0, skip_bad: bool = False, quiet: bool = False
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    incomplete: Sequence[CaseError] = (),
+    skip_bad: bool = False,
+    workers: int = 0,
+    quiet: bool = False,
 ) -> tuple[list[str], list[CaseError]]:
     """Bring the cache of these cases up to date; return the good names, sorted, and the bad cases' errors.
 
     What is there already is verified by size, checksum and source, and redone where it differs.
-    workers: processes, 0 for all cores. quiet: say nothing on stderr.
-    Errors: InputError that lists every bad case (unless skip_bad), for no good case, or a folder that
-    cannot be written.
+    incomplete: what find_cases found wrong; listed with the rest. workers: processes, 0 for all cores.
+    quiet: say nothing on stderr.
+    Errors: InputError for bad cases, all listed (unless skip_bad), no good case, or a folder not writable.
     """
     start = time.monotonic()
     folder = Path(folder)
@@ -120,18 +127,19 @@ def prepare(
             results = run_parallel(partial(_prepare_case, folder), todo, workers=workers, tick=tick)
     except OSError as error:
         raise InputError(f"{folder}: the cache cannot be written ({error}); give a cache_dir that can be") from None
-    errors = [error for error in results if error is not None]
-    made = len(todo) - len(errors)
+    errors = [*incomplete, *(error for error in results if error is not None)]
     if not quiet:
-        ready = len(cases) - len(todo)
-        took = time.monotonic() - start
-        print(f"prepared {made} cases in {took:.1f} s, {ready} were ready: {folder}", file=sys.stderr)
+        facts = f"prepared {results.count(None)} cases in {time.monotonic() - start:.1f} s"
+        print(f"{facts}, {sum(whole)} were ready: {folder}", file=sys.stderr)
     bad = {case.name for case, error in zip(todo, results, strict=True) if error is not None}
     good = [case.name for case in cases if case.name not in bad]
+    said = f"{len(errors)} of {len(cases) + len(incomplete)} cases cannot be used"
+    listing = "".join(f"\n  {error}" for error in errors)
     if not good or (errors and not skip_bad):
-        advice = "mend them, or go on without with skip_bad_cases" if good else "no case is left"
-        listing = "".join(f"\n  {error}" for error in errors)
-        raise InputError(f"{len(errors)} of {len(cases)} cases cannot be used; {advice}{listing}")
+        advice = "mend them, or go on without them with --skip_bad_cases" if good else "no case is left"
+        raise InputError(f"{said}; {advice}:{listing}")
+    if errors and not quiet:
+        print(f"{said} and are left out:{listing}", file=sys.stderr)
     return good, errors
 
 
@@ -141,13 +149,12 @@ def open_case(folder: Path, name: str) -> CachedCase:
     Errors: InputError where the case is missing or not whole.
     """
     home = Path(folder) / name
+    facts = _facts(home)
     try:
-        facts = _facts(home)
         if any((home / file).stat().st_size != facts["files"][file]["size"] for file in ARRAYS):
             raise ValueError("a file has not the size that case.json states")
         image, label = (np.load(home / file, mmap_mode="r") for file in ARRAYS[:2])
-        counts = facts["foreground"]
-        voxels = np.split(np.load(home / ARRAYS[2]), np.cumsum(counts)[:-1])
+        voxels = np.split(np.load(home / ARRAYS[2]), np.cumsum(facts["foreground"])[:-1])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{home}: not a whole prepared case ({error}); run prepare again") from None
     return CachedCase(
@@ -167,19 +174,19 @@ def data_digest(folder: Path, names: Sequence[str]) -> str:
     """12 hex digits that differ where the cases' names or prepared contents do."""
     digest = hashlib.sha256()
     for name in sorted(names):
-        try:
-            files = _facts(Path(folder) / name)["files"]
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{folder}/{name}: not a whole prepared case ({error}); run prepare again") from None
+        files = _facts(Path(folder) / name)["files"]
         digest.update(json.dumps([name, [files[file]["crc32"] for file in ARRAYS]]).encode())
     return digest.hexdigest()[:12]
 
 
 def _facts(home: Path) -> dict[str, Any]:
-    """What case.json says, or ValueError for another version's."""
-    facts: dict[str, Any] = json.loads((home / "case.json").read_text())
-    if facts.get("version") != VERSION:
-        raise ValueError(f"case.json is of version {facts.get('version')}, not {VERSION}")
+    """What case.json says, or InputError where it is missing, damaged or of another version."""
+    try:
+        facts: dict[str, Any] = json.loads((home / "case.json").read_text())
+        if facts["version"] != VERSION:
+            raise ValueError(f"version {facts['version']} instead of {VERSION}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{home}: not a whole prepared case ({error}); run prepare again") from None
     return facts
 
 
@@ -190,11 +197,8 @@ def _fingerprint(case: Case) -> list[list[Any]]:
 
 
 def _checksums(home: Path) -> dict[str, dict[str, int]]:
-    found = {}
-    for file in ARRAYS:
-        content = (home / file).read_bytes()
-        found[file] = {"size": len(content), "crc32": zlib.crc32(content)}
-    return found
+    contents = {file: (home / file).read_bytes() for file in ARRAYS}
+    return {file: {"size": len(content), "crc32": zlib.crc32(content)} for file, content in contents.items()}
 
 
 def _ready(folder: Path, case: Case) -> bool:
@@ -203,7 +207,7 @@ def _ready(folder: Path, case: Case) -> bool:
     try:
         facts = _facts(home)
         return bool(facts["source"] == _fingerprint(case) and facts["files"] == _checksums(home))
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError):
         return False
 
 
@@ -256,8 +260,8 @@ def _foreground(label: NDArray[np.uint8], name: str) -> list[NDArray[np.int16]]:
     """At most FOREGROUND_LIMIT voxels (n, 3) of each region, drawn by the case's name alone."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     drawn = []
-    for region in REGIONS:
-        flat = np.flatnonzero(np.isin(label, REGION_LABELS[region]))
+    for labels in LABELS_OF.values():
+        flat = np.flatnonzero(np.isin(label, labels))
         if len(flat) > FOREGROUND_LIMIT:
             flat = np.sort(rng.choice(flat, FOREGROUND_LIMIT, replace=False))
         drawn.append(np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int16))
@@ -300,15 +304,5 @@ def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.*.*"):
         match = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.(tmp|old)", path.name)
         with contextlib.suppress(OSError):
-            if match and time.time() - path.stat().st_mtime > LEFTOVER_AGE and not _alive(int(match[1])):
+            if match and time.time() - path.stat().st_mtime > LEFTOVER_AGE and not alive(int(match[1])):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's process
-        return True
-    return True

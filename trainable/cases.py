@@ -21,14 +21,12 @@ from numpy.typing import NDArray
 
 from trainable.config import MODALITIES, InputError, TrainConfig, nearest
 
-INT16 = np.iinfo(np.int16)
+INT16_MAX = 32767
 ENDINGS = (".nii.gz", ".nii")
 PARTS = ("train", "val", "test")
 LAYOUT = "DATA/CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz (BraTS2021) or DATA/CASE/CASE-{t2f,t1n,t1c,t2w,seg}.nii.gz"
-UNREADABLE = (
-    *(OSError, EOFError, ValueError, OverflowError, zlib.error, struct.error),
-    *(ImageFileError, HeaderDataError, WrapStructError),
-)
+NIFTI_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
+FILE_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, struct.error)
 
 
 class CaseError(InputError):
@@ -86,25 +84,23 @@ def find_case(folder: Path, *, need_seg: bool) -> Case:
 
     Errors: CaseError for a missing modality, or a missing seg where one is needed.
     """
-    folder = Path(folder)
     name = folder.name if folder.name not in ("", "..") else folder.resolve().name
     try:
         held = {path.name for path in folder.iterdir() if path.is_file()}
     except OSError as error:
-        raise CaseError(
-            f"{name}: {folder} cannot be read: {error.strerror}; expected a folder of NIfTI files"
-        ) from None
+        raise CaseError(f"{name}: {folder} cannot be read ({error.strerror}); expected {LAYOUT}") from None
 
     def path_of(naming: Naming, word: str) -> Path | None:
         stem = f"{name}{naming.separator}{word}"
         return next((folder / (stem + end) for end in ENDINGS if stem + end in held), None)
 
-    found = {naming: [path_of(naming, word) for word in naming.images] for naming in (BRATS2021, BRATS2023)}
-    naming = max(found, key=lambda naming: sum(path is not None for path in found[naming]))
-    images = tuple(path for path in found[naming] if path is not None)
+    naming = max(
+        BRATS2021, BRATS2023, key=lambda naming: sum(path_of(naming, word) is not None for word in naming.images)
+    )
+    images = tuple(path for word in naming.images if (path := path_of(naming, word)))
     seg = path_of(naming, "seg")
-    words = list(zip(naming.images, found[naming], strict=True)) + [("seg", seg)] * need_seg
-    missing = [f"{name}{naming.separator}{word}.nii.gz" for word, path in words if path is None]
+    words = [*naming.images, "seg"] if need_seg else naming.images
+    missing = [f"{name}{naming.separator}{word}.nii.gz" for word in words if not path_of(naming, word)]
     if missing:
         holds = ", ".join(sorted(held)) or "no file"
         raise CaseError(f"{name}: {' and '.join(missing)} missing in {folder}, which holds {holds}; expected {LAYOUT}")
@@ -117,7 +113,6 @@ def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[Case
     A folder is taken for a case if it holds a NIfTI file or is named BraTS*.
     Errors: InputError where there is no such folder, with the layout that is expected.
     """
-    data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise InputError(f"{data_dir}: no such folder; expected a folder laid out as {LAYOUT}")
     try:
@@ -132,9 +127,9 @@ def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[Case
             hint = f"; this folder looks like one case, give the folder above it: {data_dir.resolve().parent}"
         raise InputError(f"{data_dir}: holds no case; expected {LAYOUT}{hint}")
     cases, errors = [], []
-    for folder in folders:
+    for path in folders:
         try:
-            cases.append(find_case(folder, need_seg=need_seg))
+            cases.append(find_case(path, need_seg=need_seg))
         except CaseError as error:
             errors.append(error)
     return cases, errors
@@ -176,7 +171,7 @@ def _read(case: Case, path: Path) -> tuple[Any, NDArray[Any]]:
         kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
         volume = kind.from_bytes(content)
         voxels = np.asanyarray(volume.dataobj)
-    except UNREADABLE as error:
+    except (*NIFTI_ERRORS, *FILE_ERRORS) as error:
         raise CaseError(
             f"{case.name}: {path.name} cannot be read, truncated or damaged ({str(error) or type(error).__name__}); "
             f"expected a whole NIfTI file; copy or download it again to {path}"
@@ -207,10 +202,10 @@ def _to_int16(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
     if not (np.isfinite(low) and np.isfinite(high)):  # a NaN anywhere is the minimum
         bad = int(np.count_nonzero(~np.isfinite(voxels)))
         raise CaseError(f"{case.name}: {path.name} has NaN or inf in {bad} voxels; expected finite numbers")
-    fits = low >= INT16.min and high <= INT16.max
+    fits = low >= -INT16_MAX - 1 and high <= INT16_MAX
     if fits and (voxels.dtype.kind in "iu" or bool((np.rint(voxels) == voxels).all())):
         return voxels
-    return np.rint(voxels.astype(np.float64) * (INT16.max / max(abs(float(low)), abs(float(high)))))
+    return np.rint(voxels.astype(np.float64) * (INT16_MAX / max(abs(float(low)), abs(float(high)))))
 
 
 def _to_label(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -222,10 +217,8 @@ def _to_label(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[np.uint8]
     expected = [0, 1, 2, case.et_label]
     if not np.isin(values, expected).all():
         found = [int(value) for value in values[:12]]
-        year, other = ("2021", "2023") if case.et_label == 4 else ("2023", "2021")
-        hint = f"; 3 and 4 are ET by BraTS2023's and BraTS2021's names: did you mean the names of {other}?"
-        hint = hint if set(found) <= {0, 1, 2, 3, 4} else ""
-        raise CaseError(f"{case.name}: {path.name} has labels {found}; expected {expected}, as in BraTS{year}{hint}")
+        hint = "ET is 4 where files are named as in BraTS2021, 3 where as in BraTS2023"
+        raise CaseError(f"{case.name}: {path.name} has labels {found}; expected {expected}; {hint}")
     label = voxels.astype(np.uint8)
     label[label == case.et_label] = 4
     return label
@@ -249,14 +242,9 @@ def split_cases(names: Sequence[str], config: TrainConfig) -> Split:
         return max(least, round(fraction * count))
 
     test, rest = order[: share(config.test_fraction)], order[share(config.test_fraction) :]
-    if config.folds:
-        if len(rest) < config.folds:
-            raise InputError(
-                f"folds is {config.folds}, but of {count} cases {len(rest)} are left beside the test part; lower it"
-            )
-        val = rest[config.fold :: config.folds]
-    else:
-        val = rest[: share(config.val_fraction)]
+    if len(rest) < config.folds:
+        raise InputError(f"folds is {config.folds}, but of {count} cases {len(rest)} are left beside test; lower it")
+    val = rest[config.fold :: config.folds] if config.folds else rest[: share(config.val_fraction)]
     train = set(rest) - set(val)
     if not train:
         raise InputError(

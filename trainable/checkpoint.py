@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     path = find_checkpoint(path)
     try:
+        with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that it writes
+            if damaged := file.testzip():
+                raise ValueError(f"checksum of {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__

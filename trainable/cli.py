@@ -117,8 +117,6 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
         for name, value in plain(config).items():
             if name in options and value != saved[name] and name not in ("resume", "test_only"):
                 print(f"resume: {name} is {value} now, {saved[name]} before")
-    if config.data_dir is None:
-        raise InputError("--data_dir is missing: the folder with one folder a case")
     paths = {name: getattr(config, name) for name in ("data_dir", "output_dir", "cache_dir", "split_file")}
     return config.model_copy(update={name: path.resolve() for name, path in paths.items() if path is not None})
 
@@ -169,9 +167,10 @@ def ending(result: EpochResult, config: TrainConfig) -> str:
             "lower --lr or set --gradient_clipping 1.0. latest.pth holds the epoch before"
         )
     reason = f"patience of {config.patience} validations" if result.end_reason == "patience" else "last epoch"
+    score = f"best {config.metric} {result.best_score:.4f} at epoch {result.best_epoch}"
     best = result.checkpoints / checkpoint.BEST
     return (
-        f"ended by {reason}; best {config.metric} {result.best_score:.4f} at epoch {result.best_epoch}: {best}\n"
+        f"ended by {reason}; {score if result.best_epoch else 'its weights, as nothing is validated'}: {best}\n"
         f"test it: python train.py --resume {best} --test_only"
     )
 

@@ -218,15 +218,17 @@ class TrainConfig(BaseModel):
         if (focal := values.pop("focal_loss", None)) is not None:
             if not isinstance(focal, bool):
                 raise ValueError(f"focal_loss is {focal!r}; expected true or false")
-            if focal:
-                values["base_loss"] = "focal"
+            if focal and values.setdefault("base_loss", "focal") != "focal":
+                raise ValueError(f"focal_loss is true and base_loss is {values['base_loss']!r}; drop one of the two")
         return values
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_numbers(cls, value: Any, info: Any) -> Any:
-        """Refuse true and false where a number is asked for; pydantic would read 1 and 0."""
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation in (int, float):
+        """Refuse true and false where numbers are asked for; pydantic would read 1 and 0."""
+        numbers = value if isinstance(value, list | tuple) else [value]
+        asked = cls.model_fields[info.field_name].annotation in (int, float, Shape3, tuple[float, float])
+        if asked and any(isinstance(number, bool) for number in numbers):
             raise ValueError("expected a number, not true or false")
         return value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +26,8 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
         InputError: for bad cases (without skip_bad_cases), for no cases, for a split that cannot be made.
     """
     if config.data_dir is None:
-        raise InputError("data_dir is missing: the folder with one folder a case")
+        raise InputError("--data_dir is missing: the folder with one folder a case")
     cases, incomplete = find_cases(config.data_dir, need_seg=True)
     folder = cache_folder(config.data_dir, config.cache_dir)
-    names, unusable = prepare(cases, folder, skip_bad=True, quiet=quiet)
-    bad = tuple(str(error) for error in [*incomplete, *unusable])
-    if bad:
-        listing = "".join(f"\n  {error}" for error in bad)
-        message = f"{len(bad)} of {len(cases) + len(incomplete)} cases cannot be used"
-        if not config.skip_bad_cases:
-            raise InputError(f"{message}; mend them, or go on without them with skip_bad_cases:{listing}")
-        print(f"{message} and are left out:{listing}", file=sys.stderr)
-    return Data(folder, split_cases(names, config), bad)
+    names, bad = prepare(cases, folder, incomplete=incomplete, skip_bad=config.skip_bad_cases, quiet=quiet)
+    return Data(folder, split_cases(names, config), tuple(map(str, bad)))

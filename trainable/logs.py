@@ -21,7 +21,7 @@ COLOURS = {"WT": (70, 200, 90), "TC": (240, 90, 80), "ET": (250, 210, 60)}
 class RunLog:
     """Writes the rows of a training (or of a sweep's trial) as they come.
 
-    Rows from `after_epoch` on, which a resumed training does again, are dropped from metrics.csv first.
+    Rows of epochs after `after_epoch`, which a resumed training does again, are dropped from metrics.csv first.
     """
 
     def __init__(self, folder: Path, *, after_epoch: int = 0) -> None:

@@ -52,7 +52,7 @@ def hd95(prediction: Bools, truth: Bools, spacing: Sequence[float] = (1, 1, 1)) 
     if not prediction.any() or not truth.any():
         return 0.0 if prediction.any() == truth.any() else WORST_HD95
     box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]  # distances need nothing outside it
-    masks = [np.pad(mask[box], 1) for mask in (prediction, truth)]
+    masks = [mask[box] for mask in (prediction, truth)]
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in masks]
     distances = [ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
     there = np.percentile(distances[1][surfaces[0]], 95)

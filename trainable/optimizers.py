@@ -64,6 +64,7 @@ class Schedule:
                 factor=config.plateau_factor,
                 patience=config.plateau_patience,
                 min_lr=config.min_lr,
+                threshold=0,
             )
         else:
             factor = FACTORS[config.scheduler]

@@ -1,4 +1,4 @@
-"""Run work over cores, with a progress bar."""
+"""Processes: work run over cores with a progress bar."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_parallel(
 
     workers: 0 for all cores. Errors: work's own, and InputError where a process was killed.
     """
-    workers = min(workers or len(os.sched_getaffinity(0)), len(items))
+    workers = min(workers or cores(), len(items))
     if workers <= 1:
         results = []
         for item in items:
@@ -80,3 +80,19 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, and another user's
+        pass
+    return True

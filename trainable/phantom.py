@@ -251,8 +251,9 @@ def _tumour(
     core = np.minimum(_step(1 - distance, 0.14), whole)
     shift = rng.normal(0, 0.12, 3).astype(np.float32)
     off = np.sqrt(np.square(away / radius - shift[:, None, None, None]).sum(0))
-    inner = np.minimum(_step(rng.uniform(0.45, 0.78) - off + 0.14 * rough + 0.10 * fine, 0.14), core)
-    return Tumour(whole, core, inner)
+    inner = rng.uniform(0.45, 0.78) - off + 0.14 * rough + 0.10 * fine
+    inner = _step(np.minimum(inner, 0.85 - distance), 0.14)  # a rim always closes around it
+    return Tumour(whole, core, np.minimum(inner, core))
 
 
 def _label(tumour: Tumour, brain: NDArray[np.bool_], with_et: bool) -> NDArray[np.uint8]:
@@ -271,7 +272,7 @@ def _paint(rng: np.random.Generator, tissue: Tissue, tumour: Tumour, with_et: bo
     texture = _noise(rng, shape, max(2.0, 6 * size))
     patchy = 1 + 0.08 * _noise(rng, shape, max(2.5, 10 * size))
     layers = [(tissue.grey, GREY), (tissue.fluid, FLUID), (tissue.spot, SPOT), (tissue.vessel, VESSEL)]
-    strength = rng.uniform(0.75, 1.0)
+    strength = rng.uniform(0.8, 1.0)
     growth = [(tumour.whole, OEDEMA), (tumour.core, ENHANCING if with_et else SOLID)]
     growth += [(tumour.inner, NECROSIS)] if with_et else []
     for channel in range(len(MODALITIES)):

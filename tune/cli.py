@@ -45,7 +45,7 @@ def phantom(
 @app.command()
 def prepare(
     data: Annotated[Path, typer.Argument(help="Folder with one folder a case.")],
-    cache_dir: Annotated[Path | None, typer.Option(help="Where the cache goes; by default beside the data.")] = None,
+    cache_dir: Annotated[Path | None, typer.Option("--cache_dir", help="By default beside the data.")] = None,
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Go on without bad cases.")] = False,
 ) -> None:
     """Check the cases of a folder and preprocess them once for all trainings."""

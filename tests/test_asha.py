@@ -1,0 +1,216 @@
+"""The journal and ASHA without Ray: what is told to Optuna, and decisions that outlive a crash."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from tune.asha import Asha, cutoff
+from tune.journal import CONTINUE, JOURNAL, STOP, Journal, cut_half_line, read_trials
+from tune.study import StudyConfig, make_study
+
+STUDY = {
+    "study": {"trials": 20, "seed": 3},
+    "early_stopping": {"type": "asha", "grace_period": 1, "reduction_factor": 3},
+    "searcher": {"startup_trials": 3},
+    "train": {"epochs": 9},
+    "space": {
+        "lr": {"loguniform": [1e-5, 1e-2]},
+        "optimizer": {"choice": ["adam", "sgd"]},
+        "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
+    },
+}
+
+
+@pytest.fixture
+def study() -> StudyConfig:
+    return make_study(STUDY)
+
+
+def row(epoch: int, score: float, best: float | None = None, end_reason: str = "") -> dict[str, Any]:
+    """A report as a trial makes it."""
+    best = score if best is None else best
+    dice = {f"val_dice_{name}": score for name in ("mean", "WT", "TC", "ET")}
+    return {
+        "epoch": epoch, **dice, "best_score": best, "best_epoch": epoch if best == score else 1,
+        "end_reason": end_reason,
+    }  # fmt: skip
+
+
+def start(run: Path, study: StudyConfig) -> tuple[Journal, Asha]:
+    journal = Journal(run, study)
+    return journal, Asha(journal, study.rungs, study.early_stopping.reduction_factor)
+
+
+def report(journal: Journal, asha: Asha, number: int, *rows: dict[str, Any]) -> str:
+    decision = CONTINUE
+    for each in rows:
+        journal.record(number, each)
+        decision = asha.decide(number, each)
+        if decision == STOP:
+            break
+    return decision
+
+
+def test_cutoff_is_the_quantile_that_the_best_third_passes():
+    assert cutoff([], 3) == -np.inf
+    assert cutoff([0.5], 3) == 0.5
+    assert cutoff([0.0, 0.3], 3) == pytest.approx(0.2)
+    assert cutoff([0.1, 0.2, 0.3, 0.4], 2) == pytest.approx(0.25)
+
+
+def test_rungs_are_below_the_last_epoch(study: StudyConfig):
+    assert study.rungs == (1, 3)
+
+
+def test_the_first_at_a_rung_goes_on_and_a_worse_one_is_stopped(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    for _ in range(3):
+        journal.ask()
+    assert report(journal, asha, 0, row(1, 0.5)) == CONTINUE
+    assert report(journal, asha, 1, row(1, 0.4)) == STOP
+    assert report(journal, asha, 2, row(1, 0.6), row(2, 0.1, 0.6), row(3, 0.2, 0.6)) == CONTINUE
+    assert asha.rungs == {1: {0: 0.5, 1: 0.4, 2: 0.6}, 3: {2: 0.6}}  # the best score up to the rung
+
+
+def test_a_trial_that_reaches_its_last_epoch_is_not_compared(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    assert report(journal, asha, 0, row(3, 0.1, end_reason="patience")) == CONTINUE
+    assert asha.rungs[3] == {}
+
+
+def test_stopped_is_pruned_with_its_last_value_at_its_epoch(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    journal.ask()
+    report(journal, asha, 0, row(1, 0.5), row(2, 0.7), row(3, 0.6, 0.7))
+    assert report(journal, asha, 1, row(1, 0.9), row(2, 0.2, 0.9), row(3, 0.1, 0.3)) == STOP
+    assert journal.tell(1) == TrialState.PRUNED
+    told = read_trials(tmp_path)[1]
+    assert (told.value, told.last_step, told.intermediate_values) == (0.1, 3, {1: 0.9, 2: 0.2, 3: 0.1})
+
+
+def test_ended_by_itself_is_complete_with_its_best_score(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    report(journal, asha, 0, row(1, 0.5), row(2, 0.4, 0.5), row(9, 0.3, 0.5, "epochs"))
+    assert journal.tell(0) == TrialState.COMPLETE
+    told = read_trials(tmp_path)[0]
+    assert told.value == 0.5
+    assert told.user_attrs["best"]["epoch"] == 1
+    assert told.user_attrs["end_reason"] == "epochs"
+
+
+def test_not_finite_is_pruned_and_an_error_is_fail(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    journal.ask()
+    report(journal, asha, 0, row(1, 0.5), {"epoch": 2, "best_score": 0.5, "best_epoch": 1, "end_reason": "non_finite"})
+    assert journal.tell(0) == TrialState.PRUNED
+    journal.record_error(1, "Traceback ...\nValueError: boom\n")
+    assert journal.tell(1, failed=True) == TrialState.FAIL
+    assert read_trials(tmp_path)[1].user_attrs["error"] == "ValueError: boom"
+
+
+def test_out_of_memory_is_complete_and_infeasible(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    assert report(journal, asha, 0, {"epoch": 0, "end_reason": "oom"}) == CONTINUE
+    assert journal.tell(0) == TrialState.COMPLETE
+    told = read_trials(tmp_path)[0]
+    assert told.value == 0.0
+    assert any("gpu_memory" in name and value > 0 for name, value in told.system_attrs.items())
+
+
+def test_interrupted_stays_running_and_is_handed_out_again(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    number, values = journal.ask()
+    report(journal, asha, number, row(1, 0.5), row(2, 0.6))
+    journal.record_checkpoint(number, "/somewhere/checkpoint_000001")
+    assert journal.tell(number) is None
+    again, asha = start(tmp_path, study)
+    assert again.reattach() == [(number, values)]
+    assert again.attrs(number)["checkpoint"] == "/somewhere/checkpoint_000001"
+    assert asha.rungs[1] == {0: 0.5}
+
+
+def test_a_decision_that_was_not_told_yet_is_told_on_reattaching(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    journal.ask()
+    journal.ask()
+    report(journal, asha, 0, row(1, 0.5))
+    assert report(journal, asha, 1, row(1, 0.1)) == STOP
+    report(journal, asha, 2, row(9, 0.5, end_reason="epochs"))
+    again, _ = start(tmp_path, study)
+    assert [number for number, _ in again.reattach()] == [0]
+    states = [trial.state for trial in read_trials(tmp_path)]
+    assert states == [TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE]
+
+
+def test_a_repeated_report_changes_nothing_and_gets_its_decision_again(tmp_path: Path, study: StudyConfig):
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    journal.ask()
+    report(journal, asha, 0, row(1, 0.5), row(2, 0.6))
+    report(journal, asha, 1, row(1, 0.1))
+    before = (tmp_path / JOURNAL).read_bytes()
+    assert report(journal, asha, 0, row(2, 0.6)) == CONTINUE
+    assert report(journal, asha, 1, row(1, 0.1)) == STOP
+    assert (tmp_path / JOURNAL).read_bytes() == before
+    assert asha.rungs[1] == {0: 0.5, 1: 0.1}
+
+
+def test_a_report_recorded_without_its_decision_is_decided_when_repeated(tmp_path: Path, study: StudyConfig):
+    """Killed between the two: the restored trial repeats its epoch, and the rung is not skipped."""
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    journal.ask()
+    report(journal, asha, 0, row(1, 0.5))
+    journal.record(1, row(1, 0.4))
+    again, asha = start(tmp_path, study)
+    again.reattach()
+    assert report(again, asha, 1, row(1, 0.4)) == STOP
+
+
+def sweep(run: Path, study: StudyConfig, *, interrupt: tuple[int, ...] = ()) -> list[tuple[Any, ...]]:
+    """One trial at a time on a toy objective; the journal is closed and opened again at these trials."""
+    journal, asha = start(run, study)
+    for index in range(study.study.trials):
+        number, values = journal.ask()
+        if index in interrupt:
+            journal, asha = start(run, study)
+            [(number, values)] = journal.reattach()
+        peak = 1 / (1 + abs(np.log10(values["lr"]) + 3)) + 0.1 * values.get("momentum", 0)
+        rows = [row(epoch, peak * epoch / 9, end_reason="epochs" if epoch == 9 else "") for epoch in range(1, 10)]
+        report(journal, asha, number, *rows)
+        journal.tell(number)
+    return [(trial.params, trial.state, trial.last_step) for trial in read_trials(run)]
+
+
+def test_proposals_and_stops_do_not_depend_on_interruptions(tmp_path: Path, study: StudyConfig):
+    for name in ("whole", "parts", "other"):
+        (tmp_path / name).mkdir()
+    whole = sweep(tmp_path / "whole", study)
+    assert sweep(tmp_path / "parts", study, interrupt=(0, 4, 5, 11, 19)) == whole
+    assert {state for _, state, _ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
+    other = make_study({**STUDY, "study": {"trials": 20, "seed": 4}})
+    assert sweep(tmp_path / "other", other) != whole
+
+
+def test_half_a_line_is_cut_and_the_journal_goes_on(tmp_path: Path, study: StudyConfig, capsys):
+    journal, asha = start(tmp_path, study)
+    journal.ask()
+    report(journal, asha, 0, row(1, 0.5))
+    with (tmp_path / JOURNAL).open("ab") as file:
+        file.write(b'{"op_code": 8, "worker_id"')
+    (tmp_path / f"{JOURNAL}.lock").symlink_to("nothing")  # a crash leaves the lock too
+    again, _ = start(tmp_path, study)
+    assert "cut half a line (26 bytes)" in capsys.readouterr().out
+    assert len(again.reattach()) == 1
+    again.ask()
+    assert len(read_trials(tmp_path)) == 2
+    assert cut_half_line(tmp_path / JOURNAL) == 0

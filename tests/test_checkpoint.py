@@ -1,0 +1,170 @@
+"""Checkpoints: whole or not there, found where people point, never executed."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainable.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    load_network,
+    load_pretrained,
+    save_checkpoint,
+)
+from trainable.config import InputError, TrainConfig, plain
+from trainable.unet3d import UNet3D, build_network
+
+STATE = {"epoch": 3, "network": {"weight": torch.arange(1000.0)}, "best": 0.5, "history": [1, None, "x"]}
+
+
+class MakesAFile:
+    """What an attacker would pickle: reading it runs code."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_state_comes_back(tmp_path: Path) -> None:
+    save_checkpoint(STATE, tmp_path / "checkpoints" / "latest.pth")
+    back = load_checkpoint(tmp_path / "checkpoints" / "latest.pth")
+    assert torch.equal(back["network"]["weight"], STATE["network"]["weight"])  # type: ignore[index]
+    assert [back[key] for key in ("epoch", "best", "history")] == [3, 0.5, [1, None, "x"]]
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "latest.pth"
+    save_checkpoint(STATE, path)
+    before = path.read_bytes()
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        save_checkpoint({**STATE, "schedule": lambda epoch: epoch}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_new_checkpoint_is_a_new_file_so_that_readers_of_the_old_keep_it(tmp_path: Path) -> None:
+    path = tmp_path / "latest.pth"
+    save_checkpoint({"epoch": 1}, path)
+    with path.open("rb") as reader:
+        save_checkpoint({"epoch": 2}, path)
+        assert torch.load(reader, weights_only=True)["epoch"] == 1
+    assert load_checkpoint(path)["epoch"] == 2
+
+
+def test_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latest.pth"
+    save_checkpoint(STATE, path)
+    content = path.read_bytes()
+    for size in (0, 1, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(InputError, match=r"latest\.pth: damaged or not a checkpoint .* use an earlier one"):
+            load_checkpoint(path)
+
+
+def test_file_with_a_changed_byte_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "latest.pth"
+    save_checkpoint(STATE, path)
+    content = bytearray(path.read_bytes())
+    place = content.index(torch.arange(1000.0).numpy().tobytes()) + 2000
+    content[place] ^= 0x40
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="damaged or not a checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"format": 1}, 2), b"PK\x03\x04"])
+def test_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.pth: (damaged or )?not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_weights_of_another_program_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    for state in ({"weight": torch.zeros(2)}, {"format": 99}, [1, 2]):
+        torch.save(state, path)
+        with pytest.raises(InputError, match=r"model\.pth: not a checkpoint of voxtune"):
+            load_checkpoint(path)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
+    ran, path = tmp_path / "ran", tmp_path / "latest.pth"
+    torch.save({"format": 1, "network": {}, "extra": MakesAFile(ran)}, path)
+    with pytest.raises(InputError, match="damaged or not a checkpoint"):
+        load_checkpoint(path)
+    assert not ran.exists()
+    torch.load(path, weights_only=False)
+    assert ran.exists()  # it would have run
+
+
+@pytest.mark.parametrize("name", ["latest.pth", "checkpoints/latest.pth", "best_model.pth"])
+def test_checkpoint_is_found_in_its_folder_and_in_the_output_folder(tmp_path: Path, name: str) -> None:
+    save_checkpoint({"epoch": 1}, tmp_path / name)
+    assert find_checkpoint(tmp_path) == tmp_path / name
+    assert find_checkpoint(tmp_path / name) == tmp_path / name
+    assert load_checkpoint(tmp_path)["epoch"] == 1
+
+
+def test_latest_is_found_before_best(tmp_path: Path) -> None:
+    save_checkpoint({"epoch": 9}, tmp_path / "checkpoints" / "latest.pth")
+    save_checkpoint({"epoch": 5}, tmp_path / "best_model.pth")
+    assert load_checkpoint(tmp_path)["epoch"] == 9
+
+
+def test_no_checkpoint_is_said_with_the_path(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.pth"):
+        with pytest.raises(InputError, match=f"{path}: no checkpoint there"):
+            load_checkpoint(path)
+
+
+def network(seed: int = 0, base_channels: int = 4, out_channels: int = 3) -> UNet3D:
+    torch.manual_seed(seed)
+    return UNet3D(3, base_channels, 16, out_channels=out_channels)
+
+
+def test_network_comes_back_ready_to_predict(tmp_path: Path) -> None:
+    config = TrainConfig(depth=3, base_channels=4, target_shape=(16, 16, 16), dropout=0.5, lr=1e-5)
+    given = build_network(config)
+    save_checkpoint({"config": plain(config), "network": given.state_dict()}, tmp_path / "best_model.pth")
+    back, same_config = load_network(tmp_path, torch.device("cpu"))
+    assert same_config == config
+    x = torch.randn(1, 4, 8, 8, 8)
+    assert torch.equal(back(x)[0], given.eval()(x)[0])
+
+
+def test_all_weights_are_taken_from_a_like_network(tmp_path: Path) -> None:
+    save_checkpoint({"network": network(1).state_dict()}, tmp_path / "a.pth")
+    own = network(2)
+    assert load_pretrained(own, tmp_path / "a.pth") == f"pretrained: 100.0% of the weights from {tmp_path / 'a.pth'}"
+    assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in network(1).state_dict().items())
+
+
+def test_weights_that_match_are_taken_and_the_others_named(tmp_path: Path) -> None:
+    given, own, before = network(1, out_channels=5), network(2), network(2).state_dict()
+    state = given.state_dict() | {"extra.weight": torch.zeros(3)}
+    del state["encoder.0.conv1.bias"]
+    save_checkpoint({"network": state}, tmp_path / "a.pth")
+    said = load_pretrained(own, tmp_path / "a.pth")
+    for name, tensor in own.state_dict().items():
+        kept = name.startswith("heads.") or name == "encoder.0.conv1.bias"
+        assert torch.equal(tensor, before[name] if kept else state[name]), name
+    assert "pretrained: 99." in said
+    assert "not loaded: extra.weight: not in this network" in said
+    assert f"not loaded: encoder.0.conv1.bias: not in {tmp_path / 'a.pth'}" in said
+    assert "not loaded: heads.0.weight: (5, 4, 1, 1, 1) there, (3, 4, 1, 1, 1) here" in said
+
+
+def test_too_few_matching_weights_are_refused_and_none_taken(tmp_path: Path) -> None:
+    save_checkpoint({"network": network(1, base_channels=8).state_dict()}, tmp_path / "a.pth")
+    own, before = network(2), network(2).state_dict()
+    with pytest.raises(InputError, match=r"only \d+% of the network's weights match; .*same depth, channels"):
+        load_pretrained(own, tmp_path / "a.pth")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())

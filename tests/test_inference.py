@@ -1,0 +1,157 @@
+"""Whole-volume prediction against MONAI's sliding window and against networks whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+from torch import Tensor, nn
+
+from trainable.cases import LoadedCase
+from trainable.config import TrainConfig
+from trainable.inference import MIRRORS, predict_case, predict_label, predict_logits, save_label
+from trainable.unet3d import UNet3D
+
+CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(16, 12, 8))
+
+
+class Pointwise(nn.Module):
+    """Logits of a voxel from its own four intensities: as good by windows as at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(4, 3, 1)
+        self.sizes: set[tuple[int, ...]] = set()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self.sizes.add(tuple(x.shape[2:]))
+        return [self.conv(x)]
+
+
+class Ramp(nn.Module):
+    """Logits that grow along the three axes of whatever it is given."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        d, h, w = (torch.arange(size, dtype=torch.float32) for size in x.shape[2:])
+        ramp = d[:, None, None] + 10 * h[:, None] + 100 * w
+        return [ramp.repeat(len(x), 3, 1, 1, 1)]
+
+
+class FlairAbove(nn.Module):
+    """WT where the z-score of FLAIR is above a half, TC where that of T1ce is, never ET."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.tensor([-0.5, -0.5, -1.0]))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        chosen = torch.stack([x[:, 0], x[:, 2], torch.zeros_like(x[:, 0])], 1)
+        return [chosen + self.bias[:, None, None, None]]
+
+
+def volume(*size: int) -> Tensor:
+    return torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+def test_logits_equal_monai_s_gaussian_sliding_window_one_by_one(overlap: float) -> None:
+    torch.manual_seed(0)
+    network, x = UNet3D(3, 4, 16).eval(), volume(27, 20, 19)
+    inferer = SlidingWindowInferer((16, 12, 8), sw_batch_size=1, overlap=overlap, mode="gaussian")
+    with torch.inference_mode():
+        expected = inferer(x, lambda window: network(window)[0])
+    found = predict_logits(network, x, CONFIG.model_copy(update={"overlap": overlap}))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_windows_leave_no_trace_where_a_voxel_s_logits_are_its_own() -> None:
+    network, x = Pointwise(), volume(27, 20, 19)
+    torch.testing.assert_close(predict_logits(network, x, CONFIG), network.conv(x).detach(), atol=1e-4, rtol=1e-4)
+    assert network.sizes == {(16, 12, 8)}
+
+
+@pytest.mark.parametrize("size", [(9, 20, 5), (16, 12, 8), (3, 3, 3)])
+def test_volume_smaller_than_the_window_is_padded_and_cut_back(size: tuple[int, int, int]) -> None:
+    network, x = Pointwise(), volume(*size)
+    found = predict_logits(network, x, CONFIG)
+    assert tuple(found.shape) == (1, 3, *size)
+    torch.testing.assert_close(found, network.conv(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_mirror_averages_the_eight_mirrored_volumes() -> None:
+    x = volume(16, 12, 8)  # one window
+    ramp = Ramp()(x)[0]
+    torch.testing.assert_close(predict_logits(Ramp(), x, CONFIG), ramp)
+    found = predict_logits(Ramp(), x, CONFIG.model_copy(update={"mirror": True}))
+    middle = 15 / 2 + 10 * 11 / 2 + 100 * 7 / 2  # a ramp and its mirror image average to their middle
+    torch.testing.assert_close(found, torch.full_like(found, middle))
+    assert len(set(MIRRORS)) == 8
+
+
+def test_mirror_turns_each_prediction_back() -> None:
+    network, x = Pointwise(), volume(27, 20, 19)
+    config = CONFIG.model_copy(update={"mirror": True})
+    torch.testing.assert_close(predict_logits(network, x, config), network.conv(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_prediction_uses_no_dropout_and_keeps_no_graph() -> None:
+    torch.manual_seed(0)
+    network, x = UNet3D(3, 4, 16, dropout=0.5, deep_supervision=True).train(), volume(16, 12, 8)
+    first, second = predict_logits(network, x, CONFIG), predict_logits(network, x, CONFIG)
+    assert torch.equal(first, second)
+    assert not first.requires_grad
+
+
+def intensities(seed: int = 0) -> np.ndarray:
+    """int16 (4, 24, 20, 18): a brain in [3:20, 5:18, 2:15], holed in one channel, 0 around."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((4, 24, 20, 18), np.int16)
+    image[:, 3:20, 5:18, 2:15] = rng.integers(1, 2000, (4, 17, 13, 13))
+    image[0, 8:11, 8:11, 8:11] = 0
+    return image
+
+
+def test_label_follows_from_the_z_scores() -> None:
+    image = intensities()
+    mean = np.array([image[c][image[c] != 0].mean() for c in range(4)], np.float32)
+    std = np.array([image[c][image[c] != 0].std() for c in range(4)], np.float32)
+    z = (image - mean[:, None, None, None]) / std[:, None, None, None] * (image != 0)
+    expected = np.where(z[2] > 0.5, 1, np.where(z[0] > 0.5, 2, 0))
+    label = predict_label(FlairAbove(), image, mean, std, CONFIG)
+    assert label.dtype == np.uint8
+    assert np.array_equal(label, expected)
+    case = LoadedCase(image, None, np.eye(4), np.dtype(np.uint8))
+    assert np.array_equal(predict_case(FlairAbove(), case, CONFIG), expected)
+
+
+def test_case_is_0_outside_the_brain_s_box() -> None:
+    network = FlairAbove()
+    nn.init.constant_(network.bias, 100)  # everything is tumour
+    label = predict_case(network, LoadedCase(intensities(), None, np.eye(4), np.dtype(np.uint8)), CONFIG)
+    expected = np.zeros((24, 20, 18), np.uint8)
+    expected[3:20, 5:18, 2:15] = 4
+    assert label.dtype == np.uint8
+    assert np.array_equal(label, expected)
+
+
+def test_saved_label_is_read_back_on_the_same_grid(tmp_path: Path) -> None:
+    label = np.random.default_rng(0).choice(np.array([0, 1, 2, 4], np.uint8), (6, 7, 5))
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([-1, -1, 2.5])
+    affine[:3, 3] = (-3, 239, 0.5)
+    save_label(label, affine, tmp_path / "new" / "folder" / "case_seg.nii.gz")
+    image = nib.load(tmp_path / "new" / "folder" / "case_seg.nii.gz")
+    assert image.get_data_dtype() == np.uint8
+    assert np.array_equal(np.asarray(image.dataobj), label)
+    for found, code in (image.get_sform(coded=True), image.get_qform(coded=True)):
+        np.testing.assert_allclose(found, affine, atol=1e-5)
+        assert code == 1
+    assert image.header.get_xyzt_units()[0] == "mm"
+    assert image.header.get_zooms() == pytest.approx((1, 1, 2.5))

@@ -1,0 +1,199 @@
+"""Optimizers and lr schedules against torch's own and against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, StepLR
+
+from trainable.config import TrainConfig
+from trainable.optimizers import Schedule, make_optimizer
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(1, 2, 1), nn.InstanceNorm3d(2, affine=True))
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 2.0)
+    return net
+
+
+def schedule_of(**options: Any) -> Schedule:
+    config = TrainConfig(**options)
+    return Schedule(make_optimizer(network(), config), config)
+
+
+def lrs(schedule: Schedule, epochs: int, score: float | None = None) -> list[float]:
+    """The lr in force in each epoch."""
+    found = []
+    for _ in range(epochs):
+        found.append(schedule.lr)
+        schedule.optimizer.step()
+        schedule.step(score)
+    return found
+
+
+def through_a_file(state: dict[str, Any]) -> Any:
+    """A state as a checkpoint gives it back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "torchs_own"),
+    [
+        ({"scheduler": "cosine", "min_lr": 1e-5}, lambda o: CosineAnnealingLR(o, 20, 1e-5)),
+        ({"scheduler": "cosine"}, lambda o: CosineAnnealingLR(o, 20)),
+        ({"scheduler": "step", "step_size": 6, "step_gamma": 0.3}, lambda o: StepLR(o, 6, 0.3)),
+        ({"scheduler": "exponential", "exponential_gamma": 0.9}, lambda o: ExponentialLR(o, 0.9)),
+    ],
+)
+def test_lr_over_epochs_equals_torch_s_own(options: dict[str, Any], torchs_own: Any) -> None:
+    optimizer = torch.optim.SGD(network().parameters(), lr=0.01)
+    reference: LRScheduler = torchs_own(optimizer)
+    expected = []
+    for _ in range(20):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+    assert lrs(schedule_of(lr=0.01, epochs=20, **options), 20) == pytest.approx(expected, rel=1e-9)
+
+
+def test_warm_up_rises_linearly_to_lr_and_the_cosine_takes_the_epochs_left() -> None:
+    found = lrs(schedule_of(lr=0.1, epochs=11, scheduler="cosine", warmup_epochs=3), 11)
+    assert found[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
+    reference = CosineAnnealingLR(optimizer, 8)
+    for lr in found[3:]:
+        assert lr == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step()
+
+
+def test_cosine_ends_at_min_lr_and_stays_there() -> None:
+    schedule = schedule_of(lr=0.1, epochs=5, scheduler="cosine", min_lr=0.02)
+    found = lrs(schedule, 8)
+    assert min(found) == pytest.approx(0.02)
+    assert found[5:] == pytest.approx([0.02] * 3)
+
+
+def test_min_lr_above_lr_does_not_raise_the_lr() -> None:
+    assert lrs(schedule_of(lr=0.01, epochs=4, scheduler="cosine", min_lr=0.1), 4) == pytest.approx([0.01] * 4)
+    plateau = schedule_of(lr=0.01, scheduler="plateau", min_lr=0.1, plateau_patience=0)
+    assert lrs(plateau, 4, score=0.5) == pytest.approx([0.01] * 4)
+
+
+def test_plateau_reduces_after_one_validation_more_than_its_patience_without_gain() -> None:
+    schedule = schedule_of(lr=0.1, scheduler="plateau", plateau_patience=2, plateau_factor=0.5)
+    found = []
+    for score in (0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6):  # the best at the second, then six without gain
+        schedule.step(score)
+        found.append(schedule.lr)
+    assert found == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.025])
+
+
+def test_plateau_counts_from_each_gain() -> None:
+    schedule = schedule_of(lr=0.1, scheduler="plateau", plateau_patience=1)
+    for score in (0.5, 0.5, 0.6, 0.6, 0.7, 0.7):
+        schedule.step(score)
+        assert schedule.lr == 0.1
+    schedule.step(0.6)  # the second without gain
+    assert schedule.lr == pytest.approx(0.05)
+
+
+def test_plateau_ignores_epochs_that_were_not_validated() -> None:
+    schedule = schedule_of(lr=0.1, scheduler="plateau", plateau_patience=1)
+    for score in (0.5, None, None, None, 0.5, None, None):
+        schedule.step(score)
+        assert schedule.lr == 0.1
+    schedule.step(0.5)
+    assert schedule.lr == pytest.approx(0.05)
+
+
+def test_plateau_stops_at_min_lr() -> None:
+    schedule = schedule_of(lr=0.1, scheduler="plateau", plateau_patience=0, plateau_factor=0.1, min_lr=0.004)
+    assert lrs(schedule, 5, score=0.5) == pytest.approx([0.1, 0.1, 0.01, 0.004, 0.004])
+
+
+def test_other_schedules_step_whatever_was_validated() -> None:
+    found = [lrs(schedule_of(lr=0.1, scheduler="exponential"), 5, score) for score in (None, 0.5)]
+    assert found[0] == found[1] == pytest.approx([0.1 * 0.95**epoch for epoch in range(5)])
+
+
+@pytest.mark.parametrize(
+    ("options", "shrunk"),
+    [
+        ({"optimizer": "adamw"}, 1 - 0.1 * 0.2),
+        ({"optimizer": "sgd", "momentum": 0.0}, 1 - 0.1 * 0.2),
+        ({"optimizer": "adam"}, 1 - 0.1 / 2.0),  # decay through the gradient: Adam's first step is one lr
+    ],
+)
+def test_weights_decay_and_biases_and_norms_do_not(options: dict[str, Any], shrunk: float) -> None:
+    net = network()
+    optimizer = make_optimizer(net, TrainConfig(lr=0.1, weight_decay=0.2, **options))
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    factors = {name: parameter.detach().unique().item() / 2 for name, parameter in net.named_parameters()}
+    assert factors["0.weight"] == pytest.approx(shrunk, rel=1e-5)
+    assert [factors[name] for name in ("0.bias", "1.weight", "1.bias")] == [1, 1, 1]
+
+
+def test_sgd_s_momentum_is_nesterov_s() -> None:
+    net = network()
+    optimizer = make_optimizer(net, TrainConfig(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=0))
+    found = []
+    for _ in range(2):
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        found.append(net[0].bias.detach()[0].item())  # type: ignore[index, union-attr]
+    # Velocity 1, then 1.9; each step is lr * (gradient + .9 velocity).
+    assert found == pytest.approx([2 - 0.1 * 1.9, 2 - 0.1 * 1.9 - 0.1 * 2.71])
+
+
+def test_adam_s_first_step_is_one_lr_against_the_gradient() -> None:
+    for name in ("adam", "adamw"):
+        net = network()
+        optimizer = make_optimizer(net, TrainConfig(optimizer=name, lr=0.1, weight_decay=0))
+        for parameter in net.parameters():
+            parameter.grad = torch.full_like(parameter, -7.0)
+        optimizer.step()
+        assert net[0].bias.detach()[0].item() == pytest.approx(2.1)  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "exponential"])
+def test_schedule_goes_on_from_a_checkpoint(scheduler: str) -> None:
+    options = {"lr": 0.1, "epochs": 12, "scheduler": scheduler, "step_size": 2, "plateau_patience": 1}
+    whole = lrs(schedule_of(**options), 12, score=0.5)
+    assert len(set(whole)) > 3
+    first = schedule_of(**options)
+    assert lrs(first, 6, score=0.5) == whole[:6]
+    second = schedule_of(**options)
+    second.optimizer.load_state_dict(through_a_file(first.optimizer.state_dict()))
+    second.load_state_dict(through_a_file(first.state_dict()))
+    assert lrs(second, 6, score=0.5) == pytest.approx(whole[6:])
+
+
+@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "exponential"])
+def test_new_base_lr_scales_what_is_left_of_the_schedule(scheduler: str) -> None:
+    options = {"epochs": 10, "scheduler": scheduler, "step_size": 3}
+    expected = lrs(schedule_of(lr=0.3, **options), 10, score=None)
+    schedule = schedule_of(lr=0.1, **options)
+    lrs(schedule, 4, score=None)
+    schedule.set_base_lr(0.3)
+    assert lrs(schedule, 6, score=None) == pytest.approx(expected[4:])
+    assert {group["lr"] for group in schedule.optimizer.param_groups} == {schedule.lr}  # of every group
+
+
+def test_schedule_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lrs(schedule_of(scheduler="cosine", epochs=3), 3)

@@ -1,0 +1,254 @@
+"""Patches: which case, where in it, and that they depend on (seed, epoch, index) alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from trainable.cache import open_case, prepare
+from trainable.cases import find_cases
+from trainable.config import MODALITIES, TrainConfig
+from trainable.data import Data
+from trainable.metrics import regions_of
+from trainable.patches import Batch, PatchDataset, PatchLoader, cut
+
+SMALL = {"depth": 2, "target_shape": (4, 4, 4)}
+WITHOUT_ET = "Phantom_00005"
+SIZE = (22, 24, 28)
+
+
+def names_of(prepared: Data) -> list[str]:
+    return sorted(prepared.split.train + prepared.split.val + prepared.split.test)
+
+
+def dataset(prepared: Data, names: Iterable[str] | None = None, **options: Any) -> PatchDataset:
+    names = names_of(prepared) if names is None else names
+    return PatchDataset(prepared.folder, list(names), TrainConfig(**{**SMALL, **options}))
+
+
+def loader(prepared: Data, **options: Any) -> PatchLoader:
+    config = TrainConfig(**{"depth": 2, "target_shape": (16, 8, 12), "num_workers": 0, **options})
+    return PatchLoader(prepared.folder, names_of(prepared), config, pin_memory=False)
+
+
+def same(first: Batch, second: Batch) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def names_drawn(prepared: Data, patches: PatchDataset, epoch: int, count: int) -> list[str]:
+    """Which case each patch is of, told by its mean intensities."""
+    by_mean = {tuple(open_case(prepared.folder, name).mean.tolist()): name for name in names_of(prepared)}
+    assert len(by_mean) == 8
+    return [by_mean[tuple(patches[epoch, index]["mean"].tolist())] for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def rulers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of cases whose image says where a voxel lies: Middle, with a tumour of 8 voxels a side; Corner, at 0."""
+    data = tmp_path_factory.mktemp("rulers")
+    for name, corner in [("Middle", 8), ("Corner", 0)]:
+        label = np.zeros(SIZE, np.uint8)
+        for value, inset in [(2, 0), (1, 2), (4, 3)]:
+            side = slice(corner and corner + inset, corner + 8 - inset)
+            label[side, side, side] = value
+        channels = dict(zip(MODALITIES, [*np.indices(SIZE) + 1, np.ones(SIZE)], strict=True)) | {"seg": label}
+        for word, volume in channels.items():
+            (data / name).mkdir(exist_ok=True)
+            nifti = nib.Nifti1Image(np.asarray(volume, np.int16), np.eye(4))
+            nib.save(nifti, data / name / f"{name}_{word}.nii.gz")
+    prepare(find_cases(data, need_seg=True)[0], data / "cache", workers=1, quiet=True)
+    return data / "cache"
+
+
+def start_of(patch: Batch) -> tuple[int, int, int]:
+    """First voxel of a patch of a ruler."""
+    x, y, z = (int(at) - 1 for at in patch["image"][:3, 0, 0, 0])
+    return x, y, z
+
+
+def region_at_centre(patch: Batch) -> list[bool]:
+    """Whether the centre voxel is WT, TC, ET."""
+    label = patch["label"].numpy()
+    d, h, w = (size // 2 for size in label.shape)
+    return [bool(region) for region in regions_of(label)[:, d, h, w]]
+
+
+def test_patch_is_a_piece_of_its_case_with_its_statistics(prepared: Data) -> None:
+    name = names_of(prepared)[0]
+    case = open_case(prepared.folder, name)
+    patch = dataset(prepared, [name], target_shape=(8, 6, 4))[0, 0]
+    assert patch["image"].dtype == torch.int16
+    assert patch["label"].dtype == torch.uint8
+    assert tuple(patch["image"].shape) == (4, 8, 6, 4)
+    assert np.array_equal(patch["mean"], case.mean)
+    assert np.array_equal(patch["std"], case.std)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(case.image[0]), (8, 6, 4))
+    places = np.argwhere((windows == patch["image"][0].numpy()).all((3, 4, 5)))
+    assert len(places) == 1
+    start = tuple(int(at) for at in places[0])
+    assert np.array_equal(patch["image"], cut(case.image, start, (8, 6, 4)))
+    assert np.array_equal(patch["label"], cut(case.label, start, (8, 6, 4)))
+
+
+def test_workers_do_not_change_the_patches(prepared: Data) -> None:
+    alone, helped = loader(prepared, num_workers=0), loader(prepared, num_workers=2)
+    for epoch in (1, 2):
+        first, second = list(alone.epoch(epoch)), list(helped.epoch(epoch))
+        assert len(first) == len(second) == 4
+        assert all(same(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_same_seed_gives_the_same_patches_and_another_other_ones(prepared: Data) -> None:
+    first, again, other = (list(loader(prepared, seed=seed).epoch(1)) for seed in (3, 3, 4))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(same(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_another_epoch_gives_other_patches_in_another_order(prepared: Data) -> None:
+    patches = dataset(prepared)
+    orders = [names_drawn(prepared, patches, epoch, 8) for epoch in (1, 2, 3)]
+    assert orders[0] != orders[1] != orders[2]
+    alone = dataset(prepared, names_of(prepared)[:1])
+    drawn = {alone[epoch, 0]["image"].numpy().tobytes() for epoch in range(1, 11)}
+    assert len(drawn) >= 9
+
+
+def test_epoch_does_not_depend_on_what_was_read_before(prepared: Data) -> None:
+    one, two = loader(prepared), loader(prepared)
+    next(one.epoch(1))  # left half read, as after an interruption
+    assert all(same(a, b) for a, b in zip(one.epoch(2), two.epoch(2), strict=True))
+
+
+def test_order_in_which_cases_are_named_does_not_matter(prepared: Data) -> None:
+    names = names_of(prepared)
+    forwards, backwards = dataset(prepared, names), dataset(prepared, names[::-1])
+    assert all(same(forwards[1, index], backwards[1, index]) for index in range(8))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_every_case_comes_once_before_any_comes_twice(prepared: Data, epoch: int) -> None:
+    drawn = names_drawn(prepared, dataset(prepared), epoch, 20)
+    assert sorted(drawn[:8]) == sorted(drawn[8:16]) == names_of(prepared)
+    assert len(set(drawn[16:])) == 4
+    assert drawn[:8] != drawn[8:16]
+
+
+def test_epoch_has_one_patch_a_case_or_as_many_as_asked(prepared: Data) -> None:
+    for options, sizes in [({}, [3, 3, 2]), ({"patches_per_epoch": 5}, [3, 2]), ({"patches_per_epoch": 12}, [3] * 4)]:
+        found = [len(batch["image"]) for batch in loader(prepared, batch_size=3, **options).epoch(1)]
+        assert found == sizes
+
+
+def test_batch_holds_the_patches_of_its_place_in_the_epoch(prepared: Data) -> None:
+    patches = dataset(prepared, target_shape=(16, 8, 12))
+    for place, batch in enumerate(loader(prepared, batch_size=2).epoch(5)):
+        for i in range(2):
+            assert same({key: values[i] for key, values in batch.items()}, patches[5, 2 * place + i])
+
+
+def test_each_region_takes_its_turn_at_the_centre(rulers: Path) -> None:
+    patches = PatchDataset(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=1))
+    centres = [[region_at_centre(patches[epoch, index]) for index in range(30)] for epoch in range(3)]
+    for epoch, index in product(range(3), range(30)):
+        assert centres[epoch][index][(epoch + index) % 3]
+    # A turn of WT reaches oedema, one of TC the core beside ET: the turns differ.
+    assert not all(tc for _, tc, _ in centres[0][0::3])
+    assert not all(et for _, _, et in centres[0][1::3])
+
+
+def test_centre_is_any_voxel_of_the_region(rulers: Path) -> None:
+    patches = PatchDataset(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=1))
+    centres = {tuple(at + 2 for at in start_of(patches[epoch, 2])) for epoch in range(0, 180, 3)}
+    assert centres == set(product((11, 12), repeat=3))  # all of ET
+
+
+def test_case_without_the_region_is_centred_on_any_of_its_tumour(prepared: Data) -> None:
+    assert not len(open_case(prepared.folder, WITHOUT_ET).foreground[2])
+    patches = dataset(prepared, [WITHOUT_ET], tumour_share=1)
+    for index in range(12):
+        assert (patches[0, index]["label"] > 0).any()  # by the border the centre may be clipped away
+
+
+def test_patch_by_the_border_is_moved_inside_and_keeps_its_tumour_voxel(rulers: Path) -> None:
+    patches = PatchDataset(rulers, ["Corner"], TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=1))
+    for epoch in range(3):
+        for index in range(12):
+            patch = patches[epoch, index]
+            assert start_of(patch) == (0, 0, 0)  # all of this tumour is nearer to the corner than half a patch
+            assert regions_of(patch["label"].numpy())[(epoch + index) % 3].any()
+    far = PatchDataset(rulers, ["Middle"], TrainConfig(depth=2, target_shape=(18, 18, 26), tumour_share=1))
+    starts = np.array([start_of(far[0, index]) for index in range(40)])
+    assert (starts <= np.array(SIZE) - (18, 18, 26)).all()
+    assert (starts.max(0) == np.array(SIZE) - (18, 18, 26)).any()
+
+
+@pytest.mark.parametrize(("share", "period"), [(1 / 3, 3), (0.5, 2), (0.25, 4)])
+def test_tumour_share_is_met_at_even_intervals(rulers: Path, share: float, period: int) -> None:
+    patches = PatchDataset(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=share))
+    hits = [region_at_centre(patches[1, index])[0] for index in range(16 * period)]
+    assert all(hits[period - 1 :: period])
+    others = [hit for index, hit in enumerate(hits) if index % period != period - 1]
+    assert sum(others) < len(others) / 2  # the tumour fills a thirtieth of the case
+
+
+def test_tumour_share_0_draws_from_all_of_the_case(prepared: Data) -> None:
+    name = names_of(prepared)[0]
+    label = open_case(prepared.folder, name).label
+    patches = dataset(prepared, [name], tumour_share=0)
+    found = np.mean([(patches[1, index]["label"] > 0).float().mean().item() for index in range(400)])
+    assert found == pytest.approx((np.asarray(label) > 0).mean(), abs=0.05)
+
+
+def test_every_place_of_a_case_is_drawn_alike(rulers: Path) -> None:
+    config = TrainConfig(depth=2, target_shape=(20, 22, 28), tumour_share=0)
+    patches = PatchDataset(rulers, ["Middle"], config)
+    counts = Counter(start_of(patches[1, index]) for index in range(900))
+    assert set(counts) == set(product(range(3), range(3), range(1)))
+    assert 70 < min(counts.values()) <= max(counts.values()) < 130  # of 100 each
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_case_smaller_than_the_patch_is_centred_in_zeros(prepared: Data, share: float) -> None:
+    name = names_of(prepared)[0]
+    case = open_case(prepared.folder, name)
+    assert max(case.label.shape) < 64
+    pads = [((64 - size + 1) // 2, (64 - size) // 2) for size in case.label.shape]
+    patch = dataset(prepared, [name], target_shape=(64, 64, 64), depth=3, tumour_share=share)[1, 0]
+    assert np.array_equal(patch["label"], np.pad(case.label, pads))
+    assert np.array_equal(patch["image"], np.pad(case.image, [(0, 0), *pads]))
+
+
+def test_case_smaller_along_one_axis_is_padded_along_it_alone(prepared: Data) -> None:
+    name = names_of(prepared)[0]
+    case = open_case(prepared.folder, name)
+    patch = dataset(prepared, [name], target_shape=(8, 64, 8), depth=3)[1, 0]["image"].numpy()
+    height = case.label.shape[1]
+    before = (64 - height + 1) // 2
+    assert not patch[:, :, :before].any()
+    assert not patch[:, :, before + height :].any()
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(case.image[0]), (8, height, 8))[:, 0]
+    assert (windows == patch[0, :, before : before + height]).all((2, 3, 4)).any()
+
+
+def test_cut_takes_what_there_is_and_zeros_elsewhere() -> None:
+    array = np.arange(1, 2 * 3 * 4 * 5 + 1, dtype=np.int16).reshape(2, 3, 4, 5)
+    assert np.array_equal(cut(array, (1, 0, 2), (2, 3, 3)), array[:, 1:3, 0:3, 2:5])
+    padded = np.pad(array, [(0, 0), (2, 2), (2, 2), (2, 2)])
+    assert np.array_equal(cut(array, (-2, 1, -1), (5, 5, 8)), padded[:, 0:5, 3:8, 1:9])
+    assert np.array_equal(cut(array[0], (0, 0, 0), (3, 4, 5)), array[0])
+
+
+def test_cut_is_a_copy_of_the_same_type() -> None:
+    array = np.ones((3, 4, 5), np.uint8)
+    piece = cut(array, (0, 0, 0), (3, 4, 5))
+    piece[:] = 7
+    assert piece.dtype == np.uint8
+    assert array.max() == 1

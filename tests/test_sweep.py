@@ -1,0 +1,268 @@
+"""Real sweeps on a real local Ray, driven as a user does: launch, Ctrl-C, kill -9, resume, best, retrain, predict."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from trainable import checkpoint
+from trainable.cases import load_split
+from trainable.data import Data
+from tune.journal import read_trials
+from tune.results import read_run
+
+SPACE = """
+study: {trials: 5, seed: 1}
+early_stopping: {type: asha, grace_period: 1, reduction_factor: 2}
+searcher: {type: tpe, startup_trials: 3}
+resources: {gpu: 0, cpu: %d}
+train: {epochs: 4, depth: 3, base_channels: 4, target_shape: [16, 16, 16], patches_per_epoch: 12, num_workers: 0,
+        device: cpu}
+space:
+  optimizer: {choice: [adam, adamw, sgd]}
+  lr: {loguniform: [1e-5, 3e-2]}
+  momentum: {uniform: [0.8, 0.99], when: {optimizer: sgd}}
+  loss_weights: {choice: [[1.0, 1.0], [1.0, 2.0]]}
+"""
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "tune", *map(str, words)]
+
+
+def voxtune(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*words), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory, prepared: Data) -> Path:
+    """One trial at a time, so that two sweeps can be compared."""
+    path = tmp_path_factory.mktemp("space") / "space.yaml"
+    path.write_text(SPACE % (os.cpu_count() or 1) + "")
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(space: Path, phantoms: Path, prepared: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = voxtune("launch", space, "--data", phantoms, "--out", folder, "--set", f"train.cache_dir={prepared.folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 5 trials" in done.stdout
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    path = folder / "metrics.csv"
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def test_states_in_the_journal_tell_how_each_trial_ended(run: Path):
+    trials = read_trials(run)
+    assert [trial.number for trial in trials] == list(range(5))
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in trials:
+        values = trial.intermediate_values
+        assert list(values) == list(range(1, trial.user_attrs["epoch"] + 1))
+        if trial.state == TrialState.PRUNED:
+            assert trial.last_step in (1, 2)
+            assert trial.value == values[trial.last_step]
+            assert trial.user_attrs["rungs"][str(trial.last_step)]["decision"] == "STOP"
+        else:
+            assert trial.last_step == 4
+            assert trial.value == max(values.values()) == trial.user_attrs["best"]["score"]
+            assert trial.user_attrs["end_reason"] == "epochs"
+
+
+def test_trial_0_is_the_default_recipe(run: Path):
+    assert read_trials(run)[0].params == {"optimizer": "adam", "lr": 3e-4, "loss_weights": "[1.0, 1.0]"}
+
+
+def test_the_driver_writes_each_trial_as_text(run: Path):
+    for trial in read_trials(run):
+        folder = run / "trials" / f"{trial.number:04d}"
+        assert [int(row["epoch"]) for row in rows(folder)] == list(trial.intermediate_values)
+        assert [float(row["val_dice_mean"]) for row in rows(folder)] == list(trial.intermediate_values.values())
+        assert f"lr: {trial.params['lr']}"[:8] in (folder / "config.yaml").read_text()
+        assert (folder / "stdout.log").read_text().count("val Dice") == len(trial.intermediate_values)
+        assert list(folder.glob("events.out.tfevents.*"))
+
+
+def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):
+    best = read_run(run).best()
+    assert best.score == max(trial.value for trial in read_trials(run) if trial.state == TrialState.COMPLETE)
+    state = checkpoint.load_checkpoint(run / "best" / "best_model.pth")
+    assert (state["best_score"], state["epoch"]) == (best.score, best.best_epoch)
+    assert f"# trial {best.number} of whole" in (run / "best" / "config.yaml").read_text()
+
+
+def test_every_trial_has_the_runs_split_and_a_seed_of_its_own(run: Path):
+    seeds = set()
+    for trial in read_run(run).trials:
+        with checkpoint_folder(trial.checkpoint) as folder:
+            state = checkpoint.load_checkpoint(folder)
+        seeds.add(state["config"]["seed"])
+        assert state["split"] == load_split(run / "split.json").digest()
+    assert seeds == {1, 2, 3, 4, 5}
+
+
+def checkpoint_folder(path: str | None):
+    import contextlib
+
+    assert path is not None
+    return contextlib.nullcontext(Path(path))
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
+    run: Path, space: Path, phantoms: Path, prepared: Data, tmp_path: Path
+):
+    """Stopped by Ctrl-C in trial 0, killed in trial 1: trials, states and scores are those of the whole sweep."""
+    folder = tmp_path / "parts"
+    cache = f"train.cache_dir={prepared.folder}"
+    words = command("launch", space, "--data", phantoms, "--out", folder, "--set", cache)
+    launched = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    wait_for(lambda: len(rows(folder / "trials" / "0000")) >= 2, launched)
+    second = voxtune("resume", folder)
+    assert second.returncode == 2
+    assert re.search(rf"in use by process {launched.pid} on .* since", second.stderr)
+    launched.send_signal(signal.SIGINT)
+    output, _ = launched.communicate(timeout=60)
+    assert launched.returncode == 130, output
+    assert f"voxtune resume {folder}" in output
+
+    resumed = subprocess.Popen(command("resume", folder), stdout=subprocess.DEVNULL, start_new_session=True)
+    started = [trial for trial in read_trials(folder) if trial.state == TrialState.RUNNING]
+    assert started
+    wait_for(lambda: len(rows(folder / "trials" / "0002")) >= 1, resumed)
+    os.kill(resumed.pid, signal.SIGKILL)
+    resumed.wait()
+    done = voxtune("resume", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def facts(path: Path) -> list[tuple]:
+        return [(t.params, t.state, t.value, t.intermediate_values) for t in read_trials(path)]
+
+    assert facts(folder) == facts(run)
+    logs = [path.read_text() for path in sorted((folder / "trials").glob("*/stdout.log"))]
+    assert any("goes on after epoch" in log for log in logs)
+    for trial in read_trials(folder):
+        epochs = [int(row["epoch"]) for row in rows(folder / "trials" / f"{trial.number:04d}")]
+        assert epochs == list(range(1, trial.user_attrs["epoch"] + 1))
+
+
+def test_launch_into_a_run_is_refused_and_resume_of_a_finished_one_says_so(run: Path, space: Path, phantoms: Path):
+    again = voxtune("launch", space, "--data", phantoms, "--out", run)
+    assert again.returncode == 2
+    assert f"holds a sweep already; go on with `voxtune resume {run}`" in again.stderr
+    done = voxtune("resume", run)
+    assert done.returncode == 0
+    assert "all 5 trials have ended; add some with --trials" in done.stdout
+
+
+def test_best_prints_and_exports_a_recipe_that_train_py_takes(run: Path, tmp_path: Path):
+    shown = voxtune("best", run, "--top", "2", "--export", tmp_path / "best.yaml")
+    assert shown.returncode == 0, shown.stderr
+    best = read_run(run).best()
+    assert f"{best.score:.4f}" in shown.stdout
+    for region, value in best.dice.items():
+        assert region in shown.stdout
+        assert f"{value:.4f}" in shown.stdout
+    help_ = subprocess.run(
+        [sys.executable, "train.py", "--config", tmp_path / "best.yaml"],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert help_.returncode == 2
+    assert "--data_dir is missing" in help_.stderr  # the recipe was taken; only the data is asked for
+
+
+def test_status_shows_every_trial(run: Path):
+    shown = voxtune("status", run)
+    assert shown.returncode == 0
+    assert len(re.findall(r"complete|stopped by ASHA", shown.stdout)) >= 5
+
+
+def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dice(
+    run: Path, phantoms: Path, tmp_path: Path
+):
+    done = voxtune("retrain", run, "--epochs", "6", "--name", "winner")
+    assert done.returncode == 0, done.stdout + done.stderr
+    test = load_split(run / "split.json").test
+    lines = done.stdout.splitlines()
+    assert "6/6" in done.stdout
+    assert lines.index(next(line for line in lines if "test cases" in line)) > lines.index(
+        next(line for line in lines if "epoch   6/6" in line)
+    )
+    model = run / "retrain" / "winner" / "checkpoints" / "best_model.pth"
+    predicted = voxtune("predict", model, *(phantoms / name for name in test), "--out", tmp_path, "--pictures")
+    assert predicted.returncode == 0, predicted.stderr
+    for name in test:
+        printed = next(line for line in predicted.stdout.splitlines() if line.startswith(name))
+        assert printed in done.stdout  # from the raw files as from the cache
+        image = nib.load(tmp_path / f"{name}.nii.gz")
+        truth = nib.load(phantoms / name / f"{name}_seg.nii.gz")
+        assert image.get_data_dtype() == np.uint8
+        assert np.array_equal(image.affine, truth.affine)
+        a, b = np.asarray(image.dataobj), np.asarray(truth.dataobj)
+        assert set(np.unique(a)) <= {0, 1, 2, 4}
+        for index, labels in enumerate([(1, 2, 4), (1, 4), (4,)]):
+            x, y = np.isin(a, labels), np.isin(b, labels)
+            dice = 2 * (x & y).sum() / (x.sum() + y.sum()) if x.any() or y.any() else 1
+            assert printed.split()[1 + index] == f"{dice:.4f}"
+        assert (tmp_path / f"{name}.png").exists()
+
+
+def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path):
+    done = voxtune("retrain", run, "--with_val", "--epochs", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    split = load_split(next((run / "retrain").glob("*_with_val")) / "split.json")
+    whole = load_split(run / "split.json")
+    assert set(split.train) == {*whole.train, *whole.val}
+    assert (split.val, split.test) == ((), whole.test)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["launch", "nothing.yaml", "--data", ".", "--out", "x"], "no such file"),
+        (["check", "brats", "--set", "space.lrr={uniform: [0, 1]}"], r"did you mean lr\?"),
+        (["check", "brats", "--set", "space.seed={choice: [0, 1]}"], "never searched"),
+        (["status", "/nowhere"], "no study.yaml there"),
+        (["predict", "/nowhere", "/nowhere", "--out", "x"], "no such folder"),
+        (["phantom", "x", "--cases", "0"], "cases"),
+    ],
+)
+def test_wrong_input_of_a_verb_is_exit_code_2_without_a_traceback(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    done = voxtune(*words)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_resources_that_the_cluster_lacks_are_refused(space: Path, phantoms: Path, prepared: Data, tmp_path: Path):
+    options = ["--set", "resources.gpu=64", "--set", f"train.cache_dir={prepared.folder}"]
+    done = voxtune("launch", space, "--data", phantoms, "--out", tmp_path / "run", *options)
+    assert done.returncode == 2
+    assert "ask for" in done.stderr
+    assert "--set resources.gpu" in done.stderr
