@@ -81,16 +81,16 @@ def test_outline_is_the_border_of_a_mask() -> None:
     assert outline(np.ones((3, 3), bool)).sum() == 8  # the picture's edge counts
 
 
-X, Y, Z = 20, 16, 6
+X, Y, Z = 240, 192, 6
 
 
 def a_case() -> tuple[np.ndarray, np.ndarray]:
     """Grey tissue; oedema most in slice 4, a square with a core."""
     image = np.full((4, X, Y, Z), 100, np.int16)
     label = np.zeros((X, Y, Z), np.uint8)
-    label[4, 4, 1] = 2
-    label[3:12, 2:9, 4] = 2
-    label[5:10, 4:7, 4] = 1
+    label[48, 48, 1] = 2
+    label[36:144, 24:108, 4] = 2
+    label[60:120, 48:84, 4] = 1
     return image, label
 
 
@@ -103,10 +103,10 @@ def test_picture_outlines_truth_above_and_prediction_below() -> None:
     for tile in range(4):
         above, below = drawn[:Y, tile * X : (tile + 1) * X], drawn[Y:, tile * X : (tile + 1) * X]
         for part in (above, below):
-            assert tuple(part[2, 3]) == tuple(part[8, 11]) == COLOURS["WT"]  # corners of the oedema
-            assert tuple(part[3, 4]) == tuple(part[0, 0]) == (255, 255, 255)  # between outlines, and outside
-        assert tuple(above[4, 5]) == tuple(above[6, 9]) == COLOURS["TC"]
-        assert tuple(below[4, 5]) == (255, 255, 255)
+            assert tuple(part[24, 36]) == tuple(part[107, 143]) == COLOURS["WT"]  # corners of the oedema
+            assert tuple(part[40, 50]) == tuple(part[150, 200]) == (255, 255, 255)  # between outlines, and outside
+        assert tuple(above[48, 60]) == tuple(above[83, 119]) == COLOURS["TC"]
+        assert tuple(below[48, 60]) == (255, 255, 255)
 
 
 def test_picture_shows_the_slice_with_most_of_the_truth() -> None:
@@ -114,7 +114,7 @@ def test_picture_shows_the_slice_with_most_of_the_truth() -> None:
     elsewhere = np.zeros_like(label)
     elsewhere[:, :, 0] = 2
     drawn = picture(image, label, elsewhere)
-    assert tuple(drawn[2, 3]) == COLOURS["WT"]
+    assert tuple(drawn[24, 36]) == COLOURS["WT"]
     assert (drawn[Y:] == 255).all()  # the prediction has nothing in that slice
 
 
@@ -122,7 +122,7 @@ def test_picture_of_a_case_without_truth_has_the_prediction_alone() -> None:
     image, label = a_case()
     drawn = picture(image, None, label)
     assert drawn.shape == (Y, 4 * X, 3)
-    assert tuple(drawn[2, 3]) == COLOURS["WT"]
+    assert tuple(drawn[24, 36]) == COLOURS["WT"]
 
 
 def test_picture_of_a_case_without_tumour_is_its_middle_slice_in_grey() -> None:
@@ -131,7 +131,14 @@ def test_picture_of_a_case_without_tumour_is_its_middle_slice_in_grey() -> None:
     nothing = np.zeros((X, Y, Z), np.uint8)
     drawn = picture(image, nothing, nothing)
     assert (drawn[..., 0] == drawn[..., 1]).all()
-    assert drawn[0, 0, 0] == 0
-    assert (np.diff(drawn[0, :X, 0].astype(int)) >= 0).all()
-    assert drawn[0, X - 1, 0] == 255
-    assert not drawn[:, X:].any()  # a modality of zeros is black
+    assert drawn[100, 0, 0] == 0
+    assert (np.diff(drawn[100, :X, 0].astype(int)) >= 0).all()
+    assert drawn[100, X - 1, 0] == 255
+    assert not drawn[20:Y, X:].any()  # a modality of zeros is black below its caption
+
+
+def test_picture_magnifies_small_volumes_and_captions_each_slice() -> None:
+    image, label = np.ones((4, 60, 50, 4), np.int16), np.zeros((60, 50, 4), np.uint8)
+    drawn = picture(image * 0, label, label)
+    assert drawn.shape == (2 * 200, 4 * 240, 3)
+    assert all(drawn[row : row + 16, column : column + 60].any() for row in (0, 200) for column in range(0, 960, 240))

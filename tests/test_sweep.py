@@ -266,3 +266,4 @@ def test_resources_that_the_cluster_lacks_are_refused(space: Path, phantoms: Pat
     assert done.returncode == 2
     assert "ask for" in done.stderr
     assert "--set resources.gpu" in done.stderr
+    assert not (tmp_path / "run").exists()

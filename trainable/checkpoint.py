@@ -30,13 +30,17 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         aside.unlink(missing_ok=True)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file meant by a file, a folder of checkpoints or the output folder of a training."""
-    places = [path] if path.is_file() else [path / LATEST, path / "checkpoints" / LATEST, path / BEST]
-    for place in places:
+def find_checkpoint(path: Path, *, wanted: str = LATEST) -> Path:
+    """The checkpoint meant by a file, a folder of checkpoints or the output folder of a training.
+
+    wanted: which of a folder's, where it has both: LATEST to go on from, BEST to predict with.
+    """
+    names = sorted((LATEST, BEST), key=lambda name: name != wanted)
+    folders = (path, path / "checkpoints")
+    for place in [path, *(folder / name for name in names for folder in folders)]:
         if place.is_file():
             return place
-    raise InputError(f"{path}: no checkpoint there; expected a .pth file or a folder with {LATEST}")
+    raise InputError(f"{path}: no checkpoint there; expected a .pth file or a folder with {wanted}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -60,7 +64,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_network(path: Path, device: torch.device) -> tuple[UNet3D, TrainConfig]:
-    """The network of a checkpoint with its weights, ready to predict, and the config that it was trained with."""
+    """The network of a checkpoint (of a folder: the best) with its weights, and the config that it was trained with."""
+    path = find_checkpoint(path, wanted=BEST)
     state = load_checkpoint(path)
     config = make_config(state["config"], str(path))
     network = build_network(config)

@@ -181,7 +181,7 @@ def test(config: TrainConfig) -> dict[str, float]:
     data = prepare_data(config)
     if not data.split.test:
         raise InputError("the split has no test cases; see --test_fraction and --split_file")
-    network, _ = checkpoint.load_network(checkpoint.find_checkpoint(config.resume), choose_device(config))
+    network, _ = checkpoint.load_network(config.resume, choose_device(config))
     scores = validate(network, config, data.folder, data.split.test, distances=True)
     print(f"{len(scores)} test cases, {config.resume}")
     print(score_table(scores))

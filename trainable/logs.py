@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 from scipy import ndimage
 from torch.utils.tensorboard import SummaryWriter
 
 from trainable.config import MODALITIES, REGIONS
 from trainable.metrics import Bools, regions_of
 
+TILE = 240  # pixels, at least, that a slice is wide
 COLOURS = {"WT": (70, 200, 90), "TC": (240, 90, 80), "ET": (250, 210, 60)}
 
 
@@ -72,7 +74,7 @@ def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
 
 
 def outline(mask: Bools) -> Bools:
-    """The border voxels of a 2D mask."""
+    """The border pixels of a 2D mask."""
     return mask & ~ndimage.binary_erosion(mask)
 
 
@@ -81,19 +83,39 @@ def picture(
 ) -> NDArray[np.uint8]:
     """The four modalities of the axial slice with most tumour, truth outlined above, prediction below.
 
-    image (4, X, Y, Z), labels (X, Y, Z) -> RGB uint8 (height, width, 3).
+    image (4, X, Y, Z), labels (X, Y, Z) -> RGB uint8 (height, width, 3); small volumes are magnified.
     """
     shown = label if label is not None and label.any() else prediction
     z = int((shown > 0).sum((0, 1)).argmax()) if shown.any() else image.shape[3] // 2
+    scale = max(1, TILE // max(image.shape[1:3]))
+    rows = {"prediction": prediction} if label is None else {"truth": label, "prediction": prediction}
     strips = []
-    for labels in [prediction] if label is None else [label, prediction]:
-        tiles = []
-        for channel in range(len(MODALITIES)):
-            plane = image[channel, :, :, z].astype(np.float32)
-            top = np.percentile(plane[plane > 0], 99.5) if (plane > 0).any() else 1.0
-            tile = np.repeat((plane / top).clip(0, 1)[..., None] * 255, 3, axis=2).astype(np.uint8)
-            for region, mask in zip(REGIONS, regions_of(labels[:, :, z]), strict=True):
-                tile[outline(mask)] = COLOURS[region]
-            tiles.append(tile.transpose(1, 0, 2))  # rows are y, columns are x
+    for name, labels in rows.items():
+        regions = [magnified(mask, scale) for mask in regions_of(labels[:, :, z])]
+        tiles = [tile(magnified(image[channel, :, :, z], scale), regions) for channel in range(len(MODALITIES))]
+        for modality, each in zip(MODALITIES, tiles, strict=True):
+            write_on(each, f"{modality}, {name}")
         strips.append(np.concatenate(tiles, axis=1))
     return np.concatenate(strips, axis=0)
+
+
+def magnified(plane: NDArray[Any], scale: int) -> NDArray[Any]:
+    """A plane (X, Y) as rows of y and columns of x, each pixel `scale` times as large."""
+    return plane.T.repeat(scale, 0).repeat(scale, 1)
+
+
+def tile(plane: NDArray[np.int16], regions: Sequence[Bools]) -> NDArray[np.uint8]:
+    """A plane in grey, up to its 99.5th percentile, with the regions outlined in their colours: RGB uint8."""
+    top = np.percentile(plane[plane > 0], 99.5) if (plane > 0).any() else 1.0
+    grey = (plane / top).clip(0, 1)[..., None] * 255
+    rgb = np.repeat(grey, 3, axis=2).astype(np.uint8)
+    for region, mask in zip(REGIONS, regions, strict=True):
+        rgb[outline(mask)] = COLOURS[region]
+    return rgb
+
+
+def write_on(rgb: NDArray[np.uint8], text: str) -> None:
+    """Write a caption into the upper left corner."""
+    drawn = Image.fromarray(rgb)
+    ImageDraw.Draw(drawn).text((4, 2), text, fill=(255, 255, 255))
+    rgb[:] = np.asarray(drawn)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from trainable.cases import Case, find_case, find_cases, load_case
-from trainable.checkpoint import find_checkpoint, load_network
+from trainable.checkpoint import load_network
 from trainable.config import InputError, make_config
 from trainable.inference import predict_case, save_label
 from trainable.logs import picture
@@ -30,7 +30,7 @@ def predict_cases(
     """Write OUT/<case>.nii.gz (uint8, labels 0, 1, 2, 4) for each case; returns the scores of those with a seg file."""
     cases = [case for folder in folders for case in cases_in(folder)]
     place = choose_device(make_config({"device": device}, "voxtune predict"))
-    network, config = load_network(find_checkpoint(checkpoint), place)
+    network, config = load_network(checkpoint, place)
     config = config.model_copy(update={"mirror": mirror or config.mirror})
     scores: Scores = {}
     for index, case in enumerate(cases, 1):

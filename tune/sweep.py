@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from rich.console import Console
 
 from trainable.cache import data_digest
 from trainable.cases import save_split
-from trainable.config import InputError, make_config
+from trainable.config import InputError
 from trainable.data import Data, prepare_data
 from trainable.trial import train_trial
 from tune.asha import Asha
@@ -56,54 +57,44 @@ def launch(
     if (run / JOURNAL).exists():
         raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
     data = prepare_data(study.train_config({}))
-    run.mkdir(parents=True, exist_ok=True)
-    with locked(run):
-        save_split(data.split, run / "split.json")
-        places = {"storage": storage or str(run / "ray"), "cache_dir": str(data.folder)}
-        study = study.model_copy(update={"record": {**places, **provenance(data)}})
-        (run / STUDY_FILE).write_text(dump(study))
-        journal = Journal(run, study)
-        for each in params or (study.space.default_params(),):
-            journal.enqueue(each)
-        return sweep(study, run, journal, address)
+    with cluster(study, address) as slots:
+        run.mkdir(parents=True, exist_ok=True)
+        with locked(run):
+            save_split(data.split, run / "split.json")
+            places = {"storage": storage or str(run / "ray"), "cache_dir": str(data.folder)}
+            study = study.model_copy(update={"record": {**places, **provenance(data)}})
+            (run / STUDY_FILE).write_text(dump(study))
+            journal = Journal(run, study)
+            for each in params or (study.space.default_params(),):
+                journal.enqueue(each)
+            return sweep(study, run, journal, slots)
 
 
 def resume(run: Path, *, address: str | None, trials: int | None = None) -> Run:
     """Go on with an interrupted sweep, or add trials to a finished one."""
     study = read_run(run).study
-    with locked(run):
+    if trials is not None:
+        study = study.model_copy(update={"study": study.study.model_copy(update={"trials": trials})})
+    with locked(run), cluster(study, address) as slots:
         if trials is not None:
-            study = study.model_copy(update={"study": study.study.model_copy(update={"trials": trials})})
             (run / STUDY_FILE).write_text(dump(study))
-        return sweep(study, run, Journal(run, study), address)
+        return sweep(study, run, Journal(run, study), slots)
 
 
-def sweep(study: StudyConfig, run: Path, journal: Journal, address: str | None) -> Run:
-    """Run what is left of a sweep on Ray."""
+def sweep(study: StudyConfig, run: Path, journal: Journal, slots: Slots) -> Run:
+    """Run what is left of a sweep on the cluster that is connected."""
     console = make_console()
+    assert study.record
+    data = {"split_file": run / "split.json", "cache_dir": Path(study.record["cache_dir"])}
+    searcher = StudySearcher(journal, study, data, slots)
     ending = Ending(study.study.time_budget)
-    start_ray(address)
-    try:
-        slots = Slots(study)
-        if not slots.count():
-            cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
-            raise InputError(
-                f"resources ask for {study.resources.cpu} CPUs and {study.resources.gpu:g} GPUs a trial; the cluster "
-                f"has {cpus:g} and {gpus:g} in all; lower them with --set resources.gpu=... --set resources.cpu=..."
-            )
-        assert study.record is not None
-        data = {"split_file": run / "split.json", "cache_dir": Path(study.record["cache_dir"])}
-        searcher = StudySearcher(journal, study, data, slots)
-        if not searcher.left:
-            update_best(read_run(run), local_folder)
-            console.print(f"all {study.study.trials} trials have ended; add some with --trials")
-            return read_run(run)
-        epochs = make_config(study.train).epochs
+    if searcher.left:
+        epochs = study.option("epochs")
         with LiveTable(console, epochs, study.study.trials) as table, ending.listening():
             recorder = Recorder(Run(run, study, []), journal, table)
             tuner(study, run, journal, searcher, recorder, ending).fit()
-    finally:
-        ray.shutdown()
+    else:
+        console.print(f"all {study.study.trials} trials have ended; add some with --trials")
     found = read_run(run)
     update_best(found, local_folder)
     ending.say(console, found)
@@ -140,6 +131,23 @@ def tuner(
     )
 
 
+@contextmanager
+def cluster(study: StudyConfig, address: str | None) -> Iterator[Slots]:
+    """A Ray cluster, that of `address` or one of this machine alone, with room for a trial at least."""
+    start_ray(address)
+    try:
+        slots = Slots(study)
+        if not slots.count():
+            cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+            raise InputError(
+                f"resources ask for {study.resources.cpu} CPUs and {study.resources.gpu:g} GPUs a trial; the cluster "
+                f"has {cpus:g} and {gpus:g} in all; lower them with --set resources.gpu=... --set resources.cpu=..."
+            )
+        yield slots
+    finally:
+        ray.shutdown()
+
+
 def start_ray(address: str | None) -> None:
     """Connect to a cluster, or start one on this machine."""
     for name, value in RAY_ENVIRONMENT.items():
@@ -150,11 +158,14 @@ def start_ray(address: str | None) -> None:
     if address is None:
         ray.init(include_dashboard=False, object_store_memory=200 * 2**20, **options)
         return
-    packages = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "trainable")]
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        packages = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "trainable")]
         ray.init(address=address, runtime_env={"py_modules": packages}, **options)
-    except ConnectionError as error:
-        raise InputError(f"--address {address}: no Ray cluster answers there ({error}); try `ray status`") from None
+    except OSError as error:  # ConnectionError is one
+        raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
 
 
 @dataclass
