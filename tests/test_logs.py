@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainable.logs import COLOURS, RunLog, epoch_line, outline, picture, read_rows
 
 
-def write(folder: Path, rows: list[dict[str, Any]], after_epoch: int = 0) -> None:
-    log = RunLog(folder, after_epoch=after_epoch)
+def write(folder: Path, rows: list[dict[str, Any]]) -> None:
+    log = RunLog(folder)
     for row in rows:
         log.write(row)
     log.close()
@@ -43,9 +43,14 @@ def test_rows_are_on_disk_before_the_log_is_closed(tmp_path: Path) -> None:
 
 def test_resumed_training_replaces_the_rows_that_it_does_again(tmp_path: Path) -> None:
     write(tmp_path, [{"epoch": epoch, "loss": 1.0} for epoch in (1, 2, 3, 4)])
-    write(tmp_path, [{"epoch": epoch, "loss": 0.5} for epoch in (3, 4, 5)], after_epoch=2)
+    write(tmp_path, [{"epoch": epoch, "loss": 0.5} for epoch in (3, 4, 5)])
     rows = [(int(row["epoch"]), float(row["loss"])) for row in read_rows(tmp_path / "metrics.csv")]
     assert rows == scalars(tmp_path, "loss") == [(1, 1.0), (2, 1.0), (3, 0.5), (4, 0.5), (5, 0.5)]
+
+
+def test_a_repeated_row_replaces_itself(tmp_path: Path) -> None:
+    write(tmp_path, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4}, {"epoch": 2, "loss": 0.4}])
+    assert [row["epoch"] for row in read_rows(tmp_path / "metrics.csv")] == ["1", "2"]
 
 
 def test_new_training_in_an_old_folder_starts_afresh(tmp_path: Path) -> None:

@@ -267,3 +267,38 @@ def test_resources_that_the_cluster_lacks_are_refused(space: Path, phantoms: Pat
     assert "ask for" in done.stderr
     assert "--set resources.gpu" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_worker_is_restarted_from_its_checkpoint(
+    run: Path, space: Path, phantoms: Path, prepared: Data, tmp_path: Path
+):
+    folder = tmp_path / "run"
+    options = ["--trials", "1", "--set", f"train.cache_dir={prepared.folder}"]
+    words = command("launch", space, "--data", phantoms, "--out", folder, *options)
+    launched = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    trial = folder / "trials" / "0000"
+    wait_for(lambda: len(rows(trial)) >= 2, launched)
+    os.kill(worker_of(launched.pid), signal.SIGKILL)
+    output, _ = launched.communicate(timeout=120)
+    assert launched.returncode == 0, output
+    assert "goes on after epoch" in (trial / "stdout.log").read_text()
+    whole = read_trials(run)[0]
+    [restarted] = read_trials(folder)
+    assert (restarted.state, restarted.intermediate_values) == (whole.state, whole.intermediate_values)
+    assert [int(row["epoch"]) for row in rows(trial)] == [1, 2, 3, 4]
+
+
+def worker_of(driver: int) -> int:
+    """The process of the trial that this driver's Ray runs."""
+    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    parents, names = {}, {}
+    for line in listing.splitlines()[1:]:
+        pid, parent, name = line.split(None, 2)
+        parents[int(pid)], names[int(pid)] = int(parent), name
+    for pid, name in names.items():
+        ancestor = pid
+        while ancestor in parents and ancestor != driver:
+            ancestor = parents[ancestor]
+        if ancestor == driver and name.startswith("ray::ImplicitFunc"):
+            return pid
+    raise AssertionError(listing)

@@ -124,19 +124,16 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
 def train(config: TrainConfig) -> EpochResult:
     """Train in output_dir, with its logs."""
     output = config.output_dir
-    started = 0
     if config.resume is None and (output / "checkpoints" / checkpoint.LATEST).exists():
         raise InputError(
             f"{output} holds a training already; go on with --resume {output} or take another --output_dir"
         )
-    if config.resume is not None:
-        started = int(checkpoint.load_checkpoint(config.resume)["epoch"])
     data = prepare_data(config)
     output.mkdir(parents=True, exist_ok=True)
     save_options(config, output / "training_config.json")
     save_split(data.split, output / "split.json")
     print(describe(config, data), flush=True)
-    log = RunLog(output, after_epoch=started)
+    log = RunLog(output)
 
     def on_epoch_end(result: EpochResult) -> None:
         row = result.row()

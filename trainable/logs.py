@@ -23,17 +23,19 @@ COLOURS = {"WT": (70, 200, 90), "TC": (240, 90, 80), "ET": (250, 210, 60)}
 class RunLog:
     """Writes the rows of a training (or of a sweep's trial) as they come.
 
-    Rows of epochs after `after_epoch`, which a resumed training does again, are dropped from metrics.csv first.
+    A row replaces those of its epoch and later ones, which a resumed training does again.
     """
 
-    def __init__(self, folder: Path, *, after_epoch: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.csv"
-        self.rows = [row for row in read_rows(self.path) if int(row["epoch"]) <= after_epoch]
-        self.board = SummaryWriter(str(folder), purge_step=after_epoch + 1)
+        self.folder, self.path = folder, folder / "metrics.csv"
+        self.rows = read_rows(self.path)
+        self.board: SummaryWriter | None = None
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Add an epoch's row."""
+        epoch = int(row["epoch"])
+        self.rows = [earlier for earlier in self.rows if int(earlier["epoch"]) < epoch]
         self.rows.append({name: str(value) for name, value in row.items()})
         names = list(dict.fromkeys(name for each in self.rows for name in each))
         aside = self.path.with_suffix(".csv.new")
@@ -42,14 +44,17 @@ class RunLog:
             writer.writeheader()
             writer.writerows(self.rows)
         aside.replace(self.path)
+        if self.board is None:
+            self.board = SummaryWriter(str(self.folder), purge_step=epoch)
         for name, value in row.items():
             if isinstance(value, int | float) and name != "epoch":
-                self.board.add_scalar(name, value, int(row["epoch"]))
+                self.board.add_scalar(name, value, epoch)
         self.board.flush()
 
     def close(self) -> None:
         """Close the TensorBoard file."""
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -56,7 +56,7 @@ class Recorder(ray_tune.Callback):
         if "avg_total_loss" not in result:
             return  # out of memory before an epoch ended
         if number not in self.logs:
-            self.logs[number] = RunLog(folder, after_epoch=result["epoch"] - 1)
+            self.logs[number] = RunLog(folder)
         self.logs[number].write({name: value for name, value in result.items() if name not in NOT_METRICS})
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:

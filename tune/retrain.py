@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from trainable import checkpoint, cli
 from trainable.cases import Split, load_split, save_split
 from trainable.config import InputError, load_options, make_config, plain
@@ -44,6 +46,7 @@ def retrain(
         "resume": unfinished(output, epochs),
     }
     config = make_config({**plain(recipe), **places, "epochs": epochs, "patience": 0}, str(output))
+    torch.set_num_threads(run.study.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
     cli.train(config)
     if split.test:
         best = config.output_dir / "checkpoints" / checkpoint.BEST
