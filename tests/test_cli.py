@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from trainable import cli
+from trainable.cases import load_split
 from trainable.config import TrainConfig
 from trainable.data import Data
 
@@ -99,6 +101,23 @@ def test_an_output_dir_in_use_is_refused(phantoms: Path, prepared: Data, tmp_pat
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_test_only_keeps_the_split_of_the_training_when_the_folder_grows(phantoms: Path, tmp_path: Path, capsys):
+    data, output = tmp_path / "data", tmp_path / "output"
+    shutil.copytree(phantoms, data)
+    words = f"--data_dir {data} --output_dir {output} --epochs 1 {SMALL}".split()
+    assert cli.main(words) == 0
+    shutil.copytree(data / "Phantom_00000", data / "A")
+    for path in (data / "A").iterdir():
+        path.rename(path.with_name(path.name.replace("Phantom_00000", "A")))
+    model = str(output / "checkpoints" / "best_model.pth")
+    assert cli.main(["--resume", model, "--test_only"]) == 0
+    test = load_split(output / "split.json").test
+    assert set(json.loads((output / "test_scores.json").read_text())["cases"]) == set(test)
+    (output / "split.json").write_text(json.dumps({"train": ["A"], "val": [], "test": ["Phantom_00000"]}))
+    assert cli.main(["--resume", model, "--test_only"]) == 2
+    assert "a test case may have been trained on" in capsys.readouterr().err
+
+
 def test_every_option_is_a_flag_with_its_meaning_in_the_help(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
@@ -112,3 +131,8 @@ def test_an_exported_recipe_is_accepted_and_flags_come_before_it(tmp_path: Path)
     (tmp_path / "best.yaml").write_text("# trial 3\noptimizer: sgd\nlr: 1e-2\nloss_weights: [1.0, 2.0]\n")
     options = cli.read_flags(["--config", str(tmp_path / "best.yaml"), "--lr", "0.5"])
     assert options == {"optimizer": "sgd", "lr": "0.5", "loss_weights": [1.0, 2.0]}
+
+
+def test_focal_loss_beside_another_base_loss_is_refused(capsys):
+    assert cli.main(["--focal_loss", "--base_loss", "tversky", "--data_dir", "X"]) == 2
+    assert "focal_loss is true and base_loss is 'tversky'; drop one" in capsys.readouterr().err

@@ -187,6 +187,26 @@ def test_a_new_lr_on_resume_takes_effect(prepared: Data, tmp_path: Path):
     assert [result.stats["lr"] for result in results] == pytest.approx([2e-4, 1e-4])
 
 
+def test_other_options_on_resume_take_effect(prepared: Data, tmp_path: Path):
+    run(config_in(tmp_path, optimizer="sgd"), prepared, interrupt_after=1)
+    options = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.25, "plateau_patience": 3, "plateau_factor": 0.1}
+    config = config_in(tmp_path, resume=tmp_path, **options)
+    training = Training(config)
+    training.load_state(checkpoint.load_checkpoint(tmp_path), prepared)
+    assert [group["momentum"] for group in training.optimizer.param_groups] == [0.5, 0.5]
+    assert [group["weight_decay"] for group in training.optimizer.param_groups] == [0.25, 0.0]
+    assert (training.schedule.scheduler.patience, training.schedule.scheduler.factor) == (3, 0.1)
+
+
+def test_resume_of_an_earlier_checkpoint_does_not_keep_a_later_best_model(prepared: Data, tmp_path: Path):
+    results = run(config_in(tmp_path, save_freq=1, patches_per_epoch=24), prepared)
+    assert results[-1].best_epoch > 1
+    first = tmp_path / "checkpoints" / "epoch_0001.pth"
+    again = run(config_in(tmp_path, resume=first, epochs=2, lr=1e-9), prepared)
+    best = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "best_model.pth")
+    assert best["epoch"] == again[-1].best_epoch == 2
+
+
 def test_resume_of_a_finished_training_says_to_raise_epochs(prepared: Data, tmp_path: Path):
     run(config_in(tmp_path), prepared)
     with pytest.raises(InputError, match="has done 4 of 4 epochs; raise --epochs"):

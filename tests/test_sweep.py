@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,24 +103,16 @@ def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):
     assert best.score == max(trial.value for trial in read_trials(run) if trial.state == TrialState.COMPLETE)
     state = checkpoint.load_checkpoint(run / "best" / "best_model.pth")
     assert (state["best_score"], state["epoch"]) == (best.score, best.best_epoch)
-    assert f"# trial {best.number} of whole" in (run / "best" / "config.yaml").read_text()
+    assert f"# trial {best.number}: val_dice_mean {best.score:.4f}" in (run / "best" / "config.yaml").read_text()
 
 
 def test_every_trial_has_the_runs_split_and_a_seed_of_its_own(run: Path):
     seeds = set()
     for trial in read_run(run).trials:
-        with checkpoint_folder(trial.checkpoint) as folder:
-            state = checkpoint.load_checkpoint(folder)
+        state = checkpoint.load_checkpoint(run / "ray" / str(trial.checkpoint))
         seeds.add(state["config"]["seed"])
         assert state["split"] == load_split(run / "split.json").digest()
     assert seeds == {1, 2, 3, 4, 5}
-
-
-def checkpoint_folder(path: str | None):
-    import contextlib
-
-    assert path is not None
-    return contextlib.nullcontext(Path(path))
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -176,6 +169,35 @@ def test_launch_into_a_run_is_refused_and_resume_of_a_finished_one_says_so(run: 
     done = voxtune("resume", run)
     assert done.returncode == 0
     assert "all 5 trials have ended; add some with --trials" in done.stdout
+
+
+def test_a_moved_run_goes_on_where_it_lies_and_its_lost_cache_is_made_again(
+    run: Path, phantoms: Path, prepared: Data, tmp_path: Path
+):
+    """Its paths are below itself; the environment's RAY_ADDRESS is not taken for a cluster of this sweep."""
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    text = (moved / "study.yaml").read_text().replace(str(prepared.folder), str(tmp_path / "cache"))
+    (moved / "study.yaml").write_text(text)
+    words = command("resume", moved, "--trials", "6")
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "prepared 8 cases" in done.stderr
+    assert len(read_trials(moved)) == 6
+    assert len(list((moved / "ray").iterdir())) == 2
+    assert read_trials(run)[-1].number == 4
+
+
+def test_resume_on_other_data_is_refused_and_nothing_is_lost(run: Path, prepared: Data, tmp_path: Path):
+    moved = tmp_path / "run"
+    shutil.copytree(run, moved)
+    text = (moved / "study.yaml").read_text()
+    (moved / "study.yaml").write_text(re.sub(r"data: [0-9a-f']{12,14}\n", "data: 000000000000x\n", text))
+    done = voxtune("resume", moved, "--trials", "6")
+    assert done.returncode == 2
+    assert "the cases are not those that" in done.stderr
+    assert len(read_trials(moved)) == 5
 
 
 def test_best_prints_and_exports_a_recipe_that_train_py_takes(run: Path, tmp_path: Path):
@@ -245,6 +267,9 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path):
         (["launch", "nothing.yaml", "--data", ".", "--out", "x"], "no such file"),
         (["check", "brats", "--set", "space.lrr={uniform: [0, 1]}"], r"did you mean lr\?"),
         (["check", "brats", "--set", "space.seed={choice: [0, 1]}"], "never searched"),
+        (["check", "brats", "--set", "study.seed=-1"], "study.seed is -1"),
+        (["launch", "demo", "--data", "x", "--out", "x", "--address", "nonsense"], "no such folder"),
+        (["resume", "x", "--trials", "0"], "trials"),
         (["status", "/nowhere"], "no study.yaml there"),
         (["predict", "/nowhere", "/nowhere", "--out", "x"], "no such folder"),
         (["phantom", "x", "--cases", "0"], "cases"),
@@ -267,6 +292,23 @@ def test_resources_that_the_cluster_lacks_are_refused(space: Path, phantoms: Pat
     assert "ask for" in done.stderr
     assert "--set resources.gpu" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_depth_is_searched_with_paths_and_a_seed_of_any_size(
+    phantoms: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A patch that depth 6 would refuse, a data folder that YAML would cut at its #, a relative path, a large seed."""
+    text = SPACE % (os.cpu_count() or 1)
+    text = text.replace("seed: 1", "seed: 123456789").replace("depth: 3, ", "").replace("trials: 5", "trials: 2")
+    (tmp_path / "depth.yaml").write_text(text + "  depth: {choice: [2, 3]}\n")
+    (tmp_path / "data #1").symlink_to(phantoms)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    options = ["--set", f"train.cache_dir={os.path.relpath(prepared.folder)}"]
+    done = voxtune("launch", "depth.yaml", "--data", "data #1", "--out", "run", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {trial.params["depth"] for trial in read_trials(tmp_path / "run")} <= {2, 3}
+    assert all(trial.state == TrialState.COMPLETE or trial.value for trial in read_trials(tmp_path / "run"))
 
 
 def test_a_killed_worker_is_restarted_from_its_checkpoint(

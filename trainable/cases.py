@@ -211,8 +211,9 @@ def _to_int16(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
 def _to_label(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[np.uint8]:
     """Labels 0, 1, 2, 4 from those of the case's own convention."""
     values = np.unique(voxels)
-    if voxels.dtype.kind == "f" and not bool((np.rint(values) == values).all()):
-        odd = [float(value) for value in values if value != np.rint(value)][:4]
+    whole = np.isfinite(values) & (np.rint(values) == values)
+    if not whole.all():
+        odd = [float(value) for value in values[~whole]][:4]
         raise CaseError(f"{case.name}: {path.name} has non-integer labels such as {odd}; expected whole numbers")
     expected = [0, 1, 2, case.et_label]
     if not np.isin(values, expected).all():

@@ -33,20 +33,24 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run train.py; returns its exit code: 0, 2 for wrong input, 130 for Ctrl-C."""
+    """Run train.py; returns its exit code: 0, 1 for a loss not finite, 2 for wrong input, 130 for Ctrl-C."""
     options: dict[str, Any] = {}
     try:
         options = read_flags(sys.argv[1:] if argv is None else argv)
         config = resolve(options)
         if config.test_only:
             test(config)
-        else:
-            train(config)
+        elif train(config).end_reason == "non_finite":
+            return 1
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: python train.py --resume {options.get('output_dir', 'OUTPUT_DIR')}")
+        place = options.get("output_dir") or options.get("resume") or TrainConfig().output_dir
+        print(f"\nstopped; go on with: python train.py --resume {place}")
         return INTERRUPTED
     return 0
 
@@ -99,8 +103,6 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
     flags = vars(known)
     config_file = flags.pop("config")
     options = load_options(config_file) if config_file else {}
-    if flags.pop("focal_loss", False):
-        flags["base_loss"] = "focal"
     return {**options, **flags}
 
 
@@ -113,7 +115,10 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
         source = checkpoint.find_checkpoint(config.resume)
         saved = checkpoint.load_checkpoint(source)["config"]
         home = source.parent.parent if source.parent.name == "checkpoints" else source.parent
-        config = make_config({**saved, "output_dir": home, "pretrained": None, **options}, "train.py")
+        split = {"split_file": home / "split.json"} if (home / "split.json").exists() else {}
+        config = make_config({**saved, **split, "output_dir": home, "pretrained": None, **options}, "train.py")
+        if config.output_dir.resolve() != home.resolve():
+            refuse_used(config.output_dir)
         for name, value in plain(config).items():
             if name in options and value != saved[name] and name not in ("resume", "test_only"):
                 print(f"resume: {name} is {value} now, {saved[name]} before")
@@ -132,6 +137,7 @@ def train(config: TrainConfig) -> EpochResult:
     output.mkdir(parents=True, exist_ok=True)
     save_options(config, output / "training_config.json")
     save_split(data.split, output / "split.json")
+    (output / "skipped_cases.txt").write_text("".join(f"{reason}\n" for reason in data.skipped))
     print(describe(config, data), flush=True)
     log = RunLog(output)
 
@@ -145,7 +151,17 @@ def train(config: TrainConfig) -> EpochResult:
     finally:
         log.close()
     print(ending(result, config))
+    if data.skipped:
+        print(f"{len(data.skipped)} bad cases were left out, see {output}/skipped_cases.txt")
     return result
+
+
+def refuse_used(output: Path) -> None:
+    """Raise InputError where another training's checkpoints would be written over."""
+    if (output / "checkpoints" / checkpoint.LATEST).exists():
+        raise InputError(
+            f"{output} holds a training already; go on with --resume {output} or take another --output_dir"
+        )
 
 
 def describe(config: TrainConfig, data: Data) -> str:
@@ -178,9 +194,14 @@ def test(config: TrainConfig) -> dict[str, float]:
     data = prepare_data(config)
     if not data.split.test:
         raise InputError("the split has no test cases; see --test_fraction and --split_file")
-    network, _ = checkpoint.load_network(config.resume, choose_device(config))
+    source = checkpoint.find_checkpoint(config.resume, wanted=checkpoint.BEST)
+    if checkpoint.load_checkpoint(source)["split"] != data.split.digest():
+        raise InputError(
+            f"the split is not that of {source}: a test case may have been trained on; restore --split_file"
+        )
+    network, _ = checkpoint.load_network(source, choose_device(config))
     scores = validate(network, config, data.folder, data.split.test, distances=True)
-    print(f"{len(scores)} test cases, {config.resume}")
+    print(f"{len(scores)} test cases, {source}")
     print(score_table(scores))
     config.output_dir.mkdir(parents=True, exist_ok=True)
     save_scores(scores, config.output_dir / "test_scores")

@@ -180,7 +180,9 @@ class TrainConfig(BaseModel):
         1.0, "Factor on the ranges below; the probabilities stay.", group="augmentation", role="recipe", ge=0, le=3
     )
     flip_prob: float = option(0.5, "Flip, for each axis.", group="augmentation", role="recipe", ge=0, le=1)
-    rotate_prob: float = option(0.2, "Rotate up to 15 degrees a axis.", group="augmentation", role="recipe", ge=0, le=1)
+    rotate_prob: float = option(
+        0.2, "Rotate up to 15 degrees an axis.", group="augmentation", role="recipe", ge=0, le=1
+    )
     zoom_prob: float = option(0.2, "Zoom in space by up to 20 %.", group="augmentation", role="recipe", ge=0, le=1)
     scale_prob: float = option(
         0.5, "Multiply intensity by up to 10 %.", group="augmentation", role="recipe", ge=0, le=1

@@ -21,18 +21,20 @@ from trainable.config import InputError, TrainConfig, plain
 from trainable.data import Data
 from trainable.inference import autocast, predict_label
 from trainable.losses import make_loss
-from trainable.metrics import mean_scores, score_case
+from trainable.metrics import mean_scores, score_case, spacing_of
 from trainable.optimizers import Schedule, make_optimizer
 from trainable.patches import Batch, PatchLoader
 from trainable.unet3d import UNet3D, build_network
 
 Row = dict[str, float | int | str]
 
-# A resumed training may change anything but these: they give the state its shape and the scores their meaning.
+# A resumed training may change anything but these, which give the state its shape, and the split.
 FIXED_ON_RESUME = (
-    *("depth", "base_channels", "max_channels", "residual", "deep_supervision", "optimizer", "scheduler"),
-    *("seed", "split_file", "val_fraction", "test_fraction", "folds", "fold"),
+    *("depth", "base_channels", "max_channels", "residual", "deep_supervision", "optimizer", "scheduler", "seed"),
 )
+
+
+ASKED = ("weight_decay", "momentum", "nesterov")  # of the optimizer's groups: as the config now says, not the state
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,10 @@ class Training:
         if state["split"] != data.split.digest():
             raise InputError("--resume: the cases or their split are not those of the checkpoint; restore them")
         self.network.load_state_dict(state["network"])
+        asked = [{name: group[name] for name in ASKED if name in group} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(self.optimizer.param_groups, asked, strict=True):
+            group.update(values)
         self.schedule.load_state_dict(state["schedule"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -138,6 +143,18 @@ class Training:
         self.validations_without_gain = state["validations_without_gain"]
         if self.config.lr != saved["lr"]:
             self.schedule.set_base_lr(self.config.lr)
+
+    def keep_best(self, source: Path, folder: Path) -> None:
+        """Take along the best model so far, from the folder of the checkpoint that was loaded.
+
+        Where it is not there any more (an earlier checkpoint was resumed), the next validation counts as the best.
+        """
+        best = source / checkpoint.BEST
+        if not best.exists() or checkpoint.load_checkpoint(best)["epoch"] != self.best_epoch:
+            self.best_score, self.best_epoch, self.validations_without_gain = 0.0, 0, 0
+        elif source.resolve() != folder.resolve():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, folder / checkpoint.BEST)
 
 
 def seed_epoch(config: TrainConfig, epoch: int) -> None:
@@ -227,7 +244,7 @@ def validate(
     for name in names:
         case = open_case(folder, name)
         prediction = predict_label(network, case.image, case.mean, case.std, config)
-        scores[name] = score_case(prediction, case.label, distances=distances)
+        scores[name] = score_case(prediction, case.label, spacing=spacing_of(case.affine), distances=distances)
     return scores
 
 
@@ -245,7 +262,7 @@ def fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], N
     if config.resume is not None:
         source = checkpoint.find_checkpoint(config.resume)
         training.load_state(checkpoint.load_checkpoint(source), data)
-        keep_best(source.parent, folder)
+        training.keep_best(source.parent, folder)
         if training.epoch >= config.epochs:
             raise InputError(f"{source} has done {training.epoch} of {config.epochs} epochs; raise --epochs to go on")
     elif config.pretrained is not None:
@@ -281,11 +298,3 @@ def run_epoch(training: Training, loader: PatchLoader, data: Data, folder: Path)
     for name in names:
         checkpoint.save_checkpoint(state, folder / name)
     return result
-
-
-def keep_best(source: Path, folder: Path) -> None:
-    """Take the best model so far along where a training goes on in another folder."""
-    best = source / checkpoint.BEST
-    if best.exists() and source.resolve() != folder.resolve():
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(best, folder / checkpoint.BEST)

@@ -38,6 +38,12 @@ def label_of(regions: Bools) -> Labels:
     return label
 
 
+def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Size in mm of a voxel along each axis of the array, from a NIfTI affine (4, 4)."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return x, y, z
+
+
 def dice(prediction: Bools, truth: Bools) -> float:
     """2 |A and B| / (|A| + |B|) in [0, 1]; 1 where both are empty, 0 where one is."""
     total = int(prediction.sum()) + int(truth.sum())

@@ -51,6 +51,9 @@ FACTORS: dict[str, Callable[[int, TrainConfig], float]] = {
 }
 
 
+MOVING = ("base_lrs", "last_epoch", "_step_count", "_last_lr", "best", "num_bad_epochs", "cooldown_counter")
+
+
 class Schedule:
     """One lr schedule, stepped once an epoch; plateau is stepped by the validated metric."""
 
@@ -83,8 +86,8 @@ class Schedule:
             self.scheduler.step(score)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and lists only, so that a weights-only checkpoint holds it."""
-        return {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"}
+        """What moves during a training; what the config says comes from the config of the day."""
+        return {name: value for name, value in self.scheduler.state_dict().items() if name in MOVING}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a checkpoint stopped."""

@@ -13,7 +13,7 @@ from trainable.config import InputError, make_config
 from trainable.inference import predict_case, save_label
 from trainable.logs import picture
 from trainable.loop import choose_device
-from trainable.metrics import score_case
+from trainable.metrics import score_case, spacing_of
 
 Scores = dict[str, dict[str, float]]
 
@@ -39,7 +39,7 @@ def predict_cases(
         label = predict_case(network, loaded, config)
         save_label(label, loaded.affine, out / f"{case.name}.nii.gz")
         if loaded.label is not None:
-            spacing = tuple(float((loaded.affine[:3, axis] ** 2).sum() ** 0.5) for axis in range(3))
+            spacing = spacing_of(loaded.affine)
             scores[case.name] = score_case(label, loaded.label, spacing=spacing, distances=True)
         if pictures:
             Image.fromarray(picture(loaded.image, loaded.label, label)).save(out / f"{case.name}.png")

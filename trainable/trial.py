@@ -39,6 +39,7 @@ def train_trial(spec: TrialSpec) -> None:
     A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. No code
     follows the last report but clean-up: Ray ends a stopped trial by SystemExit inside `report`.
     """
+    free_memory()
     torch.set_num_threads(spec["threads"])
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
     assert recipe.cache_dir is not None
@@ -60,9 +61,14 @@ def train_trial(spec: TrialSpec) -> None:
             print(f"out of GPU memory: {str(error).splitlines()[0]}")
             out_of_memory = True  # the exception holds the tensors: free them outside of it
         if out_of_memory:
-            gc.collect()
-            torch.cuda.empty_cache()
+            free_memory()
             ray_tune.report({"epoch": 0, "end_reason": "oom", "log": take(text)})
+
+
+def free_memory() -> None:
+    """Let go of what the trial before left in this process: schedulers hold a network in a cycle."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def restore(spec: TrialSpec, scratch: Path) -> Path | None:

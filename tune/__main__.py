@@ -16,14 +16,14 @@ def main() -> None:
         signal.signal(number, stop)
     try:
         app()
-    except InputError as error:
+    except (InputError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 
 
 def stop(number: int, _: FrameType | None) -> None:
     """End a verb that a signal came to; a running sweep ends by itself, see tune.sweep.Ending."""
-    typer.echo(f"\nstopped by {signal.Signals(number).name}; the same command goes on where it was", err=True)
+    typer.echo(f"\nstopped by {signal.Signals(number).name}; what was finished is kept", err=True)
     sys.exit(128 + number)
 
 

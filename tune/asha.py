@@ -39,7 +39,7 @@ class Asha(FIFOScheduler):
         return TrialScheduler.STOP if self.decide(number, result) == STOP else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Called by Ray after the last retry, before the searcher is: the only one of its calls with the error."""
+        """Called by Ray before the searcher hears that a trial failed: the only one of its calls with the error."""
         self.journal.record_error(trial.config["number"], Path(trial.error_file).read_text())
 
     def decide(self, number: int, row: dict[str, Any]) -> str:

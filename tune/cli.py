@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,7 @@ def prepare(
 
     config = TrainConfig(data_dir=data.resolve(), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases)
     found = prepare_data(config)
-    console.print(f"cache: {found.folder}")
+    say(f"cache: {found.folder}")
 
 
 @app.command()
@@ -62,10 +63,10 @@ def check(space: Space, set_: Set = None) -> None:
     study = load_study(space, set_ or [])
     show_space(study)
     sampler = optuna.samplers.RandomSampler(seed=study.study.seed)
-    trials = optuna.create_study(sampler=sampler, direction="maximize")
+    samples = optuna.create_study(sampler=sampler, direction="maximize")
     console.print("\n[bold]five samples[/]")
     for _ in range(5):
-        values = study.space.suggest(trials.ask())
+        values = study.space.suggest(samples.ask())
         study.train_config(values)
         console.print("  " + ", ".join(f"{name}={value}" for name, value in values.items()))
     console.print("\nok")
@@ -78,7 +79,7 @@ def show_space(study: StudyConfig) -> None:
         table.add_row(*row)
     console.print(table)
     stopping = f"ASHA at epochs {', '.join(map(str, study.rungs))}" if study.rungs else "no early stopping"
-    horizon = study.train_config({}).epochs
+    horizon = study.option("epochs")
     need = f"{study.resources.cpu} CPU, {study.resources.gpu:g} GPU a trial"
     console.print(f"\n{study.study.trials} trials of up to {horizon} epochs; {study.searcher.type}; {stopping}; {need}")
 
@@ -97,7 +98,7 @@ def launch(
     """Run a sweep."""
     from tune.sweep import launch as launch_sweep
 
-    overrides = [f"train.data_dir={data.resolve()}", *(set_ or [])]
+    overrides = [f"train.data_dir={json.dumps(str(data.resolve()))}", *(set_ or [])]
     overrides += [f"study.trials={trials}"] * (trials is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
     study = load_study(space, overrides)
@@ -108,7 +109,7 @@ def launch(
 @app.command()
 def resume(
     run: RunFolder,
-    trials: Annotated[int | None, typer.Option(help="New total of trials, to extend the sweep.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="New total of trials, to extend the sweep.")] = None,
     address: Address = None,
 ) -> None:
     """Go on with a sweep that was interrupted, or extend it."""
@@ -117,15 +118,22 @@ def resume(
     ending(resume_sweep(run.resolve(), address=address, trials=trials))
 
 
+def say(text: str) -> None:
+    """Print a line as it is: a path may hold what the console would take for markup."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def ending(run: Run) -> None:
     """What a sweep found and what to type next."""
-    console.print(f"\n{counts(run)}", highlight=False)
+    console.print(f"\n{counts(run)}")
+    if skipped := (run.study.record or {}).get("skipped_cases"):
+        say(f"{len(skipped)} bad cases were left out, see {run.folder}/study.yaml")
     if not run.ranking():
-        console.print(f"no trial has a score; the errors are in {run.folder}/trials/*/error.txt")
+        say(f"no trial has a score; see {run.folder}/trials/*/error.txt and stdout.log")
         raise typer.Exit(1)
-    console.print(trial_table([run.best()], run.study.train_config({}).epochs, title="best trial"))
+    console.print(trial_table([run.best()], run.study.option("epochs"), title="best trial"))
     for verb in ("best", "retrain"):
-        console.print(f"next: voxtune {verb} {run.folder}", soft_wrap=True)
+        say(f"next: voxtune {verb} {run.folder}")
 
 
 @app.command()
@@ -133,7 +141,7 @@ def status(run: RunFolder) -> None:
     """All trials of a sweep, running or not."""
     found = read_run(run)
     console.print(counts(found))
-    console.print(trial_table(found.trials, found.study.train_config({}).epochs))
+    console.print(trial_table(found.trials, found.study.option("epochs")))
 
 
 @app.command()
@@ -146,17 +154,17 @@ def best(
     found = read_run(run)
     winner = found.best()
     console.print(counts(found))
-    console.print(trial_table(found.ranking()[:top], found.study.train_config({}).epochs))
+    console.print(trial_table(found.ranking()[:top], found.study.option("epochs")))
     console.print(against_default(found, winner))
     if export is not None:
         export.write_text(recipe_text(found, winner))
-        console.print(f"wrote {export}: python train.py --config {export} --data_dir DIR", soft_wrap=True)
+        say(f"wrote {export}: python train.py --config {export} --data_dir DIR")
 
 
 def against_default(run: Run, trial: TrialResult) -> Table:
     """The searched options of a trial beside the default recipe."""
     table = Table("option", f"trial {trial.number}", "default", box=None, header_style="bold", title_justify="left")
-    default = plain(run.study.train_config({}))
+    default = plain(run.study.base_config())
     for name, value in plain(run.recipe(trial)).items():
         if name in trial.values:
             changed = value != default[name]
@@ -177,7 +185,7 @@ def retrain(
     from tune.retrain import retrain as retrain_trial
 
     folder = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
-    console.print(f"model: {folder}/checkpoints/best_model.pth", soft_wrap=True)
+    say(f"model: {folder}/checkpoints/best_model.pth")
 
 
 @app.command()
@@ -195,17 +203,17 @@ def predict(
 
     scores = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
     if scores:
-        console.print(score_table(scores), soft_wrap=True)
+        say(score_table(scores))
         save_scores(scores, out / "scores")
-    console.print(f"wrote {out}", soft_wrap=True)
+    say(f"wrote {out}")
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("voxtune_demo"),
+    out: Annotated[Path | None, typer.Option(help="Folder for everything, new; by default voxtune_demo.")] = None,
     trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
 ) -> None:
     """A whole sweep on synthetic cases, in minutes on a laptop's CPU."""
     from tune.demo import run_demo
 
-    run_demo(out.resolve(), trials)
+    run_demo(None if out is None else out.resolve(), trials)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -25,8 +27,11 @@ from tune.sweep import launch
 CASES, SHAPE = 20, (64, 64, 48)
 
 
-def run_demo(out: Path, trials: int | None = None, epochs: int = 40) -> None:
+def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> None:
     """Phantoms, a sweep, the best trial, its retraining, predictions of held-out cases; all in `out`, a new folder."""
+    if out is None:
+        names = (f"voxtune_demo{suffix}" for suffix in ["", *(f"_{number}" for number in count(2))])
+        out = next(folder for folder in map(Path, names) if not folder.exists()).resolve()
     if out.exists():
         raise InputError(f"{out} exists; take another --out, or remove it")
     console, started = make_console(), time.monotonic()
@@ -37,7 +42,7 @@ def run_demo(out: Path, trials: int | None = None, epochs: int = 40) -> None:
     chapter(1, f"{CASES} synthetic cases of {' x '.join(map(str, SHAPE))} voxels")
     write_phantoms(out / "data", cases=CASES, shape=SHAPE, seed=0)
     chapter(2, "a sweep on Ray: demo.yaml")
-    overrides = [f"train.data_dir={out / 'data'}"] + [f"study.trials={trials}"] * (trials is not None)
+    overrides = [f"train.data_dir={json.dumps(str(out / 'data'))}"] + [f"study.trials={trials}"] * (trials is not None)
     run = launch(load_study("demo", overrides), out / "run", address=None, storage=None)
     ending(run)
     chapter(3, "the best trials")
@@ -62,6 +67,5 @@ def untrained(run: Run, names: list[str]) -> float:
     """Mean Dice of the winner's network before its first step."""
     recipe = run.recipe(run.best())
     torch.manual_seed(recipe.seed)
-    assert run.study.record is not None
     cache = Path(run.study.record["cache_dir"])
     return mean_scores(validate(build_network(recipe), recipe, cache, names).values())["dice_mean"]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from trainable.config import REGIONS, InputError
+from trainable.config import REGIONS
 from tune.study import StudyConfig
 
 JOURNAL = "journal.log"
@@ -35,10 +36,13 @@ def cut_half_line(path: Path) -> int:
 
 
 def read_trials(run: Path) -> list[FrozenTrial]:
-    """The trials of a run, also while a sweep writes them."""
+    """The trials of a run, also while a sweep writes them; none before its first."""
     if not (run / JOURNAL).exists():
-        raise InputError(f"{run}: no {JOURNAL} there; expected the folder that `voxtune launch --out` made")
+        return []
     storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
+    studies = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
+    if STUDY not in studies:
+        return []
     return [t for t in optuna.load_study(study_name=STUDY, storage=storage).trials if t.state != TrialState.WAITING]
 
 
@@ -68,9 +72,11 @@ class Journal:
         """Every trial that was handed out."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
-    def enqueue(self, params: dict[str, Any]) -> None:
-        """Have these parameters tried next; those left out are sampled."""
-        self.study.enqueue_trial(params)
+    def enqueue_first(self, params: Sequence[dict[str, Any]]) -> None:
+        """Have these parameters tried first, where nothing was yet; those left out are sampled."""
+        if not self.study.get_trials(deepcopy=False):
+            for each in params:
+                self.study.enqueue_trial(each)
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """A new trial: its number and option values.
@@ -120,9 +126,9 @@ class Journal:
             if row["best_epoch"] == epoch:
                 dice = {region: row[f"val_dice_{region}"] for region in REGIONS}
                 trial.set_user_attr("best", {"epoch": epoch, "score": row["best_score"], "dice": dice})
-        trial.set_user_attr("epoch", epoch)
         if row["end_reason"]:
             trial.set_user_attr("end_reason", row["end_reason"])
+        trial.set_user_attr("epoch", epoch)  # last: a report that was cut off before it is recorded again
 
     def record_rung(self, number: int, rung: int, value: float, decision: str) -> None:
         """Record a decision of ASHA before it is acted on."""
@@ -130,7 +136,7 @@ class Journal:
         self._live[number].set_user_attr("rungs", rungs)
 
     def record_checkpoint(self, number: int, path: str) -> None:
-        """Record where a trial's newest checkpoint lies."""
+        """Record where a trial's newest checkpoint lies, below the run's storage."""
         self._live[number].set_user_attr("checkpoint", path)
 
     def record_seconds(self, number: int, seconds: float) -> None:
@@ -166,7 +172,7 @@ class Journal:
 
 def make_sampler(study: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
     """The sampler that proposes trial `number`."""
-    seed = study.study.seed * 1_000_003 + number
+    seed = int(np.random.SeedSequence([study.study.seed, number]).generate_state(1)[0])
     if study.searcher.type == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.TPESampler(

@@ -125,4 +125,8 @@ class LiveTable:
             score = "no score" if trial.score is None else f"{run.study.study.metric} {trial.score:.4f}"
             why = f": {trial.error}" if trial.error else ""
             line = f"trial {trial.number}: {trial.ended} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
-            self.console.print(f"{line}  |  {self.headline(run)}", highlight=False, soft_wrap=True)
+            self.say(f"{line}  |  {self.headline(run)}")
+
+    def say(self, text: str) -> None:
+        """Print a line as it is, above the table."""
+        self.console.print(text, markup=False, soft_wrap=True)

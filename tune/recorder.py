@@ -10,6 +10,7 @@ from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
+from trainable.config import InputError
 from trainable.logs import RunLog
 from tune.journal import Journal
 from tune.progress import LiveTable
@@ -60,10 +61,9 @@ class Recorder(ray_tune.Callback):
         self.logs[number].write({name: value for name, value in result.items() if name not in NOT_METRICS})
 
     def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
-        """Keep the path of a trial's newest checkpoint in the journal."""
-        kind = checkpoint.filesystem.type_name
-        path = checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"
-        self.journal.record_checkpoint(trial.config["number"], path)
+        """Keep the path of a trial's newest checkpoint, below the run's storage, in the journal."""
+        path = Path(checkpoint.path).relative_to(trial.storage.storage_fs_path)
+        self.journal.record_checkpoint(trial.config["number"], path.as_posix())
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write error.txt."""
@@ -79,7 +79,10 @@ class Recorder(ray_tune.Callback):
         number, run = trial.config["number"], self.current()
         if number in self.logs:
             self.logs.pop(number).close()
-        update_best(run, local_folder)
+        try:
+            update_best(run, local_folder)
+        except (OSError, InputError) as error:  # a full disk, say: the trial's own checkpoint is safe
+            self.table.say(f"{run.folder}/best is not up to date: {error}")
         self.table.ended(run.trial(number), run)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:

@@ -35,6 +35,11 @@ class TrialResult:
     error: str
 
     @property
+    def comparable(self) -> bool:
+        """Did it end by itself, so that its score is of a whole training?"""
+        return self.state == TrialState.COMPLETE and self.end_reason != "oom"
+
+    @property
     def ended(self) -> str:
         """How it ended, in a word or two."""
         if self.state == TrialState.PRUNED:
@@ -52,13 +57,18 @@ class Run:
     study: StudyConfig
     trials: list[TrialResult]
 
+    @property
+    def storage(self) -> str:
+        """Where Ray keeps the checkpoints: RUN/ray, unless --storage said otherwise."""
+        return self.study.record.get("storage") or str(self.folder / "ray")
+
     def ranking(self) -> list[TrialResult]:
         """Trials with a score, best first: those that ended by themselves before those that were stopped or still run.
 
         A stopped trial's score is of fewer epochs, so the two kinds are not compared with each other.
         """
         scored = [trial for trial in self.trials if trial.score is not None]
-        return sorted(scored, key=lambda t: (t.state != TrialState.COMPLETE, -(t.score or 0), t.number))
+        return sorted(scored, key=lambda t: (not t.comparable, -(t.score or 0), t.number))
 
     def best(self) -> TrialResult:
         """The winner.
@@ -76,7 +86,7 @@ class Run:
         for trial in self.trials:
             if trial.number == number:
                 return trial
-        raise InputError(f"{self.folder} has no trial {number}; expected 0 to {len(self.trials) - 1}")
+        raise InputError(f"{self.folder} has no trial {number}; it has {len(self.trials)}, from 0 on")
 
     def recipe(self, trial: TrialResult) -> TrainConfig:
         """The options of a trial, as it was trained, without where it ran."""
@@ -106,17 +116,17 @@ def summarise(trial: FrozenTrial, study: StudyConfig) -> TrialResult:
         values=study.space.values(trial.params),
         seconds=attrs.get("seconds", 0.0),
         checkpoint=attrs.get("checkpoint"),
-        error=attrs.get("error", ""),
+        error=attrs.get("error", "") if trial.state == TrialState.FAIL else "",
     )
 
 
 def recipe_text(run: Run, trial: TrialResult) -> str:
     """A trial's recipe as YAML, for `train.py --config` and `voxtune retrain --config`: what is not the default."""
     recipe = plain(run.recipe(trial), changed_only=True)
-    places = [name for name in fields_of_role("run") if name != "num_workers"]
-    recipe = {name: value for name, value in recipe.items() if name not in places}
+    where = set(fields_of_role("run")) - {"num_workers", "pretrained"}
+    recipe = {name: value for name, value in recipe.items() if name not in where}
     score = f"{run.study.study.metric} {trial.score:.4f} at epoch {trial.best_epoch}" if trial.score else "no score"
-    return f"# trial {trial.number} of {run.folder.name}: {score}\n" + yaml.safe_dump(recipe, sort_keys=False)
+    return f"# trial {trial.number}: {score}\n" + yaml.safe_dump(recipe, sort_keys=False)
 
 
 def update_best(run: Run, fetch: Any) -> TrialResult | None:
@@ -132,9 +142,18 @@ def update_best(run: Run, fetch: Any) -> TrialResult | None:
     if best.checkpoint is None or (config.exists() and config.read_text() == text):
         return None
     folder.mkdir(exist_ok=True)
-    with fetch(best.checkpoint) as source:
+    with fetch(place_in(run.storage, best.checkpoint)) as source:
+        model = Path(source) / checkpoint.BEST
+        if checkpoint.load_checkpoint(model)["epoch"] != best.best_epoch:
+            return None  # its newer checkpoint is still on the way; the next call finds it
         aside = folder / f".{checkpoint.BEST}"
-        shutil.copyfile(Path(source) / checkpoint.BEST, aside)
+        shutil.copyfile(model, aside)
         aside.replace(folder / checkpoint.BEST)
     config.write_text(text)
     return best
+
+
+def place_in(storage: str, path: str) -> str:
+    """Where a checkpoint lies that the journal names by its path below the run's storage, a folder or a URI."""
+    base, mark, query = storage.partition("?")
+    return f"{base.rstrip('/')}/{path}{mark}{query}"

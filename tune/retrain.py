@@ -37,30 +37,37 @@ def retrain(
     if with_val:
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
     save_split(split, output / "split.json")
-    assert run.study.record is not None
     places = {
         "output_dir": output.resolve(),
-        "data_dir": make_config(run.study.train).data_dir,
+        "data_dir": run.study.option("data_dir"),
         "cache_dir": run.study.record["cache_dir"],
         "split_file": (output / "split.json").resolve(),
-        "resume": unfinished(output, epochs),
+        "resume": unfinished(output),
     }
     config = make_config({**plain(recipe), **places, "epochs": epochs, "patience": 0}, str(output))
     torch.set_num_threads(run.study.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
-    cli.train(config)
+    if with_val and config.scheduler == "plateau":
+        print(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
+    if epochs_done(output) < epochs:
+        cli.train(config)
+    elif (output / "test_scores.json").exists():
+        raise InputError(f"{output} is done, {epochs} epochs; use it, or take another --name")
     if split.test:
         best = config.output_dir / "checkpoints" / checkpoint.BEST
         cli.test(config.model_copy(update={"resume": best}))
     return output
 
 
-def unfinished(output: Path, epochs: int) -> Path | None:
-    """The checkpoint of a retraining that was interrupted."""
+def epochs_done(output: Path) -> int:
+    """The epochs that a retraining has behind it."""
     latest = output / "checkpoints" / checkpoint.LATEST
-    if not latest.exists():
+    return int(checkpoint.load_checkpoint(latest)["epoch"]) if latest.exists() else 0
+
+
+def unfinished(output: Path) -> Path | None:
+    """The checkpoint of a retraining that was interrupted."""
+    done = epochs_done(output)
+    if not done:
         return None
-    done = int(checkpoint.load_checkpoint(latest)["epoch"])
-    if done >= epochs:
-        raise InputError(f"{output} is done, {done} epochs; use it, or take another --name")
     print(f"goes on after epoch {done} of {output}")
-    return latest
+    return output / "checkpoints" / checkpoint.LATEST

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,6 +11,7 @@ from ray.tune.search import Searcher
 from trainable.config import plain
 from trainable.trial import TrialSpec
 from tune.journal import Journal
+from tune.results import Run, place_in
 from tune.study import StudyConfig
 
 
@@ -21,9 +21,11 @@ class StudySearcher(Searcher):
     A trial is asked for when a slot is free, so that its proposal knows all that ended before it.
     """
 
-    def __init__(self, journal: Journal, study: StudyConfig, data: dict[str, Path], slots: Slots) -> None:
+    def __init__(self, journal: Journal, run: Run, slots: Slots) -> None:
         super().__init__()
-        self.journal, self.study, self.data, self.slots = journal, study, data, slots
+        study = run.study
+        self.journal, self.run, self.study, self.slots = journal, run, study, slots
+        self.data = {"split_file": run.folder / "split.json", "cache_dir": study.record["cache_dir"]}
         self.interrupted = journal.reattach()
         self.new = max(0, study.study.trials - len(journal.trials()))
         self.numbers: dict[str, int] = {}  # Ray's id of each trial that is out -> its number
@@ -51,7 +53,7 @@ class StudySearcher(Searcher):
         spec: TrialSpec = {
             "number": number,
             "recipe": plain(recipe),
-            "checkpoint": checkpoint,
+            "checkpoint": checkpoint and place_in(self.run.storage, checkpoint),
             "threads": self.study.resources.cpu,
         }
         return dict(spec)
@@ -84,7 +86,10 @@ class Slots:
     def count(self) -> int:
         """Trials that fit at once."""
         if time.monotonic() - self.asked > 5:
-            total = ray.cluster_resources()
-            fits = [int(total.get(kind, 0) / need + 1e-9) for kind, need in self.need.items() if need]
-            self.asked, self.known = time.monotonic(), min(fits, default=1)
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            self.asked, self.known = time.monotonic(), sum(map(self.on_node, nodes))
         return self.known
+
+    def on_node(self, resources: dict[str, float]) -> int:
+        """Trials that fit on one node: a trial does not span two."""
+        return min(int(resources.get(kind, 0) / need + 1e-9) for kind, need in self.need.items() if need)

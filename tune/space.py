@@ -131,6 +131,10 @@ class Space:
                 values[parameter.name] = DEFAULTS[parameter.name]
         return {name: encoded(value) for name, value in values.items()}
 
+    def stand_ins(self) -> dict[str, Any]:
+        """A value for each searched option: its default where that lies in the space, else one that does."""
+        return {p.name: DEFAULTS[p.name] if p.holds(DEFAULTS[p.name]) else p.every()[0] for p in self.parameters}
+
     def combinations(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Every combination of these parameters and of those that their conditions name."""
         needed = set(names)

@@ -38,9 +38,7 @@ class Study(Section):
     mode: Literal["max"] = Field("max", description="Every metric here is a Dice, which is maximised.")
     trials: int = Field(32, ge=1, description="Recipes to try.")
     seed: int = Field(0, ge=0, description="Seed of the split, the searcher and the trials.")
-    time_budget: float | None = Field(
-        None, gt=0, description="Seconds, or such as 90m, 12h, 1h30m; then no new trials."
-    )
+    time_budget: float | None = Field(None, gt=0, description="After so long the sweep stops; resume goes on.")
 
     @field_validator("time_budget", mode="before")
     @classmethod
@@ -109,6 +107,10 @@ class StudyConfig(Section):
     def option(self, name: str) -> Any:
         """The value of a training option that all trials share."""
         return self.space.constants[name]
+
+    def base_config(self, **extra: Any) -> TrainConfig:
+        """The default recipe, as far as it lies in the space: trial 0, and what all trials share."""
+        return self.train_config(self.space.stand_ins(), **extra)
 
     def train_config(self, values: dict[str, Any], **extra: Any) -> TrainConfig:
         """The recipe of a trial: what is fixed, overlaid by its values, overlaid by extra."""

@@ -27,7 +27,7 @@ from trainable.config import InputError
 from trainable.data import Data, prepare_data
 from trainable.trial import train_trial
 from tune.asha import Asha
-from tune.journal import JOURNAL, Journal
+from tune.journal import Journal
 from tune.progress import LiveTable, make_console
 from tune.recorder import Recorder, local_folder
 from tune.results import STUDY_FILE, Run, read_run, update_best
@@ -54,20 +54,22 @@ def launch(
 
     params: Optuna parameters to try first; by default those of the default recipe.
     """
-    if (run / JOURNAL).exists():
+    if (run / STUDY_FILE).exists():
         raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
-    data = prepare_data(study.train_config({}))
+    study = with_whole_paths(study)
+    data = prepare_data(study.base_config())
+    if not data.split.val:
+        raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
+    if storage is not None and "://" not in storage:
+        storage = str(Path(storage).resolve())
     with cluster(study, address) as slots:
         run.mkdir(parents=True, exist_ok=True)
         with locked(run):
             save_split(data.split, run / "split.json")
-            places = {"storage": storage or str(run / "ray"), "cache_dir": str(data.folder)}
-            study = study.model_copy(update={"record": {**places, **provenance(data)}})
-            (run / STUDY_FILE).write_text(dump(study))
-            journal = Journal(run, study)
-            for each in params or (study.space.default_params(),):
-                journal.enqueue(each)
-            return sweep(study, run, journal, slots)
+            record = {"storage": storage, "cache_dir": str(data.folder), **provenance(data)}
+            study = study.model_copy(update={"record": record})
+            write_study(study, run)
+            return sweep(Run(run, study, []), slots, params)
 
 
 def resume(run: Path, *, address: str | None, trials: int | None = None) -> Run:
@@ -75,38 +77,41 @@ def resume(run: Path, *, address: str | None, trials: int | None = None) -> Run:
     study = read_run(run).study
     if trials is not None:
         study = study.model_copy(update={"study": study.study.model_copy(update={"trials": trials})})
-    with locked(run), cluster(study, address) as slots:
-        if trials is not None:
-            (run / STUDY_FILE).write_text(dump(study))
-        return sweep(study, run, Journal(run, study), slots)
+    with locked(run):
+        cache = Path(study.record["cache_dir"])
+        data = prepare_data(study.base_config(split_file=run / "split.json", cache_dir=cache))
+        if digest_of(data) != study.record["data"]:
+            raise InputError(f"{study.option('data_dir')}: the cases are not those that {run} began with; restore them")
+        with cluster(study, address) as slots:
+            if trials is not None:
+                write_study(study, run)
+            return sweep(Run(run, study, []), slots)
 
 
-def sweep(study: StudyConfig, run: Path, journal: Journal, slots: Slots) -> Run:
+def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = ()) -> Run:
     """Run what is left of a sweep on the cluster that is connected."""
-    console = make_console()
-    assert study.record
-    data = {"split_file": run / "split.json", "cache_dir": Path(study.record["cache_dir"])}
-    searcher = StudySearcher(journal, study, data, slots)
+    console, study = make_console(), run.study
+    journal = Journal(run.folder, study)
+    journal.enqueue_first(params or (study.space.default_params(),))
+    searcher = StudySearcher(journal, run, slots)
     ending = Ending(study.study.time_budget)
     if searcher.left:
         epochs = study.option("epochs")
         with LiveTable(console, epochs, study.study.trials) as table, ending.listening():
-            recorder = Recorder(Run(run, study, []), journal, table)
-            tuner(study, run, journal, searcher, recorder, ending).fit()
+            recorder = Recorder(run, journal, table)
+            tuner(run, journal, searcher, recorder, ending).fit()
     else:
         console.print(f"all {study.study.trials} trials have ended; add some with --trials")
-    found = read_run(run)
+    found = read_run(run.folder)
     update_best(found, local_folder)
     ending.say(console, found)
     return found
 
 
-def tuner(
-    study: StudyConfig, run: Path, journal: Journal, searcher: StudySearcher, recorder: Recorder, ending: Ending
-) -> ray_tune.Tuner:
+def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorder, ending: Ending) -> ray_tune.Tuner:
     """The Tuner of one launch or resume. Its storage is its own, so that what a dead driver's workers still write
     cannot mix with it."""
-    assert study.record is not None
+    study = run.study
     need: dict[str, float] = {"cpu": study.resources.cpu, "gpu": study.resources.gpu}
     asha = Asha(journal, study.rungs, study.early_stopping.reduction_factor)
     return ray_tune.Tuner(
@@ -121,7 +126,7 @@ def tuner(
         ),
         run_config=ray_tune.RunConfig(
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=study.record["storage"],
+            storage_path=run.storage,
             failure_config=ray_tune.FailureConfig(max_failures=study.resources.max_failures),
             checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2),
             callbacks=[recorder],
@@ -155,8 +160,8 @@ def start_ray(address: str | None) -> None:
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if address is None:
-        ray.init(include_dashboard=False, object_store_memory=200 * 2**20, **options)
+    if address is None:  # "local": also where RAY_ADDRESS is set
+        ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
@@ -164,7 +169,7 @@ def start_ray(address: str | None) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         packages = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "trainable")]
         ray.init(address=address, runtime_env={"py_modules": packages}, **options)
-    except OSError as error:  # ConnectionError is one
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
 
 
@@ -173,7 +178,7 @@ class Ending(ray_tune.Stopper):
     """Ends a sweep cleanly, its trials resumable: at a signal, or when its time is up."""
 
     time_budget: float | None
-    signal: int = 0
+    received: int = 0  # the signal
     out_of_time: bool = False
 
     def __post_init__(self) -> None:
@@ -186,14 +191,14 @@ class Ending(ray_tune.Stopper):
     def stop_all(self) -> bool:
         """Asked by Ray after each step."""
         self.out_of_time = self.time_budget is not None and time.monotonic() - self.started > self.time_budget
-        return bool(self.signal) or self.out_of_time
+        return bool(self.received) or self.out_of_time
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take Ctrl-C and SIGTERM; a second one is not waited for."""
 
         def note(number: int, _: Any) -> None:
-            self.signal = number
+            self.received = number
             for each in before:
                 signal.signal(each, before[each])
 
@@ -206,11 +211,11 @@ class Ending(ray_tune.Stopper):
 
     def say(self, console: Console, run: Run) -> None:
         """Say why the sweep ended before its last trial, and how to go on; end the process after a signal."""
-        if self.signal or self.out_of_time:
-            why = signal.Signals(self.signal).name if self.signal else "the end of study.time_budget"
-            console.print(f"stopped by {why}; go on with: voxtune resume {run.folder}", highlight=False, soft_wrap=True)
-        if self.signal:
-            raise SystemExit(128 + self.signal)
+        if self.received or self.out_of_time:
+            why = signal.Signals(self.received).name if self.received else "the end of study.time_budget"
+            console.print(f"stopped by {why}; go on with: voxtune resume {run.folder}", markup=False, soft_wrap=True)
+        if self.received:
+            raise SystemExit(128 + self.received)
 
 
 @contextmanager
@@ -228,12 +233,30 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
+def with_whole_paths(study: StudyConfig) -> StudyConfig:
+    """The study with the paths under `train:` made absolute: Ray runs trials in folders of its own."""
+    paths = ("data_dir", "cache_dir", "split_file", "pretrained")
+    train = {name: str(Path(value).resolve()) if name in paths else value for name, value in study.train.items()}
+    return study.model_copy(update={"train": train})
+
+
+def write_study(study: StudyConfig, run: Path) -> None:
+    """Write study.yaml, whole or not at all."""
+    aside = run / f".{STUDY_FILE}"
+    aside.write_text(dump(study))
+    aside.replace(run / STUDY_FILE)
+
+
+def digest_of(data: Data) -> str:
+    """The hash of the cases of all parts of the split."""
+    return data_digest(data.folder, sorted({*data.split.train, *data.split.val, *data.split.test}))
+
+
 def provenance(data: Data) -> dict[str, Any]:
     """What a sceptical reader asks for: versions, commit, data, split."""
-    names = sorted({*data.split.train, *data.split.val, *data.split.test})
     return {
         "split": data.split.digest(),
-        "data": data_digest(data.folder, names),
+        "data": digest_of(data),
         "skipped_cases": list(data.skipped),
         "commit": commit(),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
