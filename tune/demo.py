@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -29,9 +29,7 @@ CASES, SHAPE = 20, (64, 64, 48)
 
 def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> None:
     """Phantoms, a sweep, the best trial, its retraining, predictions of held-out cases; all in `out`, a new folder."""
-    if out is None:
-        names = (f"voxtune_demo{suffix}" for suffix in ["", *(f"_{number}" for number in count(2))])
-        out = next(folder for folder in map(Path, names) if not folder.exists()).resolve()
+    out = out or free_folder(Path("voxtune_demo"))
     if out.exists():
         raise InputError(f"{out} exists; take another --out, or remove it")
     console, started = make_console(), time.monotonic()
@@ -53,6 +51,12 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
     scores = predict_held_out(read_run(run.folder), folder, out)
     console.print(f"an untrained network on the same cases: mean Dice {untrained(run, list(scores)):.4f}")
     console.print(f"\ndone in {duration(time.monotonic() - started)}; predictions and pictures: {out}/predictions")
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted_2, wanted_3, ... that does not exist yet; absolute."""
+    numbered = (wanted.with_name(f"{wanted.name}_{number}") for number in count(2))
+    return next(folder for folder in chain([wanted], numbered) if not folder.exists()).resolve()
 
 
 def predict_held_out(run: Run, model: Path, out: Path) -> dict[str, dict[str, float]]:

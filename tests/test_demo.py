@@ -1,0 +1,20 @@
+"""The demo's folder; the demo itself is run by `make demo`."""
+
+from pathlib import Path
+
+import pytest
+
+from trainable.config import InputError
+from tune.demo import free_folder, run_demo
+
+
+def test_a_second_demo_takes_a_folder_of_its_own(tmp_path: Path):
+    wanted = tmp_path / "voxtune_demo"
+    for name in ("voxtune_demo", "voxtune_demo_2", "voxtune_demo_3"):
+        assert free_folder(wanted) == tmp_path / name
+        (tmp_path / name).mkdir()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="exists; take another --out"):
+        run_demo(tmp_path)
