@@ -8,7 +8,7 @@ import torch
 
 from trainable import checkpoint, cli
 from trainable.cases import Split, load_split, save_split
-from trainable.config import InputError, load_options, make_config, plain
+from trainable.config import InputError, TrainConfig, load_options, make_config, plain
 from tune.results import read_run
 
 
@@ -22,6 +22,8 @@ def retrain(
     name: str | None = None,
 ) -> Path:
     """Train a trial's recipe anew in RUN/retrain/<name>; returns that folder.
+
+    epochs: another horizon than the sweep's; what the schedule counts in epochs is stretched to it.
 
     with_val: train on the validation cases too; the last epoch is then the model, as nothing is left to select by.
     An unfinished retraining of that name goes on where it stopped.
@@ -44,7 +46,7 @@ def retrain(
         "split_file": (output / "split.json").resolve(),
         "resume": unfinished(output),
     }
-    config = make_config({**plain(recipe), **places, "epochs": epochs, "patience": 0}, str(output))
+    config = make_config({**plain(stretched(recipe, epochs)), **places, "patience": 0}, str(output))
     torch.set_num_threads(run.study.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
     if with_val and config.scheduler == "plateau":
         print(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
@@ -56,6 +58,20 @@ def retrain(
         best = config.output_dir / "checkpoints" / checkpoint.BEST
         cli.test(config.model_copy(update={"resume": best}))
     return output
+
+
+def stretched(recipe: TrainConfig, epochs: int) -> TrainConfig:
+    """The recipe over another number of epochs, its lr schedule of the same shape over that horizon."""
+    factor = epochs / recipe.epochs
+    return recipe.model_copy(
+        update={
+            "epochs": epochs,
+            "warmup_epochs": round(recipe.warmup_epochs * factor),
+            "plateau_patience": round(recipe.plateau_patience * factor),
+            "step_size": max(1, round(recipe.step_size * factor)),
+            "exponential_gamma": recipe.exponential_gamma ** (1 / factor),
+        }
+    )
 
 
 def epochs_done(output: Path) -> int:
