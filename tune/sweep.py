@@ -125,7 +125,7 @@ def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorde
             trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
         ),
         run_config=ray_tune.RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S"),
+            name=f"{run.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}",
             storage_path=run.storage,
             failure_config=ray_tune.FailureConfig(max_failures=study.resources.max_failures),
             checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2),
