@@ -129,10 +129,8 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
 def train(config: TrainConfig) -> EpochResult:
     """Train in output_dir, with its logs."""
     output = config.output_dir
-    if config.resume is None and (output / "checkpoints" / checkpoint.LATEST).exists():
-        raise InputError(
-            f"{output} holds a training already; go on with --resume {output} or take another --output_dir"
-        )
+    if config.resume is None:
+        refuse_used(output)
     data = prepare_data(config)
     output.mkdir(parents=True, exist_ok=True)
     save_options(config, output / "training_config.json")

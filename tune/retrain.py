@@ -24,7 +24,6 @@ def retrain(
     """Train a trial's recipe anew in RUN/retrain/<name>; returns that folder.
 
     epochs: another horizon than the sweep's; what the schedule counts in epochs is stretched to it.
-
     with_val: train on the validation cases too; the last epoch is then the model, as nothing is left to select by.
     An unfinished retraining of that name goes on where it stopped.
     """
@@ -39,18 +38,21 @@ def retrain(
     if with_val:
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
     save_split(split, output / "split.json")
+    latest = output / "checkpoints" / checkpoint.LATEST
+    done = int(checkpoint.load_checkpoint(latest)["epoch"]) if latest.exists() else 0
     places = {
         "output_dir": output.resolve(),
         "data_dir": run.study.option("data_dir"),
         "cache_dir": run.study.record["cache_dir"],
         "split_file": (output / "split.json").resolve(),
-        "resume": unfinished(output),
+        "resume": latest if done else None,
     }
     config = make_config({**plain(stretched(recipe, epochs)), **places, "patience": 0}, str(output))
     torch.set_num_threads(run.study.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
     if with_val and config.scheduler == "plateau":
         print(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
-    if epochs_done(output) < epochs:
+    if done < epochs:
+        print(f"goes on after epoch {done} of {output}\n" if done else "", end="")
         cli.train(config)
     elif (output / "test_scores.json").exists():
         raise InputError(f"{output} is done, {epochs} epochs; use it, or take another --name")
@@ -72,18 +74,3 @@ def stretched(recipe: TrainConfig, epochs: int) -> TrainConfig:
             "exponential_gamma": recipe.exponential_gamma ** (1 / factor),
         }
     )
-
-
-def epochs_done(output: Path) -> int:
-    """The epochs that a retraining has behind it."""
-    latest = output / "checkpoints" / checkpoint.LATEST
-    return int(checkpoint.load_checkpoint(latest)["epoch"]) if latest.exists() else 0
-
-
-def unfinished(output: Path) -> Path | None:
-    """The checkpoint of a retraining that was interrupted."""
-    done = epochs_done(output)
-    if not done:
-        return None
-    print(f"goes on after epoch {done} of {output}")
-    return output / "checkpoints" / checkpoint.LATEST
