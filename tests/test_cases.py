@@ -20,7 +20,8 @@ from trainable.cases import (
     save_split,
     split_cases,
 )
-from trainable.config import MODALITIES, InputError, TrainConfig, make_config
+from trainable.config import MODALITIES, InputError, TrainConfig
+from trainable.options import make_config
 
 SHAPE = (12, 10, 8)
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])

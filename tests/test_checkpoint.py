@@ -16,7 +16,8 @@ from trainable.checkpoint import (
     load_pretrained,
     save_checkpoint,
 )
-from trainable.config import InputError, TrainConfig, plain
+from trainable.config import InputError, TrainConfig
+from trainable.options import plain
 from trainable.unet3d import UNet3D, build_network
 
 STATE = {"epoch": 3, "network": {"weight": torch.arange(1000.0)}, "best": 0.5, "history": [1, None, "x"]}

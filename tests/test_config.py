@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from trainable.config import (
-    InputError,
-    TrainConfig,
-    allowed,
-    fields_of_role,
-    load_options,
-    make_config,
-    nearest,
-    plain,
-    save_options,
-)
+from trainable.config import InputError, TrainConfig
+from trainable.options import allowed, fields_of_role, load_options, make_config, nearest, plain, save_options
 
 
 @pytest.mark.parametrize(

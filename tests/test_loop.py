@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from trainable import checkpoint
-from trainable.config import InputError, TrainConfig, make_config
+from trainable.config import InputError, TrainConfig
 from trainable.data import Data
 from trainable.loop import EpochResult, Training, fit, share_of_step, train_one_epoch, update
+from trainable.options import make_config
 from trainable.patches import PatchLoader
 
 TINY = {

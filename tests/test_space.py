@@ -9,7 +9,8 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from trainable.config import TrainConfig, make_config
+from trainable.config import TrainConfig
+from trainable.options import make_config
 from tune.space import DEFAULTS, Problems, Space, read_space
 
 SPACE: dict[str, Any] = {

@@ -19,7 +19,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from trainable.config import MODALITIES, InputError, TrainConfig, nearest
+from trainable.config import MODALITIES, InputError, TrainConfig
+from trainable.options import nearest
 
 INT16_MAX = 32767
 ENDINGS = (".nii.gz", ".nii")

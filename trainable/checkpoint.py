@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from trainable.config import InputError, TrainConfig, make_config
+from trainable.config import InputError, TrainConfig
+from trainable.options import make_config
 from trainable.unet3d import UNet3D, build_network
 
 FORMAT = 1

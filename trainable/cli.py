@@ -12,22 +12,12 @@ from typing import Any, get_args
 
 from trainable import checkpoint
 from trainable.cases import save_split
-from trainable.config import (
-    REGIONS,
-    InputError,
-    TrainConfig,
-    allowed,
-    field_facts,
-    load_options,
-    make_config,
-    nearest,
-    plain,
-    save_options,
-)
+from trainable.config import REGIONS, InputError, TrainConfig
 from trainable.data import Data, prepare_data
 from trainable.logs import RunLog, epoch_line
 from trainable.loop import EpochResult, choose_device, fit, validate
 from trainable.metrics import mean_scores
+from trainable.options import allowed, field_facts, load_options, make_config, nearest, plain, save_options
 
 INTERRUPTED = 130
 

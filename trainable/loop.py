@@ -17,12 +17,13 @@ from torch import Tensor
 from trainable import checkpoint
 from trainable.augment import augment, normalise, regions_tensor
 from trainable.cache import open_case
-from trainable.config import InputError, TrainConfig, plain
+from trainable.config import InputError, TrainConfig
 from trainable.data import Data
 from trainable.inference import autocast, predict_label
 from trainable.losses import make_loss
 from trainable.metrics import mean_scores, score_case, spacing_of
 from trainable.optimizers import Schedule, make_optimizer
+from trainable.options import plain
 from trainable.patches import Batch, PatchLoader
 from trainable.unet3d import UNet3D, build_network
 

@@ -9,11 +9,12 @@ from PIL import Image
 
 from trainable.cases import Case, find_case, find_cases, load_case
 from trainable.checkpoint import load_network
-from trainable.config import InputError, make_config
+from trainable.config import InputError
 from trainable.inference import predict_case, save_label
 from trainable.logs import picture
 from trainable.loop import choose_device
 from trainable.metrics import score_case, spacing_of
+from trainable.options import make_config
 
 Scores = dict[str, dict[str, float]]
 

@@ -14,10 +14,11 @@ from ray import tune as ray_tune
 
 from trainable import checkpoint
 from trainable.cases import load_split
-from trainable.config import TrainConfig, make_config
+from trainable.config import TrainConfig
 from trainable.data import Data
 from trainable.logs import epoch_line
 from trainable.loop import EpochResult, fit
+from trainable.options import make_config
 
 
 class TrialSpec(TypedDict):

@@ -10,7 +10,8 @@ import optuna
 import typer
 from rich.table import Table
 
-from trainable.config import TrainConfig, plain
+from trainable.config import TrainConfig
+from trainable.options import plain
 from tune.progress import counts, make_console, trial_table
 from tune.results import Run, TrialResult, read_run, recipe_text
 from tune.study import StudyConfig, load_study

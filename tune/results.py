@@ -11,7 +11,8 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable import checkpoint
-from trainable.config import InputError, TrainConfig, fields_of_role, plain
+from trainable.config import InputError, TrainConfig
+from trainable.options import fields_of_role, plain
 from tune.journal import read_trials
 from tune.study import StudyConfig, load_study
 

@@ -8,7 +8,8 @@ import torch
 
 from trainable import checkpoint, cli
 from trainable.cases import Split, load_split, save_split
-from trainable.config import InputError, TrainConfig, load_options, make_config, plain
+from trainable.config import InputError, TrainConfig
+from trainable.options import load_options, make_config, plain
 from tune.results import read_run
 
 

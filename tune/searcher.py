@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.tune.search import Searcher
 
-from trainable.config import plain
+from trainable.options import plain
 from trainable.trial import TrialSpec
 from tune.journal import Journal
 from tune.results import Run, place_in

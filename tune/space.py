@@ -11,7 +11,8 @@ from typing import Any
 from optuna.trial import BaseTrial
 from pydantic import ValidationError
 
-from trainable.config import InputError, TrainConfig, fields_of_role, nearest, plain, problems
+from trainable.config import InputError, TrainConfig
+from trainable.options import fields_of_role, nearest, plain, problems
 
 KeyPath = tuple[str | int, ...]
 Problem = tuple[KeyPath, str]

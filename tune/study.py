@@ -12,7 +12,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, field_validator
 
-from trainable.config import InputError, NumberLoader, TrainConfig, make_config, nearest, plain, problems
+from trainable.config import InputError, TrainConfig
+from trainable.options import NumberLoader, make_config, nearest, plain, problems
 from tune.space import STAND_IN, KeyPath, Problem, Problems, Space, read_space
 
 DURATION = re.compile(r"(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")

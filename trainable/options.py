@@ -1,0 +1,113 @@
+"""What is derived from TrainConfig's fields: words for errors and docs, configs from plain values, files of options."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from trainable.config import InputError, Role, TrainConfig
+
+
+def field_facts(field: FieldInfo) -> dict[str, str]:
+    """The group, role and unit of a field."""
+    assert isinstance(field.json_schema_extra, dict)
+    return {key: str(value) for key, value in field.json_schema_extra.items()}
+
+
+def fields_of_role(*roles: Role) -> list[str]:
+    """Names of the options with one of these roles, in the order in which they are written."""
+    return [name for name, field in TrainConfig.model_fields.items() if field_facts(field)["role"] in roles]
+
+
+def allowed(name: str) -> str:
+    """What an option may be, in words: "one of adam, adamw, sgd", "a number > 0"."""
+    field = TrainConfig.model_fields[name]
+    kind: Any = field.annotation
+    if get_args(kind) and get_args(kind)[-1] is type(None):
+        kind = get_args(kind)[0]
+    if isinstance(get_args(kind)[:1], tuple) and get_args(kind) and all(isinstance(a, str) for a in get_args(kind)):
+        return "one of " + ", ".join(get_args(kind))
+    if get_args(kind):
+        number = "whole numbers" if get_args(kind)[0] is int else "numbers"
+        return f"{len(get_args(kind))} {number}"
+    word = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}[kind]
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [
+        f"{sign} {getattr(check, key)}"
+        for key, sign in signs.items()
+        for check in field.metadata
+        if getattr(check, key, None) is not None
+    ]
+    return " ".join([word, " and ".join(limits)]).strip()
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """' (did you mean X?)' where a name is close to one of names, else nothing."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def problems(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Each problem of a TrainConfig as (path of the key, sentence)."""
+    for item in error.errors():
+        path = item["loc"]
+        name = str(path[0]) if path else ""
+        if item["type"] == "extra_forbidden":
+            yield path, f"unknown option {name!r}{nearest(name, list(TrainConfig.model_fields))}"
+        elif name in TrainConfig.model_fields:
+            given = item["input"] if len(path) == 1 else f"{item['input']!r} (item {path[1]})"
+            given = given if isinstance(given, str) and len(path) > 1 else repr(given)
+            yield path, f"{name} is {given}; expected {allowed(name)}"
+        else:
+            yield path, item["msg"].removeprefix("Value error, ")
+
+
+def make_config(values: dict[str, Any], source: str = "options") -> TrainConfig:
+    """A TrainConfig from plain values, or InputError that names each problem."""
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{source}: {sentence}" for _, sentence in problems(error))) from None
+
+
+def plain(config: TrainConfig, *, changed_only: bool = False) -> dict[str, Any]:
+    """The options as values that JSON, YAML and weights-only checkpoints hold."""
+    return config.model_dump(mode="json", exclude_defaults=changed_only)
+
+
+def load_options(path: Path) -> dict[str, Any]:
+    """The options in a YAML or JSON file: an exported recipe or a training_config.json."""
+    try:
+        values = yaml.load(path.read_text(), Loader=NumberLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML or JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected options as `name: value` lines")
+    return values
+
+
+def save_options(config: TrainConfig, path: Path) -> None:
+    """Write training_config.json."""
+    path.write_text(json.dumps(plain(config), indent=2) + "\n")
+
+
+class NumberLoader(yaml.SafeLoader):
+    """A safe YAML loader that reads `1e-4` as the number it is (YAML 1.1 asks for `1.0e-4`)."""
+
+
+def _add_number_resolver() -> None:
+    NumberLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    NumberLoader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
+
+
+_add_number_resolver()
