@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from trainable.checkpoint import (
     find_checkpoint,
     load_checkpoint,
+    load_last_good,
     load_network,
     load_pretrained,
     save_checkpoint,
@@ -126,6 +130,50 @@ def test_no_checkpoint_is_said_with_the_path(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+def test_damaged_latest_is_replaced_by_the_newest_whole_one_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    for name, epoch in [("latest.pth", 9), ("best_model.pth", 4), ("epoch_0007.pth", 7), ("epoch_0008.pth", 8)]:
+        save_checkpoint({"epoch": epoch}, folder / name)
+    assert load_last_good(tmp_path)[0] == folder / "latest.pth"
+    assert capsys.readouterr().out == ""
+    for name in ("latest.pth", "epoch_0008.pth"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-40])
+    for given in (tmp_path, folder, folder / "latest.pth"):
+        source, state = load_last_good(given)
+        assert (source, state["epoch"]) == (folder / "epoch_0007.pth", 7)
+        said = capsys.readouterr().out
+        assert "latest.pth: damaged" in said
+        assert f"going on from {folder / 'epoch_0007.pth'}, epoch 7" in said
+
+
+def test_damaged_file_that_was_named_is_not_replaced(tmp_path: Path) -> None:
+    save_checkpoint({"epoch": 1}, tmp_path / "latest.pth")
+    (tmp_path / "epoch_0002.pth").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"epoch_0002\.pth: damaged"):
+        load_last_good(tmp_path / "epoch_0002.pth")
+    (tmp_path / "latest.pth").write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"latest\.pth: damaged"):
+        load_last_good(tmp_path)
+
+
+def test_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
+    """The limit on a file's size stands in for the disk: the same place in torch's writer fails."""
+    path = tmp_path / "latest.pth"
+    save_checkpoint({"epoch": 1}, path)
+    script = (
+        "import resource, signal, torch; from pathlib import Path; from trainable.checkpoint import save_checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        f"try: save_checkpoint({{'epoch': 2, 'network': torch.zeros(10**6)}}, Path({str(path)!r}))\n"
+        "except OSError as error: print(error.errno, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{errno.EFBIG} [Errno {errno.EFBIG}] File too large: '{path}'\n", done.stderr
+    assert load_checkpoint(path)["epoch"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def network(seed: int = 0, base_channels: int = 4, out_channels: int = 3) -> UNet3D:
     torch.manual_seed(seed)
     return UNet3D(3, base_channels, 16, out_channels=out_channels)
@@ -166,6 +214,38 @@ def test_weights_that_match_are_taken_and_the_others_named(tmp_path: Path) -> No
 def test_too_few_matching_weights_are_refused_and_none_taken(tmp_path: Path) -> None:
     save_checkpoint({"network": network(1, base_channels=8).state_dict()}, tmp_path / "a.pth")
     own, before = network(2), network(2).state_dict()
-    with pytest.raises(InputError, match=r"only \d+% of the network's weights match; .*same depth, channels"):
+    with pytest.raises(InputError, match=r"only \d+% of the network's weights match, less than 50%; .*same depth"):
         load_pretrained(own, tmp_path / "a.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+
+
+def test_weights_are_taken_from_the_best_model_of_a_folder_and_from_a_bare_state_dict(tmp_path: Path) -> None:
+    for name, seed in [("latest.pth", 1), ("best_model.pth", 3)]:
+        save_checkpoint({"network": network(seed).state_dict()}, tmp_path / "checkpoints" / name)
+    torch.save(network(4).state_dict(), tmp_path / "bare.pth")
+    for path, seed in [(tmp_path, 3), (tmp_path / "bare.pth", 4)]:
+        own = network(2)
+        assert load_pretrained(own, path).startswith("pretrained: 100.0% of the weights")
+        assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in network(seed).state_dict().items())
+
+
+@pytest.mark.parametrize("content", [{"format": 2, "network": {}}, {"a": 1}, [torch.zeros(1)], torch.zeros(3)])
+def test_file_without_weights_is_refused(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: holds no weights; expected a checkpoint of voxtune or a state_dict"):
+        load_pretrained(network(), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_first_convolution_for_other_modalities_is_adapted_and_keeps_its_scale(tmp_path: Path, channels: int) -> None:
+    torch.manual_seed(1)
+    given = UNet3D(3, 8, 16, residual=True, in_channels=channels)
+    torch.save(given.state_dict(), tmp_path / "a.pth")
+    torch.manual_seed(2)
+    own = UNet3D(3, 8, 16, residual=True)
+    said = load_pretrained(own, tmp_path / "a.pth")
+    assert f"adapted: encoder.0.conv1.weight: {channels} input channels there, 4 here" in said
+    assert f"adapted: encoder.0.skip.weight: {channels} input channels there, 4 here" in said
+    image = torch.randn(1, 1, 8, 8, 8)  # the same in every modality: the answer is the same
+    expected = given.eval()(image.expand(-1, channels, -1, -1, -1))[0]
+    torch.testing.assert_close(own.eval()(image.expand(-1, 4, -1, -1, -1))[0], expected, atol=1e-4, rtol=1e-4)

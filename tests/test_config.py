@@ -113,7 +113,7 @@ def test_config_is_frozen() -> None:
         ("data_dir", "a path"),
         ("output_dir", "a path"),
         ("mirror", "true or false"),
-        ("scheduler", "one of plateau, cosine, step, exponential"),
+        ("scheduler", "one of plateau, cosine, step, exponential, poly"),
         ("batch_size", "a whole number >= 1"),
         ("lr", "a number > 0"),
         ("focal_alpha", "a number > 0 and < 1"),

@@ -11,9 +11,19 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from trainable.cases import LoadedCase
+from trainable.cache import open_case
+from trainable.cases import LoadedCase, find_case, load_case
 from trainable.config import TrainConfig
-from trainable.inference import MIRRORS, predict_case, predict_label, predict_logits, save_label
+from trainable.data import Data
+from trainable.inference import (
+    MIRRORS,
+    on_full_grid,
+    postprocess,
+    predict_case,
+    predict_label,
+    predict_logits,
+    save_label,
+)
 from trainable.unet3d import UNet3D
 
 CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(16, 12, 8))
@@ -138,6 +148,59 @@ def test_case_is_0_outside_the_brain_s_box() -> None:
     expected[3:20, 5:18, 2:15] = 4
     assert label.dtype == np.uint8
     assert np.array_equal(label, expected)
+
+
+def blobs() -> np.ndarray:
+    """Label 2 in three places: 27 voxels with ET inside, 3 voxels joined by corners, and 1 voxel of TC."""
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[1:4, 1:4, 1:4] = 2
+    label[2, 2, 1:4] = 4
+    for i in range(3):
+        label[6 + i, 6 + i, 6 + i] = 2
+    label[11, 0, 0] = 1
+    return label
+
+
+@pytest.mark.parametrize(("least", "left"), [(0, 31), (1, 31), (2, 30), (3, 30), (4, 27), (27, 27), (28, 0)])
+def test_tumours_below_min_component_are_removed(least: int, left: int) -> None:
+    label = blobs()
+    found = postprocess(label, CONFIG.model_copy(update={"min_component": least}))
+    assert found.dtype == np.uint8
+    assert np.count_nonzero(found) == left
+    assert np.array_equal(found[found != 0], label[found != 0])
+    assert np.count_nonzero(label) == 31  # the given one is left alone
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0, True), (3, True), (4, False)])
+def test_et_below_its_threshold_becomes_tc(threshold: int, kept: bool) -> None:
+    label = blobs()
+    found = postprocess(label, CONFIG.model_copy(update={"et_threshold": threshold}))
+    assert np.array_equal(found, label if kept else np.where(label == 4, 1, label))
+
+
+def test_et_is_counted_after_small_tumours_are_removed() -> None:
+    label = blobs()
+    label[11, 0, 0] = 4
+    options = {"min_component": 2, "et_threshold": 4}
+    assert not (postprocess(label, CONFIG.model_copy(update=options)) == 4).any()
+    assert (postprocess(label, CONFIG.model_copy(update={"et_threshold": 4})) == 4).sum() == 4
+
+
+def test_prediction_is_postprocessed_as_the_config_says() -> None:
+    image = intensities()
+    mean, std = np.full(4, 1000, np.float32), np.full(4, 500, np.float32)
+    plain = predict_label(FlairAbove(), image, mean, std, CONFIG)
+    assert plain.any()
+    config = CONFIG.model_copy(update={"min_component": plain.size})
+    assert not predict_label(FlairAbove(), image, mean, std, config).any()
+
+
+def test_crop_goes_back_to_its_place_in_the_full_volume(phantoms: Path, prepared: Data) -> None:
+    name = prepared.split.val[0]
+    case = open_case(prepared.folder, name)
+    assert max(case.offset) > 0
+    truth = load_case(find_case(phantoms / name, need_seg=True)).label
+    assert np.array_equal(on_full_grid(np.asarray(case.label), case), truth)
 
 
 def test_saved_label_is_read_back_on_the_same_grid(tmp_path: Path) -> None:

@@ -68,12 +68,19 @@ def test_tensorboard_has_the_numbers_of_a_row(tmp_path: Path) -> None:
 
 
 def test_epoch_line_shows_what_was_measured() -> None:
-    row = {"epoch": 4, "avg_total_loss": 0.51234, "lr": 3e-4, "patches_per_second": 7.25, "max_gpu_memory": 0}
-    assert epoch_line(row, 20) == "epoch   4/20  loss 0.5123  lr 3.00e-04  7.2 patches/s"
+    row = {"epoch": 4, "avg_total_loss": 0.51234, "avg_base_loss": 0.3, "avg_dice_loss": 0.2, "grad_norm": 1.5}
+    row |= {"lr": 3e-4, "epoch_time": 12.34, "avg_batch_time": 0.2, "patches_per_second": 7.25}
+    row |= {"data_wait_share": 0.031, "avg_gpu_memory": 1536, "max_gpu_memory": 0}
+    learnt, cost = (
+        "epoch   4/20  loss 0.5123 (base 0.3000, Dice 0.2000)  grad 1.50  lr 3.00e-04",
+        "12.3 s, 0.200 s/batch",
+    )
+    assert epoch_line(row, 20) == f"{learnt}  | {cost}, 7.2 patches/s, 3% waiting for data"
     row |= {f"val_dice_{name}": dice for name, dice in [("WT", 0.9), ("TC", 0.8), ("ET", 0.7), ("mean", 0.8)]}
     row |= {"best_epoch": 3, "best_score": 0.81, "max_gpu_memory": 2048}
-    expected = "val Dice 0.8000 (WT 0.9000  TC 0.8000  ET 0.7000)  best 0.8100  7.2 patches/s  2.0 GiB"
-    assert epoch_line(row, 20).endswith(expected)
+    expected = "lr 3.00e-04  val Dice 0.8000 (WT 0.9000  TC 0.8000  ET 0.7000)  best 0.8100  | 12.3 s"
+    assert expected in epoch_line(row, 20)
+    assert epoch_line(row, 20).endswith("3% waiting for data, GPU 1.5 GiB, peak 2.0")
     assert "  best  " in epoch_line(row | {"best_epoch": 4}, 20)
 
 

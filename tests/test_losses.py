@@ -20,6 +20,7 @@ ALL: dict[str, LossFunction] = {
     "dice": dice_loss,
     "bce": bce_loss,
     "tversky": lambda x, y: tversky_loss(x, y, alpha=0.3, beta=0.7),
+    "dice of each patch": lambda x, y: dice_loss(x, y, batch=False),
     "focal": lambda x, y: focal_loss(x, y, gamma=2.0, alpha=0.25),
     "focal, gamma 0.5": lambda x, y: focal_loss(x, y, gamma=0.5, alpha=0.5),
 }
@@ -75,6 +76,27 @@ def test_dice_equals_monai() -> None:
     logits, target = some_batch()
     monai = DiceLoss(sigmoid=True, batch=True, smooth_nr=2 * SMOOTH, smooth_dr=2 * SMOOTH)  # ours is on half the terms
     assert dice_loss(logits, target).item() == pytest.approx(monai(logits, target).item(), rel=1e-6)
+
+
+def test_dice_of_each_patch_is_averaged_over_samples_and_regions() -> None:
+    # Samples p = .75 and .25 with t = 1 and 0: Dice = 1.5 / 1.75 and 0, over the batch 1.5 / 2.
+    logits, target = voxels([[LN3, -LN3]]), voxels([[1, 0]])
+    assert dice_loss(logits, target, batch=False).item() == pytest.approx((1 - 1.5 / 1.75 + 1) / 2, abs=1e-4)
+    assert dice_loss(logits, target, batch=True).item() == pytest.approx(1 - 1.5 / 2, abs=1e-4)
+
+
+def test_dice_and_tversky_of_each_patch_equal_monai() -> None:
+    logits, target = some_batch(12)
+    dice = DiceLoss(sigmoid=True, batch=False, smooth_nr=2 * SMOOTH, smooth_dr=2 * SMOOTH)
+    assert dice_loss(logits, target, batch=False).item() == pytest.approx(dice(logits, target).item(), rel=1e-6)
+    tversky = TverskyLoss(sigmoid=True, batch=False, alpha=0.2, beta=0.9, smooth_nr=SMOOTH, smooth_dr=SMOOTH)
+    ours = tversky_loss(logits, target, alpha=0.2, beta=0.9, batch=False)
+    assert ours.item() == pytest.approx(tversky(logits, target).item(), rel=1e-6)
+
+
+def test_bce_equals_monai() -> None:
+    logits, target = some_batch(13)
+    assert bce_loss(logits, target).item() == pytest.approx(FocalLoss(gamma=0)(logits, target).item(), rel=1e-6)
 
 
 def test_tversky_equals_monai() -> None:
@@ -176,6 +198,18 @@ def test_loss_weights_are_base_then_dice() -> None:
     assert loss.base.item() == pytest.approx(bce_loss(logits, target).item(), rel=1e-6)
     assert loss.dice.item() == pytest.approx(dice_loss(logits, target).item(), rel=1e-6)
     assert loss.total.item() == pytest.approx(2 * loss.base.item() + 0.5 * loss.dice.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("base_loss", ["bce", "tversky"])
+def test_config_says_whether_dice_and_tversky_are_of_the_batch_or_of_each_patch(base_loss: str) -> None:
+    logits, target = some_batch(14)
+    for batch in (True, False):
+        config = TrainConfig(base_loss=base_loss, batch_dice=batch)
+        loss = make_loss(config)([logits], target)
+        assert loss.dice.item() == pytest.approx(dice_loss(logits, target, batch=batch).item(), rel=1e-6)
+        if base_loss == "tversky":
+            expected = tversky_loss(logits, target, alpha=0.3, beta=0.7, batch=batch)
+            assert loss.base.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_head_weights_halve_and_sum_to_1() -> None:

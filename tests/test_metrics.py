@@ -10,7 +10,18 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy import ndimage
 
-from trainable.metrics import WORST_HD95, Bools, dice, hd95, label_of, mean_scores, regions_of, score_case
+from trainable.metrics import (
+    WORST_HD95,
+    Bools,
+    dice,
+    hd95,
+    label_of,
+    mean_scores,
+    regions_of,
+    score_case,
+    sensitivity,
+    specificity,
+)
 
 Voxel = tuple[int, int, int]
 
@@ -96,6 +107,91 @@ def test_dice_and_hd95_equal_monai(seed: int) -> None:
     assert dice(a, b) == pytest.approx(compute_dice(*tensors).item(), abs=1e-6)
 
 
+def slow_dice(a: Bools, b: Bools) -> float:
+    """Dice by sets of voxels: the definition, on its own."""
+    one, other = ({tuple(voxel) for voxel in np.argwhere(mask).tolist()} for mask in (a, b))
+    return 2 * len(one & other) / (len(one) + len(other)) if one or other else 1.0
+
+
+def slow_hd95(a: Bools, b: Bools, spacing: tuple[float, float, float]) -> float:
+    """HD95 by every pair of surface voxels: one with a face neighbour outside the mask or the volume."""
+
+    def surface(mask: Bools) -> np.ndarray:
+        inside = {tuple(voxel) for voxel in np.argwhere(mask).tolist()}
+        steps = [np.eye(3, dtype=int)[axis] * sign for axis in range(3) for sign in (1, -1)]
+        kept = [voxel for voxel in inside if any(tuple((voxel + step).tolist()) not in inside for step in steps)]
+        return np.array(kept) * spacing
+
+    if not a.any() or not b.any():
+        return 0.0 if a.any() == b.any() else 373.1287
+    one, other = surface(a), surface(b)
+    pairs = np.sqrt(((one[:, None] - other[None]) ** 2).sum(-1))
+    return float(max(np.percentile(pairs.min(1), 95), np.percentile(pairs.min(0), 95)))
+
+
+def border_block() -> Bools:
+    block = np.zeros((9, 9, 9), bool)
+    block[:3, 4:, :] = True
+    return block
+
+
+HARD = {
+    "both empty": (NOTHING, NOTHING),
+    "prediction empty": (NOTHING, ONE),
+    "truth empty": (border_block(), NOTHING),
+    "one voxel each, the same": (ONE, ONE),
+    "one voxel each, apart": (ONE, mask((0, 8, 3))),
+    "one voxel against a block at the border": (ONE, border_block()),
+    "corners of the volume": (mask((0, 0, 0)), mask((8, 8, 8))),
+    "the whole volume": (np.ones((9, 9, 9), bool), border_block()),
+    "two far parts against one": (mask((0, 0, 0), (8, 8, 8)), mask((0, 0, 1))),
+}
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 1.25, 3.0)], ids=["1 mm", "anisotropic"])
+@pytest.mark.parametrize("pair", HARD.values(), ids=HARD.keys())
+def test_hard_cases_equal_an_independent_implementation(
+    pair: tuple[Bools, Bools], spacing: tuple[float, float, float]
+) -> None:
+    for a, b in (pair, pair[::-1]):
+        assert dice(a, b) == pytest.approx(slow_dice(a, b), abs=1e-6)
+        assert hd95(a, b, spacing) == pytest.approx(slow_hd95(a, b, spacing), abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_masks_equal_an_independent_implementation(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = blob(rng, (12, 9, 10)), blob(rng, (12, 9, 10))
+    assert dice(a, b) == pytest.approx(slow_dice(a, b), abs=1e-6)
+    assert hd95(a, b, (1, 2, 0.7)) == pytest.approx(slow_hd95(a, b, (1, 2, 0.7)), abs=1e-3)
+
+
+def test_sensitivity_and_specificity_by_hand() -> None:
+    truth, prediction = (
+        mask((0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3)),
+        mask((0, 0, 0), (0, 0, 1), (0, 0, 2), (5, 5, 5)),
+    )
+    assert sensitivity(prediction, truth) == 3 / 4
+    assert specificity(prediction, truth) == pytest.approx(1 - 1 / (9**3 - 4))
+    assert specificity(prediction, truth, around=1000) == pytest.approx(1 - 1 / (9**3 - 4 + 1000))
+
+
+def test_sensitivity_and_specificity_of_empty_masks() -> None:
+    everything = np.ones((9, 9, 9), bool)
+    assert (sensitivity(NOTHING, NOTHING), sensitivity(ONE, NOTHING), sensitivity(NOTHING, ONE)) == (1, 1, 0)
+    assert (specificity(NOTHING, ONE), specificity(everything, NOTHING), specificity(ONE, everything)) == (1, 0, 1)
+
+
+def test_all_scores_of_a_case_are_of_the_right_pair_of_masks() -> None:
+    rng = np.random.default_rng(3)
+    prediction, truth = (rng.choice(np.array([0, 1, 2, 4], np.uint8), (6, 7, 8)) for _ in range(2))
+    scores = score_case(prediction, truth, spacing=(1, 2, 3), full=True, around=50)
+    for region, a, b in zip(("WT", "TC", "ET"), regions_of(prediction), regions_of(truth), strict=True):
+        assert scores[f"hd95_{region}"] == hd95(a, b, (1, 2, 3))
+        assert scores[f"sensitivity_{region}"] == sensitivity(a, b) != sensitivity(b, a)
+        assert scores[f"specificity_{region}"] == specificity(a, b, 50)
+
+
 def test_regions_hold_their_labels() -> None:
     label = np.array([0, 1, 2, 4], np.uint8).reshape(4, 1, 1)
     wt, tc, et = (region.ravel().tolist() for region in regions_of(label))
@@ -124,7 +220,7 @@ def test_case_scores_by_hand() -> None:
     truth[0, 0, :4] = (1, 1, 2, 2)
     prediction = np.zeros_like(truth)
     prediction[0, 0, :4] = (1, 2, 2, 0)
-    scores = score_case(prediction, truth, spacing=(1, 1, 2), distances=True)
+    scores = score_case(prediction, truth, spacing=(1, 1, 2), full=True)
     assert scores["dice_WT"] == pytest.approx(6 / 7)  # 3 of 3 and 4
     assert scores["dice_TC"] == pytest.approx(2 / 3)  # 1 of 1 and 2
     assert scores["dice_ET"] == 1  # none in either
@@ -139,7 +235,7 @@ def test_missed_enhancing_tumour_takes_the_worst_score() -> None:
     truth = np.zeros((4, 4, 4), np.uint8)
     truth[1, 1, 1:3] = (4, 1)
     prediction = np.where(truth == 4, 1, truth)
-    scores = score_case(prediction, truth, distances=True)
+    scores = score_case(prediction, truth, full=True)
     assert (scores["dice_WT"], scores["dice_TC"], scores["dice_ET"]) == (1, 1, 0)
     assert (scores["hd95_TC"], scores["hd95_ET"]) == (0, WORST_HD95)
 

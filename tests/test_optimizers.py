@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, PolynomialLR, StepLR
 
 from trainable.config import TrainConfig
 from trainable.optimizers import Schedule, make_optimizer
@@ -53,6 +53,8 @@ def through_a_file(state: dict[str, Any]) -> Any:
         ({"scheduler": "cosine"}, lambda o: CosineAnnealingLR(o, 20)),
         ({"scheduler": "step", "step_size": 6, "step_gamma": 0.3}, lambda o: StepLR(o, 6, 0.3)),
         ({"scheduler": "exponential", "exponential_gamma": 0.9}, lambda o: ExponentialLR(o, 0.9)),
+        ({"scheduler": "poly", "poly_power": 1.7}, lambda o: PolynomialLR(o, 20, 1.7)),
+        ({"scheduler": "poly"}, lambda o: PolynomialLR(o, 20, 0.9)),
     ],
 )
 def test_lr_over_epochs_equals_torch_s_own(options: dict[str, Any], torchs_own: Any) -> None:
@@ -159,6 +161,35 @@ def test_sgd_s_momentum_is_nesterov_s() -> None:
     assert found == pytest.approx([2 - 0.1 * 1.9, 2 - 0.1 * 1.9 - 0.1 * 2.71])
 
 
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_is_nesterov_s_or_plain_as_torch_has_them(nesterov: bool) -> None:
+    ours, torchs = network(), network()
+    options = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0, "nesterov": nesterov}
+    steps = (
+        make_optimizer(ours, TrainConfig(optimizer="sgd", **options)),
+        torch.optim.SGD(torchs.parameters(), **options),
+    )
+    for net, optimizer in zip((ours, torchs), steps, strict=True):
+        for gradient in (1.0, -3.0, 0.5):
+            for parameter in net.parameters():
+                parameter.grad = torch.full_like(parameter, gradient)
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), torchs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "torchs_own"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_and_adamw_are_torch_s(name: str, torchs_own: Any) -> None:
+    ours, torchs = nn.Conv3d(2, 3, 1, bias=False), nn.Conv3d(2, 3, 1, bias=False)
+    torchs.load_state_dict(ours.state_dict())
+    options = {"lr": 0.1, "weight_decay": 0.3}
+    steps = make_optimizer(ours, TrainConfig(optimizer=name, **options)), torchs_own(torchs.parameters(), **options)
+    for net, optimizer in zip((ours, torchs), steps, strict=True):
+        for gradient in (1.0, -3.0, 0.5):
+            net.weight.grad = torch.full_like(net.weight, gradient)
+            optimizer.step()
+    assert torch.equal(ours.weight, torchs.weight)
+
+
 def test_adam_s_first_step_is_one_lr_against_the_gradient() -> None:
     for name in ("adam", "adamw"):
         net = network()
@@ -169,7 +200,7 @@ def test_adam_s_first_step_is_one_lr_against_the_gradient() -> None:
         assert net[0].bias.detach()[0].item() == pytest.approx(2.1)  # type: ignore[index, union-attr]
 
 
-@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "exponential"])
+@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "exponential", "poly"])
 def test_schedule_goes_on_from_a_checkpoint(scheduler: str) -> None:
     options = {"lr": 0.1, "epochs": 12, "scheduler": scheduler, "step_size": 2, "plateau_patience": 1}
     whole = lrs(schedule_of(**options), 12, score=0.5)
@@ -182,7 +213,7 @@ def test_schedule_goes_on_from_a_checkpoint(scheduler: str) -> None:
     assert lrs(second, 6, score=0.5) == pytest.approx(whole[6:])
 
 
-@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "exponential"])
+@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "exponential", "poly"])
 def test_new_base_lr_scales_what_is_left_of_the_schedule(scheduler: str) -> None:
     options = {"epochs": 10, "scheduler": scheduler, "step_size": 3}
     expected = lrs(schedule_of(lr=0.3, **options), 10, score=None)

@@ -77,12 +77,13 @@ def test_channels_double_up_to_the_limit() -> None:
 def test_config_s_options_reach_the_network() -> None:
     config = TrainConfig(
         depth=3, base_channels=4, max_channels=6, residual=True, deep_supervision=True, dropout=0.25,
-        target_shape=(16, 16, 16),
+        target_shape=(16, 16, 16), gradient_checkpointing=True,
     )  # fmt: skip
     same = UNet3D(3, 4, 6, residual=True, deep_supervision=True, dropout=0.25)
     built = build_network(config)
     assert {n: p.shape for n, p in built.state_dict().items()} == {n: p.shape for n, p in same.state_dict().items()}
     assert built.encoder[0].dropout.p == 0.25  # type: ignore[union-attr]
+    assert built.gradient_checkpointing
 
 
 def test_residual_block_adds_its_input() -> None:
@@ -118,6 +119,36 @@ def test_dropout_acts_in_training_only_and_on_whole_channels() -> None:
     zeros = (dropped[0] == 0).flatten(2).float().mean(2)  # share of a channel's voxels
     assert set(zeros.unique().tolist()) == {0.0, 1.0}
     assert zeros.mean().item() == pytest.approx(0.5, abs=0.2)
+
+
+def gradients(network: UNet3D) -> list[torch.Tensor]:
+    torch.manual_seed(5)  # of the dropout
+    sum(head.square().mean() for head in network.train()(INPUT)).backward()  # type: ignore[union-attr]
+    return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+
+def test_gradient_checkpointing_gives_the_same_gradients_also_with_dropout() -> None:
+    options = {"deep_supervision": True, "residual": True, "dropout": 0.3}
+    plain, saving = (gradients(small(4, **options, gradient_checkpointing=on)) for on in (False, True))
+    assert len(plain) == len(saving)
+    assert all(torch.equal(a, b) for a, b in zip(plain, saving, strict=True))
+
+
+def test_gradient_checkpointing_keeps_less_for_the_backward_pass_in_training_alone() -> None:
+    def kept(network: UNet3D) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network(INPUT)
+        return sum(sizes.values())
+
+    plain, saving = small(4), small(4, gradient_checkpointing=True)
+    assert kept(saving.train()) < 0.5 * kept(plain.train())
+    assert kept(saving.eval()) == kept(plain.eval())
 
 
 def test_output_does_not_depend_on_a_modality_s_scale_through_the_norm() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 from pathlib import Path
@@ -13,12 +14,17 @@ from trainable.config import InputError, TrainConfig
 from trainable.options import make_config
 from trainable.unet3d import UNet3D, build_network
 
-FORMAT = 1
+FORMAT = 2
 LATEST, BEST = "latest.pth", "best_model.pth"
+PRETRAINED_SHARE = 0.5  # of the network's weights, at least
 
 
 def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a state of tensors and plain values; a reader sees the old file or the new one, whole."""
+    """Write a state of tensors and plain values; a reader sees the old file or the new one, whole.
+
+    Raises:
+        OSError: where it cannot be written (a full disk); what was there before is whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -27,6 +33,11 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of an error of the disk
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError):
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
@@ -51,50 +62,92 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         InputError: where the file is missing, damaged or not a checkpoint of this program.
     """
     path = find_checkpoint(path)
-    try:
-        with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that it writes
-            if damaged := file.testzip():
-                raise ValueError(f"checksum of {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"{path}: damaged or not a checkpoint ({reason}); use an earlier one") from None
+    state = read_whole(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of voxtune, format {FORMAT}")
     return state
 
 
+def read_whole(path: Path) -> Any:
+    """What a weights-only file holds, its checksums verified, or InputError where it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that it writes
+            if damaged := file.testzip():
+                raise ValueError(f"checksum of {damaged}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"{path}: damaged or not a checkpoint ({reason}); use an earlier one") from None
+
+
 def load_network(path: Path, device: torch.device) -> tuple[UNet3D, TrainConfig]:
     """The network of a checkpoint (of a folder: the best) with its weights, and the config that it was trained with."""
-    path = find_checkpoint(path, wanted=BEST)
-    state = load_checkpoint(path)
-    config = make_config(state["config"], str(path))
+    return network_of(load_checkpoint(find_checkpoint(path, wanted=BEST)), device)
+
+
+def network_of(state: dict[str, Any], device: torch.device) -> tuple[UNet3D, TrainConfig]:
+    """The network of a loaded checkpoint, ready to predict, and its config."""
+    config = make_config(state["config"], "the checkpoint")
     network = build_network(config)
     network.load_state_dict(state["network"])
     return network.to(device).eval(), config
 
 
+def load_last_good(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from and its state; where latest.pth is damaged, the newest whole one beside it."""
+    source = find_checkpoint(path)
+    try:
+        return source, load_checkpoint(source)
+    except InputError as error:
+        if source.name != LATEST:
+            raise
+        whole = []
+        for other in source.parent.glob("*.pth"):
+            with contextlib.suppress(InputError):
+                whole.append((other, load_checkpoint(other)))
+        if not whole:
+            raise
+        newest, state = max(whole, key=lambda pair: pair[1]["epoch"])
+        print(f"{error}\ngoing on from {newest}, epoch {state['epoch']}")
+        return newest, state
+
+
+def weights_in(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint (of a folder: the best) or in a file that holds a bare state_dict."""
+    path = find_checkpoint(path, wanted=BEST)
+    state = read_whole(path)
+    weights = state.get("network", state) if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not any(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise InputError(f"{path}: holds no weights; expected a checkpoint of voxtune or a state_dict of its network")
+    return {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+
+
 def load_pretrained(network: UNet3D, path: Path) -> str:
-    """Copy the tensors of a checkpoint that match by name and shape; say what was not copied.
+    """Copy the weights in a file that match by name and shape; say what was not copied, and why.
+
+    Weights that differ in the number of input channels alone, as those of the first convolution where it was trained on
+    other modalities, are adapted: each of ours gets the sum over theirs, divided by our number.
 
     Raises:
-        InputError: where less than half of the weights match.
+        InputError: where less than PRETRAINED_SHARE of the network's weights match.
     """
-    given: dict[str, torch.Tensor] = load_checkpoint(path)["network"]
-    own = network.state_dict()
-    matching = {name: tensor for name, tensor in given.items() if name in own and own[name].shape == tensor.shape}
-    reasons = [f"{name}: not in this network" for name in given if name not in own]
-    reasons += [f"{name}: not in {path}" for name in own if name not in given]
-    reasons += [
-        f"{name}: {tuple(given[name].shape)} there, {tuple(own[name].shape)} here"
-        for name in own
-        if name in given and name not in matching
-    ]
-    share = sum(tensor.numel() for tensor in matching.values()) / sum(tensor.numel() for tensor in own.values())
-    if share < 0.5:
+    given, own = weights_in(path), network.state_dict()
+    taken, reasons = {}, [f"not loaded: {name}: not in this network" for name in given if name not in own]
+    for name, tensor in own.items():
+        if name not in given:
+            reasons.append(f"not loaded: {name}: not in {path}")
+        elif given[name].shape == tensor.shape:
+            taken[name] = given[name]
+        elif tensor.ndim == 5 and name.startswith("encoder.0.") and given[name][:, :1].shape == tensor[:, :1].shape:
+            taken[name] = given[name].sum(1, keepdim=True).expand_as(tensor) / tensor.shape[1]
+            reasons.append(f"adapted: {name}: {given[name].shape[1]} input channels there, {tensor.shape[1]} here")
+        else:
+            reasons.append(f"not loaded: {name}: {tuple(given[name].shape)} there, {tuple(tensor.shape)} here")
+    share = sum(tensor.numel() for tensor in taken.values()) / sum(tensor.numel() for tensor in own.values())
+    if share < PRETRAINED_SHARE:
         raise InputError(
-            f"{path}: only {share:.0%} of the network's weights match; expected a network of the same depth, channels "
-            "and residual. First differences:\n  " + "\n  ".join(reasons[:5])
+            f"{path}: only {share:.0%} of the network's weights match, less than {PRETRAINED_SHARE:.0%}; expected a "
+            "network of the same depth, channels and residual. First differences:\n  " + "\n  ".join(reasons[:5])
         )
-    network.load_state_dict(matching, strict=False)
-    return "\n".join([f"pretrained: {share:.1%} of the weights from {path}", *(f"  not loaded: {r}" for r in reasons)])
+    network.load_state_dict(taken, strict=False)
+    return "\n  ".join([f"pretrained: {share:.1%} of the weights from {path}", *reasons])

@@ -3,46 +3,92 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
+
 from trainable import checkpoint
 from trainable.cases import save_split
-from trainable.config import REGIONS, InputError, TrainConfig
+from trainable.config import InputError, TrainConfig
 from trainable.data import Data, prepare_data
+from trainable.evaluate import evaluate
 from trainable.logs import RunLog, epoch_line
-from trainable.loop import EpochResult, choose_device, fit, validate
-from trainable.metrics import mean_scores
+from trainable.loop import EpochResult, fit
 from trainable.options import allowed, field_facts, load_options, make_config, nearest, plain, save_options
+from trainable.parallel import locked
+from trainable.training import choose_device, refuse_changes
 
 INTERRUPTED = 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM = ": there is no room for it; make some"
+NOT_OF_A_TRAINING = ("resume", "test_only", "save_predictions", "lesion_wise")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run train.py; returns its exit code: 0, 1 for a loss not finite, 2 for wrong input, 130 for Ctrl-C."""
+    """Run train.py; returns its exit code: 0, 1 for a training that diverged, 2 for what the user must mend, 130 for
+    Ctrl-C."""
     options: dict[str, Any] = {}
     try:
         options = read_flags(sys.argv[1:] if argv is None else argv)
         config = resolve(options)
+    except (InputError, OSError) as error:
+        return failed(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    try:
         if config.test_only:
-            test(config)
+            evaluate(config)
         elif train(config).end_reason == "non_finite":
             return 1
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(error)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return failed(f"{error}{ROOM if error.errno in NO_ROOM else ''}{kept(config)}")
+    except torch.OutOfMemoryError:
+        return failed(f"{out_of_memory(config)}{kept(config)}")
     except KeyboardInterrupt:
-        place = options.get("output_dir") or options.get("resume") or TrainConfig().output_dir
-        print(f"\nstopped; go on with: python train.py --resume {place}")
+        print(f"\nstopped{kept(config) or '; no epoch was finished yet'}")
         return INTERRUPTED
     return 0
+
+
+def failed(error: object) -> int:
+    """Say what the user must mend."""
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def kept(config: TrainConfig) -> str:
+    """What of an interrupted training is safe, and how to go on from it; nothing before its first checkpoint."""
+    latest = config.output_dir / "checkpoints" / checkpoint.LATEST
+    if config.test_only or not latest.exists():
+        return ""
+    return f". The last finished epoch is kept; go on with: python train.py --resume {config.output_dir}"
+
+
+def out_of_memory(config: TrainConfig) -> str:
+    """What did not fit into the GPU, and what to lower."""
+    free, total = torch.cuda.mem_get_info(choose_device(config))
+    patch = " x ".join(map(str, config.target_shape))
+    used = torch.cuda.max_memory_allocated()
+    ways = []
+    if config.amp == "off":
+        ways.append("--amp bf16 (half the memory)")
+    if config.batch_size > 1:
+        same = config.batch_size * config.accumulation_steps
+        ways.append(f"--batch_size 1 --accumulation_steps {same} (as many patches a step)")
+    if not config.gradient_checkpointing:
+        ways.append("--gradient_checkpointing (the same result, slower)")
+    ways.append("a smaller --target_shape")
+    return (
+        f"out of GPU memory with batch_size {config.batch_size}, target_shape {patch}, amp {config.amp}: of the card's "
+        f"{total / 2**30:.1f} GiB this training took {used / 2**30:.1f} and {free / 2**30:.1f} are free now. "
+        f"Try {', '.join(ways)}"
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -102,15 +148,18 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
     if config.test_only and config.resume is None:
         raise InputError("--test_only needs a checkpoint: --resume OUTPUT_DIR/checkpoints/best_model.pth")
     if config.resume is not None:
-        source = checkpoint.find_checkpoint(config.resume)
-        saved = checkpoint.load_checkpoint(source)["config"]
+        wanted = checkpoint.BEST if config.test_only else checkpoint.LATEST
+        source, state = checkpoint.load_last_good(checkpoint.find_checkpoint(config.resume, wanted=wanted))
+        saved = state["config"]
         home = source.parent.parent if source.parent.name == "checkpoints" else source.parent
         split = {"split_file": home / "split.json"} if (home / "split.json").exists() else {}
-        config = make_config({**saved, **split, "output_dir": home, "pretrained": None, **options}, "train.py")
+        kept_options = {**saved, **split, "output_dir": home, "pretrained": None}
+        config = make_config({**kept_options, **options, "resume": source}, "train.py")
+        refuse_changes(config, saved)
         if config.output_dir.resolve() != home.resolve():
             refuse_used(config.output_dir)
         for name, value in plain(config).items():
-            if name in options and value != saved[name] and name not in ("resume", "test_only"):
+            if name in options and value != saved[name] and name not in NOT_OF_A_TRAINING:
                 print(f"resume: {name} is {value} now, {saved[name]} before")
     paths = {name: getattr(config, name) for name in ("data_dir", "output_dir", "cache_dir", "split_file")}
     return config.model_copy(update={name: path.resolve() for name, path in paths.items() if path is not None})
@@ -122,7 +171,12 @@ def train(config: TrainConfig) -> EpochResult:
     if config.resume is None:
         refuse_used(output)
     data = prepare_data(config)
-    output.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        return train_in(output, config, data)
+
+
+def train_in(output: Path, config: TrainConfig, data: Data) -> EpochResult:
+    """Train in a folder that no other process uses."""
     save_options(config, output / "training_config.json")
     save_split(data.split, output / "split.json")
     (output / "skipped_cases.txt").write_text("".join(f"{reason}\n" for reason in data.skipped))
@@ -131,7 +185,7 @@ def train(config: TrainConfig) -> EpochResult:
 
     def on_epoch_end(result: EpochResult) -> None:
         row = result.row()
-        log.write(row)
+        log.write(row, result.pictures)
         print(epoch_line(row, config.epochs), flush=True)
 
     try:
@@ -164,8 +218,8 @@ def ending(result: EpochResult, config: TrainConfig) -> str:
     """How a training ended, and what to do next."""
     if result.end_reason == "non_finite":
         return (
-            f"stopped: the loss of epoch {result.epoch} is not finite at lr {result.stats['lr']:.2e}; "
-            "lower --lr or set --gradient_clipping 1.0. latest.pth holds the epoch before"
+            f"stopped: {result.note}. Lower --lr, or set --gradient_clipping 1.0 or --amp bf16; look at those cases. "
+            f"Nothing was learnt from these steps; {checkpoint.LATEST} holds the epoch before"
         )
     reason = f"patience of {config.patience} validations" if result.end_reason == "patience" else "last epoch"
     score = f"best {config.metric} {result.best_score:.4f} at epoch {result.best_epoch}"
@@ -174,44 +228,3 @@ def ending(result: EpochResult, config: TrainConfig) -> str:
         f"ended by {reason}; {score if result.best_epoch else 'its weights, as nothing is validated'}: {best}\n"
         f"test it: python train.py --resume {best} --test_only"
     )
-
-
-def test(config: TrainConfig) -> dict[str, float]:
-    """Score the test cases with the checkpoint of --resume; table, CSV and JSON."""
-    assert config.resume is not None
-    data = prepare_data(config)
-    if not data.split.test:
-        raise InputError("the split has no test cases; see --test_fraction and --split_file")
-    source = checkpoint.find_checkpoint(config.resume, wanted=checkpoint.BEST)
-    if checkpoint.load_checkpoint(source)["split"] != data.split.digest():
-        raise InputError(
-            f"the split is not that of {source}: a test case may have been trained on; restore --split_file"
-        )
-    network, _ = checkpoint.load_network(source, choose_device(config))
-    scores = validate(network, config, data.folder, data.split.test, distances=True)
-    print(f"{len(scores)} test cases, {source}")
-    print(score_table(scores))
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    save_scores(scores, config.output_dir / "test_scores")
-    return mean_scores(scores.values())
-
-
-def score_table(scores: dict[str, dict[str, float]]) -> str:
-    """Dice and HD95 (mm) of each case and their mean, as text."""
-    width = max(len("mean"), *map(len, scores))
-    names = [f"dice_{region}" for region in REGIONS] + ["dice_mean"]
-    names += [name for name in next(iter(scores.values())) if name.startswith("hd95")]
-    lines = ["case".ljust(width) + "".join(f"{name.replace('_', ' ').replace('dice', 'Dice'):>12}" for name in names)]
-    for case, values in [*scores.items(), ("mean", mean_scores(scores.values()))]:
-        lines.append(case.ljust(width) + "".join(f"{values[name]:12.{2 if 'hd95' in name else 4}f}" for name in names))
-    return "\n".join(lines)
-
-
-def save_scores(scores: dict[str, dict[str, float]], stem: Path) -> None:
-    """Write scores as STEM.json and STEM.csv."""
-    summary = {"cases": scores, "mean": mean_scores(scores.values())}
-    stem.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["case", *next(iter(scores.values()))])
-        writer.writeheader()
-        writer.writerows({"case": case, **values} for case, values in scores.items())

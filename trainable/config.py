@@ -7,6 +7,7 @@ errors are all derived from the fields below, see options.py.
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,39 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says what, where, what is allowed and what to do."""
 
 
-def option(default: Any, meaning: str, *, group: str, role: Role, unit: str = "", **checks: Any) -> Any:
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    group: str,
+    role: Role,
+    unit: str = "",
+    guide: str = "",
+    fixed: bool = False,
+    **checks: Any,
+) -> Any:
     """A field of TrainConfig.
 
     role: "recipe" may be searched by a sweep; "protocol" defines what scores mean, so a sweep may fix it
     and never search it; "run" says where and how a training runs.
+    guide: the section that describes it in the guide of the script this trainer grew from. fixed: a resumed
+    training cannot change it, since it gives the state its shape or the scores their meaning.
     """
-    return Field(default, description=meaning, json_schema_extra={"group": group, "role": role, "unit": unit}, **checks)
+    facts: dict[str, Any] = {"group": group, "role": role, "unit": unit, "guide": guide, "fixed": fixed}
+    return Field(default, description=meaning, json_schema_extra=facts, **checks)
+
+
+# The options of a group have most often one role.
+_run = partial(option, group="run", role="run")
+_data = partial(option, group="data", role="protocol")
+_length = partial(option, group="length", role="protocol")
+_network = partial(option, group="network", role="recipe")
+_patches = partial(option, group="patches", role="recipe")
+_loss = partial(option, group="loss", role="recipe")
+_optimizer = partial(option, group="optimizer", role="recipe")
+_scheduler = partial(option, group="scheduler", role="recipe")
+_augmentation = partial(option, group="augmentation", role="recipe", guide="参数配置增强")
+_inference = partial(option, group="inference", role="protocol")
 
 
 class TrainConfig(BaseModel):
@@ -38,169 +65,161 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=False)
 
     # Where
-    data_dir: Path | None = option(None, "Folder with one folder a case.", group="data", role="run")
-    output_dir: Path = option(Path("output"), "Folder of this training's results.", group="run", role="run")
-    cache_dir: Path | None = option(
-        None, "Folder of the preprocessed cases; by default beside data_dir.", group="data", role="run"
+    data_dir: Path | None = _data(None, "Folder with one folder a case.", role="run", guide="基础训练")
+    output_dir: Path = _run(Path("output"), "Folder of this training's results.", guide="基础训练")
+    cache_dir: Path | None = _data(None, "Folder of the preprocessed cases; by default beside data_dir.", role="run")
+    resume: Path | None = _run(None, "Checkpoint, or folder of a training, to go on from.", guide="恢复训练")
+    pretrained: Path | None = _run(
+        None,
+        "Weights that a new training starts from, matched by name and shape; refused where less than half match.",
+        guide="预训练模型支持",
     )
-    resume: Path | None = option(None, "Checkpoint, or folder of a training, to go on from.", group="run", role="run")
-    pretrained: Path | None = option(
-        None, "Checkpoint whose weights a new training starts from.", group="run", role="run"
-    )
-    test_only: bool = option(False, "Score the test cases with --resume, train nothing.", group="run", role="run")
-    device: Literal["auto", "cpu", "cuda"] = option(
-        "auto", "Device; auto takes a GPU where there is one.", group="run", role="run"
-    )
-    num_workers: int = option(
-        2, "Processes that read patches; 0 reads in the training process.", group="run", role="run", ge=0
+    test_only: bool = _run(False, "Score the test cases with --resume, train nothing.", guide="仅测试")
+    save_predictions: bool = _run(False, "With test_only: write each prediction as NIfTI.", guide="仅测试")
+    lesion_wise: bool = _run(False, "With test_only: also Dice and HD95 by lesion, as BraTS 2023 scores.")
+    device: Literal["auto", "cpu", "cuda"] = _run("auto", "Device; auto takes a GPU where there is one.")
+    deterministic: bool = _run(False, "Only algorithms that repeat bit for bit on a GPU too; slower.")
+    num_workers: int = _run(
+        2, "Processes that read patches; 0 reads in the training process.", unit="processes", guide="内存优化", ge=0
     )
 
     # Which cases
-    skip_bad_cases: bool = option(
-        False, "Go on without cases that fail a check, and list them.", group="data", role="protocol"
+    skip_bad_cases: bool = _data(False, "Go on without cases that fail a check, and list them.")
+    split_file: Path | None = _data(None, "JSON with the case names of train, val and test; replaces the fractions.")
+    val_fraction: float = _data(0.15, "Share of cases validated on.", unit="of cases", fixed=True, ge=0, lt=1)
+    test_fraction: float = _data(
+        0.15, "Share of cases held out until the end.", unit="of cases", fixed=True, ge=0, lt=1
     )
-    split_file: Path | None = option(
-        None, "JSON with the case names of train, val and test; replaces the fractions.", group="data", role="protocol"
-    )
-    val_fraction: float = option(0.15, "Share of cases validated on.", group="data", role="protocol", ge=0, lt=1)
-    test_fraction: float = option(
-        0.15, "Share of cases held out until the end.", group="data", role="protocol", ge=0, lt=1
-    )
-    folds: int = option(0, "Number of folds of a cross-validation; 0 for none.", group="data", role="protocol", ge=0)
-    fold: int = option(0, "Which fold is validated on, from 0.", group="data", role="protocol", ge=0)
-    seed: int = option(
-        0, "Seed of the split, initial weights, patches and augmentation.", group="data", role="protocol", ge=0
-    )
+    folds: int = _data(0, "Number of folds of a cross-validation; 0 for none.", fixed=True, ge=0)
+    fold: int = _data(0, "Which fold is validated on, from 0.", fixed=True, ge=0)
+    seed: int = _data(0, "Seed of the split, initial weights, patches and augmentation.", fixed=True, ge=0)
 
     # How long
-    epochs: int = option(
-        100, "Epochs; also the horizon of the lr schedule.", group="length", role="protocol", unit="epochs", ge=1
+    epochs: int = _length(100, "Epochs; also the horizon of the lr schedule.", unit="epochs", guide="基础训练", ge=1)
+    patches_per_epoch: int = _length(0, "Patches drawn an epoch; 0 draws one a case.", unit="patches", ge=0)
+    val_freq: int = _length(
+        1, "Validate every so many epochs, and after the last.", unit="epochs", guide="灵活的验证频率", ge=1
     )
-    patches_per_epoch: int = option(
-        0, "Patches drawn an epoch; 0 draws one a case.", group="length", role="protocol", unit="patches", ge=0
+    save_freq: int = _length(
+        10, "Keep a numbered checkpoint every so many epochs.", role="run", unit="epochs", guide="训练控制", ge=1
     )
-    val_freq: int = option(
-        1, "Validate every so many epochs, and after the last.", group="length", role="protocol", unit="epochs", ge=1
+    metric: Literal["val_dice_mean", "val_dice_WT", "val_dice_TC", "val_dice_ET"] = _length(
+        "val_dice_mean", "Score that picks the best epoch; plateau and patience watch it.", fixed=True
     )
-    save_freq: int = option(
-        10, "Keep a numbered checkpoint every so many epochs.", group="length", role="run", unit="epochs", ge=1
+    patience: int = _length(
+        0,
+        "Stop after so many validations without a better score; 0: never.",
+        unit="validations",
+        guide="训练策略建议",
+        ge=0,
     )
-    metric: Literal["val_dice_mean", "val_dice_WT", "val_dice_TC", "val_dice_ET"] = option(
-        "val_dice_mean",
-        "Score that picks the best epoch; plateau and patience watch it.",
-        group="length",
-        role="protocol",
-    )
-    patience: int = option(
-        0, "Stop after so many validations without a better score; 0: never.", group="length", role="protocol", ge=0
+    max_skipped_steps: int = _length(
+        20,
+        "Stop after so many steps in a row whose gradient was not finite; each of them is skipped.",
+        unit="steps",
+        ge=1,
     )
 
     # Network
-    depth: int = option(6, "Resolutions of the U-Net.", group="network", role="recipe", ge=2, le=8)
-    base_channels: int = option(
-        32, "Channels at full resolution; doubled at each resolution.", group="network", role="recipe", ge=1
+    depth: int = _network(6, "Resolutions of the U-Net.", fixed=True, ge=2, le=8)
+    base_channels: int = _network(
+        32, "Channels at full resolution; doubled at each resolution.", unit="channels", fixed=True, ge=1
     )
-    max_channels: int = option(320, "Limit of that doubling.", group="network", role="recipe", ge=1)
-    residual: bool = option(False, "Residual blocks instead of plain ones.", group="network", role="recipe")
-    deep_supervision: bool = option(
-        False, "Loss also at the decoder's lower resolutions.", group="network", role="recipe"
+    max_channels: int = _network(320, "Limit of that doubling.", unit="channels", fixed=True, ge=1)
+    residual: bool = _network(False, "Residual blocks instead of plain ones.", guide="基础训练", fixed=True)
+    deep_supervision: bool = _network(
+        False,
+        "Loss also at the decoder's lower resolutions, weighted 1, 1/2, 1/4, ... over their sum.",
+        guide="深度监督优化",
+        fixed=True,
     )
-    dropout: float = option(
-        0.0, "Probability of dropping a channel in each block.", group="network", role="recipe", ge=0, lt=1
+    dropout: float = _network(0.0, "Probability of dropping a channel in each block.", unit="probability", ge=0, lt=1)
+    gradient_checkpointing: bool = _network(
+        False,
+        "Compute each block again in the backward pass instead of storing it: less memory, about a third slower.",
+        guide="内存优化",
     )
 
     # Patches
-    target_shape: Shape3 = option(
-        (128, 128, 128), "Size of a patch: depth, height, width.", group="patches", role="recipe", unit="voxels"
+    target_shape: Shape3 = _patches(
+        (128, 128, 128), "Size of a patch: depth, height, width.", unit="voxels", guide="GPU内存优化"
     )
-    batch_size: int = option(2, "Patches a micro-batch.", group="patches", role="recipe", unit="patches", ge=1)
-    tumour_share: float = option(
-        1 / 3, "Share of patches centred on tumour, each region its turn.", group="patches", role="recipe", ge=0, le=1
+    batch_size: int = _patches(2, "Patches a micro-batch.", unit="patches", guide="GPU内存优化", ge=1)
+    tumour_share: float = _patches(
+        1 / 3, "Share of patches centred on tumour, each region its turn.", unit="of patches", ge=0, le=1
     )
 
     # Loss
-    base_loss: Literal["bce", "focal", "tversky"] = option(
-        "bce", "Loss beside Dice; --focal_loss is short for focal.", group="loss", role="recipe"
+    base_loss: Literal["bce", "focal", "tversky"] = _loss(
+        "bce", "Loss beside Dice; --focal_loss is short for focal.", guide="损失函数优化"
     )
-    loss_weights: tuple[float, float] = option(
-        (1.0, 1.0), "Weights of the base loss and of Dice.", group="loss", role="recipe"
+    loss_weights: tuple[float, float] = _loss((1.0, 1.0), "Weights of the base loss and of Dice.", guide="损失函数增强")
+    batch_dice: bool = _loss(
+        True,
+        "Dice and Tversky over a micro-batch as one volume; false: over each patch, then the mean.",
+        guide="损失函数增强",
     )
-    focal_gamma: float = option(2.0, "Focal loss: exponent that mutes easy voxels.", group="loss", role="recipe", ge=0)
-    focal_alpha: float = option(
-        0.5, "Focal loss: weight of tumour voxels, 1 - alpha that of the rest.", group="loss", role="recipe", gt=0, lt=1
+    focal_gamma: float = _loss(2.0, "Focal loss: exponent that mutes easy voxels.", guide="损失函数优化", ge=0)
+    focal_alpha: float = _loss(
+        0.5, "Focal loss: weight of tumour voxels, 1 - alpha that of the rest.", guide="损失函数优化", gt=0, lt=1
     )
-    tversky_alpha: float = option(0.3, "Tversky loss: weight of false positives.", group="loss", role="recipe", ge=0)
-    tversky_beta: float = option(0.7, "Tversky loss: weight of false negatives.", group="loss", role="recipe", ge=0)
+    tversky_alpha: float = _loss(0.3, "Tversky loss: weight of false positives.", guide="损失函数优化", ge=0)
+    tversky_beta: float = _loss(0.7, "Tversky loss: weight of false negatives.", guide="损失函数优化", ge=0)
 
     # Optimizer
-    optimizer: Literal["adam", "adamw", "sgd"] = option("adam", "Optimizer.", group="optimizer", role="recipe")
-    lr: float = option(3e-4, "Learning rate that the schedule starts from.", group="optimizer", role="recipe", gt=0)
-    weight_decay: float = option(
-        1e-5, "Weight decay; none on biases and norms.", group="optimizer", role="recipe", ge=0
+    optimizer: Literal["adam", "adamw", "sgd"] = _optimizer("adam", "Optimizer.", guide="多优化器支持", fixed=True)
+    lr: float = _optimizer(3e-4, "Learning rate that the schedule starts from.", guide="恢复训练", gt=0)
+    weight_decay: float = _optimizer(
+        1e-5, "Weight decay, on convolution weights only: none on biases and norms.", guide="多优化器支持", ge=0
     )
-    momentum: float = option(0.9, "SGD: momentum (Nesterov's).", group="optimizer", role="recipe", ge=0, lt=1)
-    gradient_clipping: float = option(
-        0.0, "Largest norm of the gradient; 0 does not clip.", group="optimizer", role="recipe", ge=0
+    momentum: float = _optimizer(0.9, "SGD: momentum.", guide="多优化器支持", ge=0, lt=1)
+    nesterov: bool = _optimizer(True, "SGD: Nesterov's momentum.", guide="多优化器支持")
+    gradient_clipping: float = _optimizer(0.0, "Largest norm of the gradient; 0 does not clip.", guide="梯度裁剪", ge=0)
+    accumulation_steps: int = _optimizer(
+        1, "Micro-batches a step (optimizer update).", unit="micro-batches", guide="梯度累积", ge=1
     )
-    accumulation_steps: int = option(
-        1, "Micro-batches a step (optimizer update).", group="optimizer", role="recipe", ge=1
-    )
-    amp: Literal["off", "fp16", "bf16"] = option(
-        "off", "Mixed precision on a GPU; --amp alone is fp16.", group="optimizer", role="recipe"
+    amp: Literal["off", "fp16", "bf16"] = _optimizer(
+        "off", "Mixed precision on a GPU; --amp alone is fp16.", guide="内存优化"
     )
 
     # Learning-rate schedule
-    scheduler: Literal["plateau", "cosine", "step", "exponential"] = option(
-        "plateau", "Learning-rate schedule, stepped each epoch.", group="scheduler", role="recipe"
+    scheduler: Literal["plateau", "cosine", "step", "exponential", "poly"] = _scheduler(
+        "plateau",
+        "Learning-rate schedule, stepped each epoch; plateau at each validation.",
+        guide="多调度器支持",
+        fixed=True,
     )
-    warmup_epochs: int = option(
-        0, "Cosine: epochs of linear warm-up.", group="scheduler", role="recipe", unit="epochs", ge=0
+    warmup_epochs: int = _scheduler(0, "Cosine: epochs of linear warm-up.", unit="epochs", guide="多调度器支持", ge=0)
+    min_lr: float = _scheduler(0.0, "Cosine and plateau: lowest learning rate.", guide="多调度器支持", ge=0)
+    plateau_factor: float = _scheduler(0.5, "Plateau: factor of a reduction.", guide="多调度器支持", gt=0, lt=1)
+    plateau_patience: int = _scheduler(
+        10, "Plateau: validations without a better score before it.", unit="validations", guide="多调度器支持", ge=0
     )
-    min_lr: float = option(0.0, "Cosine and plateau: lowest learning rate.", group="scheduler", role="recipe", ge=0)
-    plateau_factor: float = option(0.5, "Plateau: factor of a reduction.", group="scheduler", role="recipe", gt=0, lt=1)
-    plateau_patience: int = option(
-        10, "Plateau: validations without a better score before it.", group="scheduler", role="recipe", ge=0
-    )
-    step_size: int = option(
-        30, "Step: epochs between reductions.", group="scheduler", role="recipe", unit="epochs", ge=1
-    )
-    step_gamma: float = option(0.1, "Step: factor of a reduction.", group="scheduler", role="recipe", gt=0, le=1)
-    exponential_gamma: float = option(
-        0.95, "Exponential: factor of each epoch.", group="scheduler", role="recipe", gt=0, le=1
-    )
+    step_size: int = _scheduler(30, "Step: epochs between reductions.", unit="epochs", guide="多调度器支持", ge=1)
+    step_gamma: float = _scheduler(0.1, "Step: factor of a reduction.", guide="多调度器支持", gt=0, le=1)
+    exponential_gamma: float = _scheduler(0.95, "Exponential: factor of each epoch.", guide="多调度器支持", gt=0, le=1)
+    poly_power: float = _scheduler(0.9, "Poly: exponent of the share of epochs left.", gt=0)
 
     # Augmentation, on the batch on its device
-    augment: bool = option(True, "Augment; false for none.", group="augmentation", role="recipe")
-    augment_strength: float = option(
-        1.0, "Factor on the ranges below; the probabilities stay.", group="augmentation", role="recipe", ge=0, le=3
-    )
-    flip_prob: float = option(0.5, "Flip, for each axis.", group="augmentation", role="recipe", ge=0, le=1)
-    rotate_prob: float = option(
-        0.2, "Rotate up to 15 degrees an axis.", group="augmentation", role="recipe", ge=0, le=1
-    )
-    zoom_prob: float = option(0.2, "Zoom in space by up to 20 %.", group="augmentation", role="recipe", ge=0, le=1)
-    scale_prob: float = option(
-        0.5, "Multiply intensity by up to 10 %.", group="augmentation", role="recipe", ge=0, le=1
-    )
-    shift_prob: float = option(
-        0.5, "Shift intensity by up to 0.1 deviations.", group="augmentation", role="recipe", ge=0, le=1
-    )
-    gamma_prob: float = option(
-        0.15, "Gamma-correct intensity by up to 30 %.", group="augmentation", role="recipe", ge=0, le=1
-    )
-    noise_prob: float = option(
-        0.15, "Gaussian noise of up to 0.1 deviations.", group="augmentation", role="recipe", ge=0, le=1
-    )
-    blur_prob: float = option(
-        0.1, "Gaussian blur of up to 1 voxel.", group="augmentation", role="recipe", unit="sigma in voxels", ge=0, le=1
-    )
+    augment: bool = _augmentation(True, "Augment; false for none.")
+    augment_strength: float = _augmentation(1.0, "Factor on the ranges below; the probabilities stay.", ge=0, le=3)
+    flip_prob: float = _augmentation(0.5, "Flip, for each axis.", unit="probability", ge=0, le=1)
+    rotate_prob: float = _augmentation(0.2, "Rotate up to 15 degrees an axis.", unit="probability", ge=0, le=1)
+    zoom_prob: float = _augmentation(0.2, "Zoom in space by up to 20 %.", unit="probability", ge=0, le=1)
+    scale_prob: float = _augmentation(0.5, "Multiply intensity by up to 10 %.", unit="probability", ge=0, le=1)
+    shift_prob: float = _augmentation(0.5, "Shift intensity by up to 0.1 deviations.", unit="probability", ge=0, le=1)
+    gamma_prob: float = _augmentation(0.15, "Gamma-correct intensity by up to 30 %.", unit="probability", ge=0, le=1)
+    noise_prob: float = _augmentation(0.15, "Gaussian noise of up to 0.1 deviations.", unit="probability", ge=0, le=1)
+    blur_prob: float = _augmentation(0.1, "Gaussian blur, sigma up to 1 voxel.", unit="probability", ge=0, le=1)
 
     # Whole volumes
-    overlap: float = option(
-        0.5, "Share that neighbouring windows overlap.", group="inference", role="protocol", ge=0, lt=1
+    overlap: float = _inference(0.5, "Share that neighbouring windows overlap.", ge=0, lt=1)
+    mirror: bool = _inference(False, "Average the predictions of the 8 mirrored volumes.")
+    min_component: int = _inference(
+        0, "Remove connected tumours of fewer voxels from a prediction; 0 keeps all.", unit="voxels", ge=0
     )
-    mirror: bool = option(
-        False, "Average the predictions of the 8 mirrored volumes.", group="inference", role="protocol"
+    et_threshold: int = _inference(
+        0, "Count the ET of a prediction as TC where it has fewer voxels in all; 0 never.", unit="voxels", ge=0
     )
 
     @model_validator(mode="before")

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 
 from trainable.augment import normalise
-from trainable.cache import brain_box, channel_stats
+from trainable.cache import CachedCase, brain_box, channel_stats
 from trainable.cases import LoadedCase
 from trainable.config import TrainConfig
 from trainable.metrics import Labels, label_of
@@ -59,7 +60,23 @@ def predict_label(
     raw = torch.from_numpy(np.array(image))[None].to(device)
     x = normalise(raw, torch.from_numpy(mean)[None].to(device), torch.from_numpy(std)[None].to(device))
     logits = predict_logits(network, x, config)
-    return label_of((logits[0] > 0).cpu().numpy())
+    return postprocess(label_of((logits[0] > 0).cpu().numpy()), config)
+
+
+def postprocess(label: Labels, config: TrainConfig) -> Labels:
+    """A label map (D, H, W) without tumours below min_component voxels, and without ET where it has few in all.
+
+    Tumours are components of WT, voxels being connected by faces, edges and corners. ET below et_threshold voxels
+    becomes label 1, necrosis, as the BraTS challenge's winners do (Isensee et al. 2020, arXiv 2011.00848).
+    """
+    if config.min_component:
+        components, _ = ndimage.label(label, np.ones((3, 3, 3)))
+        small = np.bincount(components.ravel()) < config.min_component
+        small[0] = False
+        label = np.where(small[components], np.uint8(0), label)
+    if np.count_nonzero(label == 4) < config.et_threshold:
+        label = np.where(label == 4, np.uint8(1), label)
+    return label
 
 
 def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> Labels:
@@ -69,6 +86,13 @@ def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> L
     label = np.zeros(case.image.shape[1:], np.uint8)
     label[box] = predict_label(network, case.image[(slice(None), *box)], mean, std, config)
     return label
+
+
+def on_full_grid(label: Labels, case: CachedCase) -> Labels:
+    """The label map of a cached case's crop -> that of its full volume, 0 around the crop."""
+    full = np.zeros(case.full_shape, np.uint8)
+    full[tuple(slice(first, first + size) for first, size in zip(case.offset, label.shape, strict=True))] = label
+    return full
 
 
 def save_label(label: Labels, affine: NDArray[np.float64], path: Path) -> None:

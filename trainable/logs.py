@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ class RunLog:
         self.rows = read_rows(self.path)
         self.board: SummaryWriter | None = None
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Add an epoch's row."""
+    def write(self, row: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]] = MappingProxyType({})) -> None:
+        """Add an epoch's row, and pictures, RGB uint8 (height, width, 3), for TensorBoard."""
         epoch = int(row["epoch"])
         self.rows = [earlier for earlier in self.rows if int(earlier["epoch"]) < epoch]
         self.rows.append({name: str(value) for name, value in row.items()})
@@ -49,6 +50,8 @@ class RunLog:
         for name, value in row.items():
             if isinstance(value, int | float) and name != "epoch":
                 self.board.add_scalar(name, value, epoch)
+        for name, rgb in pictures.items():
+            self.board.add_image(name, rgb, epoch, dataformats="HWC")
         self.board.flush()
 
     def close(self) -> None:
@@ -66,16 +69,18 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    """An epoch in a line for people."""
-    parts = [f"epoch {row['epoch']:>3}/{epochs}", f"loss {row['avg_total_loss']:.4f}", f"lr {row['lr']:.2e}"]
+    """An epoch in a line for people: what was learnt, then what it cost."""
+    loss = f"loss {row['avg_total_loss']:.4f} (base {row['avg_base_loss']:.4f}, Dice {row['avg_dice_loss']:.4f})"
+    parts = [f"epoch {row['epoch']:>3}/{epochs}", loss, f"grad {row['grad_norm']:.2f}", f"lr {row['lr']:.2e}"]
     if "val_dice_mean" in row:
         dice = "  ".join(f"{region} {row[f'val_dice_{region}']:.4f}" for region in REGIONS)
         parts.append(f"val Dice {row['val_dice_mean']:.4f} ({dice})")
         parts.append("best" if row["best_epoch"] == row["epoch"] else f"best {row['best_score']:.4f}")
-    parts.append(f"{row['patches_per_second']:.1f} patches/s")
+    cost = [f"{row['epoch_time']:.1f} s", f"{row['avg_batch_time']:.3f} s/batch"]
+    cost += [f"{row['patches_per_second']:.1f} patches/s", f"{row['data_wait_share']:.0%} waiting for data"]
     if row["max_gpu_memory"]:
-        parts.append(f"{row['max_gpu_memory'] / 1024:.1f} GiB")
-    return "  ".join(parts)
+        cost.append(f"GPU {row['avg_gpu_memory'] / 1024:.1f} GiB, peak {row['max_gpu_memory'] / 1024:.1f}")
+    return "  ".join(parts) + "  | " + ", ".join(cost)
 
 
 def outline(mask: Bools) -> Bools:

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import shutil
+import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainable import checkpoint
 from trainable.augment import augment, normalise, regions_tensor
-from trainable.cache import open_case
+from trainable.cache import CachedCase, open_case
 from trainable.config import InputError, TrainConfig
 from trainable.data import Data
 from trainable.inference import autocast, predict_label
-from trainable.losses import make_loss
-from trainable.metrics import mean_scores, score_case, spacing_of
-from trainable.optimizers import Schedule, make_optimizer
-from trainable.options import plain
+from trainable.logs import picture
+from trainable.metrics import Labels, Scores, mean_scores, score_case, spacing_of
 from trainable.patches import Batch, PatchLoader
-from trainable.unet3d import UNet3D, build_network
+from trainable.training import Row, Training
 
-Row = dict[str, float | int | str]
+Pictures = dict[str, NDArray[np.uint8]]
 
-# A resumed training may change anything but these, which give the state its shape, and the split.
-FIXED_ON_RESUME = (
-    *("depth", "base_channels", "max_channels", "residual", "deep_supervision", "optimizer", "scheduler", "seed"),
-)
-
-
-ASKED = ("weight_decay", "momentum", "nesterov")  # of the optimizer's groups: as the config now says, not the state
+PICTURED = 2  # validation cases that each validation draws
 
 
 @dataclass(frozen=True)
@@ -44,16 +37,19 @@ class EpochResult:
 
     epoch: how many epochs are done, from 1. stats: the training's statistics. val: mean scores over the validation
     cases, or None where the epoch was not validated. end_reason: "" while the training goes on, else "epochs",
-    "patience" or "non_finite". checkpoints: the folder of latest.pth and best_model.pth.
+    "patience" or "non_finite"; note: the last in words. checkpoints: the folder of latest.pth and best_model.pth.
+    pictures: RGB uint8 (height, width, 3) of the first validation cases, where validated.
     """
 
     epoch: int
     stats: dict[str, float]
-    val: dict[str, float] | None
+    val: Scores | None
     best_score: float
     best_epoch: int
     end_reason: str
     checkpoints: Path
+    note: str = ""
+    pictures: Pictures = field(default_factory=dict)
 
     def row(self) -> Row:
         """The result as flat numbers: a line of metrics.csv, a report to a sweep."""
@@ -62,147 +58,90 @@ class EpochResult:
         return {"epoch": self.epoch, **val, **best, **self.stats}
 
 
-def choose_device(config: TrainConfig) -> torch.device:
-    """The device that a config asks for."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but torch sees no CUDA GPU here; use --device cpu or auto")
-    return torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
-
-
-class Training:
-    """Everything that a checkpoint holds: state() and load_state() name it in one place."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
-        self.device = choose_device(config)
-        torch.manual_seed(config.seed)
-        self.network: UNet3D = build_network(config).to(self.device)
-        self.optimizer = make_optimizer(self.network, config)
-        self.schedule = Schedule(self.optimizer, config)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=config.amp == "fp16" and self.device.type == "cuda"
-        )
-        self.loss = make_loss(config)
-        self.epoch = 0  # epochs done
-        self.best_score, self.best_epoch = 0.0, 0
-        self.validations_without_gain = 0
-
-    def judge(self, val: dict[str, float] | None) -> bool:
-        """Is this validation the best so far? Counts the patience."""
-        if val is None:
-            return False
-        score = val[self.config.metric.removeprefix("val_")]
-        if score > self.best_score or not self.best_epoch:
-            self.best_score, self.best_epoch, self.validations_without_gain = score, self.epoch, 0
-            return True
-        self.validations_without_gain += 1
-        return False
-
-    def result(
-        self, stats: dict[str, float], val: dict[str, float] | None, end_reason: str, folder: Path
-    ) -> EpochResult:
-        """The result of the epoch just done."""
-        return EpochResult(self.epoch, stats, val, self.best_score, self.best_epoch, end_reason, folder)
-
-    def state(self, data: Data, row: Row) -> dict[str, Any]:
-        """The whole state at the end of an epoch, as tensors and plain values."""
-        return {
-            "epoch": self.epoch,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "best_score": self.best_score,
-            "best_epoch": self.best_epoch,
-            "validations_without_gain": self.validations_without_gain,
-            "config": plain(self.config),
-            "split": data.split.digest(),
-            "row": row,
-            "versions": {"torch": str(torch.__version__)},
-        }
-
-    def load_state(self, state: dict[str, Any], data: Data) -> None:
-        """Go on from a checkpoint's state. Random numbers need no state: each epoch derives its own seed."""
-        saved = state["config"]
-        for name, value in plain(self.config).items():
-            if name in FIXED_ON_RESUME and value != saved[name]:
-                raise InputError(
-                    f"--resume: {name} is {saved[name]!r} in the checkpoint and {value!r} now; "
-                    "it cannot change on resume. Start anew, or with --pretrained"
-                )
-        if state["split"] != data.split.digest():
-            raise InputError("--resume: the cases or their split are not those of the checkpoint; restore them")
-        self.network.load_state_dict(state["network"])
-        asked = [{name: group[name] for name in ASKED if name in group} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, asked, strict=True):
-            group.update(values)
-        self.schedule.load_state_dict(state["schedule"])
-        if self.scaler.is_enabled() and state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.best_score, self.best_epoch = state["epoch"], state["best_score"], state["best_epoch"]
-        self.validations_without_gain = state["validations_without_gain"]
-        if self.config.lr != saved["lr"]:
-            self.schedule.set_base_lr(self.config.lr)
-
-    def keep_best(self, source: Path, folder: Path) -> None:
-        """Take along the best model so far, from the folder of the checkpoint that was loaded.
-
-        Where it is not there any more (an earlier checkpoint was resumed), the next validation counts as the best.
-        """
-        best = source / checkpoint.BEST
-        if not best.exists() or checkpoint.load_checkpoint(best)["epoch"] != self.best_epoch:
-            self.best_score, self.best_epoch, self.validations_without_gain = 0.0, 0, 0
-        elif source.resolve() != folder.resolve():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, folder / checkpoint.BEST)
-
-
 def seed_epoch(config: TrainConfig, epoch: int) -> None:
     """Seed torch's generators (dropout) from the epoch alone, so that a resumed training draws the same."""
     torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, 3]).generate_state(1)[0]))
 
 
+class Sums:
+    """Sums over an epoch, kept on the device so that the GPU is not waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.values = torch.zeros(6, device=device, dtype=torch.float64)
+        self.memory, self.batches = 0, 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def add_batch(self, losses: Tensor, patches: int) -> None:
+        """Add the total, base and Dice loss of a micro-batch, (3,); one that is not finite is left out."""
+        finite = losses.isfinite().all()
+        self.values[:3] += torch.where(finite, losses, 0) * patches
+        self.values[3] += finite * patches
+        self.batches += 1
+        if self.device.type == "cuda":
+            self.memory += torch.cuda.memory_allocated(self.device)
+
+    def add_step(self, norm: Tensor) -> None:
+        """Add a step by the norm of its gradient; one that is not finite was skipped."""
+        self.values[4] += torch.where(norm.isfinite(), norm, 0)
+        self.values[5] += norm.isfinite()
+
+    def stats(self, training: Training, *, patches: int, seconds: float, wait: float) -> dict[str, float]:
+        """The statistics of the epoch, under the names of metrics.csv: seconds, MiB, shares of 1."""
+        total, base, dice, finite, norms, steps = self.values.tolist()
+        cuda = self.device.type == "cuda"
+        return {
+            "avg_total_loss": total / finite if finite else math.nan,
+            "avg_base_loss": base / finite if finite else math.nan,
+            "avg_dice_loss": dice / finite if finite else math.nan,
+            "grad_norm": norms / steps if steps else math.nan,
+            "steps": steps,
+            "lr": training.schedule.lr,
+            "epoch_time": seconds,
+            "avg_batch_time": seconds / self.batches,
+            "patches_per_second": patches / seconds,
+            "data_wait_share": wait / seconds,
+            "avg_gpu_memory": self.memory / self.batches / 2**20,
+            "max_gpu_memory": torch.cuda.max_memory_allocated(self.device) / 2**20 if cuda else 0.0,
+        }
+
+
 def train_one_epoch(training: Training, loader: PatchLoader) -> dict[str, float]:
-    """One pass of patches; returns the epoch's statistics under the names of metrics.csv."""
+    """One pass of patches; returns the epoch's statistics under the names of metrics.csv.
+
+    Ends early where max_skipped_steps steps in a row had a gradient that is not finite; training.skipped tells.
+    """
     config, device = training.config, training.device
     training.network.train()
     seed_epoch(config, training.epoch)
-    batches = math.ceil(loader.patches / config.batch_size)
-    sums = torch.zeros(4, device=device)  # total, base and dice loss by patch, gradient norm by step
+    last = math.ceil(loader.patches / config.batch_size) - 1
+    sums, cases, patches = Sums(device), list[str](), 0
     wait, started = 0.0, time.perf_counter()
     asked = started
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     for index, batch in enumerate(loader.epoch(training.epoch)):
         wait += time.perf_counter() - asked
-        x, y = to_network(batch, config, device, training.epoch, index * config.batch_size)
+        cases += loader.cases(batch)
+        x, y = to_network(batch, config, device, training.epoch, patches)
         with autocast(config, device):
             heads = training.network(x)
         loss = training.loss(heads, y)
         training.scaler.scale(loss.total * share_of_step(index, len(x), loader.patches, config)).backward()
-        sums[:3] += torch.stack([part.detach() for part in loss]).float() * len(x)
-        if (index + 1) % config.accumulation_steps == 0 or index + 1 == batches:
-            sums[3] += update(training)
+        sums.add_batch(torch.stack([part.detach() for part in loss]), len(x))
+        patches += len(x)
+        if (index + 1) % config.accumulation_steps == 0 or index == last:
+            norm = update(training)
+            sums.add_step(norm)
+            place = f"epoch {training.epoch + 1}, batch {index + 1} ({', '.join(cases)})"
+            training.skipped.add(norm, f"{place} at lr {training.schedule.lr:.2e}")
+            cases.clear()
+            if training.skipped.in_a_row >= config.max_skipped_steps:
+                break
         asked = time.perf_counter()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - started
-    total, base, dice, norm = sums.tolist()
-    steps = math.ceil(batches / config.accumulation_steps)
-    return {
-        "avg_total_loss": total / loader.patches,
-        "avg_base_loss": base / loader.patches,
-        "avg_dice_loss": dice / loader.patches,
-        "grad_norm": norm / steps,
-        "lr": training.schedule.lr,
-        "epoch_time": seconds,
-        "avg_batch_time": seconds / batches,
-        "patches_per_second": loader.patches / seconds,
-        "data_wait_share": wait / seconds,
-        "avg_gpu_memory": torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0,
-        "max_gpu_memory": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0,
-    }
+    training.skipped.read()
+    stats = sums.stats(training, patches=patches, seconds=time.perf_counter() - started, wait=wait)
+    training.step += int(stats["steps"])
+    return stats
 
 
 def share_of_step(index: int, samples: int, patches: int, config: TrainConfig) -> float:
@@ -225,27 +164,41 @@ def to_network(
 
 
 def update(training: Training) -> Tensor:
-    """One step: unscale, clip, update, zero. Returns the norm of the gradient before clipping."""
+    """One step: unscale, clip, update, zero. Returns the norm of the gradient before clipping.
+
+    A step whose gradient is not finite is skipped: it changes neither weights nor the optimizer's state.
+    """
     training.scaler.unscale_(training.optimizer)
-    limit = training.config.gradient_clipping or math.inf
-    norm = torch.nn.utils.clip_grad_norm_(training.network.parameters(), limit)
-    if training.scaler.is_enabled():
-        norm = norm.nan_to_num(0, 0, 0)  # fp16 overflowed: the scaler skips this step and lowers its scale
+    parameters = [p for p in training.network.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if training.config.gradient_clipping:
+        torch.nn.utils.clip_grads_with_norm_(parameters, training.config.gradient_clipping, norm)
     training.scaler.step(training.optimizer)
-    training.scaler.update()
+    training.scaler.update(None if training.scaled else 1.0)
     training.optimizer.zero_grad(set_to_none=True)
     return norm
 
 
 def validate(
-    network: UNet3D, config: TrainConfig, folder: Path, names: Iterable[str], *, distances: bool = False
-) -> dict[str, dict[str, float]]:
-    """Scores of each of these cached cases, predicted whole: {case: {dice_WT: ..., ...}}."""
+    network: torch.nn.Module,
+    config: TrainConfig,
+    folder: Path,
+    names: Iterable[str],
+    *,
+    full: bool = False,
+    on_case: Callable[[CachedCase, Labels], None] = lambda case, prediction: None,
+) -> dict[str, Scores]:
+    """Scores of each of these cached cases, predicted whole: {case: {dice_WT: ..., ...}}.
+
+    full: all scores of score_case, not Dice alone. on_case: called with each case and its prediction, uint8 (D, H, W).
+    """
     scores = {}
     for name in names:
         case = open_case(folder, name)
         prediction = predict_label(network, case.image, case.mean, case.std, config)
-        scores[name] = score_case(prediction, case.label, spacing=spacing_of(case.affine), distances=distances)
+        around = math.prod(case.full_shape) - case.label.size
+        scores[name] = score_case(prediction, case.label, spacing=spacing_of(case.affine), full=full, around=around)
+        on_case(case, prediction)
     return scores
 
 
@@ -258,22 +211,38 @@ def fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], N
     Only the train and val parts of the split are read.
     """
     folder = config.output_dir / "checkpoints"
-    torch.backends.cudnn.benchmark = True
-    training = Training(config)
-    if config.resume is not None:
-        source = checkpoint.find_checkpoint(config.resume)
-        training.load_state(checkpoint.load_checkpoint(source), data)
-        training.keep_best(source.parent, folder)
-        if training.epoch >= config.epochs:
-            raise InputError(f"{source} has done {training.epoch} of {config.epochs} epochs; raise --epochs to go on")
-    elif config.pretrained is not None:
-        print(checkpoint.load_pretrained(training.network, config.pretrained))
-    loader = PatchLoader(data.folder, data.split.train, config, pin_memory=training.device.type == "cuda")
-    while True:
-        result = run_epoch(training, loader, data, folder)
-        on_epoch_end(result)
-        if result.end_reason:
-            return result
+    with algorithms(config):
+        training = Training(config)
+        if config.resume is not None:
+            source, state = checkpoint.load_last_good(config.resume)
+            training.load_state(state, data)
+            training.keep_best(source.parent, folder)
+            if training.epoch >= config.epochs:
+                done = f"{source} has done {training.epoch} of {config.epochs} epochs"
+                raise InputError(f"{done}; raise --epochs to go on")
+        elif config.pretrained is not None:
+            print(checkpoint.load_pretrained(training.network, config.pretrained))
+        loader = PatchLoader(data.folder, data.split.train, config, pin_memory=training.device.type == "cuda")
+        while True:
+            result = run_epoch(training, loader, data, folder)
+            on_epoch_end(result)
+            if result.end_reason:
+                return result
+
+
+@contextlib.contextmanager
+def algorithms(config: TrainConfig) -> Iterator[None]:
+    """The fastest kernels that cudnn finds, or with `deterministic` those that repeat bit for bit; then as before."""
+    before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself with this alone
+    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.use_deterministic_algorithms(config.deterministic)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before[0]
+        torch.use_deterministic_algorithms(before[1])
 
 
 def run_epoch(training: Training, loader: PatchLoader, data: Data, folder: Path) -> EpochResult:
@@ -281,21 +250,38 @@ def run_epoch(training: Training, loader: PatchLoader, data: Data, folder: Path)
     config = training.config
     stats = train_one_epoch(training, loader)
     training.epoch += 1
-    if not math.isfinite(stats["avg_total_loss"] + stats["grad_norm"]):
-        return training.result(stats, None, "non_finite", folder)  # latest.pth stays that of the last good epoch
-    last = training.epoch == config.epochs
-    val = None
+    val: Scores | None = None
+    pictures: Pictures = {}
+    end_reason = note = ""
+
+    def result() -> EpochResult:
+        best = training.best_score, training.best_epoch
+        return EpochResult(training.epoch, stats, val, *best, end_reason, folder, note, pictures)
+
+    skipped, last = training.skipped, training.epoch == config.epochs
+    if skipped.in_a_row >= config.max_skipped_steps:  # latest.pth stays that of the epoch before
+        end_reason = "non_finite"
+        note = f"the gradient was not finite in {skipped.in_a_row} steps in a row, the first in {skipped.first}"
+        return result()
     if data.split.val and (training.epoch % config.val_freq == 0 or last):
         started = time.perf_counter()
-        val = mean_scores(validate(training.network, config, data.folder, data.split.val).values())
+        val, pictures = validate_and_draw(training, data)
         stats["val_time"] = time.perf_counter() - started
     better = training.judge(val) if val or data.split.val else last
     training.schedule.step(val[config.metric.removeprefix("val_")] if val else None)
     out_of_patience = bool(config.patience) and training.validations_without_gain >= config.patience
-    result = training.result(stats, val, "epochs" if last else "patience" if out_of_patience else "", folder)
-    state = training.state(data, result.row())
-    names = [checkpoint.LATEST] + [checkpoint.BEST] * better
-    names += [f"epoch_{training.epoch:04d}.pth"] * (training.epoch % config.save_freq == 0)
-    for name in names:
-        checkpoint.save_checkpoint(state, folder / name)
-    return result
+    end_reason = "epochs" if last else "patience" if out_of_patience else ""
+    training.save(data, result().row(), folder, better=better)
+    return result()
+
+
+def validate_and_draw(training: Training, data: Data) -> tuple[Scores, Pictures]:
+    """Mean scores over the validation cases, and pictures of the first of them."""
+    pictures: Pictures = {}
+
+    def draw(case: CachedCase, prediction: Labels) -> None:
+        if len(pictures) < PICTURED:
+            pictures[case.name] = picture(case.image, case.label, prediction)
+
+    cases = validate(training.network, training.config, data.folder, data.split.val, on_case=draw)
+    return mean_scores(cases.values()), pictures

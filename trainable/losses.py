@@ -16,7 +16,7 @@ from torch import Tensor
 from trainable.config import TrainConfig
 
 SMOOTH = 1e-5  # keeps an empty region's ratio defined: 0 over 0 counts as a full match
-VOXELS = (0, 2, 3, 4)  # the batch counts as one volume ("batch Dice"), so that patches without tumour do no harm
+VOXELS = (2, 3, 4)
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -24,17 +24,22 @@ def wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - Dice of each region over the whole batch, then the mean (Milletari et al. 2016). In [0, 1]."""
-    return tversky_loss(logits, target, alpha=0.5, beta=0.5)
+def dice_loss(logits: Tensor, target: Tensor, *, batch: bool = True) -> Tensor:
+    """1 - Dice of each region, then the mean (Milletari et al. 2016). In [0, 1]. batch: see tversky_loss."""
+    return tversky_loss(logits, target, alpha=0.5, beta=0.5, batch=batch)
 
 
-def tversky_loss(logits: Tensor, target: Tensor, *, alpha: float, beta: float) -> Tensor:
-    """1 - TP / (TP + alpha FP + beta FN) of each region over the batch, then the mean (Salehi et al. 2017)."""
+def tversky_loss(logits: Tensor, target: Tensor, *, alpha: float, beta: float, batch: bool = True) -> Tensor:
+    """1 - TP / (TP + alpha FP + beta FN) of each region, then the mean (Salehi et al. 2017).
+
+    batch: the batch counts as one volume ("batch Dice"), so that a patch without tumour does no harm; else each sample
+    counts on its own, and the mean is over samples and regions.
+    """
+    voxels = (0, *VOXELS) if batch else VOXELS
     prob, target = wide(logits).sigmoid(), target.to(wide(logits).dtype)
-    hit = (prob * target).sum(VOXELS)
-    false_positive = prob.sum(VOXELS) - hit
-    false_negative = target.sum(VOXELS) - hit
+    hit = (prob * target).sum(voxels)
+    false_positive = prob.sum(voxels) - hit
+    false_negative = target.sum(voxels) - hit
     ratio = (hit + SMOOTH) / (hit + alpha * false_positive + beta * false_negative + SMOOTH)
     return (1 - ratio).mean()
 
@@ -58,7 +63,9 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float, alpha: float) ->
 BASE_LOSSES: dict[str, Callable[[TrainConfig], Callable[[Tensor, Tensor], Tensor]]] = {
     "bce": lambda config: bce_loss,
     "focal": lambda config: lambda x, y: focal_loss(x, y, gamma=config.focal_gamma, alpha=config.focal_alpha),
-    "tversky": lambda config: lambda x, y: tversky_loss(x, y, alpha=config.tversky_alpha, beta=config.tversky_beta),
+    "tversky": lambda config: (
+        lambda x, y: tversky_loss(x, y, alpha=config.tversky_alpha, beta=config.tversky_beta, batch=config.batch_dice)
+    ),
 }
 
 
@@ -90,7 +97,7 @@ def make_loss(config: TrainConfig) -> Callable[[Sequence[Tensor], Tensor], Loss]
         for logits, weight in zip(heads, head_weights(len(heads)), strict=True):
             goal = target if logits.shape == target.shape else F.interpolate(target, logits.shape[2:], mode="nearest")
             base = base + weight * base_loss(logits, goal)
-            dice = dice + weight * dice_loss(logits, goal)
+            dice = dice + weight * dice_loss(logits, goal, batch=config.batch_dice)
         return Loss(base_weight * base + dice_weight * dice, base, dice)
 
     return loss

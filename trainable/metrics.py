@@ -1,4 +1,4 @@
-"""Scores of one case and their mean: regions from labels, Dice, HD95.
+"""Scores of one case and their mean: regions from labels, Dice, HD95, sensitivity, specificity.
 
 Everything is computed per case over whole volumes; batches of patches are never scored.
 """
@@ -18,6 +18,7 @@ WORST_HD95 = 373.1287  # mm, the diagonal of a BraTS volume: the challenge's val
 
 Bools = NDArray[np.bool_]
 Labels = NDArray[np.uint8]
+Scores = dict[str, float]
 
 
 def regions_of(label: NDArray[np.integer]) -> Bools:
@@ -50,6 +51,21 @@ def dice(prediction: Bools, truth: Bools) -> float:
     return 2 * int((prediction & truth).sum()) / total if total else 1.0
 
 
+def sensitivity(prediction: Bools, truth: Bools) -> float:
+    """Share of the truth's voxels that were found, in [0, 1]; 1 where there are none to find."""
+    positive = int(truth.sum())
+    return int((prediction & truth).sum()) / positive if positive else 1.0
+
+
+def specificity(prediction: Bools, truth: Bools, around: int = 0) -> float:
+    """Share of the voxels outside the truth that were left alone, in [0, 1]; 1 where there are none.
+
+    around: background voxels of the full volume beside these arrays, in truth and prediction alike.
+    """
+    negative = truth.size - int(truth.sum()) + around
+    return 1 - int((prediction & ~truth).sum()) / negative if negative else 1.0
+
+
 def hd95(prediction: Bools, truth: Bools, spacing: Sequence[float] = (1, 1, 1)) -> float:
     """95th percentile of the Hausdorff distance in mm: the larger of both directions, between surface voxels.
 
@@ -71,18 +87,24 @@ def score_case(
     truth: NDArray[np.integer],
     *,
     spacing: Sequence[float] = (1, 1, 1),
-    distances: bool = False,
-) -> dict[str, float]:
-    """Scores of one case from its two label maps (D, H, W): dice_WT, dice_TC, dice_ET, dice_mean, and hd95_* in mm."""
+    full: bool = False,
+    around: int = 0,
+) -> Scores:
+    """Scores of one case from its two label maps (D, H, W): dice_WT, dice_TC, dice_ET and dice_mean.
+
+    full: also hd95_* in mm, sensitivity_* and specificity_*; the last counts `around` voxels outside the arrays.
+    """
     pairs = list(zip(REGIONS, regions_of(prediction), regions_of(truth), strict=True))
     scores = {f"dice_{region}": dice(a, b) for region, a, b in pairs}
     scores["dice_mean"] = float(np.mean(list(scores.values())))
-    if distances:
+    if full:
         scores |= {f"hd95_{region}": hd95(a, b, spacing) for region, a, b in pairs}
+        scores |= {f"sensitivity_{region}": sensitivity(a, b) for region, a, b in pairs}
+        scores |= {f"specificity_{region}": specificity(a, b, around) for region, a, b in pairs}
     return scores
 
 
-def mean_scores(cases: Iterable[Mapping[str, float]]) -> dict[str, float]:
+def mean_scores(cases: Iterable[Mapping[str, float]]) -> Scores:
     """The mean over cases of each score."""
     cases = list(cases)
     return {name: float(np.mean([case[name] for case in cases])) for name in cases[0]} if cases else {}

@@ -19,7 +19,7 @@ OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig, bool], Optimizer]] = {
     "adam": lambda groups, config, fused: torch.optim.Adam(groups, lr=config.lr, fused=fused),
     "adamw": lambda groups, config, fused: torch.optim.AdamW(groups, lr=config.lr, fused=fused),
     "sgd": lambda groups, config, fused: torch.optim.SGD(
-        groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused
+        groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0, fused=fused
     ),
 }
 
@@ -48,6 +48,7 @@ FACTORS: dict[str, Callable[[int, TrainConfig], float]] = {
     "cosine": cosine_factor,
     "step": lambda epoch, config: config.step_gamma ** (epoch // config.step_size),
     "exponential": lambda epoch, config: config.exponential_gamma**epoch,
+    "poly": lambda epoch, config: max(0.0, 1 - epoch / config.epochs) ** config.poly_power,
 }
 
 

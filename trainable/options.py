@@ -17,7 +17,7 @@ from trainable.config import InputError, Role, TrainConfig
 
 
 def field_facts(field: FieldInfo) -> dict[str, str]:
-    """The group, role and unit of a field."""
+    """The group, role, unit and guide of a field as text, and "True" for fixed where it is."""
     assert isinstance(field.json_schema_extra, dict)
     return {key: str(value) for key, value in field.json_schema_extra.items()}
 
@@ -25,6 +25,11 @@ def field_facts(field: FieldInfo) -> dict[str, str]:
 def fields_of_role(*roles: Role) -> list[str]:
     """Names of the options with one of these roles, in the order in which they are written."""
     return [name for name, field in TrainConfig.model_fields.items() if field_facts(field)["role"] in roles]
+
+
+def fixed_on_resume() -> list[str]:
+    """Names of the options that a resumed training cannot change."""
+    return [name for name, field in TrainConfig.model_fields.items() if field_facts(field)["fixed"] == "True"]
 
 
 def allowed(name: str) -> str:

@@ -1,14 +1,18 @@
-"""Processes: work run over cores with a progress bar."""
+"""Processes: work run over cores with a progress bar, and folders that belong to one process at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
+import platform
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
@@ -85,6 +89,26 @@ def _end_with_parent() -> None:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder, that of a training or of a sweep; InputError names the process that holds it already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{folder} is in use by {file.read().strip()}; wait for it or end it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        yield
 
 
 def alive(pid: int) -> bool:

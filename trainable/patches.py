@@ -27,9 +27,10 @@ class PatchDataset(Dataset[Batch]):
         self._open: dict[str, CachedCase] = {}  # filled in the process that reads
 
     def __getitem__(self, key: Key) -> Batch:
-        """image int16 (4, D, H, W), label uint8 (D, H, W), mean and std float32 (4,)."""
+        """image int16 (4, D, H, W), label uint8 (D, H, W), mean and std float32 (4,), case int64 (): place in names."""
         epoch, index = key
-        case = self._case(epoch, index)
+        place = self._place(epoch, index)
+        case = self._case(self.names[place])
         rng = np.random.default_rng([self.config.seed, epoch, index])
         start = self._start(case, rng, self._region(epoch, index))
         shape = self.config.target_shape
@@ -38,13 +39,16 @@ class PatchDataset(Dataset[Batch]):
             "label": torch.from_numpy(cut(case.label, start, shape)),
             "mean": torch.from_numpy(case.mean),
             "std": torch.from_numpy(case.std),
+            "case": torch.tensor(place),
         }
 
-    def _case(self, epoch: int, index: int) -> CachedCase:
+    def _place(self, epoch: int, index: int) -> int:
         """Every case once before any comes twice, in an order of its own each time round."""
         lap, place = divmod(index, len(self.names))
         order = np.random.default_rng([self.config.seed, epoch, lap, 1]).permutation(len(self.names))
-        name = self.names[order[place]]
+        return int(order[place])
+
+    def _case(self, name: str) -> CachedCase:
         if name not in self._open:
             self._open[name] = open_case(self.folder, name)
         return self._open[name]
@@ -98,10 +102,11 @@ class PatchLoader:
     """Micro-batches of an epoch, read ahead by worker processes."""
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool) -> None:
-        self.patches = config.patches_per_epoch or len(names)
+        dataset = PatchDataset(folder, names, config)
+        self.names, self.patches = dataset.names, config.patches_per_epoch or len(names)
         self._sampler = EpochSampler(self.patches)
         self._loader = DataLoader(
-            PatchDataset(folder, names, config),
+            dataset,
             batch_size=config.batch_size,
             sampler=self._sampler,
             num_workers=config.num_workers,
@@ -110,6 +115,10 @@ class PatchLoader:
         )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch: image (N, 4, D, H, W), label (N, D, H, W), mean and std (N, 4)."""
+        """The batches of an epoch: image (N, 4, D, H, W), label (N, D, H, W), mean and std (N, 4), case (N,)."""
         self._sampler.epoch = epoch
         return iter(self._loader)
+
+    def cases(self, batch: Batch) -> list[str]:
+        """The names of the cases that a batch is of."""
+        return [self.names[place] for place in batch["case"].tolist()]

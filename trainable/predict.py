@@ -12,11 +12,9 @@ from trainable.checkpoint import load_network
 from trainable.config import InputError
 from trainable.inference import predict_case, save_label
 from trainable.logs import picture
-from trainable.loop import choose_device
-from trainable.metrics import score_case, spacing_of
+from trainable.metrics import Scores, score_case, spacing_of
 from trainable.options import make_config
-
-Scores = dict[str, dict[str, float]]
+from trainable.training import choose_device
 
 
 def predict_cases(
@@ -27,13 +25,13 @@ def predict_cases(
     mirror: bool = False,
     pictures: bool = False,
     device: str = "auto",
-) -> Scores:
+) -> dict[str, Scores]:
     """Write OUT/<case>.nii.gz (uint8, labels 0, 1, 2, 4) for each case; returns the scores of those with a seg file."""
     cases = [case for folder in folders for case in cases_in(folder)]
     place = choose_device(make_config({"device": device}, "voxtune predict"))
     network, config = load_network(checkpoint, place)
     config = config.model_copy(update={"mirror": mirror or config.mirror})
-    scores: Scores = {}
+    scores: dict[str, Scores] = {}
     for index, case in enumerate(cases, 1):
         print(f"{index}/{len(cases)} {case.name}", flush=True)
         loaded = load_case(case)
@@ -41,7 +39,7 @@ def predict_cases(
         save_label(label, loaded.affine, out / f"{case.name}.nii.gz")
         if loaded.label is not None:
             spacing = spacing_of(loaded.affine)
-            scores[case.name] = score_case(label, loaded.label, spacing=spacing, distances=True)
+            scores[case.name] = score_case(label, loaded.label, spacing=spacing, full=True)
         if pictures:
             Image.fromarray(picture(loaded.image, loaded.label, label)).save(out / f"{case.name}.png")
     return scores

@@ -87,6 +87,7 @@ def report(result: EpochResult, recipe: TrainConfig, text: io.StringIO) -> None:
     row = result.row()
     print(epoch_line(row, recipe.epochs))
     if result.end_reason == "non_finite":
+        print(result.note)
         ray_tune.report({**row, "log": take(text)})
     elif result.val is not None or result.end_reason:
         folder = ray_tune.Checkpoint.from_directory(str(result.checkpoints))

@@ -6,8 +6,12 @@ convolutions follows nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s4159
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trainable.config import MODALITIES, REGIONS, TrainConfig
 
@@ -48,6 +52,8 @@ class UNet3D(nn.Module):
         residual: residual instead of plain blocks.
         deep_supervision: in training, return logits of up to four resolutions.
         dropout: probability of dropping a channel, in every block.
+        gradient_checkpointing: in training, keep only each block's input and compute the rest again for the gradient
+            (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The result is the same.
     """
 
     def __init__(
@@ -59,12 +65,14 @@ class UNet3D(nn.Module):
         residual: bool = False,
         deep_supervision: bool = False,
         dropout: float = 0.0,
+        gradient_checkpointing: bool = False,
         in_channels: int = len(MODALITIES),
         out_channels: int = len(REGIONS),
     ) -> None:
         super().__init__()
         channels = [min(base_channels * 2**level, max_channels) for level in range(depth)]
         self.stride = 2 ** (depth - 1)
+        self.gradient_checkpointing = gradient_checkpointing
         self.encoder = nn.ModuleList(
             ConvBlock(before, after, stride=1 if level == 0 else 2, residual=residual, dropout=dropout)
             for level, (before, after) in enumerate(zip([in_channels, *channels], channels, strict=False))
@@ -88,14 +96,26 @@ class UNet3D(nn.Module):
             raise ValueError(f"input of size {tuple(x.shape[2:])}; each must be a multiple of {self.stride}")
         skips = []
         for block in self.encoder:
-            x = block(x)
+            x = self._run(block, x)
             skips.append(x)
         logits: list[Tensor] = []
         for level in reversed(range(len(self.decoder))):
-            x = self.decoder[level](torch.cat([self.up[level](x), skips[level]], dim=1))
+            x = self._run(partial(self._decode, level), x, skips[level])
             if level == 0 or (self.training and level < len(self.heads)):
                 logits.insert(0, self.heads[level](x))
         return logits
+
+    def _decode(self, level: int, x: Tensor, skip: Tensor) -> Tensor:
+        """One level of the decoder: (N, C', D/2, H/2, W/2) and its skip (N, C, D, H, W) -> (N, C, D, H, W)."""
+        y: Tensor = self.decoder[level](torch.cat([self.up[level](x), skip], dim=1))
+        return y
+
+    def _run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """A block's output; with gradient checkpointing nothing else of it is kept."""
+        if self.gradient_checkpointing and self.training:
+            y: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+            return y
+        return block(*inputs)
 
 
 def _initialise(module: nn.Module) -> None:
@@ -115,4 +135,5 @@ def build_network(config: TrainConfig) -> UNet3D:
         residual=config.residual,
         deep_supervision=config.deep_supervision,
         dropout=config.dropout,
+        gradient_checkpointing=config.gradient_checkpointing,
     )

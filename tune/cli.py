@@ -199,7 +199,7 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Segment cases; score those that have a seg file."""
-    from trainable.cli import save_scores, score_table
+    from trainable.evaluate import save_scores, score_table
     from trainable.predict import predict_cases
 
     scores = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)

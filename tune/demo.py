@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from trainable.cases import load_split
-from trainable.cli import score_table
 from trainable.config import InputError
+from trainable.evaluate import score_table
 from trainable.loop import validate
 from trainable.metrics import mean_scores
 from trainable.phantom import write_phantoms

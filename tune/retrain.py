@@ -9,6 +9,7 @@ import torch
 from trainable import checkpoint, cli
 from trainable.cases import Split, load_split, save_split
 from trainable.config import InputError, TrainConfig
+from trainable.evaluate import evaluate
 from trainable.options import load_options, make_config, plain
 from tune.results import read_run
 
@@ -59,7 +60,7 @@ def retrain(
         raise InputError(f"{output} is done, {epochs} epochs; use it, or take another --name")
     if split.test:
         best = config.output_dir / "checkpoints" / checkpoint.BEST
-        cli.test(config.model_copy(update={"resume": best}))
+        evaluate(config.model_copy(update={"resume": best}))
     return output
 
 

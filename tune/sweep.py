@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import platform
@@ -25,6 +24,7 @@ from trainable.cache import data_digest
 from trainable.cases import save_split
 from trainable.config import InputError
 from trainable.data import Data, prepare_data
+from trainable.parallel import locked
 from trainable.trial import train_trial
 from tune.asha import Asha
 from tune.journal import Journal
@@ -62,14 +62,12 @@ def launch(
         raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
     if storage is not None and "://" not in storage:
         storage = str(Path(storage).resolve())
-    with cluster(study, address) as slots:
-        run.mkdir(parents=True, exist_ok=True)
-        with locked(run):
-            save_split(data.split, run / "split.json")
-            record = {"storage": storage, "cache_dir": str(data.folder), **provenance(data)}
-            study = study.model_copy(update={"record": record})
-            write_study(study, run)
-            return sweep(Run(run, study, []), slots, params)
+    with cluster(study, address) as slots, locked(run):
+        save_split(data.split, run / "split.json")
+        record = {"storage": storage, "cache_dir": str(data.folder), **provenance(data)}
+        study = study.model_copy(update={"record": record})
+        write_study(study, run)
+        return sweep(Run(run, study, []), slots, params)
 
 
 def resume(run: Path, *, address: str | None, trials: int | None = None) -> Run:
@@ -216,21 +214,6 @@ class Ending(ray_tune.Stopper):
             console.print(f"stopped by {why}; go on with: voxtune resume {run.folder}", markup=False, soft_wrap=True)
         if self.received:
             raise SystemExit(128 + self.received)
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Hold a run: one driver at a time."""
-    with (run / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(f"{run} is in use by {file.read().strip()}; wait for it or end it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        yield
 
 
 def with_whole_paths(study: StudyConfig) -> StudyConfig:

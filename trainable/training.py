@@ -1,0 +1,196 @@
+"""The state of a training: everything that a checkpoint holds, how it is saved and how it goes on."""
+
+from __future__ import annotations
+
+import platform
+import random
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainable import checkpoint
+from trainable.config import InputError, TrainConfig
+from trainable.data import Data
+from trainable.losses import make_loss
+from trainable.metrics import Scores
+from trainable.optimizers import Schedule, make_optimizer
+from trainable.options import fixed_on_resume, plain
+from trainable.unet3d import UNet3D, build_network
+
+Row = dict[str, float | int | str]
+
+ASKED = ("weight_decay", "momentum", "nesterov")  # of the optimizer's groups: as the config now says, not the state
+
+
+def choose_device(config: TrainConfig) -> torch.device:
+    """The device that a config asks for."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but torch sees no CUDA GPU here; use --device cpu or auto")
+    return torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+@dataclass
+class SkippedSteps:
+    """Counts the steps in a row whose gradient was not finite, read one step late so that a GPU is not waited for."""
+
+    in_a_row: int = 0
+    first: str = ""  # where the present row of them began
+    unread: list[tuple[Tensor, torch.cuda.Event | None, str]] = field(default_factory=list)
+
+    def add(self, norm: Tensor, place: str) -> None:
+        """Note a step by the norm of its gradient; place says in words which step it is."""
+        self.read()
+        finite = norm.isfinite().to("cpu", non_blocking=True)
+        event = torch.cuda.Event() if norm.is_cuda else None
+        if event is not None:
+            event.record()
+        self.unread.append((finite, event, place))
+
+    def read(self) -> None:
+        """Bring the count up to the last step."""
+        for finite, event, place in self.unread:
+            if event is not None:
+                event.synchronize()
+            if not finite and not self.in_a_row:
+                self.first = place
+            self.in_a_row = 0 if finite else self.in_a_row + 1
+        self.unread.clear()
+
+
+class Training:
+    """Everything that a checkpoint holds: state() and load_state() name it in one place."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.device = choose_device(config)
+        torch.manual_seed(config.seed)
+        self.network: UNet3D = build_network(config).to(self.device)
+        self.optimizer = make_optimizer(self.network, config)
+        self.schedule = Schedule(self.optimizer, config)
+        # Enabled whatever the precision, since it skips a step whose gradient is not finite; only fp16 needs the scale.
+        self.scaled = config.amp == "fp16" and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**16 if self.scaled else 1.0)
+        self.loss = make_loss(config)
+        self.epoch = self.step = 0  # done; a skipped step is not
+        self.best_score, self.best_epoch = 0.0, 0
+        self.validations_without_gain = 0
+        self.skipped = SkippedSteps()
+
+    def judge(self, val: Scores | None) -> bool:
+        """Is this validation the best so far? Counts the patience."""
+        if val is None:
+            return False
+        score = val[self.config.metric.removeprefix("val_")]
+        if score > self.best_score or not self.best_epoch:
+            self.best_score, self.best_epoch, self.validations_without_gain = score, self.epoch, 0
+            return True
+        self.validations_without_gain += 1
+        return False
+
+    def state(self, data: Data, row: Row) -> dict[str, Any]:
+        """The whole state at the end of an epoch, as tensors and plain values.
+
+        The sampler's position is the epoch: which patches an epoch draws follows from (seed, epoch, index).
+        """
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "validations_without_gain": self.validations_without_gain,
+            "skipped_steps": [self.skipped.in_a_row, self.skipped.first],
+            "random": random_state(),
+            "config": plain(self.config),
+            "split": data.split.digest(),
+            "row": row,
+            "versions": {name: str(module.__version__) for name, module in (("torch", torch), ("numpy", np))}
+            | {"python": platform.python_version()},
+        }
+
+    def load_state(self, state: dict[str, Any], data: Data) -> None:
+        """Go on from a checkpoint's state, with the options of this config where they may change."""
+        saved = state["config"]
+        refuse_changes(self.config, saved)
+        if state["split"] != data.split.digest():
+            raise InputError("--resume: the cases or their split are not those of the checkpoint; restore them")
+        self.network.load_state_dict(state["network"])
+        asked = [{name: group[name] for name in ASKED if name in group} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(self.optimizer.param_groups, asked, strict=True):
+            group.update(values)
+        self.schedule.load_state_dict(state["schedule"])
+        if self.scaled and saved["amp"] == "fp16":
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+        self.validations_without_gain = state["validations_without_gain"]
+        self.skipped = SkippedSteps(*state["skipped_steps"])
+        set_random_state(state["random"])
+        if self.config.lr != saved["lr"]:
+            self.schedule.set_base_lr(self.config.lr)
+
+    def save(self, data: Data, row: Row, folder: Path, *, better: bool) -> None:
+        """Write the checkpoints of an epoch; latest.pth comes last, so that what it says of the others is true."""
+        state = self.state(data, row)
+        names = [checkpoint.BEST] * better
+        names += [f"epoch_{self.epoch:04d}.pth"] * (self.epoch % self.config.save_freq == 0)
+        for name in [*names, checkpoint.LATEST]:
+            checkpoint.save_checkpoint(state, folder / name)
+
+    def keep_best(self, source: Path, folder: Path) -> None:
+        """Take along the best model so far, from the folder of the checkpoint that was loaded.
+
+        Where it is not there any more (an earlier checkpoint was resumed), the next validation counts as the best.
+        """
+        best = source / checkpoint.BEST
+        if not best.exists() or checkpoint.load_checkpoint(best)["epoch"] != self.best_epoch:
+            self.best_score, self.best_epoch, self.validations_without_gain = 0.0, 0, 0
+        elif source.resolve() != folder.resolve():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, folder / checkpoint.BEST)
+
+
+def refuse_changes(config: TrainConfig, saved: dict[str, Any]) -> None:
+    """Raise InputError where a config changes what a checkpoint's options, as plain values, have fixed."""
+    now = plain(config)
+    for name in fixed_on_resume():
+        if now[name] != saved[name]:
+            raise InputError(
+                f"--resume: {name} is {saved[name]!r} in the checkpoint and {now[name]!r} now; "
+                "it cannot change on resume. Start anew, or with --pretrained"
+            )
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the global generators of Python, numpy, torch and CUDA.
+
+    The trainer itself draws from generators that it seeds for each epoch and patch; this is for what is added to it.
+    """
+    version, words, gauss = random.getstate()
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on with what random_state gave; a GPU that was not there keeps its own."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda, device)
