@@ -2,19 +2,25 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
-from trainable import cli
+from trainable import checkpoint, cli
 from trainable.cases import load_split
 from trainable.config import TrainConfig
 from trainable.data import Data
+from trainable.lesions import score_lesions
+from trainable.metrics import score_case
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--depth 3 --base_channels 4 --target_shape 16 16 16 --num_workers 0 --device cpu --patches_per_epoch 4"
@@ -116,6 +122,170 @@ def test_test_only_keeps_the_split_of_the_training_when_the_folder_grows(phantom
     (output / "split.json").write_text(json.dumps({"train": ["A"], "val": [], "test": ["Phantom_00000"]}))
     assert cli.main(["--resume", model, "--test_only"]) == 2
     assert "a test case may have been trained on" in capsys.readouterr().err
+
+
+@pytest.fixture
+def finished(phantoms: Path, prepared: Data, tmp_path: Path) -> Path:
+    """The folder of a training of one epoch."""
+    words = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {tmp_path / 'out'} --epochs 1 {SMALL}"
+    assert cli.main(words.split()) == 0
+    return tmp_path / "out"
+
+
+def test_results_go_into_output_dir(finished: Path):
+    names = {path.name for path in finished.iterdir() if not path.name.startswith("events.out.tfevents.")}
+    files = {"training_config.json", "split.json", "skipped_cases.txt", "metrics.csv", "checkpoints", ".lock"}
+    assert names == files
+    assert len(list(finished.iterdir())) == len(files) + 1
+
+
+def test_test_only_writes_predictions_whose_files_give_the_scores_that_are_said(finished: Path, phantoms: Path, capsys):
+    capsys.readouterr()
+    assert cli.main(f"--resume {finished} --test_only --save_predictions --lesion_wise".split()) == 0
+    said = capsys.readouterr().out
+    scores = json.loads((finished / "test_scores.json").read_text())
+    for name, case in scores["cases"].items():
+        image = nib.load(finished / "predictions" / f"{name}.nii.gz")
+        truth = nib.load(phantoms / name / f"{name}_seg.nii.gz")
+        assert np.array_equal(image.affine, truth.affine)
+        prediction, label = (np.asarray(each.dataobj).astype(np.uint8) for each in (image, truth))
+        assert prediction.shape == label.shape
+        assert case == pytest.approx(score_case(prediction, label, full=True) | score_lesions(prediction, label))
+    heading = " ".join(said.splitlines()[1].split())
+    kinds = ["Dice", "HD95 in mm", "sensitivity", "specificity"]
+    assert heading == " ".join([*kinds, "Dice by lesion", "HD95 by lesion, mm"])
+    assert f"{scores['mean']['specificity_WT']:.4f}" in said
+    rows = list(csv.DictReader((finished / "test_scores.csv").open()))
+    assert {row["case"]: float(row["sensitivity_ET"]) for row in rows} == {
+        name: case["sensitivity_ET"] for name, case in scores["cases"].items()
+    }
+    shutil.rmtree(finished / "predictions")
+    assert cli.main(f"--resume {finished} --test_only".split()) == 0
+    assert not (finished / "predictions").exists()
+    assert "lesion" not in (finished / "test_scores.csv").read_text()
+    assert {path.name for path in (finished / "checkpoints").iterdir()} == {"latest.pth", "best_model.pth"}
+
+
+def test_post_processing_can_be_tried_with_test_only(finished: Path, capsys):
+    assert cli.main(f"--resume {finished} --test_only --min_component 999999".split()) == 0
+    mean = json.loads((finished / "test_scores.json").read_text())["mean"]
+    assert (mean["dice_WT"], mean["sensitivity_WT"], mean["specificity_WT"]) == (0, 0, 1)
+    assert "min_component is 999999 now, 0 before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("also", ["", "--test_only"])
+def test_what_cannot_change_on_resume_is_refused(finished: Path, capsys, also: str):
+    assert cli.main(f"--resume {finished} --epochs 2 --seed 5 {also}".split()) == 2
+    assert "--resume: seed is 0 in the checkpoint and 5 now; it cannot change on resume" in capsys.readouterr().err
+
+
+def test_output_dir_of_a_running_training_is_refused(finished: Path, capsys):
+    script = (
+        "import sys; from pathlib import Path; from trainable.parallel import locked\n"
+        f"with locked(Path({str(finished)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert cli.main(f"--resume {finished} --epochs 2".split()) == 2
+    assert f"{finished} is in use by process {holder.pid} on " in capsys.readouterr().err
+    holder.communicate("")
+    assert cli.main(f"--resume {finished} --epochs 2".split()) == 0
+
+
+def test_output_dir_that_cannot_be_written_is_said(phantoms: Path, prepared: Data, tmp_path: Path, capsys):
+    (tmp_path / "file").write_text("")
+    words = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {tmp_path / 'file' / 'out'} {SMALL}"
+    assert cli.main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'file' / 'out'}: cannot be written (Not a directory); choose another folder" in error
+
+
+def test_full_disk_ends_a_training_with_its_last_epoch_kept(
+    finished: Path, phantoms: Path, prepared: Data, tmp_path: Path, capsys
+):
+    """A real small file system: what an epoch writes fits, half a checkpoint more does not."""
+    used = sum(path.stat().st_size for path in finished.rglob("*")) // 1024
+    checkpoint_size = (finished / "checkpoints" / "latest.pth").stat().st_size // 1024
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={used + checkpoint_size // 2}k", "tmpfs", disk],
+        capture_output=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    try:
+        words = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {disk / 'out'} --epochs 3 {SMALL}"
+        assert cli.main(words.split()) == 2
+        error = capsys.readouterr().err
+        assert "No space left on device" in error
+        assert "there is no room for it; make some. The last finished epoch is kept; go on with: python " in error
+        state = checkpoint.load_checkpoint(disk / "out")
+        assert state["epoch"] in (1, 2)
+        subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
+        assert cli.main(["--resume", str(disk / "out")]) == 0
+        assert checkpoint.load_checkpoint(disk / "out")["epoch"] == 3
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_training_that_diverges_says_where_and_what_to_do(phantoms: Path, prepared: Data, tmp_path: Path, capsys):
+    words = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {tmp_path} {SMALL} --epochs 9"
+    diverging = "--optimizer sgd --lr 1e30 --max_skipped_steps 2 --val_freq 9"
+    assert cli.main([*words.split(), *diverging.split()]) == 1
+    said = capsys.readouterr().out
+    assert re.search(
+        r"not finite in 3 steps in a row, the first in epoch \d, batch \d \(Phantom_.*\) at lr 1.00e\+30", said
+    )
+    assert "Lower --lr, or set --gradient_clipping" in said
+
+
+def test_ctrl_c_says_how_to_go_on(phantoms: Path, prepared: Data, tmp_path: Path):
+    words = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {tmp_path} {SMALL} --epochs 900"
+    command = [sys.executable, str(ROOT / "train.py"), *words.split(), "--num_workers", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("epoch   3/900"):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the reading processes too
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert f"go on with: python train.py --resume {tmp_path}" in output
+    assert "Traceback" not in error
+    assert checkpoint.load_checkpoint(tmp_path)["epoch"] >= 3
+
+
+def test_cuda_is_refused_where_there_is_none(prepared: Data, phantoms: Path, tmp_path: Path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {tmp_path} {SMALL} --device cuda"
+    assert cli.main(words.split()) == 2
+    assert "device is 'cuda', but torch sees no CUDA GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--batch_size 1 --accumulation_steps 4 --target_shape 96 96 96",
+        "--batch_size 2 --accumulation_steps 2 --target_shape 128 128 128",
+        "--batch_size 4 --target_shape 160 160 160",
+        "--epochs 50 --val_freq 2 --save_freq 10",
+        "--epochs 200 --patience 20 --val_freq 1 --save_freq 5",
+        "--lr 5e-5 --scheduler cosine --gradient_clipping 0.5",
+    ],
+)
+def test_memory_profiles_and_training_strategies_of_the_guide_are_taken_as_written(words: str):
+    config = cli.resolve(cli.read_flags(words.split()))
+    for name, *values in (flag.split() for flag in words.split("--")[1:]):
+        given = getattr(config, name)
+        given = given if isinstance(given, tuple) else (given,)
+        assert given == tuple(type(value)(text) for value, text in zip(given, values, strict=True))
 
 
 def test_every_option_is_a_flag_with_its_meaning_in_the_help(capsys):

@@ -198,7 +198,7 @@ def test_a_batch_that_is_not_finite_costs_its_step_and_no_more(prepared: Data, t
 def test_too_many_skipped_steps_in_a_row_end_the_training_and_say_where(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """12 patches make 6 steps an epoch: the fifth of epoch 2 is the first of three."""
+    """12 patches make 6 steps an epoch: the fifth of epoch 2 is the first of three, and one more was under way."""
     config = config_in(tmp_path, max_skipped_steps=3, patches_per_epoch=12, scheduler="exponential")
     make = Training.__init__
 
@@ -210,7 +210,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_training_and_say_where(
     results = run(config, prepared)
     assert [(result.epoch, result.end_reason) for result in results] == [(1, ""), (2, ""), (3, "non_finite")]
     said = re.fullmatch(
-        r"the gradient was not finite in 3 steps in a row, the first in epoch 2, batch 5 \((.*), (.*)\) at lr (.*)",
+        r"the gradient was not finite in 4 steps in a row, the first in epoch 2, batch 5 \((.*), (.*)\) at lr (.*)",
         results[-1].note,
     )
     assert said
@@ -379,8 +379,8 @@ def test_pictures_are_of_the_first_two_validation_cases_and_of_validated_epochs(
 def test_each_option_that_a_resumed_training_cannot_change_is_refused(option: str):
     saved = plain(make_config({"folds": 3}))
     kind = TrainConfig.model_fields[option].annotation
-    words = {"metric": "val_dice_ET", "optimizer": "sgd", "scheduler": "step", "folds": 4, "depth": 4}
-    other = words.get(option, not saved[option] if kind is bool else saved[option] + (0.1 if kind is float else 1))
+    others = {"metric": "val_dice_ET", "optimizer": "sgd", "scheduler": "step", "depth": 4}
+    other = others.get(option) or (not saved[option] if kind is bool else saved[option] + (0.1 if kind is float else 1))
     with pytest.raises(InputError, match=f"{option} is .* in the checkpoint and .* now; it cannot change on resume"):
         refuse_changes(make_config({"folds": 3, option: other}), saved)
     refuse_changes(make_config({"folds": 3, "lr": 1.0, "epochs": 7, "batch_size": 1, "amp": "bf16"}), saved)
@@ -398,17 +398,17 @@ def test_resume_of_a_damaged_latest_goes_on_from_the_newest_whole_one(prepared: 
     assert rest[0].epoch in (2, 3)
 
 
-def test_known_answer(phantoms: Path, tmp_path: Path):
-    """80 steps on six phantoms, seed 0: mean Dice on the seventh was 0.84 when this was written; other CPUs differ."""
-    folder = tmp_path / "phantoms"
-    write_phantoms(folder, cases=7, shape=(64, 64, 48), workers=1)
-    options = {"target_shape": (32, 32, 32), "epochs": 4, "patches_per_epoch": 40, "val_freq": 4, "dropout": 0.0}
-    options |= {"data_dir": folder, "test_fraction": 0.0, "scheduler": "cosine", "augment": False}
+def test_known_answer(tmp_path: Path):
+    """200 steps on six phantoms, seed 0. Mean Dice on two others was 0.800 when this was written, and 0.791 to 0.800
+    after changes of lr by parts in 20,000, which stand for another processor's rounding."""
+    write_phantoms(tmp_path / "data", cases=8, shape=(64, 64, 48), workers=1)
+    options = {"target_shape": (32, 32, 32), "epochs": 10, "patches_per_epoch": 40, "val_freq": 10, "lr": 2e-2}
+    options |= {"scheduler": "cosine", "augment": False, "dropout": 0.0, "tumour_share": 0.5}
+    options |= {"data_dir": tmp_path / "data", "val_fraction": 0.25, "test_fraction": 0.0}
     config = config_in(tmp_path / "out", **options)
     result = run(config, prepare_data(config, quiet=True))[-1]
     assert result.val
-    assert 0.70 < result.val["dice_mean"] < 0.95
-    assert result.val["dice_WT"] > 0.75
+    assert result.val["dice_mean"] == pytest.approx(0.795, abs=0.03)
 
 
 def test_other_options_on_resume_take_effect(prepared: Data, tmp_path: Path):

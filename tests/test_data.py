@@ -1,0 +1,47 @@
+"""From a config to prepared, split cases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trainable.config import InputError, TrainConfig
+from trainable.data import Data, prepare_data
+
+
+def test_cases_of_data_dir_are_prepared_in_cache_dir(phantoms: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    shutil.rmtree(data / "Phantom_00007")
+    found = prepare_data(TrainConfig(data_dir=data, cache_dir=tmp_path / "elsewhere"), quiet=True)
+    assert found.folder == tmp_path / "elsewhere"
+    names = {path.name for path in found.folder.iterdir()}
+    assert names == {f"Phantom_{number:05}" for number in range(7)}
+    assert set(found.split.train + found.split.val + found.split.test) == names
+
+
+def test_bad_cases_are_refused_or_left_out_and_listed(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(phantoms, data)
+    (data / "Phantom_00001" / "Phantom_00001_t2.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"1 of 8 cases cannot be used; .* --skip_bad_cases:\n  Phantom_00001: "):
+        prepare_data(TrainConfig(data_dir=data, cache_dir=prepared.folder), quiet=True)
+    found = prepare_data(TrainConfig(data_dir=data, cache_dir=prepared.folder, skip_bad_cases=True), quiet=True)
+    assert len(found.skipped) == 1
+    assert "Phantom_00001" not in found.split.train + found.split.val + found.split.test
+
+
+def test_split_file_says_which_case_is_for_what(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
+    split = {"train": ["Phantom_00001", "Phantom_00003"], "val": ["Phantom_00000"], "test": ["Phantom_00006"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    config = TrainConfig(data_dir=phantoms, cache_dir=prepared.folder, split_file=tmp_path / "split.json")
+    found = prepare_data(config, quiet=True).split
+    assert {part: list(getattr(found, part)) for part in split} == split
+
+
+def test_missing_data_dir_is_said() -> None:
+    with pytest.raises(InputError, match="--data_dir is missing"):
+        prepare_data(TrainConfig(), quiet=True)
