@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-gpu lint format
+.PHONY: demo test test-slow test-gpu proofs docs lint format
 
 demo: .venv/installed
 	$(BIN)/voxtune demo
@@ -17,6 +17,13 @@ test-slow: .venv/installed
 
 test-gpu: .venv/installed
 	$(BIN)/pytest -m gpu
+
+# Takes the effect of each option away, one line at a time: its test must fail. Prints the table.
+proofs: .venv/installed
+	$(BIN)/python tests/option_proofs.py
+
+docs: .venv/installed
+	$(BIN)/python tests/option_proofs.py --docs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -248,6 +248,15 @@ def test_each_fraction_gets_a_case(count: int) -> None:
     assert [len(part) for part in parts(split_cases(NAMES[:count], TrainConfig()))] == [count - 2, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("val", "test", "sizes"), [(0.3, 0.2, (10, 6, 4)), (0.05, 0.5, (9, 1, 10)), (0, 0, (20, 0, 0))]
+)
+def test_fractions_are_shares_of_all_cases(val: float, test: float, sizes: tuple[int, int, int]) -> None:
+    names = [f"case_{number}" for number in range(20)]
+    split = split_cases(names, TrainConfig(val_fraction=val, test_fraction=test))
+    assert (len(split.train), len(split.val), len(split.test)) == sizes
+
+
 def test_split_of_few_cases() -> None:
     assert parts(split_cases(["a"], TrainConfig())) == [{"a"}, set(), set()]
     assert parts(split_cases(NAMES, TrainConfig(val_fraction=0, test_fraction=0))) == [set(NAMES), set(), set()]

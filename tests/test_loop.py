@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from trainable import checkpoint, loop
+from trainable import checkpoint, cli, loop
 from trainable.augment import normalise
 from trainable.config import InputError, TrainConfig
 from trainable.data import Data, prepare_data
+from trainable.inference import autocast
 from trainable.logs import COLOURS
-from trainable.loop import EpochResult, fit, share_of_step, to_network, train_one_epoch, update
+from trainable.loop import EpochResult, fit, seed_epoch, share_of_step, to_network, train_one_epoch, update
 from trainable.options import fixed_on_resume, make_config, plain
 from trainable.patches import PatchLoader
 from trainable.phantom import write_phantoms
@@ -266,6 +267,18 @@ def test_plateau_and_patience_watch_the_metric_at_each_validation(
         assert (results[-1].end_reason, results[-1].best_epoch) == ("patience", 2)
 
 
+def test_seed_draws_the_initial_weights_and_the_dropout(prepared: Data, tmp_path: Path):
+    first, again, other = (Training(config_in(tmp_path, seed=seed)) for seed in (3, 3, 4))
+    assert torch.equal(weights_of(first), weights_of(again))
+    assert not torch.equal(weights_of(first), weights_of(other))
+    drawn = []
+    for seed, epoch in [(3, 1), (3, 1), (4, 1), (3, 2)]:
+        seed_epoch(config_in(tmp_path, seed=seed), epoch)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
 def test_patience_ends_a_training_that_does_not_improve(prepared: Data, tmp_path: Path):
     results = run(config_in(tmp_path, epochs=30, patience=2, lr=1e-12), prepared)
     assert results[-1].end_reason == "patience"
@@ -435,6 +448,52 @@ def test_resume_of_a_finished_training_says_to_raise_epochs(prepared: Data, tmp_
     run(config_in(tmp_path), prepared)
     with pytest.raises(InputError, match="has done 4 of 4 epochs; raise --epochs"):
         fit(config_in(tmp_path, resume=tmp_path), prepared)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("amp", "dtype"), [("off", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_amp_computes_in_its_precision_on_a_gpu(tmp_path: Path, amp: str, dtype: torch.dtype):
+    training = Training(config_in(tmp_path, device="cuda", amp=amp))
+    with autocast(training.config, training.device):
+        logits = training.network(torch.randn(1, 4, 16, 16, 16, device="cuda"))[0]
+    assert logits.dtype == dtype
+    assert training.scaler.get_scale() == (2.0**16 if amp == "fp16" else 1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["fp16", "bf16"])
+def test_deterministic_training_repeats_bit_for_bit_on_a_gpu(prepared: Data, tmp_path: Path, amp: str):
+    options = {"device": "cuda", "amp": amp, "deterministic": True, "deep_supervision": True, "dropout": 0.2}
+    for name in ("one", "other"):
+        run(config_in(tmp_path / name, **options, epochs=2), prepared)
+    one, other = (checkpoint.load_checkpoint(tmp_path / name)["network"] for name in ("one", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.gpu
+def test_gradient_checkpointing_takes_less_memory_on_a_gpu(prepared: Data, tmp_path: Path):
+    options = {"device": "cuda", "target_shape": (32, 32, 32), "base_channels": 32, "epochs": 1}
+    peaks = [
+        run(config_in(tmp_path / str(on), **options, gradient_checkpointing=on), prepared)[0].stats["max_gpu_memory"]
+        for on in (False, True)
+    ]
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+@pytest.mark.gpu
+def test_out_of_gpu_memory_says_what_was_tried_and_what_to_lower(
+    phantoms: Path, prepared: Data, tmp_path: Path, capsys
+):
+    torch.cuda.set_per_process_memory_fraction(2 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    words = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {tmp_path} --target_shape 128 128 128"
+    try:
+        assert cli.main([*words.split(), "--epochs", "1", "--num_workers", "0"]) == 2
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    error = capsys.readouterr().err
+    assert "out of GPU memory with batch_size 2, target_shape 128 x 128 x 128, amp off: of the card's" in error
+    for way in ("--amp bf16", "--batch_size 1 --accumulation_steps 2", "--gradient_checkpointing", "--target_shape"):
+        assert way in error
 
 
 @pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product
@@ -106,10 +107,35 @@ def test_workers_do_not_change_the_patches(prepared: Data) -> None:
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_num_workers_processes_read_the_patches(prepared: Data, workers: int) -> None:
+    batches = loader(prepared, num_workers=workers).epoch(1)
+    next(batches)
+    assert len(multiprocessing.active_children()) == workers
+    for _ in batches:
+        pass
+
+
+def test_batch_names_its_cases(prepared: Data) -> None:
+    patches = loader(prepared)
+    drawn = [name for batch in patches.epoch(1) for name in patches.cases(batch)]
+    assert drawn == names_drawn(prepared, dataset(prepared, target_shape=(16, 8, 12)), 1, 8)
+
+
 def test_same_seed_gives_the_same_patches_and_another_other_ones(prepared: Data) -> None:
     first, again, other = (list(loader(prepared, seed=seed).epoch(1)) for seed in (3, 3, 4))
     assert all(same(a, b) for a, b in zip(first, again, strict=True))
     assert not any(same(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_seed_draws_the_place_of_a_patch_and_the_order_of_the_cases(rulers: Path, prepared: Data) -> None:
+    config = TrainConfig(depth=2, target_shape=(4, 4, 4), tumour_share=0)
+    alone = [PatchDataset(rulers, ["Middle"], config.model_copy(update={"seed": seed})) for seed in (3, 3, 4)]
+    starts = [[start_of(patches[1, index]) for index in range(8)] for patches in alone]
+    assert starts[0] == starts[1]
+    assert not set(starts[0]) & set(starts[2])
+    orders = [names_drawn(prepared, dataset(prepared, seed=seed), 1, 8) for seed in (3, 3, 4)]
+    assert orders[0] == orders[1] != orders[2]
 
 
 def test_another_epoch_gives_other_patches_in_another_order(prepared: Data) -> None:

@@ -18,7 +18,7 @@ from trainable.data import Data, prepare_data
 from trainable.evaluate import evaluate
 from trainable.logs import RunLog, epoch_line
 from trainable.loop import EpochResult, fit
-from trainable.options import allowed, field_facts, load_options, make_config, nearest, plain, save_options
+from trainable.options import allowed, field_facts, load_options, make_config, nearest, plain, plain_text, save_options
 from trainable.parallel import locked
 from trainable.training import choose_device, refuse_changes
 
@@ -118,15 +118,6 @@ def make_parser() -> argparse.ArgumentParser:
             keywords["metavar"] = "N" if field.annotation in (int, float) else name.upper()
         group.add_argument(f"--{name}", **keywords)
     return parser
-
-
-def plain_text(value: Any) -> str:
-    """A default as one would type it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "none"}[value]
-    if isinstance(value, tuple):
-        return " ".join(map(plain_text, value))
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def read_flags(argv: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,17 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from trainable.config import InputError, Role, TrainConfig
+
+PAGE_HEAD = """# Options of a training
+
+Made from `trainable/config.py` and `tests/option_proofs.py` by `make docs`; do not edit. Each option is a flag of
+`train.py` (`--lr 1e-3`, `--target_shape 96 96 96`, `--residual` or `--no-residual`), a key of `--config FILE` and a key
+of a search space. *On resume* says whether `--resume` may change it; *guide* names the section on it in the guide of
+the script that this trainer grew from. `make proofs` takes the effect of each option away, one line at a time, and
+shows that its test then fails.
+"""
+TABLE_HEAD = """| option | default | allowed | unit | meaning | on resume | guide | proved by |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def field_facts(field: FieldInfo) -> dict[str, str]:
@@ -52,6 +63,27 @@ def allowed(name: str) -> str:
         if getattr(check, key, None) is not None
     ]
     return " ".join([word, " and ".join(limits)]).strip()
+
+
+def options_table(proofs: Mapping[str, str]) -> str:
+    """The options as a page of Markdown, one table a group. proofs: the tests of each option, as Markdown."""
+    tables: dict[str, list[str]] = {}
+    for name, field in TrainConfig.model_fields.items():
+        facts = field_facts(field)
+        resume = "fixed" if facts["fixed"] == "True" else "may change"
+        cells = [f"`{name}`", plain_text(field.default), allowed(name), facts["unit"], str(field.description), resume]
+        row = "| " + " | ".join([*cells, facts["guide"], proofs[name]]) + " |"
+        tables.setdefault(facts["group"], [TABLE_HEAD]).append(row)
+    return PAGE_HEAD + "".join(f"\n## {group}\n\n" + "\n".join(rows) + "\n" for group, rows in tables.items())
+
+
+def plain_text(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, tuple):
+        return " ".join(map(plain_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def nearest(name: str, names: list[str]) -> str:
