@@ -1,0 +1,85 @@
+"""GPU memory and speed of the guide's three memory profiles, at each precision, as train.py runs them.
+
+    python benchmarks/gpu_memory.py [--steps 6]
+
+Trains a few steps and validates one case of 240 x 240 x 155 voxels (a phantom). Peaks are what torch allocated; its
+allocator's slack (in `reserved`) and the CUDA context come on top.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from trainable.data import prepare_data
+from trainable.loop import algorithms, train_one_epoch, validate
+from trainable.options import make_config
+from trainable.patches import PatchLoader
+from trainable.phantom import write_phantoms
+from trainable.training import Training
+from tune.progress import make_console
+
+PROFILES = {
+    "below 8 GB": {"batch_size": 1, "accumulation_steps": 4, "target_shape": (96, 96, 96)},
+    "8 to 16 GB": {"batch_size": 2, "accumulation_steps": 2, "target_shape": (128, 128, 128)},
+    "above 16 GB": {"batch_size": 4, "accumulation_steps": 1, "target_shape": (160, 160, 160)},
+}
+VARIANTS = {
+    "float32": {},
+    "fp16": {"amp": "fp16"},
+    "bf16": {"amp": "bf16"},
+    "bf16, deep supervision": {"amp": "bf16", "deep_supervision": True},
+    "bf16, gradient checkpointing": {"amp": "bf16", "gradient_checkpointing": True},
+}
+
+
+def measure(options: dict[str, object], folder: Path, steps: int) -> list[str]:
+    """Peak GiB of training, of validation, reserved in both, and patches/s."""
+    common = {
+        "data_dir": folder / "data",
+        "cache_dir": folder / "cache",
+        "output_dir": folder / "out",
+        "device": "cuda",
+    }
+    config = make_config({**common, **options, "val_fraction": 0.34, "test_fraction": 0, "num_workers": 4})
+    patches = steps * config.batch_size * config.accumulation_steps
+    config = config.model_copy(update={"patches_per_epoch": patches})
+    data = prepare_data(config, quiet=True)
+    with algorithms(config):
+        training = Training(config)
+        loader = PatchLoader(data.folder, data.split.train, config, pin_memory=True)
+        train_one_epoch(training, loader)  # cudnn chooses its kernels in it
+        stats = train_one_epoch(training, loader)
+        torch.cuda.reset_peak_memory_stats()
+        validate(training.network, config, data.folder, data.split.val[:1])
+    peaks = [stats["max_gpu_memory"] / 1024, torch.cuda.max_memory_allocated() / 2**30]
+    return [f"{peak:.2f}" for peak in [*peaks, torch.cuda.max_memory_reserved() / 2**30]] + [
+        f"{stats['patches_per_second']:.1f}"
+    ]
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=6)
+    arguments = parser.parse_args()
+    table = Table("profile", "precision", "train GiB", "validate GiB", "reserved GiB", "patches/s", box=None)
+    with tempfile.TemporaryDirectory() as folder:
+        write_phantoms(Path(folder) / "data", cases=3, shape=(240, 240, 155))
+        for profile, options in PROFILES.items():
+            for name, more in VARIANTS.items():
+                torch.cuda.empty_cache()
+                try:
+                    row = measure({**options, **more}, Path(folder), arguments.steps)
+                except torch.OutOfMemoryError:
+                    row = ["out of memory", "", "", ""]
+                table.add_row(profile, name, *row)
+    console = make_console()
+    console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.steps} steps each")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
