@@ -1,6 +1,6 @@
 """GPU memory and speed of the guide's three memory profiles, at each precision, as train.py runs them.
 
-    python benchmarks/gpu_memory.py [--steps 6]
+    python benchmarks/gpu_memory.py [--steps 4]
 
 Trains a few steps and validates one case of 240 x 240 x 155 voxels (a phantom). Peaks are what torch allocated; its
 allocator's slack (in `reserved`) and the CUDA context come on top.
@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from trainable.data import prepare_data
 from trainable.loop import algorithms, train_one_epoch, validate
@@ -19,7 +18,6 @@ from trainable.options import make_config
 from trainable.patches import PatchLoader
 from trainable.phantom import write_phantoms
 from trainable.training import Training
-from tune.progress import make_console
 
 PROFILES = {
     "below 8 GB": {"batch_size": 1, "accumulation_steps": 4, "target_shape": (96, 96, 96)},
@@ -30,7 +28,6 @@ VARIANTS = {
     "float32": {},
     "fp16": {"amp": "fp16"},
     "bf16": {"amp": "bf16"},
-    "bf16, deep supervision": {"amp": "bf16", "deep_supervision": True},
     "bf16, gradient checkpointing": {"amp": "bf16", "gradient_checkpointing": True},
 }
 
@@ -43,15 +40,14 @@ def measure(options: dict[str, object], folder: Path, steps: int) -> list[str]:
         "output_dir": folder / "out",
         "device": "cuda",
     }
-    config = make_config({**common, **options, "val_fraction": 0.34, "test_fraction": 0, "num_workers": 4})
-    patches = steps * config.batch_size * config.accumulation_steps
-    config = config.model_copy(update={"patches_per_epoch": patches})
+    config = make_config({**common, **options, "val_fraction": 0.34, "test_fraction": 0, "num_workers": 0})
+    size = config.batch_size * config.accumulation_steps
+    warm, config = (config.model_copy(update={"patches_per_epoch": count * size}) for count in (1, steps))
     data = prepare_data(config, quiet=True)
     with algorithms(config):
         training = Training(config)
-        loader = PatchLoader(data.folder, data.split.train, config, pin_memory=True)
-        train_one_epoch(training, loader)  # cudnn chooses its kernels in it
-        stats = train_one_epoch(training, loader)
+        for each in (warm, config):  # cudnn chooses its kernels in the first
+            stats = train_one_epoch(training, PatchLoader(data.folder, data.split.train, each, pin_memory=True))
         torch.cuda.reset_peak_memory_stats()
         validate(training.network, config, data.folder, data.split.val[:1])
     peaks = [stats["max_gpu_memory"] / 1024, torch.cuda.max_memory_allocated() / 2**30]
@@ -63,22 +59,21 @@ def measure(options: dict[str, object], folder: Path, steps: int) -> list[str]:
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
     arguments = parser.parse_args()
-    table = Table("profile", "precision", "train GiB", "validate GiB", "reserved GiB", "patches/s", box=None)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.steps} steps each")
+    row = "{:14}{:32}{:>10}{:>14}{:>14}{:>12}".format
+    print(row("profile", "precision", "train GiB", "validate GiB", "reserved GiB", "patches/s"))
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms(Path(folder) / "data", cases=3, shape=(240, 240, 155))
         for profile, options in PROFILES.items():
             for name, more in VARIANTS.items():
                 torch.cuda.empty_cache()
                 try:
-                    row = measure({**options, **more}, Path(folder), arguments.steps)
+                    measured = measure({**options, **more}, Path(folder), arguments.steps)
                 except torch.OutOfMemoryError:
-                    row = ["out of memory", "", "", ""]
-                table.add_row(profile, name, *row)
-    console = make_console()
-    console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {arguments.steps} steps each")
-    console.print(table)
+                    measured = ["out of memory", "", "", ""]
+                print(row(profile, name, *measured), flush=True)
 
 
 if __name__ == "__main__":

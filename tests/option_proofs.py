@@ -180,7 +180,10 @@ def run(tests: Sequence[str], change: Proof | None) -> str:
         if change:
             (Path(folder) / change.file).write_text(changed(change))
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "gpu or not gpu", "-p", "no:cacheprovider", *tests]
-        environment = {**os.environ, "PYTHONPATH": folder}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
     if done.returncode not in (0, 1):  # not a test's verdict
         raise RuntimeError(f"{tests}: {done.stdout}{done.stderr}")

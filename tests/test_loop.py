@@ -54,9 +54,12 @@ def run(config: TrainConfig, data: Data, *, interrupt_after: int = 0) -> list[Ep
     return results
 
 
-@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(prepared: Data, tmp_path: Path, scheduler: str):
+@pytest.mark.parametrize(("scheduler", "num_workers"), [("cosine", 0), ("plateau", 1)])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    prepared: Data, tmp_path: Path, scheduler: str, num_workers: int
+):
     options = {"scheduler": scheduler, "plateau_patience": 0, "deep_supervision": True, "accumulation_steps": 2}
+    options |= {"num_workers": num_workers}
     whole = run(config_in(tmp_path / "whole", **options), prepared)
     run(config_in(tmp_path / "parts", **options), prepared, interrupt_after=2)
     resume = tmp_path / "parts" / "checkpoints" / "latest.pth"

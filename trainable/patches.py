@@ -112,6 +112,7 @@ class PatchLoader:
             num_workers=config.num_workers,
             persistent_workers=config.num_workers > 0,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # else it draws from torch's own, but not in each epoch, and dropout shifts
         )
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
