@@ -173,6 +173,15 @@ def test_post_processing_can_be_tried_with_test_only(finished: Path, capsys):
     assert "min_component is 999999 now, 0 before" in capsys.readouterr().out
 
 
+def test_row_that_a_kill_kept_from_being_written_comes_from_the_checkpoint(finished: Path):
+    whole = list(csv.DictReader((finished / "metrics.csv").open()))
+    (finished / "metrics.csv").unlink()
+    assert cli.main(f"--resume {finished} --epochs 2".split()) == 0
+    rows = list(csv.DictReader((finished / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert rows[0]["avg_total_loss"] == whole[0]["avg_total_loss"]
+
+
 @pytest.mark.parametrize("also", ["", "--test_only"])
 def test_what_cannot_change_on_resume_is_refused(finished: Path, capsys, also: str):
     assert cli.main(f"--resume {finished} --epochs 2 --seed 5 {also}".split()) == 2

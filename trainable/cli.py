@@ -173,6 +173,10 @@ def train_in(output: Path, config: TrainConfig, data: Data) -> EpochResult:
     (output / "skipped_cases.txt").write_text("".join(f"{reason}\n" for reason in data.skipped))
     print(describe(config, data), flush=True)
     log = RunLog(output)
+    if (
+        config.resume is not None
+    ):  # a training that was killed may not have come to write the row of its last checkpoint
+        log.write(checkpoint.load_checkpoint(config.resume)["row"])
 
     def on_epoch_end(result: EpochResult) -> None:
         row = result.row()

@@ -20,7 +20,6 @@ from trainable.cases import LoadedCase
 from trainable.config import TrainConfig
 from trainable.metrics import Labels, label_of
 
-WINDOWS_AT_ONCE = 4
 MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
 
 
@@ -34,6 +33,7 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 def predict_logits(network: nn.Module, image: Tensor, config: TrainConfig) -> Tensor:
     """float32 (1, 4, D, H, W), normalised, of any size -> logits float32 (1, 3, D, H, W).
 
+    A window is a patch, and batch_size of them are predicted at once, so that validation fits where training does.
     Volumes smaller than the window are padded. With `mirror`, the mean over the 8 mirrored volumes.
     """
     network.eval()
@@ -42,7 +42,7 @@ def predict_logits(network: nn.Module, image: Tensor, config: TrainConfig) -> Te
     for axes in MIRRORS if config.mirror else MIRRORS[:1]:
         with autocast(config, image.device):
             logits = sliding_window_inference(
-                image.flip(axes), config.target_shape, WINDOWS_AT_ONCE, predictor, config.overlap, mode="gaussian"
+                image.flip(axes), config.target_shape, config.batch_size, predictor, config.overlap, mode="gaussian"
             )
         total = logits.flip(axes) + total.to(logits.device)
     return total / (len(MIRRORS) if config.mirror else 1)
