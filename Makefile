@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-gpu proofs docs lint format
+.PHONY: demo test test-slow test-gpu proofs drill docs lint format
 
 demo: .venv/installed
 	$(BIN)/voxtune demo
@@ -22,6 +22,11 @@ test-gpu: .venv/installed
 proofs: .venv/installed
 	$(BIN)/python tests/option_proofs.py
 
+# kill -9 of a training 20 times; its weights must be those of an untouched one.
+drill: .venv/installed
+	$(BIN)/python tests/kill_drill.py
+
+# docs/options.md from the code.
 docs: .venv/installed
 	$(BIN)/python tests/option_proofs.py --docs
 

@@ -18,13 +18,23 @@ from trainable.data import Data, prepare_data
 from trainable.evaluate import evaluate
 from trainable.logs import RunLog, epoch_line
 from trainable.loop import EpochResult, fit
-from trainable.options import allowed, field_facts, load_options, make_config, nearest, plain, plain_text, save_options
+from trainable.options import field_facts, help_text, load_options, make_config, nearest, plain, save_options
 from trainable.parallel import locked
 from trainable.training import choose_device, refuse_changes
 
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROOM = ": there is no room for it; make some"
+USAGE = """
+  python train.py --data_dir DIR --output_dir DIR [options]        a new training
+  python train.py --config FILE --data_dir DIR --output_dir DIR    a new training by an exported recipe
+  python train.py --resume DIR [--lr N ...]                        go on with a training
+  python train.py --resume DIR --test_only [--save_predictions]    score its test cases"""
+EPILOG = (
+    "DIR/checkpoints holds latest.pth, to go on from, and best_model.pth; DIR/metrics.csv and TensorBoard in DIR show "
+    "the epochs. Exit codes: 0 done, 1 the training diverged, 2 something to mend, 130 Ctrl-C. docs/options.md has all "
+    "options as tables."
+)
 NOT_OF_A_TRAINING = ("resume", "test_only", "save_predictions", "lesion_wise")
 
 
@@ -94,7 +104,11 @@ def out_of_memory(config: TrainConfig) -> str:
 def make_parser() -> argparse.ArgumentParser:
     """One flag for each option of TrainConfig, in its groups. Values stay text: TrainConfig checks them."""
     parser = argparse.ArgumentParser(
-        prog="train.py", description="Train a 3D U-Net on BraTS cases.", allow_abbrev=False
+        prog="train.py",
+        usage=USAGE,
+        description="Train a 3D U-Net on BraTS cases, go on with a training, or score its held-out test cases.",
+        epilog=EPILOG,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, help="YAML or JSON of options; flags come before it")
     parser.add_argument(
@@ -105,8 +119,7 @@ def make_parser() -> argparse.ArgumentParser:
         facts = field_facts(field)
         group = groups.setdefault(facts["group"], parser.add_argument_group(facts["group"]))
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name}
-        text = f"{field.description} ({allowed(name)}; default {plain_text(field.default)})"
-        keywords["help"] = text.replace("%", "%%")
+        keywords["help"] = help_text(name).replace("%", "%%")
         arguments = [a for a in get_args(field.annotation) if a is not type(None)]
         if field.annotation is bool:
             keywords["action"] = argparse.BooleanOptionalAction

@@ -86,10 +86,8 @@ class TrainConfig(BaseModel):
     # Which cases
     skip_bad_cases: bool = _data(False, "Go on without cases that fail a check, and list them.")
     split_file: Path | None = _data(None, "JSON with the case names of train, val and test; replaces the fractions.")
-    val_fraction: float = _data(0.15, "Share of cases validated on.", unit="of cases", fixed=True, ge=0, lt=1)
-    test_fraction: float = _data(
-        0.15, "Share of cases held out until the end.", unit="of cases", fixed=True, ge=0, lt=1
-    )
+    val_fraction: float = _data(0.15, "Share of cases validated on.", unit="share", fixed=True, ge=0, lt=1)
+    test_fraction: float = _data(0.15, "Share of cases held out until the end.", unit="share", fixed=True, ge=0, lt=1)
     folds: int = _data(0, "Number of folds of a cross-validation; 0 for none.", fixed=True, ge=0)
     fold: int = _data(0, "Which fold is validated on, from 0.", fixed=True, ge=0)
     seed: int = _data(0, "Seed of the split, initial weights, patches and augmentation.", fixed=True, ge=0)
@@ -146,7 +144,7 @@ class TrainConfig(BaseModel):
     )
     batch_size: int = _patches(2, "Patches a micro-batch.", unit="patches", guide="GPU内存优化", ge=1)
     tumour_share: float = _patches(
-        1 / 3, "Share of patches centred on tumour, each region its turn.", unit="of patches", ge=0, le=1
+        1 / 3, "Share of patches centred on tumour, each region its turn.", unit="share", ge=0, le=1
     )
 
     # Loss

@@ -65,6 +65,15 @@ def allowed(name: str) -> str:
     return " ".join([word, " and ".join(limits)]).strip()
 
 
+def help_text(name: str) -> str:
+    """An option in a sentence or two, and what it may be."""
+    field = TrainConfig.model_fields[name]
+    facts = field_facts(field)
+    unit = f", {facts['unit']}" if facts["unit"] else ""
+    resume = "; cannot change on --resume" if facts["fixed"] == "True" else ""
+    return f"{field.description} ({allowed(name)}{unit}; default {plain_text(field.default)}{resume})"
+
+
 def options_table(proofs: Mapping[str, str]) -> str:
     """The options as a page of Markdown, one table a group. proofs: the tests of each option, as Markdown."""
     tables: dict[str, list[str]] = {}
