@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainable.logs import COLOURS, RunLog, epoch_line, outline, picture, read_rows
@@ -154,3 +156,16 @@ def test_picture_magnifies_small_volumes_and_captions_each_slice() -> None:
     drawn = picture(image * 0, label, label)
     assert drawn.shape == (2 * 200, 4 * 240, 3)
     assert all(drawn[row : row + 16, column : column + 60].any() for row in (0, 200) for column in range(0, 960, 240))
+
+
+def test_pictures_are_in_tensorboard_as_they_are(tmp_path: Path) -> None:
+    image, label = a_case()
+    rgb = picture(image, label, label)
+    log = RunLog(tmp_path)
+    log.write({"epoch": 4}, {"case_a": rgb, "case_b": rgb[:100]})
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["images"] == ["validation/case_a", "validation/case_b"]
+    (drawn,) = events.Images("validation/case_a")
+    assert drawn.step == 4
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn.encoded_image_string))), rgb)

@@ -51,7 +51,7 @@ class RunLog:
             if isinstance(value, int | float) and name != "epoch":
                 self.board.add_scalar(name, value, epoch)
         for name, rgb in pictures.items():
-            self.board.add_image(name, rgb, epoch, dataformats="HWC")
+            self.board.add_image(f"validation/{name}", rgb, epoch, dataformats="HWC")
         self.board.flush()
 
     def close(self) -> None:
