@@ -278,17 +278,30 @@ def test_cuda_is_refused_where_there_is_none(prepared: Data, phantoms: Path, tmp
     assert "device is 'cuda', but torch sees no CUDA GPU here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--batch_size 1 --accumulation_steps 4 --target_shape 96 96 96",
-        "--batch_size 2 --accumulation_steps 2 --target_shape 128 128 128",
-        "--batch_size 4 --target_shape 160 160 160",
-        "--epochs 50 --val_freq 2 --save_freq 10",
-        "--epochs 200 --patience 20 --val_freq 1 --save_freq 5",
-        "--lr 5e-5 --scheduler cosine --gradient_clipping 0.5",
-    ],
-)
+MEMORY_PROFILES = [
+    "--batch_size 1 --accumulation_steps 4 --target_shape 96 96 96",
+    "--batch_size 2 --accumulation_steps 2 --target_shape 128 128 128",
+    "--batch_size 4 --target_shape 160 160 160",
+]
+STRATEGIES = {
+    "--epochs 50 --val_freq 2 --save_freq 10": {"epoch_0010.pth", "epoch_0050.pth"},
+    "--epochs 200 --patience 20 --val_freq 1 --save_freq 5": {"epoch_0005.pth", "epoch_0020.pth"},
+    "--lr 5e-5 --scheduler cosine --gradient_clipping 0.5": {"epoch_0100.pth"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "files"), STRATEGIES.items(), ids=STRATEGIES.keys())
+def test_training_strategies_of_the_guide_run_as_written(
+    words: str, files: set[str], phantoms: Path, prepared: Data, tmp_path: Path, capsys
+):
+    common = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {tmp_path} {SMALL}"
+    assert cli.main([*common.split(), *words.split()]) == 0
+    assert re.search(r"ended by (last epoch|patience of 20 validations)", capsys.readouterr().out)
+    assert files <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("words", [*MEMORY_PROFILES, *STRATEGIES])
 def test_memory_profiles_and_training_strategies_of_the_guide_are_taken_as_written(words: str):
     config = cli.resolve(cli.read_flags(words.split()))
     for name, *values in (flag.split() for flag in words.split("--")[1:]):
