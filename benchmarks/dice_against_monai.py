@@ -7,6 +7,7 @@ would be a bug to find. Prints each run and the means.
 """
 
 import argparse
+import math
 import statistics
 import tempfile
 from pathlib import Path
@@ -93,11 +94,12 @@ def main() -> None:
     )
     console.print(table)
     means = {name: [val["dice_mean"] for val in results] for name, results in found.items()}
+    spreads = {name: statistics.stdev(values) if len(values) > 1 else math.nan for name, values in means.items()}
     for name, values in means.items():
-        spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "unknown"
-        console.print(f"{name}: mean Dice {statistics.mean(values):.4f}, standard deviation over seeds {spread}")
-    gap = statistics.mean(means["voxtune"]) - statistics.mean(means["DynUNet"])
-    console.print(f"gap {gap:+.4f} (ours minus MONAI's)")
+        console.print(f"{name}: mean Dice {statistics.mean(values):.4f}, deviation over seeds {spreads[name]:.4f}")
+    gap, limit = statistics.mean(means["voxtune"]) - statistics.mean(means["DynUNet"]), 2 * max(spreads.values())
+    verdict = "within" if abs(gap) <= limit else "beyond"
+    console.print(f"gap {gap:+.4f}, ours minus MONAI's: {verdict} twice the larger deviation, {limit:.4f}")
 
 
 if __name__ == "__main__":

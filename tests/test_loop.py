@@ -214,7 +214,7 @@ def test_a_batch_that_is_not_finite_costs_its_step_and_no_more(prepared: Data, t
 def test_too_many_skipped_steps_in_a_row_end_the_training_and_say_where(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """12 patches make 6 steps an epoch: the fifth of epoch 2 is the first of three, and one more was under way."""
+    """12 patches make 6 steps an epoch: the fifth of epoch 2 is the first of three."""
     config = config_in(tmp_path, max_skipped_steps=3, patches_per_epoch=12, scheduler="exponential")
     make = Training.__init__
 
@@ -226,7 +226,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_training_and_say_where(
     results = run(config, prepared)
     assert [(result.epoch, result.end_reason) for result in results] == [(1, ""), (2, ""), (3, "non_finite")]
     said = re.fullmatch(
-        r"the gradient was not finite in 4 steps in a row, the first in epoch 2, batch 5 \((.*), (.*)\) at lr (.*)",
+        r"the gradient was not finite in 3 steps in a row, the first in epoch 2, batch 5 \((.*), (.*)\) at lr (.*)",
         results[-1].note,
     )
     assert said

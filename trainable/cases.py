@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from trainable.config import MODALITIES, InputError, TrainConfig
 from trainable.options import nearest
+from trainable.parallel import write_whole
 
 INT16_MAX = 32767
 ENDINGS = (".nii.gz", ".nii")
@@ -271,7 +272,7 @@ def _split_by_file(path: Path, names: list[str]) -> Split:
 
 def save_split(split: Split, path: Path) -> None:
     """Write a split as JSON that load_split and --split_file read."""
-    Path(path).write_text(json.dumps(asdict(split), indent=2) + "\n")
+    write_whole(Path(path), json.dumps(asdict(split), indent=2) + "\n")
 
 
 def load_split(path: Path) -> Split:

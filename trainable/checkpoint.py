@@ -26,7 +26,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         OSError: where it cannot be written (a full disk); what was there before is whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.new")
     try:
         with aside.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
@@ -94,22 +94,30 @@ def network_of(state: dict[str, Any], device: torch.device) -> tuple[UNet3D, Tra
 
 
 def load_last_good(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to go on from and its state; where latest.pth is damaged, the newest whole one beside it."""
+    """The checkpoint to go on from and its state.
+
+    For latest.pth that is best_model.pth where a kill came between the two and made it the newer one; where latest.pth
+    is damaged, the newest whole one beside it, which is said.
+    """
     source = find_checkpoint(path)
-    try:
+    if source.name != LATEST:
         return source, load_checkpoint(source)
+    try:
+        found, others = (source, load_checkpoint(source)), [source.with_name(BEST)]
+        damage = ""
     except InputError as error:
-        if source.name != LATEST:
-            raise
-        whole = []
-        for other in source.parent.glob("*.pth"):
-            with contextlib.suppress(InputError):
-                whole.append((other, load_checkpoint(other)))
-        if not whole:
-            raise
-        newest, state = max(whole, key=lambda pair: pair[1]["epoch"])
-        print(f"{error}\ngoing on from {newest}, epoch {state['epoch']}")
-        return newest, state
+        found, others = (source, {}), sorted(source.parent.glob("*.pth"))
+        damage = str(error)
+    for other in others:
+        with contextlib.suppress(InputError):
+            state = load_checkpoint(other)
+            if state["epoch"] > found[1].get("epoch", 0):
+                found = other, state
+    if not found[1]:
+        raise InputError(damage)
+    if damage:
+        print(f"{damage}\ngoing on from {found[0]}, epoch {found[1]['epoch']}")
+    return found
 
 
 def weights_in(path: Path) -> dict[str, torch.Tensor]:
@@ -120,6 +128,11 @@ def weights_in(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict) or not any(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise InputError(f"{path}: holds no weights; expected a checkpoint of voxtune or a state_dict of its network")
     return {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+
+
+def differ_in_inputs_alone(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Are these weights of convolutions that are alike but for their input channels?"""
+    return a.ndim == b.ndim == 5 and a[:, 0].shape == b[:, 0].shape
 
 
 def load_pretrained(network: UNet3D, path: Path) -> str:
@@ -138,7 +151,7 @@ def load_pretrained(network: UNet3D, path: Path) -> str:
             reasons.append(f"not loaded: {name}: not in {path}")
         elif given[name].shape == tensor.shape:
             taken[name] = given[name]
-        elif tensor.ndim == 5 and name.startswith("encoder.0.") and given[name][:, :1].shape == tensor[:, :1].shape:
+        elif name.startswith("encoder.0.") and differ_in_inputs_alone(given[name], tensor):
             taken[name] = given[name].sum(1, keepdim=True).expand_as(tensor) / tensor.shape[1]
             reasons.append(f"adapted: {name}: {given[name].shape[1]} input channels there, {tensor.shape[1]} here")
         else:

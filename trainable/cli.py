@@ -19,8 +19,8 @@ from trainable.evaluate import evaluate
 from trainable.logs import RunLog, epoch_line
 from trainable.loop import EpochResult, fit
 from trainable.options import field_facts, help_text, load_options, make_config, nearest, plain, save_options
-from trainable.parallel import locked
-from trainable.training import choose_device, refuse_changes
+from trainable.parallel import locked, write_whole
+from trainable.training import Training, choose_device, refuse_changes
 
 INTERRUPTED = 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,10 +41,8 @@ NOT_OF_A_TRAINING = ("resume", "test_only", "save_predictions", "lesion_wise")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run train.py; returns its exit code: 0, 1 for a training that diverged, 2 for what the user must mend, 130 for
     Ctrl-C."""
-    options: dict[str, Any] = {}
     try:
-        options = read_flags(sys.argv[1:] if argv is None else argv)
-        config = resolve(options)
+        config = resolve(read_flags(sys.argv[1:] if argv is None else argv))
     except (InputError, OSError) as error:
         return failed(error)
     except KeyboardInterrupt:
@@ -90,8 +88,9 @@ def out_of_memory(config: TrainConfig) -> str:
         ways.append("--amp bf16 (half the memory)")
     if config.batch_size > 1:
         same = config.batch_size * config.accumulation_steps
-        ways.append(f"--batch_size 1 --accumulation_steps {same} (as many patches a step)")
-    if not config.gradient_checkpointing:
+        steps = "" if config.test_only else f" --accumulation_steps {same} (as many patches a step)"
+        ways.append(f"--batch_size 1{steps}")
+    if not config.gradient_checkpointing and not config.test_only:
         ways.append("--gradient_checkpointing (the same result, slower)")
     ways.append("a smaller --target_shape")
     return (
@@ -142,18 +141,23 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"unknown argument {word!r}{nearest(word, names)}; see python train.py --help")
     flags = vars(known)
     config_file = flags.pop("config")
+    if flags.get("focal_loss") and flags.setdefault("base_loss", "focal") == "focal":
+        del flags["focal_loss"]  # with another base loss it stays, and is refused
     options = load_options(config_file) if config_file else {}
     return {**options, **flags}
 
 
 def resolve(options: dict[str, Any]) -> TrainConfig:
     """The config of this call: defaults, below the resumed checkpoint's options, below the given ones."""
-    config = make_config(options, "train.py")
-    if config.test_only and config.resume is None:
-        raise InputError("--test_only needs a checkpoint: --resume OUTPUT_DIR/checkpoints/best_model.pth")
-    if config.resume is not None:
-        wanted = checkpoint.BEST if config.test_only else checkpoint.LATEST
-        source, state = checkpoint.load_last_good(checkpoint.find_checkpoint(config.resume, wanted=wanted))
+    if options.get("resume") is None:
+        config = make_config(options, "train.py")
+        if config.test_only:
+            raise InputError("--test_only needs a checkpoint: --resume OUTPUT_DIR/checkpoints/best_model.pth")
+    else:
+        if options.get("pretrained") is not None:
+            raise InputError("--pretrained is what a new training starts from, and --resume goes on with one; drop one")
+        wanted = checkpoint.BEST if options.get("test_only") else checkpoint.LATEST
+        source, state = checkpoint.load_last_good(checkpoint.find_checkpoint(Path(options["resume"]), wanted=wanted))
         saved = state["config"]
         home = source.parent.parent if source.parent.name == "checkpoints" else source.parent
         split = {"split_file": home / "split.json"} if (home / "split.json").exists() else {}
@@ -172,38 +176,33 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
 def train(config: TrainConfig) -> EpochResult:
     """Train in output_dir, with its logs."""
     output = config.output_dir
-    if config.resume is None:
-        refuse_used(output)
-    data = prepare_data(config)
     with locked(output):
-        return train_in(output, config, data)
+        if config.resume is None:
+            refuse_used(output)
+        data = prepare_data(config)
+        log = RunLog(output)
 
+        def on_start(training: Training) -> None:
+            save_options(config, output / "training_config.json")
+            save_split(data.split, output / "split.json")
+            write_whole(output / "skipped_cases.txt", "".join(f"{reason}\n" for reason in data.skipped))
+            print(describe(config, data), flush=True)
+            if training.row and not log.has(training.epoch):  # a kill came between the last checkpoint and its row
+                log.write(training.row)
 
-def train_in(output: Path, config: TrainConfig, data: Data) -> EpochResult:
-    """Train in a folder that no other process uses."""
-    save_options(config, output / "training_config.json")
-    save_split(data.split, output / "split.json")
-    (output / "skipped_cases.txt").write_text("".join(f"{reason}\n" for reason in data.skipped))
-    print(describe(config, data), flush=True)
-    log = RunLog(output)
-    if (
-        config.resume is not None
-    ):  # a training that was killed may not have come to write the row of its last checkpoint
-        log.write(checkpoint.load_checkpoint(config.resume)["row"])
+        def on_epoch_end(result: EpochResult) -> None:
+            row = result.row()
+            log.write(row, result.pictures)
+            print(epoch_line(row, config.epochs), flush=True)
 
-    def on_epoch_end(result: EpochResult) -> None:
-        row = result.row()
-        log.write(row, result.pictures)
-        print(epoch_line(row, config.epochs), flush=True)
-
-    try:
-        result = fit(config, data, on_epoch_end)
-    finally:
-        log.close()
-    print(ending(result, config))
-    if data.skipped:
-        print(f"{len(data.skipped)} bad cases were left out, see {output}/skipped_cases.txt")
-    return result
+        try:
+            result = fit(config, data, on_epoch_end, on_start)
+        finally:
+            log.close()
+        print(ending(result, config))
+        if data.skipped:
+            print(f"{len(data.skipped)} bad cases were left out, see {output}/skipped_cases.txt")
+        return result
 
 
 def refuse_used(output: Path) -> None:

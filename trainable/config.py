@@ -134,7 +134,7 @@ class TrainConfig(BaseModel):
     dropout: float = _network(0.0, "Probability of dropping a channel in each block.", unit="probability", ge=0, lt=1)
     gradient_checkpointing: bool = _network(
         False,
-        "Compute each block again in the backward pass instead of storing it: less memory, about a third slower.",
+        "Compute each block again in the backward pass instead of storing it: less memory, a third to a half slower.",
         guide="内存优化",
     )
 

@@ -54,6 +54,10 @@ class RunLog:
             self.board.add_image(f"validation/{name}", rgb, epoch, dataformats="HWC")
         self.board.flush()
 
+    def has(self, epoch: int) -> bool:
+        """Is there a row of this epoch?"""
+        return any(int(row["epoch"]) == epoch for row in self.rows)
+
     def close(self) -> None:
         """Close the TensorBoard file."""
         if self.board is not None:

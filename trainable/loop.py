@@ -135,7 +135,7 @@ def train_one_epoch(training: Training, loader: PatchLoader) -> dict[str, float]
             place = f"epoch {training.epoch + 1}, batch {index + 1} ({', '.join(cases)})"
             training.skipped.add(norm, f"{place} at lr {training.schedule.lr:.2e}")
             cases.clear()
-            if training.skipped.in_a_row >= config.max_skipped_steps:
+            if training.skipped.too_many:
                 break
         asked = time.perf_counter()
     training.skipped.read()
@@ -166,11 +166,14 @@ def to_network(
 def update(training: Training) -> Tensor:
     """One step: unscale, clip, update, zero. Returns the norm of the gradient before clipping.
 
-    A step whose gradient is not finite is skipped: it changes neither weights nor the optimizer's state.
+    A step whose norm is not finite is skipped: it changes neither weights nor the optimizer's state.
     """
+    parameters = list(training.network.parameters())
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    gradients[0].mul_(torch.where(norm.isfinite(), 1.0, math.nan))  # a norm may overflow where no element does
+    norm = norm / training.scaler.scale(torch.ones_like(norm))
     training.scaler.unscale_(training.optimizer)
-    parameters = [p for p in training.network.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if training.config.gradient_clipping:
         torch.nn.utils.clip_grads_with_norm_(parameters, training.config.gradient_clipping, norm)
     training.scaler.step(training.optimizer)
@@ -202,12 +205,18 @@ def validate(
     return scores
 
 
-def fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None] = lambda _: None) -> EpochResult:
+def fit(
+    config: TrainConfig,
+    data: Data,
+    on_epoch_end: Callable[[EpochResult], None] = lambda _: None,
+    on_start: Callable[[Training], None] = lambda _: None,
+) -> EpochResult:
     """Train to the last epoch or until patience ends; returns the last epoch's result.
 
     Writes `latest.pth` each epoch, `best_model.pth` at each better validated `metric` and `epoch_NNNN.pth` every
     save_freq epochs into output_dir/checkpoints. Without validation cases the last epoch is the best. `on_epoch_end`
-    is called after the checkpoints are on disk; what it raises ends the training, which can be resumed.
+    is called after the checkpoints are on disk; what it raises ends the training, which can be resumed. `on_start` is
+    called once, when all is checked and loaded and nothing is written yet.
     Only the train and val parts of the split are read.
     """
     folder = config.output_dir / "checkpoints"
@@ -216,12 +225,15 @@ def fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], N
         if config.resume is not None:
             source, state = checkpoint.load_last_good(config.resume)
             training.load_state(state, data)
-            training.keep_best(source.parent, folder)
             if training.epoch >= config.epochs:
                 done = f"{source} has done {training.epoch} of {config.epochs} epochs"
                 raise InputError(f"{done}; raise --epochs to go on")
-        elif config.pretrained is not None:
-            print(checkpoint.load_pretrained(training.network, config.pretrained))
+            on_start(training)
+            training.keep_best(source.parent, folder)
+        else:
+            if config.pretrained is not None:
+                print(checkpoint.load_pretrained(training.network, config.pretrained))
+            on_start(training)
         loader = PatchLoader(data.folder, data.split.train, config, pin_memory=training.device.type == "cuda")
         while True:
             result = run_epoch(training, loader, data, folder)
@@ -259,7 +271,7 @@ def run_epoch(training: Training, loader: PatchLoader, data: Data, folder: Path)
         return EpochResult(training.epoch, stats, val, *best, end_reason, folder, note, pictures)
 
     skipped, last = training.skipped, training.epoch == config.epochs
-    if skipped.in_a_row >= config.max_skipped_steps:  # latest.pth stays that of the epoch before
+    if skipped.too_many:  # latest.pth stays that of the epoch before
         end_reason = "non_finite"
         note = f"the gradient was not finite in {skipped.in_a_row} steps in a row, the first in {skipped.first}"
         return result()

@@ -31,7 +31,11 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     fused = next(network.parameters()).is_cuda
-    return OPTIMIZERS[config.optimizer](groups, config, fused)
+    optimizer = OPTIMIZERS[config.optimizer](groups, config, fused)
+    if config.optimizer == "sgd":  # torch's fused SGD leaves them unset where its first step is skipped
+        for parameter in network.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def cosine_factor(epoch: int, config: TrainConfig) -> float:
@@ -59,7 +63,7 @@ class Schedule:
     """One lr schedule, stepped once an epoch; plateau is stepped by the validated metric."""
 
     def __init__(self, optimizer: Optimizer, config: TrainConfig) -> None:
-        self.optimizer = optimizer
+        self.optimizer, self.config = optimizer, config
         self.scheduler: LambdaLR | ReduceLROnPlateau
         if config.scheduler == "plateau":
             self.scheduler = ReduceLROnPlateau(
@@ -91,10 +95,12 @@ class Schedule:
         return {name: value for name, value in self.scheduler.state_dict().items() if name in MOVING}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint stopped."""
+        """Go on where a checkpoint stopped; a closed form as the config of the day has it."""
         if isinstance(self.scheduler, LambdaLR):
-            state = {**state, "lr_lambdas": [None] * len(self.optimizer.param_groups)}
-        self.scheduler.load_state_dict(state)
+            self.scheduler.load_state_dict({**state, "lr_lambdas": [None] * len(self.optimizer.param_groups)})
+            self.set_base_lr(self.config.lr)
+        else:
+            self.scheduler.load_state_dict(state)
 
     def set_base_lr(self, lr: float) -> None:
         """Replace the base learning rate; the schedule goes on at its place."""

@@ -14,14 +14,16 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from trainable.config import InputError, Role, TrainConfig
+from trainable.parallel import write_whole
 
 PAGE_HEAD = """# Options of a training
 
 Made from `trainable/config.py` and `tests/option_proofs.py` by `make docs`; do not edit. Each option is a flag of
-`train.py` (`--lr 1e-3`, `--target_shape 96 96 96`, `--residual` or `--no-residual`), a key of `--config FILE` and a key
-of a search space. *On resume* says whether `--resume` may change it; *guide* names the section on it in the guide of
-the script that this trainer grew from. `make proofs` takes the effect of each option away, one line at a time, and
-shows that its test then fails.
+`train.py` (`--lr 1e-3`, `--target_shape 96 96 96`, `--residual` or `--no-residual`) and a key of `--config FILE`. A
+sweep may fix it under `train:`, and search those of the groups network, patches, loss, optimizer, scheduler and
+augmentation under `space:`; a launch itself sets output_dir, resume, test_only, seed and metric. *On resume* says
+whether `--resume` may change it; *guide* names the section on it in the guide of the script that this trainer grew
+from. `make proofs` takes the effect of each option away, one line at a time, and shows that its test then fails.
 """
 TABLE_HEAD = """| option | default | allowed | unit | meaning | on resume | guide | proved by |
 | --- | --- | --- | --- | --- | --- | --- | --- |"""
@@ -49,7 +51,7 @@ def allowed(name: str) -> str:
     kind: Any = field.annotation
     if get_args(kind) and get_args(kind)[-1] is type(None):
         kind = get_args(kind)[0]
-    if isinstance(get_args(kind)[:1], tuple) and get_args(kind) and all(isinstance(a, str) for a in get_args(kind)):
+    if get_args(kind) and all(isinstance(argument, str) for argument in get_args(kind)):
         return "one of " + ", ".join(get_args(kind))
     if get_args(kind):
         number = "whole numbers" if get_args(kind)[0] is int else "numbers"
@@ -142,7 +144,7 @@ def load_options(path: Path) -> dict[str, Any]:
 
 def save_options(config: TrainConfig, path: Path) -> None:
     """Write training_config.json."""
-    path.write_text(json.dumps(plain(config), indent=2) + "\n")
+    write_whole(path, json.dumps(plain(config), indent=2) + "\n")
 
 
 class NumberLoader(yaml.SafeLoader):

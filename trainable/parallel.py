@@ -1,4 +1,4 @@
-"""Processes: work run over cores with a progress bar, and folders that belong to one process at a time."""
+"""Processes: work run over cores with a progress bar, folders that one holds at a time, files written whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -91,12 +91,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_held: set[TextIO] = set()  # the files of the folders that this process holds
+
+
+def _let_go() -> None:
+    """Close them in a forked child, such as a process that reads: it would hold them on after our death."""
+    for file in _held:
+        file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder, that of a training or of a sweep; InputError names the process that holds it already."""
+    """Hold a folder, that of a training or of a sweep, and make it where it is not there.
+
+    Errors: InputError where it cannot be written, or is held, naming the process that holds it.
+    """
+    new, path = not folder.exists(), folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = path.open("a+")
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     with file:
@@ -108,7 +124,21 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
+            if new and list(folder.iterdir()) == [path]:  # nothing came of it
+                path.unlink()
+                folder.rmdir()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file; a reader, also after a kill, sees the old one or the new one, whole."""
+    aside = path.with_name(f".{path.name}.new")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def alive(pid: int) -> bool:

@@ -24,7 +24,8 @@ from trainable.unet3d import UNet3D, build_network
 
 Row = dict[str, float | int | str]
 
-ASKED = ("weight_decay", "momentum", "nesterov")  # of the optimizer's groups: as the config now says, not the state
+# Of the optimizer's groups: as the config and the device of the day have them, not the checkpoint.
+ASKED = ("weight_decay", "momentum", "nesterov", "fused")
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -36,10 +37,15 @@ def choose_device(config: TrainConfig) -> torch.device:
 
 @dataclass
 class SkippedSteps:
-    """Counts the steps in a row whose gradient was not finite, read one step late so that a GPU is not waited for."""
+    """Counts the steps in a row whose gradient was not finite, on a GPU one step late, so that it is not waited for.
 
+    limit: so many are too many. first: where the present row of them began.
+    """
+
+    limit: int
     in_a_row: int = 0
-    first: str = ""  # where the present row of them began
+    first: str = ""
+    too_many: bool = False
     unread: list[tuple[Tensor, torch.cuda.Event | None, str]] = field(default_factory=list)
 
     def add(self, norm: Tensor, place: str) -> None:
@@ -47,9 +53,11 @@ class SkippedSteps:
         self.read()
         finite = norm.isfinite().to("cpu", non_blocking=True)
         event = torch.cuda.Event() if norm.is_cuda else None
-        if event is not None:
-            event.record()
         self.unread.append((finite, event, place))
+        if event is None:
+            self.read()
+        else:
+            event.record()
 
     def read(self) -> None:
         """Bring the count up to the last step."""
@@ -58,7 +66,9 @@ class SkippedSteps:
                 event.synchronize()
             if not finite and not self.in_a_row:
                 self.first = place
-            self.in_a_row = 0 if finite else self.in_a_row + 1
+            if not self.too_many:  # the one that was under way when there were too many changes nothing
+                self.in_a_row = 0 if finite else self.in_a_row + 1
+                self.too_many = self.in_a_row >= self.limit
         self.unread.clear()
 
 
@@ -79,7 +89,8 @@ class Training:
         self.epoch = self.step = 0  # done; a skipped step is not
         self.best_score, self.best_epoch = 0.0, 0
         self.validations_without_gain = 0
-        self.skipped = SkippedSteps()
+        self.skipped = SkippedSteps(config.max_skipped_steps)
+        self.row: Row = {}  # of the last epoch
 
     def judge(self, val: Scores | None) -> bool:
         """Is this validation the best so far? Counts the patience."""
@@ -103,7 +114,7 @@ class Training:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaled else {},
             "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "validations_without_gain": self.validations_without_gain,
@@ -123,17 +134,19 @@ class Training:
         if state["split"] != data.split.digest():
             raise InputError("--resume: the cases or their split are not those of the checkpoint; restore them")
         self.network.load_state_dict(state["network"])
-        asked = [{name: group[name] for name in ASKED if name in group} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, asked, strict=True):
-            group.update(values)
+        groups = [
+            {**group, **{name: own[name] for name in ASKED if name in own}}
+            for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         self.schedule.load_state_dict(state["schedule"])
-        if self.scaled and saved["amp"] == "fp16":
+        if self.scaled and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step = state["epoch"], state["step"]
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
         self.validations_without_gain = state["validations_without_gain"]
-        self.skipped = SkippedSteps(*state["skipped_steps"])
+        self.skipped = SkippedSteps(self.config.max_skipped_steps, *state["skipped_steps"])
+        self.row = state["row"]
         set_random_state(state["random"])
         if self.config.lr != saved["lr"]:
             self.schedule.set_base_lr(self.config.lr)
@@ -149,12 +162,16 @@ class Training:
     def keep_best(self, source: Path, folder: Path) -> None:
         """Take along the best model so far, from the folder of the checkpoint that was loaded.
 
-        Where it is not there any more (an earlier checkpoint was resumed), the next validation counts as the best.
+        Where it is not there any more, or of a later epoch since an earlier checkpoint was resumed, the next validation
+        counts as the best; a later one keeps its place among the numbered checkpoints.
         """
-        best = source / checkpoint.BEST
-        if not best.exists() or checkpoint.load_checkpoint(best)["epoch"] != self.best_epoch:
+        best, same = source / checkpoint.BEST, source.resolve() == folder.resolve()
+        epoch = checkpoint.load_checkpoint(best)["epoch"] if best.exists() else 0
+        if epoch > self.epoch and same:
+            best.rename(folder / f"epoch_{epoch:04d}.pth")
+        if epoch != self.best_epoch:
             self.best_score, self.best_epoch, self.validations_without_gain = 0.0, 0, 0
-        elif source.resolve() != folder.resolve():
+        elif epoch and not same:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, folder / checkpoint.BEST)
 
@@ -181,7 +198,7 @@ def random_state() -> dict[str, Any]:
         "python": [version, list(words), gauss],
         "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
     }
 
 
@@ -192,5 +209,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(cuda, device)
+    if torch.cuda.is_initialized():
+        for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(cuda, device)

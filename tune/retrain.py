@@ -41,7 +41,7 @@ def retrain(
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
     save_split(split, output / "split.json")
     latest = output / "checkpoints" / checkpoint.LATEST
-    done = int(checkpoint.load_checkpoint(latest)["epoch"]) if latest.exists() else 0
+    done = int(checkpoint.load_last_good(latest)[1]["epoch"]) if latest.exists() else 0
     places = {
         "output_dir": output.resolve(),
         "data_dir": run.study.option("data_dir"),

@@ -24,7 +24,7 @@ from trainable.cache import data_digest
 from trainable.cases import save_split
 from trainable.config import InputError
 from trainable.data import Data, prepare_data
-from trainable.parallel import locked
+from trainable.parallel import locked, write_whole
 from trainable.trial import train_trial
 from tune.asha import Asha
 from tune.journal import Journal
@@ -225,9 +225,7 @@ def with_whole_paths(study: StudyConfig) -> StudyConfig:
 
 def write_study(study: StudyConfig, run: Path) -> None:
     """Write study.yaml, whole or not at all."""
-    aside = run / f".{STUDY_FILE}"
-    aside.write_text(dump(study))
-    aside.replace(run / STUDY_FILE)
+    write_whole(run / STUDY_FILE, dump(study))
 
 
 def digest_of(data: Data) -> str:

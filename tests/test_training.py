@@ -1,0 +1,185 @@
+"""What goes on from a checkpoint, and on which device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainable import checkpoint, training
+from trainable.config import InputError, TrainConfig
+from trainable.data import Data
+from trainable.loop import EpochResult, fit, update
+from trainable.optimizers import OPTIMIZERS
+from trainable.options import make_config
+from trainable.training import SkippedSteps, Training, choose_device
+
+TINY = {
+    **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
+    **{"epochs": 4, "patches_per_epoch": 6, "optimizer": "adamw", "lr": 5e-3},
+}
+
+
+def tiny(folder: Path, **options: object) -> TrainConfig:
+    return make_config({**TINY, "output_dir": folder, **options})
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "found"),
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cpu", False, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_device_is_the_one_asked_for(asked: str, there: bool, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert choose_device(TrainConfig(device=asked)).type == found
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device is 'cuda', but torch sees no CUDA GPU here"):
+        choose_device(TrainConfig(device="cuda"))
+
+
+def backward(state: Training, factor: float) -> None:
+    state.scaler.scale(sum(factor * p.sum() for p in state.network.parameters())).backward()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_first_step_that_is_skipped_leaves_no_trace(
+    tmp_path: Path, optimizer: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fused is what a GPU uses; torch has it on the CPU too."""
+    make = OPTIMIZERS[optimizer]
+    monkeypatch.setitem(OPTIMIZERS, optimizer, lambda groups, config, _: make(groups, config, fused))
+    ends = []
+    for factors in [(1.0, 2.0), (math.nan, 1.0, math.inf, 2.0)]:
+        state = Training(tiny(tmp_path, optimizer=optimizer, weight_decay=0.1))
+        for factor in factors:
+            backward(state, factor)
+            update(state)
+        ends.append(torch.cat([p.detach().flatten() for p in state.network.parameters()]))
+    assert ends[0].isfinite().all()
+    assert torch.equal(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("clipping", [0.0, 1.0])
+def test_a_gradient_whose_norm_overflows_is_skipped_as_it_is_counted(tmp_path: Path, clipping: float) -> None:
+    state = Training(tiny(tmp_path, gradient_clipping=clipping, weight_decay=0.1))
+    before = [p.detach().clone() for p in state.network.parameters()]
+    backward(state, 1e25)
+    assert not update(state).isfinite()
+    assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize(("then", "now"), [(False, True), (True, False)])
+def test_a_training_goes_on_with_the_optimizer_of_the_device_of_the_day(
+    prepared: Data, tmp_path: Path, optimizer: str, then: bool, now: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a CPU, whose optimizers are not fused, to a GPU, whose are, and back."""
+    make = OPTIMIZERS[optimizer]
+    state: dict[str, object] = {}
+    for fused in (then, now):
+        monkeypatch.setitem(OPTIMIZERS, optimizer, lambda groups, config, _, fused=fused: make(groups, config, fused))
+        one = Training(tiny(tmp_path, optimizer=optimizer))
+        if state:
+            one.load_state(state, prepared)
+        backward(one, 1.0)
+        assert update(one).isfinite()
+        assert {group["fused"] for group in one.optimizer.param_groups} == {fused}
+        state = one.state(prepared, {"epoch": 0})
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "change"),
+    [
+        ("cosine", {"epochs": 8}),
+        ("poly", {"poly_power": 2.0}),
+        ("step", {"step_size": 1}),
+        ("exponential", {"exponential_gamma": 0.5}),
+    ],
+)
+def test_a_schedule_changed_on_resume_counts_from_the_first_epoch_on(
+    prepared: Data, tmp_path: Path, scheduler: str, change: dict[str, float]
+) -> None:
+    def lrs(**options: object) -> list[float]:
+        found: list[EpochResult] = []
+        fit(tiny(tmp_path, **{"scheduler": scheduler, "step_size": 3, **options}), prepared, found.append)
+        return [result.stats["lr"] for result in found]
+
+    lrs(epochs=3)
+    resumed = lrs(**{"epochs": 5, "resume": tmp_path, **change})
+    whole: list[EpochResult] = []
+    options = {"scheduler": scheduler, "step_size": 3, "epochs": 5, **change}
+    fit(tiny(tmp_path / "whole", **options), prepared, whole.append)
+    assert resumed == pytest.approx([result.stats["lr"] for result in whole[3:]])
+
+
+def test_skipped_steps_are_too_many_once_and_for_all() -> None:
+    count = SkippedSteps(limit=2)
+    for number, norm in enumerate([1.0, math.nan, 1.0, math.inf, math.nan, 1.0]):
+        assert not count.too_many or number > 4
+        count.add(torch.tensor(norm), f"step {number}")
+    assert (count.too_many, count.in_a_row, count.first) == (True, 2, "step 3")
+
+
+def scored(scores: Iterator[float], *_: object, **__: object) -> dict[str, dict[str, float]]:
+    """In the place of validate: the next of these scores."""
+    return {"case": dict.fromkeys(("dice_WT", "dice_TC", "dice_ET", "dice_mean"), next(scores))}
+
+
+def test_resume_goes_on_from_best_model_where_a_kill_came_before_latest(
+    prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each epoch of this training is better than the one before."""
+    scores = iter(0.1 * number for number in range(1, 9))
+    monkeypatch.setattr("trainable.loop.validate", partial(scored, scores))
+    save = checkpoint.save_checkpoint
+
+    class Killed(Exception):
+        pass
+
+    def dying(state: dict[str, object], path: Path) -> None:
+        if state["epoch"] == 3 and path.name == checkpoint.LATEST:
+            raise Killed
+        save(state, path)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", dying)
+    with pytest.raises(Killed):
+        fit(tiny(tmp_path), prepared)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
+    assert checkpoint.load_checkpoint(tmp_path)["epoch"] == 2
+    results: list[EpochResult] = []
+    fit(tiny(tmp_path, resume=tmp_path), prepared, results.append)
+    assert [result.epoch for result in results] == [4]
+    assert (results[0].best_epoch, results[0].best_score) == (4, pytest.approx(0.4))
+
+
+def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_resumed(
+    prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.1, 0.2, 0.9, 0.3, 0.15])
+    monkeypatch.setattr("trainable.loop.validate", partial(scored, scores))
+    fit(tiny(tmp_path, save_freq=2), prepared)
+    folder = tmp_path / "checkpoints"
+    last = fit(tiny(tmp_path, save_freq=2, epochs=3, resume=folder / "epoch_0002.pth"), prepared)
+    assert (last.best_epoch, last.best_score) == (3, 0.15)
+    assert checkpoint.load_checkpoint(folder / "best_model.pth")["best_score"] == 0.15
+    assert checkpoint.load_checkpoint(folder / "epoch_0003.pth")["best_score"] == 0.9
+    assert checkpoint.load_last_good(tmp_path)[1]["best_score"] == 0.15
+
+
+def test_random_state_of_a_cpu_training_opens_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise AssertionError("a CUDA context was opened")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", refuse)
+    assert training.random_state()["cuda"] == []
