@@ -216,6 +216,55 @@ def test_best_prints_and_exports_a_recipe_that_train_py_takes(run: Path, tmp_pat
     assert "--data_dir is missing" in help_.stderr  # the recipe was taken; only the data is asked for
 
 
+def test_a_target_ends_the_sweep_once_a_finished_trial_has_it_and_resume_can_raise_it(
+    run: Path, space: Path, phantoms: Path, prepared: Data, tmp_path: Path
+):
+    """Trial 0 ends with the score that it has in the whole sweep; later ones are not started."""
+    folder, score = tmp_path / "run", read_run(run).trial(0).score
+    options = ["--set", f"train.cache_dir={prepared.folder}", "--set", f"study.target={score - 1e-6}"]
+    done = voxtune("launch", space, "--data", phantoms, "--out", folder, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"stopped by study.target: a finished trial has {score:.4f}" in done.stdout
+    states = [trial.state for trial in read_trials(folder)]
+    assert states[0] == TrialState.COMPLETE
+    assert len(states) <= 2
+    again = voxtune("resume", folder)
+    assert again.returncode == 0
+    assert "stopped by study.target" in again.stdout
+    assert len(read_trials(folder)) == len(states)
+    rest = voxtune("resume", folder, "--set", "study.target=1", "--trials", "3")
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    facts = [[(t.params, t.value) for t in read_trials(path)] for path in (run, folder)]
+    assert facts[1] == facts[0][:3]
+
+
+def test_gpu_hours_are_summed_over_launch_and_resume(
+    space: Path, phantoms: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray is told of a GPU that the trials reserve and do not use."""
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
+    folder = tmp_path / "run"
+    options = ["--set", f"train.cache_dir={prepared.folder}", "--set", "resources.gpu=1", "--set", "resources.cpu=1"]
+    options += ["--set", "study.gpu_hours=0.0005"]  # 1.8 s
+    done = voxtune("launch", space, "--data", phantoms, "--out", folder, *options)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert "stopped by study.gpu_hours: 0.00 of 0.0005 are spent; go on with" in done.stdout
+    spent = sum(trial.seconds for trial in read_run(folder).trials)
+    assert 1.8 <= spent < 30
+    again = voxtune("resume", folder)
+    assert "stopped by study.gpu_hours" in again.stdout
+    assert sum(trial.seconds for trial in read_run(folder).trials) == spent
+    rest = voxtune("resume", folder, "--set", "study.gpu_hours=1")
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert not read_run(folder).unfinished
+
+
+def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
+    done = voxtune("resume", run, "--set", "study.seed=4")
+    assert done.returncode == 2
+    assert "study.seed cannot change on resume, only study.trials" in done.stderr
+
+
 def test_status_shows_every_trial(run: Path):
     shown = voxtune("status", run)
     assert shown.returncode == 0

@@ -35,6 +35,7 @@ class Asha(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Called by Ray with each report of a trial."""
         number = trial.config["number"]
+        self.journal.record_seconds(number, result["time_this_iter_s"])
         self.journal.record(number, result)
         return TrialScheduler.STOP if self.decide(number, result) == STOP else TrialScheduler.CONTINUE
 

@@ -112,11 +112,13 @@ def resume(
     run: RunFolder,
     trials: Annotated[int | None, typer.Option(min=1, help="New total of trials, to extend the sweep.")] = None,
     address: Address = None,
+    set_: Set = None,
 ) -> None:
-    """Go on with a sweep that was interrupted, or extend it."""
+    """Go on with a sweep that was interrupted, or extend it: more trials, another budget or target."""
     from tune.sweep import resume as resume_sweep
 
-    ending(resume_sweep(run.resolve(), address=address, trials=trials))
+    overrides = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
+    ending(resume_sweep(run.resolve(), address=address, overrides=overrides))
 
 
 def say(text: str) -> None:

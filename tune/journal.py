@@ -147,6 +147,11 @@ class Journal:
         """Record the last line of an error; the trial's error.txt holds all of it."""
         self._live[number].set_user_attr("error", (text.strip().splitlines() or ["unknown error"])[-1][:500])
 
+    def settle(self) -> None:
+        """Tell the end of trials whose end is on record and was not told, as the sweep ended in that moment."""
+        for number in list(self._live):
+            self.tell(number)
+
     def tell(self, number: int, *, failed: bool = False) -> TrialState | None:
         """End a trial as the record says; returns its state, or None where it was only interrupted.
 

@@ -63,6 +63,12 @@ class Run:
         """Where Ray keeps the checkpoints: RUN/ray, unless --storage said otherwise."""
         return self.study.record.get("storage") or str(self.folder / "ray")
 
+    @property
+    def unfinished(self) -> bool:
+        """Are there trials to start, or to go on with?"""
+        running = any(trial.state == TrialState.RUNNING for trial in self.trials)
+        return running or len(self.trials) < self.study.study.trials
+
     def ranking(self) -> list[TrialResult]:
         """Trials with a score, best first: those that ended by themselves before those that were stopped or still run.
 

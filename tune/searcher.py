@@ -63,10 +63,7 @@ class StudySearcher(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended."""
-        number = self.numbers.pop(trial_id)
-        if result and "time_total_s" in result:
-            self.journal.record_seconds(number, float(result["time_total_s"]))
-        self.journal.tell(number, failed=error)
+        self.journal.tell(self.numbers.pop(trial_id), failed=error)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal holds the state."""

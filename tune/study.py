@@ -39,7 +39,9 @@ class Study(Section):
     mode: Literal["max"] = Field("max", description="Every metric here is a Dice, which is maximised.")
     trials: int = Field(32, ge=1, description="Recipes to try.")
     seed: int = Field(0, ge=0, description="Seed of the split, the searcher and the trials.")
-    time_budget: float | None = Field(None, gt=0, description="After so long the sweep stops; resume goes on.")
+    time_budget: float | None = Field(None, gt=0, description="After so long a launch or resume stops.")
+    gpu_hours: float | None = Field(None, gt=0, description="Sum over trials, after which the sweep stops.")
+    target: float | None = Field(None, gt=0, le=1, description="Score of a finished trial at which the sweep stops.")
 
     @field_validator("time_budget", mode="before")
     @classmethod
@@ -306,3 +308,5 @@ def _clashes(study: StudyConfig) -> Iterator[Problem]:
         yield path, f"{said} a multiple of train.val_freq ({val_freq}), for a rung compares validated epochs"
     if stopping.type != "none" and stopping.grace_period > epochs:
         yield path, f"{said} at most train.epochs ({epochs})"
+    if study.study.gpu_hours is not None and not study.resources.gpu:
+        yield ("study", "gpu_hours"), "study.gpu_hours would never be spent, since resources.gpu is 0; use time_budget"

@@ -9,9 +9,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from trainable.cache import data_digest
 from trainable.cases import save_split
 from trainable.config import InputError
 from trainable.data import Data, prepare_data
+from trainable.options import nearest
 from trainable.parallel import locked, write_whole
 from trainable.trial import train_trial
 from tune.asha import Asha
@@ -32,8 +32,9 @@ from tune.progress import LiveTable, make_console
 from tune.recorder import Recorder, local_folder
 from tune.results import STUDY_FILE, Run, read_run, update_best
 from tune.searcher import Slots, StudySearcher
-from tune.study import StudyConfig, dump
+from tune.study import StudyConfig, dump, load_study
 
+CHANGEABLE = ["study.trials", "study.time_budget", "study.gpu_hours", "study.target", "resources.max_failures"]
 PACKAGES = ("voxtune", "torch", "ray", "optuna", "monai", "nibabel", "numpy")
 # Ray reads these when it starts; what the user has set stays.
 RAY_ENVIRONMENT = {
@@ -70,18 +71,21 @@ def launch(
         return sweep(Run(run, study, []), slots, params)
 
 
-def resume(run: Path, *, address: str | None, trials: int | None = None) -> Run:
-    """Go on with an interrupted sweep, or add trials to a finished one."""
-    study = read_run(run).study
-    if trials is not None:
-        study = study.model_copy(update={"study": study.study.model_copy(update={"trials": trials})})
+def resume(run: Path, *, address: str | None, overrides: Sequence[str] = ()) -> Run:
+    """Go on with an interrupted sweep, or extend it: overrides may set those of CHANGEABLE anew."""
+    for text in overrides:
+        if (key := text.partition("=")[0].strip()) not in CHANGEABLE:
+            allowed = ", ".join(CHANGEABLE)
+            raise InputError(f"--set {text}: {key} cannot change on resume, only {allowed}{nearest(key, CHANGEABLE)}")
+    read_run(run)
+    study = load_study(run / STUDY_FILE, overrides)
     with locked(run):
         cache = Path(study.record["cache_dir"])
         data = prepare_data(study.base_config(split_file=run / "split.json", cache_dir=cache))
         if digest_of(data) != study.record["data"]:
             raise InputError(f"{study.option('data_dir')}: the cases are not those that {run} began with; restore them")
         with cluster(study, address) as slots:
-            if trials is not None:
+            if overrides:
                 write_study(study, run)
             return sweep(Run(run, study, []), slots)
 
@@ -92,13 +96,14 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = ()) -> Ru
     journal = Journal(run.folder, study)
     journal.enqueue_first(params or (study.space.default_params(),))
     searcher = StudySearcher(journal, run, slots)
-    ending = Ending(study.study.time_budget)
-    if searcher.left:
+    ending = Ending(read_run(run.folder))
+    if searcher.left and not ending.stop_all():
         epochs = study.option("epochs")
         with LiveTable(console, epochs, study.study.trials) as table, ending.listening():
             recorder = Recorder(run, journal, table)
             tuner(run, journal, searcher, recorder, ending).fit()
-    else:
+        journal.settle()
+    elif not searcher.left:
         console.print(f"all {study.study.trials} trials have ended; add some with --trials")
     found = read_run(run.folder)
     update_best(found, local_folder)
@@ -171,25 +176,43 @@ def start_ray(address: str | None) -> None:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
 
 
-@dataclass
 class Ending(ray_tune.Stopper):
-    """Ends a sweep cleanly, its trials resumable: at a signal, or when its time is up."""
+    """Ends a sweep cleanly, its trials resumable: at a signal, when a budget is spent or the target is reached."""
 
-    time_budget: float | None
-    received: int = 0  # the signal
-    out_of_time: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(self, run: Run) -> None:
+        self.study = run.study
+        self.received = 0  # the signal
         self.started = time.monotonic()
+        self.gpu_seconds = sum(trial.seconds for trial in run.trials) * self.study.resources.gpu
+        self.best = max((trial.score or 0.0 for trial in run.trials if trial.comparable), default=0.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
+        return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """No single trial is ended here."""
+        """Called by Ray with each report; no single trial is ended here."""
+        self.gpu_seconds += result["time_this_iter_s"] * self.study.resources.gpu
+        if result["end_reason"] in ("epochs", "patience"):
+            self.best = max(self.best, result["best_score"])
         return False
 
     def stop_all(self) -> bool:
         """Asked by Ray after each step."""
-        self.out_of_time = self.time_budget is not None and time.monotonic() - self.started > self.time_budget
-        return bool(self.received) or self.out_of_time
+        return bool(self.reason())
+
+    def reason(self) -> str:
+        """Why the sweep ends before its last trial; nothing while it goes on."""
+        asked = self.study.study
+        if self.received:
+            return signal.Signals(self.received).name
+        if asked.time_budget is not None and time.monotonic() - self.started > asked.time_budget:
+            return "study.time_budget, which is over"
+        if asked.gpu_hours is not None and self.gpu_seconds >= asked.gpu_hours * 3600:
+            return f"study.gpu_hours: {self.gpu_seconds / 3600:.2f} of {asked.gpu_hours:g} are spent"
+        if asked.target is not None and self.best >= asked.target:
+            return f"study.target: a finished trial has {self.best:.4f}, and {asked.target:g} was asked for"
+        return ""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -209,9 +232,10 @@ class Ending(ray_tune.Stopper):
 
     def say(self, console: Console, run: Run) -> None:
         """Say why the sweep ended before its last trial, and how to go on; end the process after a signal."""
-        if self.received or self.out_of_time:
-            why = signal.Signals(self.received).name if self.received else "the end of study.time_budget"
-            console.print(f"stopped by {why}; go on with: voxtune resume {run.folder}", markup=False, soft_wrap=True)
+        if (reason := self.reason()) and (self.received or run.unfinished):
+            more = "" if self.received or "time" in reason else ", with another --set study.KEY=VALUE"
+            text = f"stopped by {reason}; go on with: voxtune resume {run.folder}{more}"
+            console.print(text, markup=False, soft_wrap=True)
         if self.received:
             raise SystemExit(128 + self.received)
 
