@@ -115,6 +115,13 @@ def test_every_trial_has_the_runs_split_and_a_seed_of_its_own(run: Path):
     assert seeds == {1, 2, 3, 4, 5}
 
 
+def test_an_ended_trial_keeps_one_checkpoint_of_its_best_epoch(run: Path):
+    for trial in read_run(run).trials:
+        files = list((run / "ray").glob(f"*/{trial.number:04d}/*/*.pth"))
+        assert [path.name for path in files] == ["best_model.pth"]
+        assert checkpoint.load_checkpoint(files[0])["epoch"] == trial.best_epoch
+
+
 def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():

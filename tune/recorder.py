@@ -15,6 +15,7 @@ from trainable.logs import RunLog
 from tune.journal import Journal
 from tune.progress import LiveTable
 from tune.results import Run, summarise, update_best
+from tune.retention import Retention
 
 NOT_METRICS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log"}
 
@@ -29,6 +30,7 @@ class Recorder(ray_tune.Callback):
 
     def __init__(self, run: Run, journal: Journal, table: LiveTable) -> None:
         self.run, self.journal, self.table = run, journal, table
+        self.retention = Retention(run)
         self.logs: dict[int, RunLog] = {}
 
     def current(self) -> Run:
@@ -71,7 +73,7 @@ class Recorder(ray_tune.Callback):
         self.finish(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Bring RUN/best up to date."""
+        """Bring RUN/best and the checkpoints up to date."""
         self.finish(trial)
 
     def finish(self, trial: Trial) -> None:
@@ -81,8 +83,9 @@ class Recorder(ray_tune.Callback):
             self.logs.pop(number).close()
         try:
             update_best(run, local_folder)
+            self.retention.tidy(run)
         except (OSError, InputError) as error:  # a full disk, say: the trial's own checkpoint is safe
-            self.table.say(f"{run.folder}/best is not up to date: {error}")
+            self.table.say(f"{run.folder}/best and the checkpoints are not up to date: {error}")
         self.table.ended(run.trial(number), run)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:

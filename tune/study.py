@@ -79,6 +79,8 @@ class Resources(Section):
     cpu: int = Field(1, ge=1, description="CPU cores of a trial, and its threads.")
     max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")
 
+    keep_top: int = Field(5, ge=0, description="Of so many of the best trials the stopped ones keep their checkpoint.")
+
     @field_validator("gpu")
     @classmethod
     def _whole_above_one(cls, value: float) -> float:

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from tune.journal import Journal
 from tune.progress import LiveTable, make_console
 from tune.recorder import Recorder, local_folder
 from tune.results import STUDY_FILE, Run, read_run, update_best
+from tune.retention import Retention
 from tune.searcher import Slots, StudySearcher
 from tune.study import StudyConfig, dump, load_study
 
@@ -65,7 +67,7 @@ def launch(
         storage = str(Path(storage).resolve())
     with cluster(study, address) as slots, locked(run):
         save_split(data.split, run / "split.json")
-        record = {"storage": storage, "cache_dir": str(data.folder), **provenance(data)}
+        record = {"storage": storage, "attempts": [], "cache_dir": str(data.folder), **provenance(data)}
         study = study.model_copy(update={"record": record})
         write_study(study, run)
         return sweep(Run(run, study, []), slots, params)
@@ -99,6 +101,7 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = ()) -> Ru
     ending = Ending(read_run(run.folder))
     if searcher.left and not ending.stop_all():
         epochs = study.option("epochs")
+        run = begin_attempt(run)
         with LiveTable(console, epochs, study.study.trials) as table, ending.listening():
             recorder = Recorder(run, journal, table)
             tuner(run, journal, searcher, recorder, ending).fit()
@@ -107,8 +110,18 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = ()) -> Ru
         console.print(f"all {study.study.trials} trials have ended; add some with --trials")
     found = read_run(run.folder)
     update_best(found, local_folder)
+    Retention(found).tidy(found)
     ending.say(console, found)
     return found
+
+
+def begin_attempt(run: Run) -> Run:
+    """Note the folder below the run's storage that this launch or resume writes its checkpoints into."""
+    name = f"{run.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    record = {**run.study.record, "attempts": [*run.study.record["attempts"], name]}
+    study = run.study.model_copy(update={"record": record})
+    write_study(study, run.folder)
+    return replace(run, study=study)
 
 
 def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorder, ending: Ending) -> ray_tune.Tuner:
@@ -128,7 +141,7 @@ def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorde
             trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
         ),
         run_config=ray_tune.RunConfig(
-            name=f"{run.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            name=study.record["attempts"][-1],
             storage_path=run.storage,
             failure_config=ray_tune.FailureConfig(max_failures=study.resources.max_failures),
             checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2),

@@ -1,0 +1,93 @@
+"""Which checkpoints stay on disk, in a folder laid out as Ray lays it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from optuna.trial import TrialState
+
+from tune.results import Run, TrialResult
+from tune.retention import Retention
+from tune.study import make_study
+
+
+def run_of(folder: Path, trials: list[TrialResult], keep_top: int = 5) -> Run:
+    study = make_study({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}, "resources": {"keep_top": keep_top}})
+    return Run(folder, study.model_copy(update={"record": {"attempts": ["run-1", "run-2"]}}), trials)
+
+
+def trial(
+    number: int, state: TrialState, score: float, checkpoint: str | None = "", end_reason: str = ""
+) -> TrialResult:
+    last = f"run-2/{number:04d}/checkpoint_000002" if checkpoint == "" else checkpoint
+    return TrialResult(number, state, end_reason, score, 1, 1, {}, {}, 1.0, last, "")
+
+
+def write(run: Path, number: int) -> None:
+    """One checkpoint of a first attempt and two of a second, each of two files."""
+    for folder in ("run-1", "run-2"):
+        for index in (1, 2) if folder == "run-2" else (7,):
+            home = run / "ray" / folder / f"{number:04d}" / f"checkpoint_{index:06d}"
+            home.mkdir(parents=True)
+            (home / "latest.pth").write_text("state")
+            (home / "best_model.pth").write_text("state")
+    (run / "ray" / "run-2" / "tuner.pkl").touch()
+
+
+def left(run: Path, number: int) -> list[str]:
+    found = (run / "ray").glob(f"*/{number:04d}/checkpoint_*/*")
+    return sorted(str(path.relative_to(run / "ray")) for path in found)
+
+
+def test_each_kind_of_trial_keeps_what_it_needs(tmp_path: Path) -> None:
+    run_folder = tmp_path / "run #1 with spaces"
+    states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.RUNNING, TrialState.FAIL]
+    trials = [trial(n, state, 0.9 - n / 10, end_reason="epochs" if n == 0 else "") for n, state in enumerate(states)]
+    for each in trials:
+        write(run_folder, each.number)
+    other = run_folder / "ray" / "another_run-1" / "0002" / "checkpoint_000001"
+    other.mkdir(parents=True)  # runs may share one storage
+    run = run_of(run_folder, trials, keep_top=2)
+    Retention(run).tidy(run)
+    assert other.exists()
+    assert left(run_folder, 0) == ["run-2/0000/checkpoint_000002/best_model.pth"]
+    assert left(run_folder, 1) == ["run-2/0001/checkpoint_000002/best_model.pth"]  # the second best of all
+    assert left(run_folder, 2) == []
+    assert len(left(run_folder, 3)) == len(left(run_folder, 4)) == 6
+    assert (run_folder / "ray" / "run-2" / "tuner.pkl").exists()
+
+
+def test_a_stopped_trial_that_falls_out_of_the_best_loses_its_checkpoint(tmp_path: Path) -> None:
+    retention, trials = Retention(run_of(tmp_path, [], keep_top=2)), []
+    for number in range(6):
+        write(tmp_path, number)
+        trials.append(trial(number, TrialState.PRUNED, score=0.1 * number))
+        retention.tidy(run_of(tmp_path, trials, keep_top=2))
+        assert [n for n in range(number + 1) if left(tmp_path, n)] == [n for n in (number - 1, number) if n >= 0]
+
+
+def test_a_checkpoint_that_is_not_on_record_yet_is_waited_for(tmp_path: Path) -> None:
+    retention = Retention(run_of(tmp_path, [], keep_top=1))
+    write(tmp_path, 0)
+    early = trial(0, TrialState.COMPLETE, 0.5, "run-2/0000/checkpoint_000001", "epochs")
+    retention.tidy(run_of(tmp_path, [early]))
+    assert len(left(tmp_path, 0)) == 6
+    retention.tidy(run_of(tmp_path, [trial(0, TrialState.COMPLETE, 0.5, end_reason="epochs")]))
+    assert left(tmp_path, 0) == ["run-2/0000/checkpoint_000002/best_model.pth"]
+
+
+def test_a_hundred_stopped_trials_leave_the_best_alone(tmp_path: Path) -> None:
+    trials = [trial(number, TrialState.PRUNED, score=(number * 37 % 100) / 100) for number in range(100)]
+    for each in trials:
+        write(tmp_path, each.number)
+    run = run_of(tmp_path, trials)
+    Retention(run).tidy(run)
+    kept = {path.parent.parent.name for path in (tmp_path / "ray").glob("*/*/*/*.pth")}
+    assert kept == {f"{each.number:04d}" for each in sorted(trials, key=lambda t: -(t.score or 0))[:5]}
+    assert len(list((tmp_path / "ray").glob("*/*/*/*.pth"))) == 5
+
+
+def test_a_trial_without_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    infeasible = trial(0, TrialState.COMPLETE, 0.0, None, "oom")
+    run = run_of(tmp_path, [infeasible])
+    Retention(run).tidy(run)

@@ -1,0 +1,56 @@
+"""Which checkpoints of a sweep stay on disk."""
+
+from __future__ import annotations
+
+from optuna.trial import TrialState
+from pyarrow import fs
+
+from trainable import checkpoint
+from tune.results import Run, TrialResult
+
+
+class Retention:
+    """Deletes the checkpoints that no trial needs any more.
+
+    A running or a failed trial keeps the last two that Ray keeps, each of latest.pth and best_model.pth. A finished one
+    keeps its best_model.pth, and so does a stopped one among the best keep_top of all. Other stopped ones keep nothing.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.files, base = fs.FileSystem.from_uri(run.storage)
+        self.base, self.keep_top = base.rstrip("/"), run.study.resources.keep_top
+        self.attempts: list[str] = run.study.record["attempts"]
+        self.settled: set[int] = set()  # trials of which nothing is left to delete, whatever comes
+
+    def tidy(self, run: Run) -> None:
+        """Bring the disk up to date with the run."""
+        top = {trial.number for trial in run.ranking()[: self.keep_top]}
+        for trial in run.trials:
+            ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            if not ended or trial.checkpoint is None or trial.number in self.settled:
+                continue
+            finished = trial.state == TrialState.COMPLETE
+            if self.trim(trial, keep_best=finished or trial.number in top) and (finished or trial.number not in top):
+                self.settled.add(trial.number)
+
+    def trim(self, trial: TrialResult, *, keep_best: bool) -> bool:
+        """Delete what a trial that has ended can do without; False where its last checkpoint is not on record yet."""
+        folders = self.folders_of(trial)
+        last = f"{self.base}/{trial.checkpoint}"
+        if keep_best and folders and folders[-1] != last:
+            return False
+        for folder in folders:
+            if not keep_best or folder != last:
+                self.files.delete_dir(folder)
+        if keep_best:
+            for info in self.files.get_file_info(fs.FileSelector(last, allow_not_found=True)):
+                if info.base_name != checkpoint.BEST:
+                    self.files.delete_file(info.path)
+        return True
+
+    def folders_of(self, trial: TrialResult) -> list[str]:
+        """A trial's checkpoint folders in the attempts of this run, oldest first; other runs may share its storage."""
+        homes = [f"{self.base}/{attempt}/{trial.number:04d}" for attempt in self.attempts]
+        listings = [self.files.get_file_info(fs.FileSelector(home, allow_not_found=True)) for home in homes]
+        folders = [sorted(info.path for info in each if info.base_name.startswith("checkpoint_")) for each in listings]
+        return [path for each in folders for path in each]
