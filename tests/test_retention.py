@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
 from optuna.trial import TrialState
 
+from trainable.config import InputError
 from tune.results import Run, TrialResult
-from tune.retention import Retention
+from tune.retention import Retention, check_room
 from tune.study import make_study
 
 
@@ -91,3 +94,20 @@ def test_a_trial_without_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     infeasible = trial(0, TrialState.COMPLETE, 0.0, None, "oom")
     run = run_of(tmp_path, [infeasible])
     Retention(run).tidy(run)
+
+
+def test_room_is_forecast_for_living_and_ended_trials(tmp_path: Path) -> None:
+    """31,196,675 parameters of 12 bytes are 357 MiB; 8 living trials have 4 checkpoints each."""
+    study = run_of(tmp_path, []).study
+    said = check_room(study, "s3://bucket/sweep", slots=8)
+    assert said == "checkpoints: at most 65 of 357.0 MiB, 22.7 GiB in all, at s3://bucket/sweep"
+    assert "at most 37 of" in check_room(study, "s3://bucket/sweep", slots=1)
+
+
+def test_a_run_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=int(22.6 * 2**30)))
+    with pytest.raises(InputError, match=rf"22.7 GiB in all; {tmp_path} has 22.6 GiB free: make room"):
+        check_room(run_of(tmp_path, []).study, str(tmp_path / "run" / "ray"), slots=8)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=23 * 2**30))
+    assert "23.0 GiB are free" in check_room(run_of(tmp_path, []).study, str(tmp_path / "run" / "ray"), slots=8)

@@ -126,6 +126,12 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def parameters_of(config: TrainConfig) -> int:
+    """How many parameters the network of a config has, without building it."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_network(config).parameters())
+
+
 def build_network(config: TrainConfig) -> UNet3D:
     """The network of a config, on the CPU, its weights drawn from torch's global generator."""
     return UNet3D(

@@ -1,12 +1,46 @@
-"""Which checkpoints of a sweep stay on disk."""
+"""Which checkpoints of a sweep stay on disk, and how much room they need."""
 
 from __future__ import annotations
+
+import shutil
+from pathlib import Path
 
 from optuna.trial import TrialState
 from pyarrow import fs
 
 from trainable import checkpoint
+from trainable.config import InputError
+from trainable.unet3d import parameters_of
 from tune.results import Run, TrialResult
+from tune.study import StudyConfig
+
+NUM_TO_KEEP = 2  # checkpoint folders of a living trial; each has latest.pth and best_model.pth
+STATE = 3 * 4  # bytes a parameter: float32 weights and the two moments of Adam
+
+
+def check_room(study: StudyConfig, storage: str, slots: int) -> str:
+    """What the checkpoints of a sweep may need at most, in words, for the default recipe's network.
+
+    Raises:
+        InputError: where the disk of a local storage has less.
+    """
+    size = parameters_of(study.base_config()) * STATE
+    files = 2 * NUM_TO_KEEP * min(slots, study.study.trials) + study.study.trials + 1  # living, ended, RUN/best
+    said = f"checkpoints: at most {files} of {room(size)}, {room(files * size)} in all"
+    if "://" in storage:
+        return f"{said}, at {storage}"
+    place = next(folder for folder in (Path(storage), *Path(storage).parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if files * size > free:
+        raise InputError(
+            f"{said}; {place} has {room(free)} free: make room, take another --out or --storage, or lower study.trials"
+        )
+    return f"{said}; {room(free)} are free"
+
+
+def room(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 class Retention:

@@ -32,7 +32,7 @@ from tune.journal import Journal
 from tune.progress import LiveTable, make_console
 from tune.recorder import Recorder, local_folder
 from tune.results import STUDY_FILE, Run, read_run, update_best
-from tune.retention import Retention
+from tune.retention import NUM_TO_KEEP, Retention, check_room
 from tune.searcher import Slots, StudySearcher
 from tune.study import StudyConfig, dump, load_study
 
@@ -66,6 +66,7 @@ def launch(
     if storage is not None and "://" not in storage:
         storage = str(Path(storage).resolve())
     with cluster(study, address) as slots, locked(run):
+        make_console().print(check_room(study, storage or str(run / "ray"), slots.count()))
         save_split(data.split, run / "split.json")
         record = {"storage": storage, "attempts": [], "cache_dir": str(data.folder), **provenance(data)}
         study = study.model_copy(update={"record": record})
@@ -144,7 +145,7 @@ def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorde
             name=study.record["attempts"][-1],
             storage_path=run.storage,
             failure_config=ray_tune.FailureConfig(max_failures=study.resources.max_failures),
-            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=NUM_TO_KEEP),
             callbacks=[recorder],
             stop=ending,
             verbose=0,
