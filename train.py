@@ -2,7 +2,10 @@
 
 import sys
 
-from trainable.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from trainable.cli import main  # here, as importing takes seconds, and Ctrl-C may come in them
+
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

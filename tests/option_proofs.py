@@ -92,7 +92,7 @@ PROOFS = [
     proof("save_freq", "training", "% self.config.save_freq", "% 10", "loop::save_freq_keeps_numbered_checkpoints"),
     proof("metric", "training", 'val[self.config.metric.removeprefix("val_")]', 'val["dice_mean"]', "loop::metric_chooses_the_region_that_picks_the_best_epoch"),
     proof("metric", "loop", 'val[config.metric.removeprefix("val_")]', 'val["dice_mean"]', "loop::plateau_and_patience_watch_the_metric_at_each_validation"),
-    proof("patience", "loop", "bool(config.patience) and", "False and", "loop::patience_ends_a_training_that_does_not_improve"),
+    proof("patience", "training", "bool(self.config.patience) and", "False and", "loop::patience_ends_a_training_that_does_not_improve"),
     proof("max_skipped_steps", "training", "self.skipped = SkippedSteps(config.max_skipped_steps)", "self.skipped = SkippedSteps(20)", "loop::too_many_skipped_steps_in_a_row_end_the_training_and_say_where"),
     # network
     default("depth", "unet3d", "return UNet3D(\n        ", 4, "unet3d::config_s_options_reach_the_network"),

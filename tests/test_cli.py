@@ -344,6 +344,43 @@ def test_every_option_is_a_flag_with_its_meaning_in_the_help(capsys):
         assert str(field.description).split(";")[0] in text
 
 
+def test_the_options_of_a_training_start_another_and_never_a_resume(finished: Path, tmp_path: Path, capsys):
+    assert cli.main(f"--resume {finished} --epochs 2".split()) == 0
+    file = finished / "training_config.json"
+    assert cli.main(f"--config {file}".split()) == 2
+    assert "holds a training already" in capsys.readouterr().err
+    assert cli.main(f"--config {file} --output_dir {tmp_path / 'other'} --epochs 1".split()) == 0
+    assert checkpoint.load_checkpoint(tmp_path / "other")["epoch"] == 1
+    for line, message in [
+        ("resume: x", "resume belongs on the command line"),
+        ("lrr: 1", r"unknown option 'lrr' .*lr\?"),
+    ]:
+        (tmp_path / "recipe.yaml").write_text(line + "\n")
+        assert cli.main(f"--config {tmp_path / 'recipe.yaml'} --data_dir X".split()) == 2
+        assert re.search(f"recipe.yaml: {message}", capsys.readouterr().err)
+
+
+def test_scores_say_what_they_are_scores_of(finished: Path):
+    assert cli.main(f"--resume {finished} --test_only --mirror --et_threshold 5".split()) == 0
+    scores = json.loads((finished / "test_scores.json").read_text())
+    assert scores["checkpoint"].endswith("best_model.pth")
+    assert (scores["epoch"], scores["mirror"], scores["et_threshold"], scores["overlap"]) == (1, True, 5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"), [("--pretrained", "no checkpoint there"), ("--split_file", "cannot be read")]
+)
+def test_a_missing_file_is_said_before_cases_are_prepared(
+    phantoms: Path, tmp_path: Path, capsys, flag: str, message: str
+):
+    words = (
+        f"--data_dir {phantoms} --cache_dir {tmp_path / 'cache'} --output_dir {tmp_path / 'out'} {flag} /nonexistent"
+    )
+    assert cli.main(words.split()) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_exported_recipe_is_accepted_and_flags_come_before_it(tmp_path: Path):
     (tmp_path / "best.yaml").write_text("# trial 3\noptimizer: sgd\nlr: 1e-2\nloss_weights: [1.0, 2.0]\n")
     options = cli.read_flags(["--config", str(tmp_path / "best.yaml"), "--lr", "0.5"])

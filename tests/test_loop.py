@@ -298,6 +298,9 @@ def test_patience_ends_a_training_that_does_not_improve(prepared: Data, tmp_path
     results = run(config_in(tmp_path, epochs=30, patience=2, lr=1e-12), prepared)
     assert results[-1].end_reason == "patience"
     assert results[-1].epoch == results[-1].best_epoch + 2
+    with pytest.raises(InputError, match="ended by patience of 2; raise --patience to go on"):
+        fit(config_in(tmp_path, epochs=30, patience=2, lr=1e-12, resume=tmp_path), prepared)
+    assert run(config_in(tmp_path, epochs=30, patience=4, lr=1e-12, resume=tmp_path), prepared)[-1].epoch == 5
 
 
 def test_save_freq_keeps_numbered_checkpoints(prepared: Data, tmp_path: Path):

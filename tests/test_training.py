@@ -172,7 +172,10 @@ def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_
     last = fit(tiny(tmp_path, save_freq=2, epochs=3, resume=folder / "epoch_0002.pth"), prepared)
     assert (last.best_epoch, last.best_score) == (3, 0.15)
     assert checkpoint.load_checkpoint(folder / "best_model.pth")["best_score"] == 0.15
-    assert checkpoint.load_checkpoint(folder / "epoch_0003.pth")["best_score"] == 0.9
+    [aside] = folder.glob("before_going_back_to_0002_*")
+    assert {path.name for path in aside.iterdir()} == {"latest.pth", "best_model.pth", "epoch_0004.pth"}
+    assert checkpoint.load_checkpoint(aside / "best_model.pth")["best_score"] == 0.9
+    (folder / "latest.pth").write_bytes(b"PK")
     assert checkpoint.load_last_good(tmp_path)[1]["best_score"] == 0.15
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def epoch_of(path: Path) -> int:
+    """The epoch that a checkpoint is of; 0 where it is damaged."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])
+    except Exception:  # whatever torch makes of damage
+        return 0
+
+
 def read_whole(path: Path) -> Any:
     """What a weights-only file holds, its checksums verified, or InputError where it is damaged."""
     try:
@@ -77,7 +86,9 @@ def read_whole(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"{path}: damaged or not a checkpoint ({reason}); use an earlier one") from None
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds objects, which could run code, and not tensors alone"
+        raise InputError(f"{path}: damaged or not a checkpoint ({reason})") from None
 
 
 def load_network(path: Path, device: torch.device) -> tuple[UNet3D, TrainConfig]:
@@ -114,7 +125,7 @@ def load_last_good(path: Path) -> tuple[Path, dict[str, Any]]:
             if state["epoch"] > found[1].get("epoch", 0):
                 found = other, state
     if not found[1]:
-        raise InputError(damage)
+        raise InputError(f"{damage}; no other checkpoint there is whole")
     if damage:
         print(f"{damage}\ngoing on from {found[0]}, epoch {found[1]['epoch']}")
     return found
@@ -124,7 +135,9 @@ def weights_in(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint (of a folder: the best) or in a file that holds a bare state_dict."""
     path = find_checkpoint(path, wanted=BEST)
     state = read_whole(path)
-    weights = state.get("network", state) if isinstance(state, dict) else None
+    weights = state
+    if isinstance(state, dict):
+        weights = next((state[key] for key in ("network", "state_dict", "model_state_dict") if key in state), state)
     if not isinstance(weights, dict) or not any(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise InputError(f"{path}: holds no weights; expected a checkpoint of voxtune or a state_dict of its network")
     return {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}

@@ -12,13 +12,22 @@ from typing import Any, get_args
 import torch
 
 from trainable import checkpoint
-from trainable.cases import save_split
+from trainable.cases import load_split, save_split
 from trainable.config import InputError, TrainConfig
 from trainable.data import Data, prepare_data
 from trainable.evaluate import evaluate
 from trainable.logs import RunLog, epoch_line
 from trainable.loop import EpochResult, fit
-from trainable.options import field_facts, help_text, load_options, make_config, nearest, plain, save_options
+from trainable.options import (
+    OF_ONE_CALL,
+    field_facts,
+    help_text,
+    load_options,
+    make_config,
+    nearest,
+    plain,
+    save_options,
+)
 from trainable.parallel import locked, write_whole
 from trainable.training import Training, choose_device, refuse_changes
 
@@ -35,7 +44,6 @@ EPILOG = (
     "the epochs. Exit codes: 0 done, 1 the training diverged, 2 something to mend, 130 Ctrl-C. docs/options.md has all "
     "options as tables."
 )
-NOT_OF_A_TRAINING = ("resume", "test_only", "save_predictions", "lesion_wise")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,6 +152,12 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
     if flags.get("focal_loss") and flags.setdefault("base_loss", "focal") == "focal":
         del flags["focal_loss"]  # with another base loss it stays, and is refused
     options = load_options(config_file) if config_file else {}
+    for name in options:
+        if name in OF_ONE_CALL:
+            raise InputError(f"{config_file}: {name} belongs on the command line, not in a file; remove it there")
+        if f"--{name}" not in names:
+            close = nearest(str(name), list(TrainConfig.model_fields))
+            raise InputError(f"{config_file}: unknown option {name!r}{close}")
     return {**options, **flags}
 
 
@@ -167,7 +181,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
         if config.output_dir.resolve() != home.resolve():
             refuse_used(config.output_dir)
         for name, value in plain(config).items():
-            if name in options and value != saved[name] and name not in NOT_OF_A_TRAINING:
+            if name in options and value != saved[name] and name not in OF_ONE_CALL:
                 print(f"resume: {name} is {value} now, {saved[name]} before")
     paths = {name: getattr(config, name) for name in ("data_dir", "output_dir", "cache_dir", "split_file")}
     return config.model_copy(update={name: path.resolve() for name, path in paths.items() if path is not None})
@@ -179,6 +193,7 @@ def train(config: TrainConfig) -> EpochResult:
     with locked(output):
         if config.resume is None:
             refuse_used(output)
+        check_files(config)
         data = prepare_data(config)
         log = RunLog(output)
 
@@ -187,6 +202,8 @@ def train(config: TrainConfig) -> EpochResult:
             save_split(data.split, output / "split.json")
             write_whole(output / "skipped_cases.txt", "".join(f"{reason}\n" for reason in data.skipped))
             print(describe(config, data), flush=True)
+            if training.epoch:
+                print(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}", flush=True)
             if training.row and not log.has(training.epoch):  # a kill came between the last checkpoint and its row
                 log.write(training.row)
 
@@ -205,9 +222,18 @@ def train(config: TrainConfig) -> EpochResult:
         return result
 
 
+def check_files(config: TrainConfig) -> None:
+    """Raise InputError for what a training would only miss after its cases are prepared."""
+    choose_device(config)
+    if config.pretrained is not None:
+        checkpoint.find_checkpoint(config.pretrained, wanted=checkpoint.BEST)
+    if config.split_file is not None:
+        load_split(config.split_file)
+
+
 def refuse_used(output: Path) -> None:
-    """Raise InputError where another training's checkpoints would be written over."""
-    if (output / "checkpoints" / checkpoint.LATEST).exists():
+    """Raise InputError where another training's files would be written over."""
+    if (output / "checkpoints" / checkpoint.LATEST).exists() or (output / "metrics.csv").exists():
         raise InputError(
             f"{output} holds a training already; go on with --resume {output} or take another --output_dir"
         )
@@ -226,7 +252,7 @@ def ending(result: EpochResult, config: TrainConfig) -> str:
     if result.end_reason == "non_finite":
         return (
             f"stopped: {result.note}. Lower --lr, or set --gradient_clipping 1.0 or --amp bf16; look at those cases. "
-            f"Nothing was learnt from these steps; {checkpoint.LATEST} holds the epoch before"
+            f"Nothing was learnt from these steps{kept(config) or '; no epoch was finished before'}"
         )
     reason = f"patience of {config.patience} validations" if result.end_reason == "patience" else "last epoch"
     score = f"best {config.metric} {result.best_score:.4f} at epoch {result.best_epoch}"

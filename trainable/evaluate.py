@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainable import checkpoint
 from trainable.cache import CachedCase
@@ -15,6 +16,7 @@ from trainable.inference import on_full_grid, save_label
 from trainable.lesions import score_lesions
 from trainable.loop import algorithms, validate
 from trainable.metrics import Labels, Scores, mean_scores, spacing_of
+from trainable.options import plain
 from trainable.training import choose_device
 
 # The groups of columns of a table: heading, what their scores' names begin with, digits, what has a column.
@@ -26,6 +28,10 @@ COLUMNS = (
     ("Dice by lesion", "lesion_dice", 4, REGIONS),
     ("HD95 by lesion, mm", "lesion_hd95", 2, REGIONS),
 )
+
+
+# The options that a prediction depends on, beside its checkpoint.
+SCORED_BY = ("target_shape", "overlap", "mirror", "min_component", "et_threshold", "amp")
 
 
 def evaluate(config: TrainConfig) -> Scores:
@@ -56,9 +62,13 @@ def evaluate(config: TrainConfig) -> Scores:
         scores = validate(network, config, data.folder, data.split.test, full=True, on_case=on_case)
     scores = {name: each | by_lesion.get(name, {}) for name, each in scores.items()}
     print(f"{len(scores)} test cases, {config.resume}\n{score_table(scores)}")
-    save_scores(scores, config.output_dir / "test_scores")
-    if config.save_predictions:
-        print(f"predictions: {config.output_dir}/predictions")
+    about = {"checkpoint": str(config.resume), "epoch": state["epoch"]} | {
+        name: plain(config)[name] for name in SCORED_BY
+    }
+    save_scores(scores, config.output_dir / "test_scores", about)
+    predictions = config.output_dir / "predictions"
+    if predictions.exists():
+        print(f"predictions{'' if config.save_predictions else ' of an earlier test'}: {predictions}")
     return mean_scores(scores.values())
 
 
@@ -77,12 +87,12 @@ def score_table(scores: Mapping[str, Scores]) -> str:
     return "\n".join([heading.rstrip(), names, *lines])
 
 
-def save_scores(scores: Mapping[str, Scores], stem: Path) -> None:
-    """Write scores as STEM.json and STEM.csv."""
+def save_scores(scores: Mapping[str, Scores], stem: Path, about: Mapping[str, Any]) -> None:
+    """Write scores as STEM.json and STEM.csv; about: what they are scores of, for the JSON."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    summary = {"cases": scores, "mean": mean_scores(scores.values())}
-    stem.with_suffix(".json").write_text(json.dumps(summary, indent=2) + "\n")
+    mean = mean_scores(scores.values())
+    stem.with_suffix(".json").write_text(json.dumps({**about, "cases": scores, "mean": mean}, indent=2) + "\n")
     with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["case", *summary["mean"]])
+        writer = csv.DictWriter(file, ["case", *mean])
         writer.writeheader()
         writer.writerows({"case": case, **values} for case, values in scores.items())

@@ -225,9 +225,11 @@ def fit(
         if config.resume is not None:
             source, state = checkpoint.load_last_good(config.resume)
             training.load_state(state, data)
+            done = f"{source} has done {training.epoch} of {config.epochs} epochs"
             if training.epoch >= config.epochs:
-                done = f"{source} has done {training.epoch} of {config.epochs} epochs"
                 raise InputError(f"{done}; raise --epochs to go on")
+            if training.out_of_patience:
+                raise InputError(f"{done} and ended by patience of {config.patience}; raise --patience to go on")
             on_start(training)
             training.keep_best(source.parent, folder)
         else:
@@ -281,8 +283,7 @@ def run_epoch(training: Training, loader: PatchLoader, data: Data, folder: Path)
         stats["val_time"] = time.perf_counter() - started
     better = training.judge(val) if val or data.split.val else last
     training.schedule.step(val[config.metric.removeprefix("val_")] if val else None)
-    out_of_patience = bool(config.patience) and training.validations_without_gain >= config.patience
-    end_reason = "epochs" if last else "patience" if out_of_patience else ""
+    end_reason = "epochs" if last else "patience" if training.out_of_patience else ""
     training.save(data, result().row(), folder, better=better)
     return result()
 

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from trainable.config import InputError, Role, TrainConfig
 from trainable.parallel import write_whole
 
+OF_ONE_CALL = ("resume", "test_only", "save_predictions", "lesion_wise")  # not of the training itself
 PAGE_HEAD = """# Options of a training
 
 Made from `trainable/config.py` and `tests/option_proofs.py` by `make docs`; do not edit. Each option is a flag of
@@ -143,8 +144,9 @@ def load_options(path: Path) -> dict[str, Any]:
 
 
 def save_options(config: TrainConfig, path: Path) -> None:
-    """Write training_config.json."""
-    write_whole(path, json.dumps(plain(config), indent=2) + "\n")
+    """Write training_config.json: all that a training is, without what belongs to one call of train.py."""
+    options = {name: value for name, value in plain(config).items() if name not in OF_ONE_CALL}
+    write_whole(path, json.dumps(options, indent=2) + "\n")
 
 
 class NumberLoader(yaml.SafeLoader):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import random
 import shutil
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,11 @@ class Training:
         self.skipped = SkippedSteps(config.max_skipped_steps)
         self.row: Row = {}  # of the last epoch
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Were there `patience` validations without a better score?"""
+        return bool(self.config.patience) and self.validations_without_gain >= self.config.patience
+
     def judge(self, val: Scores | None) -> bool:
         """Is this validation the best so far? Counts the patience."""
         if val is None:
@@ -163,17 +170,29 @@ class Training:
         """Take along the best model so far, from the folder of the checkpoint that was loaded.
 
         Where it is not there any more, or of a later epoch since an earlier checkpoint was resumed, the next validation
-        counts as the best; a later one keeps its place among the numbered checkpoints.
+        counts as the best.
         """
         best, same = source / checkpoint.BEST, source.resolve() == folder.resolve()
+        if same:
+            later = [path for path in sorted(folder.glob("*.pth")) if checkpoint.epoch_of(path) > self.epoch]
+            set_aside(later, self.epoch)
         epoch = checkpoint.load_checkpoint(best)["epoch"] if best.exists() else 0
-        if epoch > self.epoch and same:
-            best.rename(folder / f"epoch_{epoch:04d}.pth")
         if epoch != self.best_epoch:
             self.best_score, self.best_epoch, self.validations_without_gain = 0.0, 0, 0
         elif epoch and not same:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, folder / checkpoint.BEST)
+
+
+def set_aside(paths: Sequence[Path], epoch: int) -> None:
+    """Move checkpoints that a training goes back behind into a folder of their own, and say so."""
+    if not paths:
+        return
+    place = paths[0].parent / f"before_going_back_to_{epoch:04d}_{time.strftime('%Y%m%d-%H%M%S')}"
+    place.mkdir()
+    for path in paths:
+        path.rename(place / path.name)
+    print(f"going back to epoch {epoch}: the checkpoints of later epochs are in {place}")
 
 
 def refuse_changes(config: TrainConfig, saved: dict[str, Any]) -> None:

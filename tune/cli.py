@@ -207,7 +207,7 @@ def predict(
     scores = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
     if scores:
         say(score_table(scores))
-        save_scores(scores, out / "scores")
+        save_scores(scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror})
     say(f"wrote {out}")
 
 
