@@ -113,22 +113,23 @@ def load_last_good(path: Path) -> tuple[Path, dict[str, Any]]:
     source = find_checkpoint(path)
     if source.name != LATEST:
         return source, load_checkpoint(source)
+    state: dict[str, Any] = {}
+    damage = ""
     try:
-        found, others = (source, load_checkpoint(source)), [source.with_name(BEST)]
-        damage = ""
+        state = load_checkpoint(source)
     except InputError as error:
-        found, others = (source, {}), sorted(source.parent.glob("*.pth"))
         damage = str(error)
-    for other in others:
+    others = [source.with_name(BEST)] if state else sorted(source.parent.glob("*.pth"))
+    newer = {other: epoch for other in others if (epoch := epoch_of(other)) > state.get("epoch", 0)}
+    for other in sorted(newer, key=lambda path: newer[path], reverse=True):
         with contextlib.suppress(InputError):
-            state = load_checkpoint(other)
-            if state["epoch"] > found[1].get("epoch", 0):
-                found = other, state
-    if not found[1]:
+            source, state = other, load_checkpoint(other)
+            break
+    if not state:
         raise InputError(f"{damage}; no other checkpoint there is whole")
     if damage:
-        print(f"{damage}\ngoing on from {found[0]}, epoch {found[1]['epoch']}")
-    return found
+        print(f"{damage}\ngoing on from {source}, epoch {state['epoch']}")
+    return source, state
 
 
 def weights_in(path: Path) -> dict[str, torch.Tensor]:
