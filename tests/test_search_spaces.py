@@ -6,7 +6,7 @@ import optuna
 import pytest
 
 from trainable.config import TrainConfig
-from tune.study import dump, load_study
+from tune.study_file import dump, load_study
 
 FILES = sorted(
     entry.name for entry in resources.files("search_spaces").iterdir() if entry.name.endswith((".yaml", ".yml"))

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from trainable.config import InputError, TrainConfig
-from tune.study import StudyConfig, dump, load_study, make_study
+from tune.study import StudyConfig, make_study
+from tune.study_file import dump, load_study
 
 GOOD = """\
 study: {trials: 8, time_budget: 12h}
@@ -35,7 +36,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_reads(tmp_path: Path) -> None:
     study = load_study(write(tmp_path, GOOD))
-    assert (study.study.trials, study.study.time_budget, study.study.metric) == (8, 43200.0, "val_dice_mean")
+    assert (study.study.trials, study.study.time_budget, study.study.score) == (8, 43200.0, "val_dice_mean")
     assert (study.resources.gpu, study.resources.max_failures) == (0.5, 2)
     assert (study.searcher.type, study.early_stopping.type) == ("tpe", "asha")
     assert study.train == {"epochs": 20, "val_freq": 2, "min_lr": 1e-7}
@@ -118,7 +119,7 @@ REPLACED: list[tuple[str, str, str]] = [
     ("trials: 8", "trials: 0", r"my.yaml:1: study.trials is 0; expected a number >= 1"),
     ("trials: 8", "trials: true", r"my.yaml:1: study.trials is True; expected a valid integer"),
     ("trials: 8", "trails: 8", r"my.yaml:1: study.trails is unknown \(did you mean trials\?\)"),
-    ("trials: 8", "mode: min", r"my.yaml:1: study.mode is 'min'; expected 'max'. Every metric here is a Dice"),
+    ("trials: 8", "mode: min", r"my.yaml:1: study.mode is 'min'; expected 'max'. Every score here is a Dice"),
     ("trials: 8", "metric: val_dice_wt", r"study.metric is 'val_dice_wt'; .* \(did you mean val_dice_WT\?\)"),
     ("12h", "12 parsecs", r"my.yaml:1: study.time_budget is '12 parsecs'; expected a duration such as 2d, 12h"),
     ("12h", "h", r"expected a duration"),

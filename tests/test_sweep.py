@@ -163,8 +163,6 @@ def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
         return [(t.params, t.state, t.value, t.intermediate_values) for t in read_trials(path)]
 
     assert facts(folder) == facts(run)
-    logs = [path.read_text() for path in sorted((folder / "trials").glob("*/stdout.log"))]
-    assert any("goes on after epoch" in log for log in logs)
     for trial in read_trials(folder):
         epochs = [int(row["epoch"]) for row in rows(folder / "trials" / f"{trial.number:04d}")]
         assert epochs == list(range(1, trial.user_attrs["epoch"] + 1))
@@ -276,7 +274,7 @@ def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
 def test_status_shows_every_trial(run: Path):
     shown = voxtune("status", run)
     assert shown.returncode == 0
-    assert len(re.findall(r"complete|stopped by ASHA", shown.stdout)) >= 5
+    assert len(re.findall(r"complete|stopped early", shown.stdout)) >= 5
 
 
 def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dice(

@@ -134,6 +134,40 @@ def locked(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+_attended: dict[Path, TextIO] = {}  # the files that this process is present at
+
+
+def attend(path: Path) -> None:
+    """Be present at a file until this process ends, however it ends; many may be. Nothing where its folder is not."""
+    if path not in _attended and path.parent.is_dir():
+        file = path.open("a")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _attended[path] = file
+
+
+def alone(path: Path, timeout: float) -> None:
+    """Wait until no process attends to a file.
+
+    Errors: InputError after `timeout` seconds.
+    """
+    said, end = False, time.monotonic() + timeout
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise InputError(
+                        f"{path.parent}: processes of its trials still run after {timeout:g} s, though nothing drives "
+                        f"them; `fuser {path}` on each node names them: end them"
+                    ) from None
+                if not said:
+                    print("waiting for the processes of trials that were left behind to end")
+                said = True
+                time.sleep(0.1)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file; a reader, also after a kill, sees the old one or the new one, whole."""
     aside = path.with_name(f".{path.name}.new")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import io
+import platform
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,57 +22,89 @@ from trainable.data import Data
 from trainable.logs import epoch_line
 from trainable.loop import EpochResult, fit
 from trainable.options import make_config
+from trainable.parallel import attend
+from trainable.training import Row
+
+Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
+
+LEFT_OVER = 64 * 2**20  # bytes of GPU memory that a process may keep between trials: workspaces of cuBLAS
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class TrialSpec(TypedDict):
     """What the driver sends to a trial's process.
 
     recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI of the folder to go
-    on from, or None. threads: CPU threads that torch may use.
+    on from, or None. threads: CPU threads that torch may use. held: a file that tells that this process lives.
     """
 
     number: int
     recipe: dict[str, Any]
     checkpoint: str | None
     threads: int
+    held: str
 
 
-def train_trial(spec: TrialSpec) -> None:
+class FreshProcess(Exception):
+    """The trial before left GPU memory behind."""
+
+
+def train_trial(spec: TrialSpec, fit: Fit = fit) -> None:
     """Train one recipe and report each validated epoch with its checkpoint.
 
     A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. No code
     follows the last report but clean-up: Ray ends a stopped trial by SystemExit inside `report`.
     """
-    free_memory()
+    attend(Path(spec["held"]))
+    clean_process()
     torch.set_num_threads(spec["threads"])
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
     assert recipe.cache_dir is not None
     assert recipe.split_file is not None
     data = Data(recipe.cache_dir, load_split(recipe.split_file))
     with tempfile.TemporaryDirectory(prefix="voxtune-") as scratch, printed() as text:
-        out_of_memory = False
+        trouble: Row = {}
         recipe = recipe.model_copy(update={"output_dir": Path(scratch), "save_freq": recipe.epochs + 1})
-        restored = restore(spec, Path(scratch))
-        if restored is not None:
-            row = checkpoint.load_checkpoint(restored)["row"]
-            ray_tune.report({**row, "log": f"goes on after epoch {row['epoch']}\n"})
-            if row["end_reason"]:
-                return
-            recipe = recipe.model_copy(update={"resume": restored})
         try:
+            restored = restore(spec, Path(scratch))
+            if restored is not None:
+                row = checkpoint.load_checkpoint(restored)["row"]
+                ray_tune.report({**row, "log": f"goes on after epoch {row['epoch']}\n"})
+                if row["end_reason"]:
+                    return
+                recipe = recipe.model_copy(update={"resume": restored})
             fit(recipe, data, lambda result: report(result, recipe, text))
         except torch.cuda.OutOfMemoryError as error:
             print(f"out of GPU memory: {str(error).splitlines()[0]}")
-            out_of_memory = True  # the exception holds the tensors: free them outside of it
-        if out_of_memory:
+            trouble = {"end_reason": "oom"}  # the exception holds the tensors: free them outside of it
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            trouble = {"end_reason": "", "disk_full": f"a full disk on {platform.node()}: {error}"}
+        if trouble:
             free_memory()
-            ray_tune.report({"epoch": 0, "end_reason": "oom", "log": take(text)})
+            ray_tune.report({"epoch": 0, **trouble, "log": take(text)})
 
 
-def free_memory() -> None:
-    """Let go of what the trial before left in this process: schedulers hold a network in a cycle."""
+def free_memory() -> int:
+    """Let go of what a trial leaves in its process (schedulers hold a network in a cycle); the bytes still taken."""
     gc.collect()
+    if not torch.cuda.is_initialized():
+        return 0
     torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated()
+
+
+def clean_process() -> None:
+    """Make sure that the trial before is gone from this process.
+
+    Raises:
+        FreshProcess: where it left GPU memory taken; the driver was told that this is no failure of the trial.
+    """
+    if (left := free_memory()) > LEFT_OVER:
+        text = f"{left / 2**20:.0f} MiB of GPU memory were left by the trial before: goes on in a fresh process"
+        ray_tune.report({"epoch": 0, "end_reason": "", "fresh_process": True, "log": text + "\n"})
+        raise FreshProcess(text)
 
 
 def restore(spec: TrialSpec, scratch: Path) -> Path | None:

@@ -14,7 +14,8 @@ from trainable.config import TrainConfig
 from trainable.options import plain
 from tune.progress import counts, make_console, trial_table
 from tune.results import Run, TrialResult, read_run, recipe_text
-from tune.study import StudyConfig, load_study
+from tune.study import StudyConfig
+from tune.study_file import load_study
 
 app = typer.Typer(
     help="Find, prove and retrain the best 3D U-Net recipe for brain-tumour MRI.",

@@ -21,7 +21,7 @@ from tune.cli import best, ending
 from tune.progress import duration, make_console
 from tune.results import Run, read_run
 from tune.retrain import retrain
-from tune.study import load_study
+from tune.study_file import load_study
 from tune.sweep import launch
 
 CASES, SHAPE = 20, (64, 64, 48)

@@ -122,7 +122,7 @@ class LiveTable:
     def ended(self, trial: TrialResult, run: Run) -> None:
         """Say that a trial ended."""
         if self.live is None:
-            score = "no score" if trial.score is None else f"{run.study.study.metric} {trial.score:.4f}"
+            score = "no score" if trial.score is None else f"{run.study.study.score} {trial.score:.4f}"
             why = f": {trial.error}" if trial.error else ""
             line = f"trial {trial.number}: {trial.ended} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
             self.say(f"{line}  |  {self.headline(run)}")

@@ -12,12 +12,13 @@ from ray.tune.result import AUTO_RESULT_KEYS
 
 from trainable.config import InputError
 from trainable.logs import RunLog
+from tune.ending import Ending
 from tune.journal import Journal
 from tune.progress import LiveTable
 from tune.results import Run, summarise, update_best
 from tune.retention import Retention
 
-NOT_METRICS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log"}
+NOT_METRICS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log", "device"}
 
 
 def local_folder(path: str) -> Any:
@@ -28,8 +29,8 @@ def local_folder(path: str) -> Any:
 class Recorder(ray_tune.Callback):
     """Called by Ray in the driver."""
 
-    def __init__(self, run: Run, journal: Journal, table: LiveTable) -> None:
-        self.run, self.journal, self.table = run, journal, table
+    def __init__(self, run: Run, journal: Journal, table: LiveTable, ending: Ending) -> None:
+        self.run, self.journal, self.table, self.ending = run, journal, table, ending
         self.retention = Retention(run)
         self.logs: dict[int, RunLog] = {}
 
@@ -71,6 +72,7 @@ class Recorder(ray_tune.Callback):
         """Write error.txt."""
         (self.folder(trial) / "error.txt").write_text(Path(trial.error_file).read_text())
         self.finish(trial)
+        self.ending.failed(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Bring RUN/best and the checkpoints up to date."""

@@ -14,7 +14,8 @@ from trainable import checkpoint
 from trainable.config import InputError, TrainConfig
 from trainable.options import fields_of_role, plain
 from tune.journal import read_trials
-from tune.study import StudyConfig, load_study
+from tune.study import StudyConfig
+from tune.study_file import load_study
 
 STUDY_FILE = "study.yaml"
 
@@ -44,7 +45,7 @@ class TrialResult:
     def ended(self) -> str:
         """How it ended, in a word or two."""
         if self.state == TrialState.PRUNED:
-            return "not finite" if self.end_reason == "non_finite" else "stopped by ASHA"
+            return "not finite" if self.end_reason == "non_finite" else "stopped early"
         if self.state == TrialState.COMPLETE:
             return {"epochs": "complete", "patience": "out of patience", "oom": "out of memory"}[self.end_reason]
         return "failed" if self.state == TrialState.FAIL else "running"
@@ -123,7 +124,7 @@ def summarise(trial: FrozenTrial, study: StudyConfig) -> TrialResult:
         values=study.space.values(trial.params),
         seconds=attrs.get("seconds", 0.0),
         checkpoint=attrs.get("checkpoint"),
-        error=attrs.get("error", "") if trial.state == TrialState.FAIL else "",
+        error=attrs.get("error", attrs.get("hung", "")) if trial.state == TrialState.FAIL else "",
     )
 
 
@@ -132,7 +133,7 @@ def recipe_text(run: Run, trial: TrialResult) -> str:
     recipe = plain(run.recipe(trial), changed_only=True)
     where = set(fields_of_role("run")) - {"num_workers", "pretrained"}
     recipe = {name: value for name, value in recipe.items() if name not in where}
-    score = f"{run.study.study.metric} {trial.score:.4f} at epoch {trial.best_epoch}" if trial.score else "no score"
+    score = f"{run.study.study.score} {trial.score:.4f} at epoch {trial.best_epoch}" if trial.score else "no score"
     return f"# trial {trial.number}: {score}\n" + yaml.safe_dump(recipe, sort_keys=False)
 
 

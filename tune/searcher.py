@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-import ray
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
 from trainable.options import plain
 from trainable.trial import TrialSpec
+from tune.cluster import Slots
 from tune.journal import Journal
 from tune.results import Run, place_in
-from tune.study import StudyConfig
+
+WORKERS = ".workers"  # held in RUN by the processes of its trials
 
 
 class StudySearcher(Searcher):
@@ -41,6 +42,8 @@ class StudySearcher(Searcher):
             return Searcher.FINISHED
         if len(self.numbers) >= self.slots.count():
             return None
+        if not self.interrupted and self.starting_up():
+            return None
         if self.interrupted:
             number, values = self.interrupted.pop(0)
         else:
@@ -55,11 +58,18 @@ class StudySearcher(Searcher):
             "recipe": plain(recipe),
             "checkpoint": checkpoint and place_in(self.run.storage, checkpoint),
             "threads": self.study.resources.cpu,
+            "held": str(self.run.folder / WORKERS),
         }
         return dict(spec)
 
+    def starting_up(self) -> bool:
+        """Must a new trial wait, so that no more than startup_trials are drawn at random?"""
+        searcher, trials = self.study.searcher, self.journal.trials()
+        ended = sum(trial.state != TrialState.RUNNING for trial in trials)
+        return searcher.wait_for_startup and ended < searcher.startup_trials <= len(trials)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: Asha has recorded it, also the result that carries a stop, which never comes here."""
+        """Nothing: RungScheduler has recorded it, also the result that carries a stop, which never comes here."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how a trial ended."""
@@ -71,22 +81,3 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Never: resume is a new Tuner over the same journal."""
         raise AssertionError("voxtune does not restore Ray's snapshots")
-
-
-class Slots:
-    """How many trials the cluster can run at once, asked anew every few seconds."""
-
-    def __init__(self, study: StudyConfig) -> None:
-        self.need = {"CPU": float(study.resources.cpu), "GPU": study.resources.gpu}
-        self.asked, self.known = -60.0, 0
-
-    def count(self) -> int:
-        """Trials that fit at once."""
-        if time.monotonic() - self.asked > 5:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            self.asked, self.known = time.monotonic(), sum(map(self.on_node, nodes))
-        return self.known
-
-    def on_node(self, resources: dict[str, float]) -> int:
-        """Trials that fit on one node: a trial does not span two."""
-        return min(int(resources.get(kind, 0) / need + 1e-9) for kind, need in self.need.items() if need)

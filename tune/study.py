@@ -1,19 +1,16 @@
-"""StudyConfig: what a sweep is asked to do, and the YAML it is read from."""
+"""StudyConfig: what a sweep is asked to do, checked."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError, field_validator
 
-from trainable.config import InputError, TrainConfig
-from trainable.options import NumberLoader, make_config, nearest, plain, problems
+from trainable.config import TrainConfig
+from trainable.options import make_config, nearest, plain, problems
 from tune.space import STAND_IN, KeyPath, Problem, Problems, Space, read_space
 
 DURATION = re.compile(r"(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -30,56 +27,102 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+SCORES = ("val_dice_mean", "val_dice_WT", "val_dice_TC", "val_dice_ET")
+COSTS = ("gpu_seconds", "seconds")
+MEDIAN_OF = 3  # trials that a median needs
+
+
+def seconds_of(value: Any) -> Any:
+    """12h, 90m, 45s, 1h30m and 2d as seconds."""
+    if not isinstance(value, str):
+        return value
+    if not (match := DURATION.fullmatch(value.replace(" ", ""))):
+        raise ValueError("a duration such as 2d, 12h, 1h30m, 90m or 45s, or seconds")
+    parts = zip(match.groups("0"), (86400, 3600, 60, 1), strict=True)
+    return float(sum(int(part) * unit for part, unit in parts))
+
+
+Duration = Annotated[float, BeforeValidator(seconds_of), Field(gt=0)]
+
+
 class Study(Section):
     """What is searched for, and for how long."""
 
-    metric: Literal["val_dice_mean", "val_dice_WT", "val_dice_TC", "val_dice_ET"] = Field(
-        "val_dice_mean", description="Score of a trial, at its best validated epoch."
+    metric: str | list[str] = Field(
+        "val_dice_mean", description="Score of a trial, at its best validated epoch; or [score, cost], its cost too."
     )
-    mode: Literal["max"] = Field("max", description="Every metric here is a Dice, which is maximised.")
+    mode: Literal["max"] = Field("max", description="Every score here is a Dice, which is maximised.")
     trials: int = Field(32, ge=1, description="Recipes to try.")
     seed: int = Field(0, ge=0, description="Seed of the split, the searcher and the trials.")
-    time_budget: float | None = Field(None, gt=0, description="After so long a launch or resume stops.")
+    time_budget: Duration | None = Field(None, description="After so long a launch or resume stops.")
     gpu_hours: float | None = Field(None, gt=0, description="Sum over trials, after which the sweep stops.")
     target: float | None = Field(None, gt=0, le=1, description="Score of a finished trial at which the sweep stops.")
 
-    @field_validator("time_budget", mode="before")
+    @field_validator("metric", mode="before")
     @classmethod
-    def _seconds(cls, value: Any) -> Any:
-        """12h, 90m, 45s, 1h30m and 2d as seconds."""
-        if not isinstance(value, str):
-            return value
-        if not (match := DURATION.fullmatch(value.replace(" ", ""))):
-            raise ValueError("a duration such as 2d, 12h, 1h30m, 90m or 45s, or seconds")
-        parts = zip(match.groups("0"), (86400, 3600, 60, 1), strict=True)
-        return float(sum(int(part) * unit for part, unit in parts))
+    def _known(cls, value: Any) -> Any:
+        """A score, or a score and a cost."""
+        score, *costs = value if isinstance(value, list) and value else [value]
+        if score not in SCORES or len(costs) > 1 or any(cost not in COSTS for cost in costs):
+            allowed = [", ".join(map(repr, names)) for names in (SCORES, COSTS)]
+            raise ValueError(f"one of {allowed[0]}, or a list of one of them and one of {allowed[1]}")
+        return value if costs else score
+
+    @property
+    def score(self) -> str:
+        """The metric that is maximised, that early stopping compares and the winner is chosen by."""
+        return self.metric if isinstance(self.metric, str) else self.metric[0]
+
+    @property
+    def cost(self) -> str | None:
+        """The metric that is minimised beside it, if any."""
+        return None if isinstance(self.metric, str) else self.metric[1]
 
 
 class EarlyStopping(Section):
     """When a trial that falls behind ends."""
 
-    type: Literal["asha", "none"] = Field("asha", description="asha compares trials at rungs; none lets all run on.")
+    type: Literal["asha", "median", "none"] = Field(
+        "asha", description="asha and median compare trials at rungs; none lets all run on."
+    )
     grace_period: int = Field(1, ge=1, description="Epoch of the first rung.")
     reduction_factor: int = Field(
-        3, ge=2, description="One in so many trials passes a rung; the next is so much later."
+        3, ge=2, description="With asha one in so many trials passes a rung; the next is so much later."
     )
+
+    @property
+    def quantile(self) -> float:
+        """Of the scores at a rung, below which a trial is stopped."""
+        return 1 - 1 / self.reduction_factor if self.type == "asha" else 0.5
+
+    @property
+    def at_least(self) -> int:
+        """Trials at a rung, before which none is stopped there."""
+        return MEDIAN_OF if self.type == "median" else 1
 
 
 class Searcher(Section):
     """How the next recipe is chosen."""
 
-    type: Literal["tpe", "random"] = Field("tpe", description="Optuna's sampler.")
+    type: Literal["tpe", "random", "gp", "cmaes"] = Field("tpe", description="Optuna's sampler.")
     startup_trials: int = Field(10, ge=0, description="Trials drawn at random before the sampler learns from them.")
+    wait_for_startup: bool = Field(
+        False, description="Run no other trials until startup_trials have ended, however many slots are free."
+    )
 
 
 class Resources(Section):
-    """What one trial may use."""
+    """What one trial may use, and what becomes of it after a fault."""
 
     gpu: float = Field(0, ge=0, description="GPUs of a trial; a fraction shares one.")
     cpu: int = Field(1, ge=1, description="CPU cores of a trial, and its threads.")
     max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")
-
+    fail_fast: bool = Field(False, description="End the sweep at the first trial that failed for good.")
+    report_timeout: Duration | None = Field(
+        3600.0, description="A trial that reports nothing for so long has hung, and is ended as failed."
+    )
     keep_top: int = Field(5, ge=0, description="Of so many of the best trials the stopped ones keep their checkpoint.")
+    reuse_processes: bool = Field(True, description="A process serves one trial after the other.")
 
     @field_validator("gpu")
     @classmethod
@@ -103,11 +146,28 @@ class StudyConfig(Section):
     @property
     def rungs(self) -> tuple[int, ...]:
         """The epochs, before the last, at which trials are compared."""
-        epochs = 0 if self.early_stopping.type == "none" else self.option("epochs")
-        rungs = [self.early_stopping.grace_period]
+        stopping, epochs = self.early_stopping, self.option("epochs")
+        if stopping.type == "none":
+            return ()
+        if stopping.type == "median":
+            return tuple(range(stopping.grace_period, epochs, self.option("val_freq")))
+        rungs = [stopping.grace_period]
         while rungs[-1] < epochs:
-            rungs.append(rungs[-1] * self.early_stopping.reduction_factor)
+            rungs.append(rungs[-1] * stopping.reduction_factor)
         return tuple(rungs[:-1])
+
+    @property
+    def at_random(self) -> list[str]:
+        """The searched options that the searcher cannot model and draws at random."""
+        conditional = {p.name for p in self.space.parameters if p.when}
+        choices = {p.name for p in self.space.parameters if p.kind == "choice"}
+        beyond = {"gp": conditional, "cmaes": conditional | choices}.get(self.searcher.type, set())
+        return [p.name for p in self.space.parameters if p.name in beyond]
+
+    def cost_of(self, attrs: dict[str, Any]) -> float:
+        """What a trial has cost, of its attributes in the journal: seconds, or seconds times GPUs."""
+        seconds = float(attrs.get("seconds", 0.0))
+        return seconds if self.study.cost == "seconds" else seconds * self.resources.gpu
 
     def option(self, name: str) -> Any:
         """The value of a training option that all trials share."""
@@ -119,56 +179,8 @@ class StudyConfig(Section):
 
     def train_config(self, values: dict[str, Any], **extra: Any) -> TrainConfig:
         """The recipe of a trial: what is fixed, overlaid by its values, overlaid by extra."""
-        common = {**self.train, "metric": self.study.metric, "seed": self.study.seed}
+        common = {**self.train, "metric": self.study.score, "seed": self.study.seed}
         return make_config({**common, **values, **extra})
-
-
-@dataclass(frozen=True)
-class Source:
-    """Values read from YAML, and where each key is written: its line, or None for --set."""
-
-    name: str
-    values: dict[str, Any]
-    lines: dict[KeyPath, int | None]
-
-    def place(self, path: KeyPath) -> tuple[int, str]:
-        """Where a key, or else the nearest one above it, is written: a line to sort by, and words."""
-        while path and path not in self.lines:
-            path = path[:-1]
-        line = self.lines.get(path, 1)
-        return (line, f"{self.name}:{line}") if line else (10**9, f"--set {'.'.join(map(str, path))}")
-
-    def override(self, text: str) -> Source:
-        """With `section.key=value` in place; null drops the key."""
-        dotted, equals, given = text.partition("=")
-        section, _, key = dotted.strip().partition(".")
-        if not equals or not key:
-            raise InputError(f"--set {text}: expected section.key=value, such as train.epochs=3")
-        if section not in StudyConfig.model_fields:
-            raise InputError(
-                f"--set {text}: unknown section {section!r}{nearest(section, list(StudyConfig.model_fields))}"
-            )
-        keys = self.values.get(section) or {}
-        if not isinstance(keys, dict):
-            return self  # make_study refuses the section
-        value, _ = _parse(f"--set {dotted}", given)
-        if value is None and key not in keys:
-            raise InputError(f"--set {text}: there is no {section}.{key} to drop{nearest(key, list(map(str, keys)))}")
-        keys = {**keys, key: value} if value is not None else {k: v for k, v in keys.items() if k != key}
-        lines = {path: line for path, line in self.lines.items() if path[:2] != (section, key)}
-        return replace(self, values={**self.values, section: keys}, lines={**lines, (section, key): None})
-
-
-def load_study(path: Path | str, overrides: Sequence[str] = ()) -> StudyConfig:
-    """The study of a YAML file or a shipped one's bare name, overridden; InputError places every problem found."""
-    source = _read(*_find(Path(path)))
-    for text in overrides:
-        source = source.override(text)
-    try:
-        return make_study(source.values)
-    except Problems as error:
-        placed = sorted((source.place(where), sentence) for where, sentence in error.found)
-        raise InputError("\n".join(f"{place}: {sentence}" for (_, place), sentence in placed)) from None
 
 
 def make_study(values: dict[str, Any]) -> StudyConfig:
@@ -194,70 +206,6 @@ def make_study(values: dict[str, Any]) -> StudyConfig:
     if found := [*found, *_clashes(study)]:
         raise Problems(*found)
     return study
-
-
-def dump(study: StudyConfig) -> str:
-    """YAML that load_study reads back as an equal study."""
-    values = {**study.model_dump(mode="json"), "space": study.space.plain()}
-    return yaml.dump(values, Dumper=NumberDumper, sort_keys=False, default_flow_style=None, width=120)
-
-
-class NumberDumper(yaml.SafeDumper):
-    """Quotes the strings that NumberLoader would take for numbers, such as the commit 12e4567."""
-
-    yaml_implicit_resolvers = NumberLoader.yaml_implicit_resolvers
-
-
-def _find(path: Path) -> tuple[str, str]:
-    """Name and text of a file, or of a space shipped with voxtune."""
-    files = resources.files("search_spaces").iterdir()
-    shipped = {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
-    bare = path.name.removesuffix(".yaml")
-    try:
-        if not path.is_file() and len(path.parts) == 1 and bare in shipped:
-            return f"search_spaces/{bare}.yaml", shipped[bare].read_text(encoding="utf-8")
-        return str(path), path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        close = nearest(bare, list(shipped))
-        raise InputError(f"{path}: no such file{close}; shipped are {', '.join(sorted(shipped))}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text: {error}") from None
-
-
-def _parse(place: str, text: str) -> tuple[Any, yaml.Node | None]:
-    """The value of a YAML text and its node; place names it in an error."""
-    try:
-        loader = NumberLoader(text)
-        node = loader.get_single_node()
-        return None if node is None else loader.construct_document(node), node
-    except (yaml.YAMLError, ValueError) as error:
-        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        raise InputError(f"{place}:{mark.line + 1 if mark else 1}: cannot be read as YAML: {what}") from None
-
-
-def _read(name: str, text: str) -> Source:
-    """The values in a YAML text and their lines."""
-    values, node = _parse(name, text)
-    if not isinstance(values, dict):
-        raise InputError(f"{name}:1: expected the sections {', '.join(StudyConfig.model_fields)}")
-    lines: dict[KeyPath, int | None] = {}
-    twice = []
-    for path, line in _lines(node):
-        if path in lines:
-            twice.append(f"{name}:{line}: {'.'.join(path)} is written twice, first in line {lines[path]}; keep one")
-        lines.setdefault(path, line)
-    if twice:
-        raise InputError("\n".join(twice))
-    return Source(name, values, lines)
-
-
-def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Each key of the mappings in a document and its line, as deep as a study goes."""
-    if isinstance(node, yaml.MappingNode) and len(path) < 4:
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                yield (*path, key.value), key.start_mark.line + 1
-                yield from _lines(value, (*path, key.value))
 
 
 def _fixed(raw: dict[str, Any], searched: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -312,3 +260,18 @@ def _clashes(study: StudyConfig) -> Iterator[Problem]:
         yield path, f"{said} at most train.epochs ({epochs})"
     if study.study.gpu_hours is not None and not study.resources.gpu:
         yield ("study", "gpu_hours"), "study.gpu_hours would never be spent, since resources.gpu is 0; use time_budget"
+    if study.study.cost == "gpu_seconds" and not study.resources.gpu:
+        yield ("study", "metric"), "study.metric: gpu_seconds would always be 0, since resources.gpu is 0; use seconds"
+    if study.searcher.type == "cmaes":
+        yield from _clashes_of_cmaes(study)
+
+
+def _clashes_of_cmaes(study: StudyConfig) -> Iterator[Problem]:
+    """What CMA-ES cannot do."""
+    path, said = ("searcher", "type"), "searcher.type is 'cmaes', which"
+    if study.study.cost:
+        yield path, f"{said} has one objective; expected tpe, gp or random with study.metric {study.study.metric}"
+    if len(study.space.parameters) - len(study.at_random) < 2:
+        yield path, f"{said} needs two searched numbers without `when`; expected tpe, gp or random for this space"
+    if find_spec("cmaes") is None:
+        yield path, f"{said} needs the package cmaes: pip install 'voxtune[cmaes]'"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from tune.asha import Asha, cutoff
+from tune.early_stopping import RungScheduler, cutoff
 from tune.journal import CONTINUE, JOURNAL, STOP, Journal, cut_half_line, read_trials
-from tune.study import StudyConfig, make_study
+from tune.study import EarlyStopping, StudyConfig, make_study
 
 STUDY = {
     "study": {"trials": 20, "seed": 3},
@@ -39,12 +39,12 @@ def row(epoch: int, score: float, best: float | None = None, end_reason: str = "
     }  # fmt: skip
 
 
-def start(run: Path, study: StudyConfig) -> tuple[Journal, Asha]:
+def start(run: Path, study: StudyConfig) -> tuple[Journal, RungScheduler]:
     journal = Journal(run, study)
-    return journal, Asha(journal, study.rungs, study.early_stopping.reduction_factor)
+    return journal, RungScheduler(journal, study)
 
 
-def report(journal: Journal, asha: Asha, number: int, *rows: dict[str, Any]) -> str:
+def report(journal: Journal, asha: RungScheduler, number: int, *rows: dict[str, Any]) -> str:
     decision = CONTINUE
     for each in rows:
         journal.record(number, each)
@@ -55,10 +55,19 @@ def report(journal: Journal, asha: Asha, number: int, *rows: dict[str, Any]) -> 
 
 
 def test_cutoff_is_the_quantile_that_the_best_third_passes():
-    assert cutoff([], 3) == -np.inf
-    assert cutoff([0.5], 3) == 0.5
-    assert cutoff([0.0, 0.3], 3) == pytest.approx(0.2)
-    assert cutoff([0.1, 0.2, 0.3, 0.4], 2) == pytest.approx(0.25)
+    third, half = EarlyStopping(reduction_factor=3), EarlyStopping(reduction_factor=2)
+    assert cutoff([], third) == -np.inf
+    assert cutoff([0.5], third) == 0.5
+    assert cutoff([0.0, 0.3], third) == pytest.approx(0.2)
+    assert cutoff([0.1, 0.2, 0.3, 0.4], half) == pytest.approx(0.25)
+
+
+def test_the_median_rule_compares_at_each_validated_epoch_once_three_were_there(tmp_path: Path):
+    values = {**STUDY, "early_stopping": {"type": "median", "grace_period": 4}, "train": {"epochs": 9, "val_freq": 2}}
+    study = make_study(values)
+    assert study.rungs == (4, 6, 8)
+    assert cutoff([0.1, 0.9], study.early_stopping) == -np.inf
+    assert cutoff([0.1, 0.9, 0.3], study.early_stopping) == pytest.approx(0.3)
 
 
 def test_rungs_are_below_the_last_epoch(study: StudyConfig):

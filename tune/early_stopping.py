@@ -1,4 +1,5 @@
-"""ASHA whose rungs outlive a crash (Li et al. 2020, https://arxiv.org/abs/1810.05934), in its stopping variant."""
+"""Early stopping whose rungs outlive a crash: ASHA in its stopping variant (Li et al. 2020,
+https://arxiv.org/abs/1810.05934), and the median rule (Golovin et al. 2017, https://doi.org/10.1145/3097983.3098043)."""
 
 from __future__ import annotations
 
@@ -11,23 +12,21 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune.journal import CONTINUE, STOP, Journal
+from tune.study import EarlyStopping, StudyConfig
 
 
-class Asha(FIFOScheduler):
-    """Stops a trial that reaches a rung with a score below the best 1/reduction_factor of those there before it.
+class RungScheduler(FIFOScheduler):
+    """Stops a trial that reaches a rung with a score below a quantile of those there before it.
 
-    The first to reach a rung always goes on. The value at a rung is the best score up to it, since that is what a
-    trial is judged by in the end. Each decision is in the journal before it is returned, and read back from there.
-
-    Args:
-        rungs: epochs at which trials are compared; none of them for a sweep without early stopping.
+    With fewer than `at_least` there before it, a trial goes on. The value at a rung is the best score up to it, since
+    that is what a trial is judged by in the end. Each decision is in the journal before it is returned, and read back
+    from there. There is one bracket, and nothing is random.
     """
 
-    def __init__(self, journal: Journal, rungs: Sequence[int], reduction_factor: int) -> None:
+    def __init__(self, journal: Journal, study: StudyConfig) -> None:
         super().__init__()
-        self.journal = journal
-        self.reduction_factor = reduction_factor
-        self.rungs: dict[int, dict[int, float]] = {rung: {} for rung in rungs}
+        self.journal, self.stopping = journal, study.early_stopping
+        self.rungs: dict[int, dict[int, float]] = {rung: {} for rung in study.rungs}
         for trial in journal.trials():
             for rung, record in trial.user_attrs.get("rungs", {}).items():
                 self.rungs.setdefault(int(rung), {})[trial.number] = record["value"]
@@ -35,6 +34,8 @@ class Asha(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Called by Ray with each report of a trial."""
         number = trial.config["number"]
+        if result.get("fresh_process"):
+            trial.max_failures += 1  # the restart that it asks for is no failure of the trial
         self.journal.record_seconds(number, result["time_this_iter_s"])
         self.journal.record(number, result)
         return TrialScheduler.STOP if self.decide(number, result) == STOP else TrialScheduler.CONTINUE
@@ -54,12 +55,12 @@ class Asha(FIFOScheduler):
         if epoch not in self.rungs:
             return CONTINUE
         value, rung = float(row["best_score"]), self.rungs[epoch]
-        decision = STOP if value < cutoff(list(rung.values()), self.reduction_factor) else CONTINUE
+        decision = STOP if value < cutoff(list(rung.values()), self.stopping) else CONTINUE
         self.journal.record_rung(number, epoch, value, decision)
         rung[number] = value
         return decision
 
 
-def cutoff(values: Sequence[float], reduction_factor: int) -> float:
-    """The lowest score that goes on: the quantile that cuts off the best 1/reduction_factor; -inf for no values."""
-    return float(np.quantile(values, 1 - 1 / reduction_factor)) if values else -np.inf
+def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
+    """The lowest score that goes on, where these were at the rung before; -inf for too few of them."""
+    return float(np.quantile(values, stopping.quantile)) if len(values) >= stopping.at_least else -np.inf

@@ -1,0 +1,112 @@
+"""When and how a sweep ends before its last trial."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray import tune as ray_tune
+from rich.console import Console
+
+from tune.results import Run
+
+PATIENCE = 20  # seconds from a signal to an end that waits for nothing
+
+
+class Ending(ray_tune.Stopper):
+    """Ends a sweep cleanly, its trials resumable: at a signal, a spent budget, a reached target, a full disk."""
+
+    def __init__(self, run: Run) -> None:
+        self.study, self.folder = run.study, run.folder
+        self.received = 0  # the signal
+        self.trouble = ""  # what ends the sweep with exit code 1
+        self.started = time.monotonic()
+        self.gpu_seconds = sum(trial.seconds for trial in run.trials) * self.study.resources.gpu
+        self.best = max((trial.score or 0.0 for trial in run.trials if trial.comparable), default=0.0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Called by Ray with each report; no single trial is ended here."""
+        self.trouble = self.trouble or result.get("disk_full", "")
+        self.gpu_seconds += result["time_this_iter_s"] * self.study.resources.gpu
+        if result["end_reason"] in ("epochs", "patience"):
+            self.best = max(self.best, result["best_score"])
+        return False
+
+    def failed(self, number: int) -> None:
+        """Hear of a trial that failed for good."""
+        if self.study.resources.fail_fast:
+            self.trouble = f"fail_fast: trial {number} failed, see {self.folder}/trials/{number:04d}/error.txt"
+
+    def stop_all(self) -> bool:
+        """Asked by Ray after each step."""
+        return bool(self.reason())
+
+    def reason(self) -> str:
+        """Why the sweep ends before its last trial; nothing while it goes on."""
+        asked = self.study.study
+        if self.received:
+            return signal.Signals(self.received).name
+        if self.trouble:
+            return self.trouble
+        if asked.time_budget is not None and time.monotonic() - self.started > asked.time_budget:
+            return "study.time_budget, which is over"
+        if asked.gpu_hours is not None and self.gpu_seconds >= asked.gpu_hours * 3600:
+            return f"study.gpu_hours: {self.gpu_seconds / 3600:.2f} of {asked.gpu_hours:g} are spent"
+        if asked.target is not None and self.best >= asked.target:
+            return f"study.target: a finished trial has {self.best:.4f}, and {asked.target:g} was asked for"
+        return ""
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take Ctrl-C and SIGTERM; a second one is not waited for, and the first one not for long.
+
+        The journal is whole at every moment, so an end that waits for nothing loses no more than a kill does: Ray may
+        be dead already (a signal to the whole process group), or a trial may not answer.
+        """
+        over = threading.Event()
+
+        def note(number: int, _: Any) -> None:
+            self.received = number
+            for each in before:
+                signal.signal(each, before[each])
+            threading.Thread(target=leave, daemon=True).start()
+
+        def leave() -> None:
+            if not over.wait(PATIENCE):
+                print(self.words(), flush=True)
+                sys.stderr.flush()
+                os._exit(128 + self.received)  # Ray's processes end with this one
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            over.set()
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def words(self) -> str:
+        """Why the sweep ended, and how to go on."""
+        reason = self.reason()
+        another = reason.startswith(("study.gpu_hours", "study.target"))
+        more = ", with another --set study.KEY=VALUE" if another else ""
+        return f"stopped by {reason}; go on with: voxtune resume {self.folder}{more}"
+
+    def say(self, console: Console, run: Run) -> None:
+        """Say why the sweep ended before its last trial, how to go on; end the process after a signal or trouble."""
+        if self.reason() and (self.received or self.trouble or run.unfinished):
+            console.print(self.words(), markup=False, soft_wrap=True)
+        if self.received:
+            raise SystemExit(128 + self.received)
+        if self.trouble:
+            raise SystemExit(1)

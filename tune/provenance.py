@@ -1,0 +1,48 @@
+"""What a run notes of where it came from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trainable.cache import data_digest
+from trainable.data import Data
+
+PACKAGES = ("voxtune", "torch", "ray", "optuna", "monai", "nibabel", "numpy")
+
+
+def digest_of(data: Data) -> str:
+    """The hash of the cases of all parts of the split."""
+    return data_digest(data.folder, sorted({*data.split.train, *data.split.val, *data.split.test}))
+
+
+def provenance(data: Data) -> dict[str, Any]:
+    """What a sceptical reader asks for: versions, commit, data, split."""
+    return {
+        "split": data.split.digest(),
+        "data": digest_of(data),
+        "skipped_cases": list(data.skipped),
+        "commit": commit(),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def commit() -> str:
+    """The git commit of this code, and whether it was changed since; "none" for an installed wheel."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return "none"
+    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
