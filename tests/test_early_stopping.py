@@ -41,7 +41,7 @@ def row(epoch: int, score: float, best: float | None = None, end_reason: str = "
 
 def start(run: Path, study: StudyConfig) -> tuple[Journal, RungScheduler]:
     journal = Journal(run, study)
-    return journal, RungScheduler(journal, study)
+    return journal, RungScheduler(journal, study, lambda *_: None)
 
 
 def report(journal: Journal, asha: RungScheduler, number: int, *rows: dict[str, Any]) -> str:
@@ -109,8 +109,8 @@ def test_ended_by_itself_is_complete_with_its_best_score(tmp_path: Path, study: 
     assert journal.tell(0) == TrialState.COMPLETE
     told = read_trials(tmp_path)[0]
     assert told.value == 0.5
-    assert told.user_attrs["best"]["epoch"] == 1
-    assert told.user_attrs["end_reason"] == "epochs"
+    assert told.user_attrs["progress"]["best"]["epoch"] == 1
+    assert told.user_attrs["progress"]["end_reason"] == "epochs"
 
 
 def test_not_finite_is_pruned_and_an_error_is_fail(tmp_path: Path, study: StudyConfig):
@@ -137,12 +137,12 @@ def test_out_of_memory_is_complete_and_infeasible(tmp_path: Path, study: StudyCo
 def test_interrupted_stays_running_and_is_handed_out_again(tmp_path: Path, study: StudyConfig):
     journal, asha = start(tmp_path, study)
     number, values = journal.ask()
-    report(journal, asha, number, row(1, 0.5), row(2, 0.6))
-    journal.record_checkpoint(number, "/somewhere/checkpoint_000001")
+    report(journal, asha, number, row(1, 0.5))
+    journal.record(number, row(2, 0.6), "run-1/0000/checkpoint_000001")
     assert journal.tell(number) is None
     again, asha = start(tmp_path, study)
     assert again.reattach() == [(number, values)]
-    assert again.attrs(number)["checkpoint"] == "/somewhere/checkpoint_000001"
+    assert again.progress(number)["checkpoint"] == "run-1/0000/checkpoint_000001"
     assert asha.rungs[1] == {0: 0.5}
 
 

@@ -75,15 +75,15 @@ def test_states_in_the_journal_tell_how_each_trial_ended(run: Path):
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
     for trial in trials:
         values = trial.intermediate_values
-        assert list(values) == list(range(1, trial.user_attrs["epoch"] + 1))
+        assert list(values) == list(range(1, trial.user_attrs["progress"]["epoch"] + 1))
         if trial.state == TrialState.PRUNED:
             assert trial.last_step in (1, 2)
             assert trial.value == values[trial.last_step]
             assert trial.user_attrs["rungs"][str(trial.last_step)]["decision"] == "STOP"
         else:
             assert trial.last_step == 4
-            assert trial.value == max(values.values()) == trial.user_attrs["best"]["score"]
-            assert trial.user_attrs["end_reason"] == "epochs"
+            assert trial.value == max(values.values()) == trial.user_attrs["progress"]["best"]["score"]
+            assert trial.user_attrs["progress"]["end_reason"] == "epochs"
 
 
 def test_trial_0_is_the_default_recipe(run: Path):
@@ -165,7 +165,7 @@ def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
     assert facts(folder) == facts(run)
     for trial in read_trials(folder):
         epochs = [int(row["epoch"]) for row in rows(folder / "trials" / f"{trial.number:04d}")]
-        assert epochs == list(range(1, trial.user_attrs["epoch"] + 1))
+        assert epochs == list(range(1, trial.user_attrs["progress"]["epoch"] + 1))
 
 
 def test_launch_into_a_run_is_refused_and_resume_of_a_finished_one_says_so(run: Path, space: Path, phantoms: Path):

@@ -80,10 +80,13 @@ def show_space(study: StudyConfig) -> None:
     for row in study.space.describe():
         table.add_row(*row)
     console.print(table)
-    stopping = f"ASHA at epochs {', '.join(map(str, study.rungs))}" if study.rungs else "no early stopping"
+    rungs = ", ".join(map(str, study.rungs))
+    stopping = f"{study.early_stopping.type} at epochs {rungs}" if study.rungs else "no early stopping"
     horizon = study.option("epochs")
     need = f"{study.resources.cpu} CPU, {study.resources.gpu:g} GPU a trial"
     console.print(f"\n{study.study.trials} trials of up to {horizon} epochs; {study.searcher.type}; {stopping}; {need}")
+    if study.at_random:
+        console.print(f"{study.searcher.type} cannot model {', '.join(study.at_random)}: drawn at random")
 
 
 @app.command()
@@ -95,6 +98,10 @@ def launch(
     address: Address = None,
     storage: Annotated[str | None, typer.Option(help="Where Ray keeps checkpoints: a shared folder or a URI.")] = None,
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Go on without bad cases.")] = False,
+    warm_start: Annotated[
+        list[Path] | None, typer.Option("--warm_start", metavar="RUN", help="Begin with its trials; repeatable.")
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail_fast", help="End the sweep at the first failed trial.")] = False,
     set_: Set = None,
 ) -> None:
     """Run a sweep."""
@@ -103,15 +110,20 @@ def launch(
     overrides = [f"train.data_dir={json.dumps(str(data.resolve()))}", *(set_ or [])]
     overrides += [f"study.trials={trials}"] * (trials is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
+    overrides += ["resources.fail_fast=true"] * fail_fast
     study = load_study(space, overrides)
     show_space(study)
-    ending(launch_sweep(study, out.resolve(), address=address, storage=storage))
+    earlier = [folder.resolve() for folder in warm_start or []]
+    ending(launch_sweep(study, out.resolve(), address=address, storage=storage, earlier=earlier))
 
 
 @app.command()
 def resume(
     run: RunFolder,
     trials: Annotated[int | None, typer.Option(min=1, help="New total of trials, to extend the sweep.")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="YAML with another space to go on in; trials that lie in it are taken over.")
+    ] = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
@@ -119,7 +131,7 @@ def resume(
     from tune.sweep import resume as resume_sweep
 
     overrides = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
-    ending(resume_sweep(run.resolve(), address=address, overrides=overrides))
+    ending(resume_sweep(run.resolve(), address=address, overrides=overrides, space=space))
 
 
 def say(text: str) -> None:
@@ -149,6 +161,22 @@ def status(run: RunFolder) -> None:
 
 
 @app.command()
+def verify(run: RunFolder) -> None:
+    """Check by its folder alone that nothing of a sweep is lost, doubled or decided wrongly."""
+    from tune.verify import verify as verify_run
+
+    found = read_run(run)
+    results = verify_run(found)
+    say(counts(found))
+    for name, findings in results.items():
+        console.print(f"{'ok   ' if not findings else 'WRONG'}  {name}", markup=False)
+        for finding in findings:
+            say(f"         {finding}")
+    if any(results.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def best(
     run: RunFolder,
     top: Annotated[int, typer.Option(min=1, help="How many trials to show.")] = 5,
@@ -159,6 +187,9 @@ def best(
     winner = found.best()
     console.print(counts(found))
     console.print(trial_table(found.ranking()[:top], found.study.option("epochs")))
+    if found.study.study.cost:
+        title = f"Pareto front: no other trial has more {found.study.study.score} for fewer {found.study.study.cost}"
+        console.print(trial_table(found.pareto_front(), found.study.option("epochs"), title=title))
     console.print(against_default(found, winner))
     if export is not None:
         export.write_text(recipe_text(found, winner))

@@ -3,7 +3,7 @@ https://arxiv.org/abs/1810.05934), and the median rule (Golovin et al. 2017, htt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +23,25 @@ class RungScheduler(FIFOScheduler):
     from there. There is one bracket, and nothing is random.
     """
 
-    def __init__(self, journal: Journal, study: StudyConfig) -> None:
+    def __init__(self, journal: Journal, study: StudyConfig, write: Callable[[int, dict[str, Any]], None]) -> None:
+        """write: called with each report and its trial's number, before the journal knows of it."""
         super().__init__()
-        self.journal, self.stopping = journal, study.early_stopping
+        self.journal, self.stopping, self.write = journal, study.early_stopping, write
         self.rungs: dict[int, dict[int, float]] = {rung: {} for rung in study.rungs}
         for trial in journal.trials():
             for rung, record in trial.user_attrs.get("rungs", {}).items():
                 self.rungs.setdefault(int(rung), {})[trial.number] = record["value"]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Called by Ray with each report of a trial."""
+        """Called by Ray with each report of a trial, whose checkpoint is on disk by then.
+
+        What is written first is written again where a kill comes between: a restored trial repeats its last report.
+        """
         number = trial.config["number"]
         if result.get("fresh_process"):
             trial.max_failures += 1  # the restart that it asks for is no failure of the trial
-        self.journal.record_seconds(number, result["time_this_iter_s"])
-        self.journal.record(number, result)
+        self.write(number, result)
+        self.journal.record(number, result, checkpoint_of(trial, result))
         return TrialScheduler.STOP if self.decide(number, result) == STOP else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
@@ -64,3 +68,11 @@ class RungScheduler(FIFOScheduler):
 def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
     """The lowest score that goes on, where these were at the rung before; -inf for too few of them."""
     return float(np.quantile(values, stopping.quantile)) if len(values) >= stopping.at_least else -np.inf
+
+
+def checkpoint_of(trial: Trial, result: dict[str, Any]) -> str | None:
+    """Where the checkpoint of a report lies, below the run's storage; None for a report without."""
+    if not (name := result.get("checkpoint_dir_name")):
+        return None
+    folder = Path(trial.storage.trial_fs_path).relative_to(trial.storage.storage_fs_path)
+    return (folder / name).as_posix()

@@ -27,8 +27,8 @@ class Ending(ray_tune.Stopper):
         self.received = 0  # the signal
         self.trouble = ""  # what ends the sweep with exit code 1
         self.started = time.monotonic()
-        self.gpu_seconds = sum(trial.seconds for trial in run.trials) * self.study.resources.gpu
-        self.best = max((trial.score or 0.0 for trial in run.trials if trial.comparable), default=0.0)
+        self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.study.resources.gpu
+        self.best = max((trial.score or 0.0 for trial in run.own_trials if trial.comparable), default=0.0)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.config import REGIONS
 from tune.study import StudyConfig
@@ -63,11 +63,23 @@ def read_trials(run: Path, name: str = STUDY) -> list[FrozenTrial]:
     return [t for t in optuna.load_study(study_name=name, storage=storage).trials if t.state != TrialState.WAITING]
 
 
+def progress_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """How far a trial has come, of its attributes in the journal.
+
+    epoch: the last reported; seconds: that it ran; end_reason: why it ended by itself; checkpoint: the place of the
+    newest; best: epoch, score and Dice of each region.
+    """
+    return {"epoch": 0, "seconds": 0.0, "end_reason": "", "checkpoint": None, "best": {}, **attrs.get("progress", {})}
+
+
 class Journal:
     """Asks for trials, records what they report and tells how they ended."""
 
-    def __init__(self, run: Path, study: StudyConfig) -> None:
-        """Open or create the study. The caller holds the run's lock, so a lock file left behind is stale."""
+    def __init__(self, run: Path, study: StudyConfig, *, anew: bool = False) -> None:
+        """Open or create the study. The caller holds the run's lock, so a lock file left behind is stale.
+
+        anew: begin with an empty study, whatever an attempt to begin it has left.
+        """
         self.study_config = study
         path = run / JOURNAL
         if (lock := path.with_name(path.name + ".lock")).is_symlink() or lock.exists():
@@ -75,9 +87,12 @@ class Journal:
             print(f"{lock}: removed; a process that was killed left it")
         if path.exists() and (cut := cut_half_line(path)):
             print(f"{path}: cut half a line ({cut} bytes) that a crash left")
+        name, storage = study.record.get("study", STUDY), JournalStorage(WholeLines(path))
+        if anew and name in optuna.get_all_study_names(storage):
+            optuna.delete_study(study_name=name, storage=storage)
         self.study = optuna.create_study(
-            study_name=study.record.get("study", STUDY),
-            storage=JournalStorage(WholeLines(path)),
+            study_name=name,
+            storage=storage,
             directions=["maximize", "minimize"] if study.study.cost else ["maximize"],
             load_if_exists=True,
         )
@@ -91,11 +106,33 @@ class Journal:
         """Every trial that was handed out."""
         return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
+    def own_trials(self) -> list[FrozenTrial]:
+        """Those of trials() that were not taken over from another run."""
+        return [trial for trial in self.trials() if "source" not in trial.user_attrs]
+
     def enqueue_first(self, params: Sequence[dict[str, Any]]) -> None:
         """Have these parameters tried first, where nothing was yet; those left out are sampled."""
-        if not self.study.get_trials(deepcopy=False):
+        if len(self.study.get_trials(deepcopy=False)) == len(self.trials()) and not self.own_trials():
             for each in params:
-                self.study.enqueue_trial(each)
+                self.study.enqueue_trial(each, skip_if_exists=True)
+
+    def take_over(self, trial: FrozenTrial, params: dict[str, Any] | None, extra: dict[str, Any]) -> None:
+        """Add a trial of another study under these params, with its state, scores and attributes, overlaid by extra.
+
+        One without params, outside this study's space, keeps its number and is told FAIL, which samplers ignore.
+        """
+        inside = params is not None
+        self.study.add_trial(
+            create_trial(
+                state=trial.state if inside else TrialState.FAIL,
+                values=trial.values if inside and trial.state != TrialState.RUNNING else None,
+                params=params or {},
+                distributions=self.study_config.space.distributions(params or {}) if inside else {},
+                user_attrs={**trial.user_attrs, **extra},
+                system_attrs={k: v for k, v in trial.system_attrs.items() if k.startswith("constraints")},
+                intermediate_values=trial.intermediate_values,
+            )
+        )
 
     def ask(self) -> tuple[int, dict[str, Any]]:
         """A new trial: its number and option values.
@@ -114,7 +151,7 @@ class Journal:
                 continue
             self.study.sampler = make_sampler(self.study_config, frozen.number)
             number, values = self._propose(Trial(self.study, frozen._trial_id))
-            if self.stopped(number) or frozen.user_attrs.get("end_reason") or frozen.user_attrs.get("hung"):
+            if self.stopped(number) or self.progress(number)["end_reason"] or "hung" in frozen.user_attrs:
                 self.tell(number)
             else:
                 found.append((number, values))
@@ -128,40 +165,39 @@ class Journal:
         """What is on record of a running trial."""
         return self._live[number].user_attrs
 
+    def progress(self, number: int) -> dict[str, Any]:
+        """How far a running trial has come."""
+        return progress_of(self.attrs(number))
+
     def stopped(self, number: int) -> bool:
         """Did early stopping end this trial?"""
         return any(rung["decision"] == STOP for rung in self.attrs(number).get("rungs", {}).values())
 
-    def record(self, number: int, row: Mapping[str, Any]) -> None:
-        """Record a report. One of an epoch on record already (repeated by a restored trial) changes nothing."""
-        trial, epoch = self._live[number], int(row["epoch"])
-        metric = self.study_config.study.score
-        if row.get("end_reason") == "oom":
-            trial.set_user_attr("end_reason", "oom")
-        if epoch <= trial.user_attrs.get("epoch", 0):
-            return
-        if metric in row:
-            if not self.study_config.study.cost:  # Optuna has no intermediate values where there are two objectives
-                trial.report(float(row[metric]), epoch)
-            if row["best_epoch"] == epoch:
+    def record(self, number: int, row: Mapping[str, Any], checkpoint: str | None = None) -> None:
+        """Record a report, and where its checkpoint lies below the run's storage.
+
+        Of one of an epoch on record already (repeated by a restored trial) the seconds alone count.
+        """
+        trial, epoch, progress = self._live[number], int(row["epoch"]), self.progress(number)
+        progress["seconds"] += row.get("time_this_iter_s", 0.0)
+        if row["end_reason"] == "oom":
+            progress["end_reason"] = "oom"
+        if epoch > progress["epoch"]:
+            progress |= {"epoch": epoch, "end_reason": row["end_reason"]}
+            progress |= {"checkpoint": checkpoint} if checkpoint else {}
+            score = self.study_config.study.score
+            if score in row and not self.study_config.study.cost:  # with two objectives Optuna has none of these
+                trial.report(float(row[score]), epoch)
+            if score in row and row["best_epoch"] == epoch:
                 dice = {region: row[f"val_dice_{region}"] for region in REGIONS}
-                trial.set_user_attr("best", {"epoch": epoch, "score": row["best_score"], "dice": dice})
-        if row["end_reason"]:
-            trial.set_user_attr("end_reason", row["end_reason"])
-        trial.set_user_attr("epoch", epoch)  # last: a report that was cut off before it is recorded again
+                progress["best"] = {"epoch": epoch, "score": row["best_score"], "dice": dice}
+        if progress != self.progress(number):  # last, and whole: what was cut off before it is recorded again
+            trial.set_user_attr("progress", progress)
 
     def record_rung(self, number: int, rung: int, value: float, decision: str) -> None:
         """Record a decision of early stopping before it is acted on."""
         rungs = {**self.attrs(number).get("rungs", {}), str(rung): {"value": value, "decision": decision}}
         self._live[number].set_user_attr("rungs", rungs)
-
-    def record_checkpoint(self, number: int, path: str) -> None:
-        """Record where a trial's newest checkpoint lies, below the run's storage."""
-        self._live[number].set_user_attr("checkpoint", path)
-
-    def record_seconds(self, number: int, seconds: float) -> None:
-        """Add to the wall seconds that a trial has run."""
-        self._live[number].set_user_attr("seconds", self.attrs(number).get("seconds", 0.0) + seconds)
 
     def record_hung(self, number: int, text: str) -> None:
         """Record that a trial hung, before its process is ended: it has then failed, whatever comes."""
@@ -183,10 +219,10 @@ class Journal:
         COMPLETE with its best score where it ended by itself, also infeasible (out of memory); PRUNED where early
         stopping or a loss that is not finite stopped it; FAIL after an error.
         """
-        trial, attrs = self._live[number], self.attrs(number)
-        reason = attrs.get("end_reason", "")
-        state, value = TrialState.COMPLETE, attrs.get("best", {}).get("score", WORST_SCORE)
-        if failed or "hung" in attrs:
+        trial, progress = self._live[number], self.progress(number)
+        reason = progress["end_reason"]
+        state, value = TrialState.COMPLETE, progress["best"].get("score", WORST_SCORE)
+        if failed or "hung" in self.attrs(number):
             state = TrialState.FAIL
         elif self.stopped(number) or reason == "non_finite":
             state = TrialState.PRUNED
@@ -195,7 +231,7 @@ class Journal:
             value = WORST_SCORE
         elif not reason:
             return None
-        values = [value] if self.study_config.study.cost is None else [value, self.study_config.cost_of(attrs)]
+        values = [value] if self.study_config.study.cost is None else [value, self.study_config.cost_of(progress)]
         self.study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
         del self._live[number]
         return state

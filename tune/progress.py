@@ -49,6 +49,9 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
     for name in ("trial", "epoch", "best at", *REGIONS, "score"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("ended", no_wrap=True)
+    costs = any(trial.cost is not None for trial in trials)
+    if costs:
+        table.add_column("cost in s", justify="right", no_wrap=True)
     if recipes:
         table.add_column("recipe", overflow="fold")
     for trial in trials:
@@ -56,7 +59,10 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
         score = "" if trial.score is None else f"{trial.score:.4f}"
         best_at = str(trial.best_epoch or "")
         row = [str(trial.number), f"{trial.epoch}/{epochs}", best_at, *dice, score]
-        row.append(f"[{COLOURS[trial.state]}]{trial.ended}[/]")
+        source = f" ({trial.source})" if trial.source else ""
+        row.append(f"[{COLOURS[trial.state]}]{trial.ended}{source}[/]")
+        if costs:
+            row.append("" if trial.cost is None else f"{trial.cost:.1f}")
         if recipes:
             row.append(" ".join(f"{name}={short(value)}" for name, value in trial.values.items()))
         table.add_row(*row)
@@ -65,10 +71,12 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
 
 def counts(run: Run) -> str:
     """How many trials are in which state, and the epochs that they took."""
-    states = [trial.ended for trial in run.trials]
+    own = run.own_trials
+    states = [trial.ended for trial in own]
     parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
-    epochs = sum(trial.epoch for trial in run.trials)
-    return f"{len(run.trials)} of {run.study.study.trials} trials: {', '.join(parts)}; {epochs} epochs"
+    epochs = sum(trial.epoch for trial in own)
+    taken = f", {len(run.trials) - len(own)} more of earlier runs" if len(own) < len(run.trials) else ""
+    return f"{len(own)} of {run.study.study.trials} trials{taken}: {', '.join(parts)}; {epochs} epochs"
 
 
 class LiveTable:
@@ -101,7 +109,7 @@ class LiveTable:
         """Draw the table anew."""
         self.refreshed = time.monotonic()
         if self.ended_before is None:
-            self.ended_before = sum(trial.state != TrialState.RUNNING for trial in run.trials)
+            self.ended_before = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
         if self.live is None:
             return
         running = [trial for trial in run.trials if trial.state == TrialState.RUNNING]
@@ -112,7 +120,7 @@ class LiveTable:
     def headline(self, run: Run) -> str:
         """Counts, best so far, elapsed, and when it will end."""
         elapsed = time.monotonic() - self.started
-        ended = sum(trial.state != TrialState.RUNNING for trial in run.trials)
+        ended = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
         new = ended - (self.ended_before or 0)
         eta = duration(elapsed / new * (self.trials - ended)) if new else "?"
         ranking = run.ranking()

@@ -1,4 +1,4 @@
-"""Writes what the driver hears of trials: RUN/trials, RUN/best, the checkpoints' paths, the live table."""
+"""Writes what the driver hears of trials: RUN/trials, RUN/best, the live table."""
 
 from __future__ import annotations
 
@@ -39,22 +39,20 @@ class Recorder(ray_tune.Callback):
         trials = [summarise(trial, self.run.study) for trial in self.journal.trials()]
         return Run(self.run.folder, self.run.study, trials)
 
-    def folder(self, trial: Trial) -> Path:
+    def folder(self, number: int) -> Path:
         """RUN/trials/<number>."""
-        folder = self.run.folder / "trials" / f"{trial.config['number']:04d}"
+        folder = self.run.folder / "trials" / f"{number:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write the trial's recipe."""
-        path = self.folder(trial) / "config.yaml"
+        path = self.folder(trial.config["number"]) / "config.yaml"
         path.write_text(yaml.safe_dump(trial.config["recipe"], sort_keys=False))
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-    ) -> None:
+    def write(self, number: int, result: dict[str, Any]) -> None:
         """Write a report to metrics.csv, TensorBoard and stdout.log."""
-        number, folder = trial.config["number"], self.folder(trial)
+        folder = self.folder(number)
         with (folder / "stdout.log").open("a") as file:
             file.write(result["log"])
         if "avg_total_loss" not in result:
@@ -63,14 +61,9 @@ class Recorder(ray_tune.Callback):
             self.logs[number] = RunLog(folder)
         self.logs[number].write({name: value for name, value in result.items() if name not in NOT_METRICS})
 
-    def on_checkpoint(self, iteration: int, trials: list[Trial], trial: Trial, checkpoint: Any, **info: Any) -> None:
-        """Keep the path of a trial's newest checkpoint, below the run's storage, in the journal."""
-        path = Path(checkpoint.path).relative_to(trial.storage.storage_fs_path)
-        self.journal.record_checkpoint(trial.config["number"], path.as_posix())
-
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write error.txt."""
-        (self.folder(trial) / "error.txt").write_text(Path(trial.error_file).read_text())
+        (self.folder(trial.config["number"]) / "error.txt").write_text(Path(trial.error_file).read_text())
         self.finish(trial)
         self.ending.failed(trial.config["number"])
 

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from trainable import checkpoint
 from trainable.config import InputError, TrainConfig
 from trainable.options import fields_of_role, plain
-from tune.journal import read_trials
+from tune.journal import STUDY, progress_of, read_trials
 from tune.study import StudyConfig
 from tune.study_file import load_study
 
@@ -22,7 +22,11 @@ STUDY_FILE = "study.yaml"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial as the journal knows it. score: its best validated metric; dice: of each region at that epoch."""
+    """A trial as the journal knows it.
+
+    score: its best validated metric; dice: of each region at that epoch; cost: the second metric, where one is asked
+    for; source: the run and trial that it was taken over from; outside: why it does not lie in the space any more.
+    """
 
     number: int
     state: TrialState
@@ -35,6 +39,10 @@ class TrialResult:
     seconds: float
     checkpoint: str | None
     error: str
+    seed: int = 0
+    cost: float | None = None
+    source: str = ""
+    outside: str = ""
 
     @property
     def comparable(self) -> bool:
@@ -48,6 +56,8 @@ class TrialResult:
             return "not finite" if self.end_reason == "non_finite" else "stopped early"
         if self.state == TrialState.COMPLETE:
             return {"epochs": "complete", "patience": "out of patience", "oom": "out of memory"}[self.end_reason]
+        if self.outside:
+            return "outside the space"
         return "failed" if self.state == TrialState.FAIL else "running"
 
 
@@ -68,15 +78,30 @@ class Run:
     def unfinished(self) -> bool:
         """Are there trials to start, or to go on with?"""
         running = any(trial.state == TrialState.RUNNING for trial in self.trials)
-        return running or len(self.trials) < self.study.study.trials
+        return running or len(self.own_trials) < self.study.study.trials
+
+    @property
+    def own_trials(self) -> list[TrialResult]:
+        """The trials that were not taken over from another run."""
+        return [trial for trial in self.trials if not trial.source]
 
     def ranking(self) -> list[TrialResult]:
         """Trials with a score, best first: those that ended by themselves before those that were stopped or still run.
 
-        A stopped trial's score is of fewer epochs, so the two kinds are not compared with each other.
+        A stopped trial's score is of fewer epochs, so the two kinds are not compared with each other. One that ran out
+        of memory is no candidate.
         """
-        scored = [trial for trial in self.trials if trial.score is not None]
+        scored = [t for t in self.trials if t.score is not None and not t.outside and t.end_reason != "oom"]
         return sorted(scored, key=lambda t: (not t.comparable, -(t.score or 0), t.number))
+
+    def pareto_front(self) -> list[TrialResult]:
+        """Of the trials that ended by themselves those that no other betters in score and cost, cheapest first."""
+        ended = [trial for trial in self.ranking() if trial.comparable]
+        front: list[TrialResult] = []
+        for trial in sorted(ended, key=lambda t: (t.cost or 0.0, -(t.score or 0.0))):
+            if not front or (trial.score or 0.0) > (front[-1].score or 0.0):
+                front.append(trial)
+        return front
 
     def best(self) -> TrialResult:
         """The winner.
@@ -98,32 +123,37 @@ class Run:
 
     def recipe(self, trial: TrialResult) -> TrainConfig:
         """The options of a trial, as it was trained, without where it ran."""
-        return self.study.train_config(trial.values, seed=self.study.study.seed + trial.number)
+        return self.study.train_config(trial.values, seed=trial.seed)
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run, finished or not."""
+def read_run(folder: Path, study: StudyConfig | None = None) -> Run:
+    """Read a run, finished or not. study: what is about to be written to its study.yaml."""
     if not (folder / STUDY_FILE).exists():
         raise InputError(f"{folder}: no {STUDY_FILE} there; expected the folder that `voxtune launch --out` made")
-    study = load_study(folder / STUDY_FILE)
-    return Run(folder, study, [summarise(trial, study) for trial in read_trials(folder)])
+    study = study or load_study(folder / STUDY_FILE)
+    trials = read_trials(folder, study.record.get("study", STUDY))
+    return Run(folder, study, [summarise(trial, study) for trial in trials])
 
 
 def summarise(trial: FrozenTrial, study: StudyConfig) -> TrialResult:
     """A trial of the journal as a TrialResult."""
-    attrs = trial.user_attrs
-    best = attrs.get("best", {})
+    attrs, progress = trial.user_attrs, progress_of(trial.user_attrs)
+    best = progress["best"]
     return TrialResult(
         number=trial.number,
         state=trial.state,
-        end_reason=attrs.get("end_reason", ""),
+        end_reason=progress["end_reason"],
         score=best.get("score"),
         best_epoch=best.get("epoch", 0),
-        epoch=attrs.get("epoch", 0),
+        epoch=progress["epoch"],
         dice=best.get("dice", {}),
         values=study.space.values(trial.params),
-        seconds=attrs.get("seconds", 0.0),
-        checkpoint=attrs.get("checkpoint"),
+        seconds=progress["seconds"],
+        checkpoint=progress["checkpoint"],
+        seed=attrs.get("seed", study.study.seed + trial.number),
+        cost=study.cost_of(progress) if study.study.cost else None,
+        source=attrs.get("source", ""),
+        outside=attrs.get("outside", ""),
         error=attrs.get("error", attrs.get("hung", "")) if trial.state == TrialState.FAIL else "",
     )
 
@@ -162,6 +192,11 @@ def update_best(run: Run, fetch: Any) -> TrialResult | None:
 
 
 def place_in(storage: str, path: str) -> str:
-    """Where a checkpoint lies that the journal names by its path below the run's storage, a folder or a URI."""
+    """Where a checkpoint lies that the journal names by its path below the run's storage, a folder or a URI.
+
+    That of a trial taken over from another run is named by its whole path.
+    """
+    if path.startswith("/") or "://" in path:
+        return path
     base, mark, query = storage.partition("?")
     return f"{base.rstrip('/')}/{path}{mark}{query}"

@@ -61,7 +61,7 @@ class Retention:
         top = {trial.number for trial in run.ranking()[: self.keep_top]}
         for trial in run.trials:
             ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            if not ended or trial.checkpoint is None or trial.number in self.settled:
+            if not ended or trial.source or trial.checkpoint is None or trial.number in self.settled:
                 continue
             finished = trial.state == TrialState.COMPLETE
             if self.trim(trial, keep_best=finished or trial.number in top) and (finished or trial.number not in top):

@@ -28,7 +28,7 @@ class StudySearcher(Searcher):
         self.journal, self.run, self.study, self.slots = journal, run, study, slots
         self.data = {"split_file": run.folder / "split.json", "cache_dir": study.record["cache_dir"]}
         self.interrupted = journal.reattach()
-        self.new = max(0, study.study.trials - len(journal.trials()))
+        self.new = max(0, study.study.trials - len(journal.own_trials()))
         self.numbers: dict[str, int] = {}  # Ray's id of each trial that is out -> its number
 
     @property
@@ -52,7 +52,7 @@ class StudySearcher(Searcher):
         self.numbers[trial_id] = number
         # a seed of its own, from its number and not from when it ran; the split is fixed by split_file
         recipe = self.study.train_config(values, seed=self.study.study.seed + number, **self.data)
-        checkpoint = self.journal.attrs(number).get("checkpoint")
+        checkpoint = self.journal.progress(number)["checkpoint"]
         spec: TrialSpec = {
             "number": number,
             "recipe": plain(recipe),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from optuna.trial import BaseTrial
+from optuna.distributions import BaseDistribution
+from optuna.trial import BaseTrial, FixedTrial
 from pydantic import ValidationError
 
 from trainable.config import InputError, TrainConfig
@@ -123,6 +124,32 @@ class Space:
         """The options behind a trial's params as Optuna stores them."""
         by_name = {parameter.name: parameter for parameter in self.parameters}
         return {name: by_name[name].decode(param) for name, param in params.items()}
+
+    def params_of(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """A whole recipe, as plain values, as Optuna's params of this space.
+
+        Raises:
+            ValueError: where it does not lie in this space, with the reason.
+        """
+        constants, values = self.constants, dict[str, Any]()
+        for parameter in self.parameters:
+            value = recipe[parameter.name]
+            if not parameter.active(constants | values):
+                continue
+            if not parameter.holds(value):
+                raise ValueError(f"{parameter.name} is {value}, not of {parameter.range_text()}")
+            values[parameter.name] = value
+        for name in fields_of_role("recipe"):
+            expected = values.get(name, constants.get(name, DEFAULTS[name]))
+            if recipe[name] != expected:
+                raise ValueError(f"{name} is {recipe[name]}, always {expected} here")
+        return {name: encoded(value) for name, value in values.items()}
+
+    def distributions(self, params: dict[str, Any]) -> dict[str, BaseDistribution]:
+        """What Optuna draws each of these params from."""
+        trial = FixedTrial(params)
+        self.suggest(trial)
+        return trial.distributions
 
     def default_params(self) -> dict[str, Any]:
         """The default recipe as Optuna's params, to enqueue as trial 0; what lies outside the space is left out."""

@@ -164,9 +164,9 @@ class StudyConfig(Section):
         beyond = {"gp": conditional, "cmaes": conditional | choices}.get(self.searcher.type, set())
         return [p.name for p in self.space.parameters if p.name in beyond]
 
-    def cost_of(self, attrs: dict[str, Any]) -> float:
-        """What a trial has cost, of its attributes in the journal: seconds, or seconds times GPUs."""
-        seconds = float(attrs.get("seconds", 0.0))
+    def cost_of(self, progress: dict[str, Any]) -> float:
+        """What a trial has cost by its progress in the journal: seconds, or seconds times GPUs."""
+        seconds = float(progress["seconds"])
         return seconds if self.study.cost == "seconds" else seconds * self.resources.gpu
 
     def option(self, name: str) -> Any:

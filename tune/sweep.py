@@ -32,6 +32,7 @@ from tune.retention import NUM_TO_KEEP, Retention, check_room
 from tune.searcher import WORKERS, StudySearcher
 from tune.study import StudyConfig
 from tune.study_file import dump, load_study
+from tune.takeover import change_space, warm_start
 
 CHANGEABLE = [
     *(f"study.{name}" for name in ("trials", "time_budget", "gpu_hours", "target")),
@@ -47,11 +48,13 @@ def launch(
     address: str | None = None,
     storage: str | None = None,
     params: tuple[dict[str, Any], ...] = (),
+    earlier: Sequence[Path] = (),
     fit: Fit = fit,
 ) -> Run:
     """Start a sweep in a new folder and run it to its end; returns what it found.
 
-    params: Optuna parameters to try first; by default those of the default recipe. fit: what trains a recipe.
+    params: Optuna parameters to try first; by default those of the default recipe. earlier: runs whose trials it begins
+    with. fit: what trains a recipe.
     """
     if (run / STUDY_FILE).exists():
         raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
@@ -66,26 +69,41 @@ def launch(
         save_split(data.split, run / "split.json")
         record = {"storage": storage, "attempts": [], "cache_dir": str(data.folder), **provenance(data)}
         study = study.model_copy(update={"record": record})
+        warm_start(Journal(run, study, anew=True), earlier)
         write_study(study, run)
         return sweep(Run(run, study, []), slots, params, fit)
 
 
-def resume(run: Path, *, address: str | None = None, overrides: Sequence[str] = (), fit: Fit = fit) -> Run:
-    """Go on with an interrupted sweep, or extend it: overrides may set those of CHANGEABLE anew."""
-    for text in overrides:
+def resume(
+    run: Path,
+    *,
+    address: str | None = None,
+    overrides: Sequence[str] = (),
+    space: str | None = None,
+    fit: Fit = fit,
+) -> Run:
+    """Go on with an interrupted sweep, or extend it.
+
+    overrides: those of CHANGEABLE, anew. space: a YAML whose space the sweep goes on in, with its budgets.
+    """
+    for text in overrides if space is None else ():
         if (key := text.partition("=")[0].strip()) not in CHANGEABLE:
             allowed = ", ".join(CHANGEABLE)
             raise InputError(f"--set {text}: {key} cannot change on resume, only {allowed}{nearest(key, CHANGEABLE)}")
     read_run(run)
-    study = load_study(run / STUDY_FILE, overrides)
     with locked(run):
+        study = load_study(run / STUDY_FILE, overrides if space is None else ())
         cache = Path(study.record["cache_dir"])
         data = prepare_data(study.base_config(split_file=run / "split.json", cache_dir=cache))
         if digest_of(data) != study.record["data"]:
             raise InputError(f"{study.option('data_dir')}: the cases are not those that {run} began with; restore them")
+        if space is not None:
+            study = change_space(read_run(run), space, overrides)
+        if not read_run(run, study).unfinished:
+            make_console().print(f"all {study.study.trials} trials have ended; add some with --trials")
+            return finish(read_run(run, study))
         with cluster(study, address) as slots:
-            if overrides:
-                write_study(study, run)
+            write_study(study, run)
             return sweep(Run(run, study, []), slots, fit=fit)
 
 
@@ -101,18 +119,21 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = (), fit: 
         run = begin_attempt(run)
         with LiveTable(console, study.option("epochs"), study.study.trials) as table, ending.listening():
             run_trials(tuner(run, journal, searcher, table, ending, fit), ending)
-    elif not searcher.left:
-        console.print(f"all {study.study.trials} trials have ended; add some with --trials")
-    found = read_run(run.folder)
     try:
         journal.settle()
-        found = read_run(run.folder)
-        update_best(found, local_folder)
-        Retention(found).tidy(found)
+        found = finish(read_run(run.folder))
     except OSError as error:
         ending.trouble = ending.trouble or str(error)
+        found = read_run(run.folder)
     ending.say(console, found)
     return found
+
+
+def finish(run: Run) -> Run:
+    """Bring RUN/best and the checkpoints up to date."""
+    update_best(run, local_folder)
+    Retention(run).tidy(run)
+    return run
 
 
 def run_trials(tuner: ray_tune.Tuner, ending: Ending) -> None:
@@ -143,12 +164,13 @@ def tuner(
     """The Tuner of one launch or resume. Its storage is its own, so that what a dead driver's workers still write
     cannot mix with it."""
     resources = run.study.resources
+    recorder = Recorder(run, journal, table, ending)
     trainable = ray_tune.with_parameters(train_trial, fit=fit)
     return ray_tune.Tuner(
         ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu}),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
-            scheduler=RungScheduler(journal, run.study),
+            scheduler=RungScheduler(journal, run.study, recorder.write),
             num_samples=searcher.left,
             reuse_actors=resources.reuse_processes,
             trial_name_creator=lambda trial: f"trial_{trial.config['number']:04d}",
@@ -159,7 +181,7 @@ def tuner(
             storage_path=run.storage,
             failure_config=ray_tune.FailureConfig(max_failures=resources.max_failures),
             checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=NUM_TO_KEEP),
-            callbacks=[Recorder(run, journal, table, ending), HangWatch(journal, resources.report_timeout, table)],
+            callbacks=[recorder, HangWatch(journal, resources.report_timeout, table)],
             stop=ending,
             verbose=0,
         ),

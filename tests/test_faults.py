@@ -1,0 +1,63 @@
+"""Faults of trials in real sweeps on a real local Ray: what is told, what is retried, what goes on."""
+
+import pytest
+from faults import faulty, small_study
+from optuna.trial import TrialState
+
+from tune.journal import read_trials
+from tune.sweep import launch, resume
+
+COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
+
+
+def test_each_fault_is_told_as_what_it_is_and_the_sweep_goes_on(phantoms, prepared, tmp_path):
+    """In processes that serve one trial after the other."""
+    faults = {0: "out of memory", 1: "error", 2: "hang", 3: "not finite", 4: "error once", 5: "kill once", 6: "kill"}
+    study = small_study(
+        prepared, phantoms, study={"trials": 8}, resources={"gpu": 0, "cpu": 1, "max_failures": 1, "report_timeout": 6}
+    )
+    run = launch(study, tmp_path / "run", fit=faulty(faults))
+    trials = read_trials(run.folder)
+    assert [t.state for t in trials] == [COMPLETE, FAIL, FAIL, PRUNED, COMPLETE, COMPLETE, FAIL, COMPLETE]
+    assert [t.number for t in trials if t.constraints] == [0]
+    assert trials[0].user_attrs["progress"]["end_reason"] == "oom"
+    assert trials[0].value == 0
+    assert run.best().number in (4, 5, 7)
+    assert trials[3].user_attrs["progress"]["end_reason"] == "non_finite"
+    folders = [run.folder / "trials" / f"{number:04d}" for number in range(8)]
+    assert (folders[1] / "error.txt").read_text().count("RuntimeError: injected error") >= 2  # one retry
+    assert trials[1].user_attrs["error"] == "RuntimeError: injected error"
+    assert "resources.report_timeout" in trials[2].user_attrs["error"]
+    for number, lives in {1: 2, 2: 1, 4: 2, 5: 2, 6: 2}.items():
+        assert (folders[number] / "stdout.log").read_text().count("goes on after epoch 1") == lives - 1, number
+    assert list(trials[5].intermediate_values) == [1, 2, 3]
+
+
+def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on(phantoms, prepared, tmp_path, capsys):
+    study = small_study(prepared, phantoms, study={"trials": 3})
+    with pytest.raises(SystemExit) as ended:
+        launch(study, tmp_path / "run", fit=faulty({1: "disk full"}))
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "stopped by a full disk on" in printed
+    assert f"[Errno 28] No space left on device: '/injected'; go on with: voxtune resume {tmp_path}/run" in printed
+    assert read_trials(tmp_path / "run")[1].state == RUNNING
+    run = resume(tmp_path / "run")
+    assert [t.state for t in read_trials(run.folder)] == [COMPLETE] * 3
+    assert "goes on after epoch 1" in (run.folder / "trials" / "0001" / "stdout.log").read_text()
+
+
+def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(phantoms, prepared, tmp_path, capsys):
+    resources = {"max_failures": 0, "fail_fast": True}
+    with pytest.raises(SystemExit) as ended:
+        launch(
+            small_study(prepared, phantoms, study={"trials": 20}, resources=resources),
+            tmp_path / "run",
+            fit=faulty({0: "error"}),
+        )
+    assert ended.value.code == 1
+    assert "stopped by fail_fast: trial 0 failed, see" in capsys.readouterr().out
+    states = [trial.state for trial in read_trials(tmp_path / "run")]
+    assert states[0] == FAIL
+    assert len(states) < 20
+    assert FAIL not in states[1:]

@@ -1,0 +1,159 @@
+"""Trials taken over into a changed space and into a new sweep, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from trainable.config import InputError
+from tune.journal import Journal, read_trials
+from tune.results import read_run
+from tune.study import StudyConfig, make_study
+from tune.study_file import dump
+from tune.takeover import change_space, warm_start
+
+SPACE: dict[str, Any] = {
+    "lr": {"loguniform": [1e-4, 1e-2]},
+    "optimizer": {"choice": ["adam", "sgd"]},
+    "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
+}
+RECIPES = [
+    {"lr": 3e-4, "optimizer": "adam"},
+    {"lr": 5e-3, "optimizer": "adam"},
+    {"lr": 2e-3, "optimizer": "sgd", "momentum": 0.92},
+    {"lr": 1e-3, "optimizer": "sgd", "momentum": 0.95},
+]
+RECORD = {"data": "d1", "split": "s1", "attempts": [], "cache_dir": "/cache"}
+
+
+def study_of(space: dict[str, Any], record: dict[str, Any] = RECORD, **sections: dict[str, Any]) -> StudyConfig:
+    values = {
+        "study": {"trials": 8},
+        "early_stopping": {"grace_period": 1, "reduction_factor": 3},
+        "train": {"epochs": 4},
+        "space": space,
+    }
+    merged = {name: {**section, **sections.get(name, {})} for name, section in values.items()}
+    return make_study({**merged, "searcher": {"startup_trials": 2}}).model_copy(update={"record": record})
+
+
+def row(epoch: int, score: float, end_reason: str = "") -> dict[str, Any]:
+    dice = {f"val_dice_{name}": score for name in ("mean", "WT", "TC", "ET")}
+    best = {"best_score": score, "best_epoch": epoch, "end_reason": end_reason}
+    return {"epoch": epoch, **dice, **best, "time_this_iter_s": 2.0}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Trials 0 complete, 1 stopped early, 2 out of memory, 3 running."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    study = study_of(SPACE)
+    (folder / "study.yaml").write_text(dump(study))
+    journal = Journal(folder, study)
+    journal.enqueue_first(RECIPES)
+    for _ in RECIPES:
+        journal.ask()
+    journal.record(0, row(4, 0.5, "epochs"), "run-1/0000/checkpoint_000003")
+    journal.record(1, row(1, 0.2))
+    journal.record_rung(1, 1, 0.2, "STOP")
+    journal.record(2, {"epoch": 0, "end_reason": "oom"})
+    journal.record(3, row(1, 0.3))
+    for number in range(3):
+        journal.tell(number)
+    return folder
+
+
+def written(path: Path, space: dict[str, Any], **sections: dict[str, Any]) -> str:
+    path.write_text(dump(study_of(space, {}, **sections)))
+    return str(path)
+
+
+def test_a_changed_space_takes_over_what_lies_in_it_under_the_same_numbers(run: Path, tmp_path: Path, capsys):
+    space = {**SPACE, "lr": {"loguniform": [1e-4, 3e-3]}, "dropout": {"choice": [0.0, 0.2]}}
+    changed = change_space(read_run(run), written(tmp_path / "new.yaml", space), [])
+    (run / "study.yaml").write_text(dump(changed))
+    assert "takes over 3 of 4 trials\n  not trial 1: lr is 0.005, not of 0.0001 to 0.003" in capsys.readouterr().out
+    found = read_run(run)
+    assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE", "RUNNING"]
+    assert [trial.ended for trial in found.trials] == ["complete", "outside the space", "out of memory", "running"]
+    assert found.trials[0].values == {"lr": 3e-4, "optimizer": "adam", "dropout": 0.0}
+    assert (found.trials[0].score, found.trials[0].checkpoint) == (0.5, "run-1/0000/checkpoint_000003")
+    frozen = read_trials(run, "voxtune-2")
+    assert frozen[2].constraints == {"gpu_memory": 1.0}
+    assert frozen[0].intermediate_values == {4: 0.5}
+    assert frozen[0].distributions["lr"].high == 3e-3
+    journal = Journal(run, changed)
+    assert journal.reattach() == [(3, {"lr": 1e-3, "optimizer": "sgd", "momentum": 0.95, "dropout": 0.0})]
+    number, values = journal.ask()
+    assert number == 4
+    assert values["lr"] <= 3e-3
+
+
+def test_a_kill_before_study_yaml_is_written_changes_nothing(run: Path, tmp_path: Path):
+    space = {**SPACE, "lr": {"loguniform": [1e-5, 1e-1]}}
+    before = [trial.params for trial in read_trials(run)]
+    for _ in range(2):
+        changed = change_space(read_run(run), written(tmp_path / "new.yaml", space), [])
+    assert [trial.params for trial in read_run(run).trials and read_trials(run)] == before
+    assert len(read_trials(run, changed.record["study"])) == 4
+
+
+def test_the_same_space_goes_on_with_the_same_study(run: Path, tmp_path: Path, capsys):
+    changed = change_space(read_run(run), written(tmp_path / "new.yaml", SPACE), ["study.trials=20"])
+    assert changed.study.trials == 20
+    assert "study" not in changed.record
+    assert "the space is that of" in capsys.readouterr().out
+
+
+def test_what_a_score_means_cannot_change_with_the_space(run: Path, tmp_path: Path):
+    file = written(tmp_path / "new.yaml", SPACE, train={"epochs": 8}, early_stopping={"grace_period": 2})
+    with pytest.raises(InputError, match=r"grace_period is 2 there, 1 here; train.epochs is 8 there, 4 here"):
+        change_space(read_run(run), file, [])
+
+
+def test_a_warm_start_begins_with_the_ended_trials_of_earlier_runs(run: Path, tmp_path: Path, capsys):
+    model = run / "ray" / "run-1" / "0000" / "checkpoint_000003" / "best_model.pth"
+    model.parent.mkdir(parents=True)
+    model.write_text("weights")
+    folder = tmp_path / "new"
+    folder.mkdir()
+    space = {name: SPACE[name] for name in ("lr", "optimizer")}  # momentum is fixed at its default, 0.9
+    study = study_of(space, study={"seed": 7, "trials": 3})
+    (folder / "study.yaml").write_text(dump(study))
+    journal = Journal(folder, study, anew=True)
+    warm_start(journal, [run])
+    assert f"warm start from {run}: takes over 2 of 3 trials" in capsys.readouterr().out
+    found = read_run(folder)
+    assert [trial.source for trial in found.trials] == ["run trial 0", "run trial 1"]
+    assert (found.best().score, found.best().checkpoint) == (0.5, str(model.parent))
+    assert found.recipe(found.best()).seed == 0
+    assert found.own_trials == []
+    journal.enqueue_first(({"lr": 1e-3, "optimizer": "adam"},))
+    assert journal.ask() == (2, {"lr": 1e-3, "optimizer": "adam"})
+    assert read_trials(folder)[1].state == TrialState.PRUNED
+
+
+def test_a_warm_start_from_other_data_is_refused(run: Path, tmp_path: Path):
+    study = study_of(SPACE, {**RECORD, "data": "d2"})
+    with pytest.raises(InputError, match=r"record.data is d1 there, d2 here: its scores cannot be compared"):
+        warm_start(Journal(tmp_path, study), [run])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"lr": 1.0}, "lr is 1.0, not of 0.0001 to 0.01"),
+        ({"momentum": 0.5}, "momentum is 0.5, always 0.9 here"),  # adam: not searched
+        ({"optimizer": "sgd", "momentum": 0.5}, "momentum is 0.5, not of 0.8 to 0.99"),
+        ({"depth": 3}, "depth is 3, always 6 here"),
+    ],
+)
+def test_a_recipe_outside_the_space_is_named(change: dict[str, Any], reason: str):
+    study = study_of(SPACE)
+    recipe = {**study.base_config().model_dump(mode="json"), **change}
+    with pytest.raises(ValueError, match=reason):
+        study.space.params_of(recipe)

@@ -1,0 +1,132 @@
+"""The checker finds what is lost, doubled or decided wrongly, in a run's folder alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_early_stopping import STUDY, row
+
+from trainable.logs import RunLog
+from tune.early_stopping import RungScheduler
+from tune.journal import JOURNAL, Journal
+from tune.results import read_run
+from tune.study import make_study
+from tune.study_file import dump
+from tune.verify import verify
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Five trials, reported in turns: some stopped by ASHA, one running."""
+    study = make_study({**STUDY, "study": {"trials": 5, "seed": 3}, "train": {"epochs": 4}})
+    (tmp_path / "study.yaml").write_text(dump(study))
+    journal = Journal(tmp_path, study)
+    logs = [RunLog(tmp_path / "trials" / f"{number:04d}") for number in range(5)]
+    scheduler = RungScheduler(journal, study, lambda number, result: logs[number].write(result))
+    running = {journal.ask()[0] for _ in logs}
+    for epoch in range(1, 5):
+        for number in sorted(running):
+            if number == 4 and epoch > 2:
+                continue
+            score = round(0.1 * epoch + 0.07 * (number * 2 % 5), 6)
+            report = row(epoch, score, end_reason="epochs" if epoch == 4 else "")
+            logs[number].write(report)
+            journal.record(number, report)
+            if scheduler.decide(number, report) == "STOP" or epoch == 4:
+                journal.tell(number)
+                running.discard(number)
+    return tmp_path
+
+
+def wrong(run: Path) -> list[str]:
+    """The names of the checks that find something, but for those that need checkpoints."""
+    return [name.split(",")[0] for name, findings in verify(read_run(run)).items() if findings]
+
+
+def edit(run: Path, change: Any) -> None:
+    """Change the entries of the journal."""
+    entries = [json.loads(line) for line in (run / JOURNAL).read_text().splitlines()]
+    (run / JOURNAL).write_text("".join(json.dumps(entry) + "\n" for entry in change(entries)))
+
+
+def test_a_run_as_it_should_be(run: Path):
+    states = {trial.state.name for trial in read_run(run).trials}
+    assert states == {"COMPLETE", "PRUNED", "RUNNING"}
+    assert wrong(run) == []
+
+
+def test_a_lost_row_of_metrics(run: Path):
+    path = run / "trials" / "0004" / "metrics.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    assert wrong(run) == ["epochs"]
+
+
+def test_another_score_in_metrics(run: Path):
+    path = run / "trials" / "0004" / "metrics.csv"
+    path.write_text(path.read_text().replace("0.41", "0.42"))
+    assert wrong(run) == ["epochs"]
+
+
+def test_a_lost_score_in_the_journal(run: Path):
+    def without_one(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        last = max(index for index, entry in enumerate(entries) if entry["op_code"] == 7 and entry["trial_id"] == 4)
+        return entries[:last] + entries[last + 1 :]
+
+    edit(run, without_one)
+    assert "epochs" in wrong(run)
+
+
+@pytest.mark.parametrize(("old", "new"), [("STOP", "CONTINUE"), ("CONTINUE", "STOP")])
+def test_a_decision_that_the_rung_does_not_explain(run: Path, old: str, new: str):
+    def turned(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            for record in entry.get("user_attr", {}).get("rungs", {}).values():
+                record["decision"] = {old: new}.get(record["decision"], record["decision"])
+        return entries
+
+    edit(run, turned)
+    assert "decisions" in wrong(run)
+
+
+def test_a_rung_that_was_passed_undecided(run: Path):
+    def without(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            entry for entry in entries if not (entry.get("trial_id") == 0 and "rungs" in entry.get("user_attr", {}))
+        ]
+
+    edit(run, without)
+    assert "decisions" in wrong(run)
+
+
+def test_a_stopped_trial_that_is_told_complete(run: Path):
+    def complete(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            if entry["op_code"] == 6 and entry["state"] == 2:
+                entry.update(state=1)
+        return entries
+
+    edit(run, complete)
+    assert "states and scores" in wrong(run)
+
+
+def test_more_trials_than_asked_for_and_a_trial_told_twice(run: Path):
+    text = (run / "study.yaml").read_text()
+    (run / "study.yaml").write_text(text.replace("trials: 5", "trials: 4"))
+    edit(run, lambda entries: [*entries, next(e for e in entries if e["op_code"] == 6 and e["state"] in (1, 2))])
+    findings = verify(read_run(run))["trials, none lost or doubled"]
+    assert "5 trials, but study.trials is 4" in findings[0]
+    assert "told twice" in findings[1]
+
+
+def test_a_checkpoint_that_is_missing(run: Path):
+    def placed(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            if "progress" in entry.get("user_attr", {}):
+                entry["user_attr"]["progress"]["checkpoint"] = "run-1/nothing"
+        return entries
+
+    edit(run, placed)
+    assert wrong(run) == ["checkpoints"]
