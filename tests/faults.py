@@ -30,7 +30,7 @@ SEED = 1000  # of the study; trial n trains with SEED + n, by which a fault find
 
 
 def small_study(data: Data, data_dir: Path, **sections: dict[str, Any]) -> StudyConfig:
-    """A sweep whose trials take a second, its options overlaid by sections."""
+    """A sweep whose trials take a second, its options overlaid by sections; None drops one."""
     values: dict[str, dict[str, Any]] = {
         "study": {"trials": 4, "seed": SEED},
         "early_stopping": {"type": "none"},
@@ -39,7 +39,9 @@ def small_study(data: Data, data_dir: Path, **sections: dict[str, Any]) -> Study
         "train": {**SMALL, "data_dir": str(data_dir), "cache_dir": str(data.folder)},
         "space": {"lr": {"loguniform": [1e-4, 1e-2]}, "optimizer": {"choice": ["adam", "sgd"]}},
     }
-    return make_study({name: {**section, **sections.get(name, {})} for name, section in values.items()})
+    merged = {name: {**section, **sections.get(name, {})} for name, section in values.items()}
+    given = {name: {k: v for k, v in section.items() if v is not None} for name, section in merged.items()}
+    return make_study(given)
 
 
 def faulty(faults: Mapping[int, str]) -> Fit:
@@ -72,3 +74,10 @@ def happen(fault: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/injected")
     if fault == "hang":
         time.sleep(3600)
+
+
+def leaky(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
+    """fit that leaves 200 MiB of GPU memory behind in the process of trial 0."""
+    if config.seed == SEED:
+        sys.modules["torch"].left_behind = torch.zeros(50 * 2**20, device="cuda")  # type: ignore[attr-defined]
+    return fit(config, data, on_epoch_end)

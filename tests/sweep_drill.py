@@ -185,7 +185,7 @@ def lost(before: list[FrozenTrial], after: list[FrozenTrial]) -> list[str]:
     found = []
     for old in before:
         new = after[old.number] if old.number < len(after) else None
-        if new is None or new.params != old.params:
+        if new is None or not old.params.items() <= new.params.items():  # a proposal that was cut off is completed
             found.append(f"trial {old.number}")
         elif old.state != TrialState.RUNNING and (new.state, new.value) != (old.state, old.value):
             found.append(f"the end of trial {old.number}")
@@ -209,6 +209,7 @@ def drill(folder: Path, kills: int, seed: int, *, serial: bool, trials: int) -> 
         if not phase:
             good &= process.returncode == 0
             print(f"      the sweep has ended (exit code {process.returncode}): {number} kills")
+            print((folder / "output.log").read_text()[-3000:] if process.returncode else "")
             break
         number, counted[phase] = number + 1, counted[phase] + 1
         after = read_trials(run)
@@ -223,7 +224,8 @@ def drill(folder: Path, kills: int, seed: int, *, serial: bool, trials: int) -> 
         print(f"{number:4}  {phase:32} {who:12} {numbers}  {wrong or 'nothing'}", flush=True)
     code = start(folder, run.name, trials, serial).wait()
     print(", ".join(f"{phase}: {counted[phase]}" for phase in ENTRIES))
-    return bool(good and code == 0 and whole(run, before) and (not serial or same(folder, run, trials)))
+    good &= code == 0 and whole(run, before)
+    return good and (not serial or same(folder, run, trials))
 
 
 def whole(run: Path, before: list[FrozenTrial]) -> bool:

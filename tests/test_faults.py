@@ -1,7 +1,7 @@
 """Faults of trials in real sweeps on a real local Ray: what is told, what is retried, what goes on."""
 
 import pytest
-from faults import faulty, small_study
+from faults import faulty, leaky, small_study
 from optuna.trial import TrialState
 
 from tune.journal import read_trials
@@ -61,3 +61,40 @@ def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(phantoms, prepared, 
     assert states[0] == FAIL
     assert len(states) < 20
     assert FAIL not in states[1:]
+
+
+@pytest.mark.gpu
+def test_a_real_out_of_memory_frees_its_memory_and_later_trials_equal_those_of_fresh_processes(
+    phantoms, prepared, tmp_path
+):
+    sides = (16, 352, 16, 352, 16)
+    params = tuple({"target_shape": str([side] * 3), "lr": 1e-3 + 1e-4 * k} for k, side in enumerate(sides))
+    sections = {
+        "study": {"trials": 5},
+        "train": {"device": "cuda", "deterministic": True, "base_channels": 32, "batch_size": 4, "target_shape": None},
+        "space": {"target_shape": {"choice": [[16] * 3, [352] * 3]}, "optimizer": None, "lr": {"uniform": [1e-5, 1.0]}},
+    }
+    values = []
+    for reuse in (True, False):
+        resources = {"gpu": 1, "cpu": 4, "reuse_processes": reuse}
+        study = small_study(prepared, phantoms, **sections, resources=resources)
+        run = launch(study, tmp_path / str(reuse), params=params, fit=faulty({}))
+        trials = read_trials(run.folder)
+        assert [trial.state for trial in trials] == [COMPLETE] * 5
+        assert [trial.number for trial in trials if trial.constraints] == [1, 3]
+        logs = [(run.folder / "trials" / f"{number:04d}" / "stdout.log").read_text() for number in range(5)]
+        assert "out of GPU memory" in logs[1]
+        assert not any("fresh process" in log for log in logs)
+        values.append([trial.intermediate_values for trial in trials])
+    assert values[0] == values[1]
+
+
+@pytest.mark.gpu
+def test_gpu_memory_that_a_trial_leaves_behind_gives_the_next_a_fresh_process(phantoms, prepared, tmp_path):
+    sections = {"study": {"trials": 3}, "train": {"device": "cuda"}}
+    study = small_study(prepared, phantoms, **sections, resources={"gpu": 1, "cpu": 4, "max_failures": 0})
+    run = launch(study, tmp_path / "run", fit=leaky)
+    assert [trial.state for trial in read_trials(run.folder)] == [COMPLETE] * 3
+    logs = [(run.folder / "trials" / f"{number:04d}" / "stdout.log").read_text() for number in range(3)]
+    assert "MiB of GPU memory were left by the trial before" in logs[1]
+    assert "fresh process" not in logs[0] + logs[2]

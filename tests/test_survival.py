@@ -1,0 +1,166 @@
+"""What befalls a whole sweep: signals, a lost node, a full disk. Real processes, driven as a user does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from faults import small_study
+from optuna.trial import TrialState
+
+from trainable.logs import read_rows
+from tune.journal import read_trials
+from tune.results import read_run
+from tune.study_file import dump
+from tune.verify import verify
+
+HANG = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from faults import faulty
+from tune.study_file import load_study
+from tune.sweep import launch
+launch(load_study(Path({space!r})), Path({run!r}), fit=faulty({{0: "hang", 1: "hang"}}))
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path, phantoms, prepared) -> Path:
+    """Six trials of 60 epochs of a moment."""
+    path = tmp_path / "space.yaml"
+    path.write_text(dump(small_study(prepared, phantoms, study={"trials": 6}, train={"epochs": 60})))
+    return path
+
+
+def start(*words: object, **environment: str) -> subprocess.Popen[str]:
+    """A process in a group of its own, as a shell gives it."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def launch_words(space: Path, data: Path, run: Path) -> list[object]:
+    return ["-m", "tune", "launch", space, "--data", data, "--out", run]
+
+
+def epochs_of(run: Path, number: int) -> int:
+    return len(read_rows(run / "trials" / f"{number:04d}" / "metrics.csv"))
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def nothing_lost(run: Path) -> bool:
+    return not any(verify(read_run(run)).values())
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)]
+)
+def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms, tmp_path, number, whole_group):
+    """SIGTERM to the whole group, as a batch system or `timeout` sends it, reaches Ray's processes too."""
+    run = tmp_path / "run"
+    process = start(*launch_words(space, phantoms, run))
+    wait_for(process, lambda: epochs_of(run, 0) > 2)
+    sent = time.monotonic()
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 30
+    assert process.returncode == 128 + number, output
+    assert f"stopped by {number.name}; go on with: voxtune resume {run}" in output
+    assert "Traceback" not in output
+    assert nothing_lost(run)
+    assert TrialState.RUNNING in [trial.state for trial in read_trials(run)]
+
+
+def test_a_signal_does_not_wait_for_trials_that_hang(space, tmp_path):
+    run = tmp_path / "run"
+    process = start("-c", HANG.format(tests=str(Path(__file__).parent), space=str(space), run=str(run)))
+    wait_for(process, lambda: epochs_of(run, 0) == 1)
+    sent = time.monotonic()
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 30
+    assert process.returncode == 130, output
+    assert f"voxtune resume {run}" in output
+
+
+@pytest.mark.slow
+def test_the_trials_of_a_lost_node_move_and_go_on(space, phantoms, tmp_path, monkeypatch):
+    """A head without cores and two nodes of one core each; the raylet of the second is killed."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        cluster.add_node(num_cpus=1)
+        lost = cluster.add_node(num_cpus=1)
+        run = tmp_path / "run"
+        words = [*launch_words(space, phantoms, run), "--address", cluster.address, "--trials", "3"]
+        process = start(*words)
+        wait_for(process, lambda: min(epochs_of(run, 0), epochs_of(run, 1)) > 2)
+        cluster.remove_node(lost, allow_graceful=False)
+        output, _ = process.communicate(timeout=240)
+    finally:
+        cluster.shutdown()
+    assert process.returncode == 0, output
+    trials = read_trials(run)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert [list(trial.intermediate_values) for trial in trials] == [list(range(1, 61))] * 3
+    logs = [(run / "trials" / f"{number:04d}" / "stdout.log").read_text() for number in range(2)]
+    assert sum("goes on after epoch" in log for log in logs) == 1
+    assert nothing_lost(run)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_sweep_with_the_cause_and_it_goes_on_after_room_is_made(space, phantoms, small_disk):
+    run, filler = small_disk / "run", small_disk / "filler"
+    process = start(*launch_words(space, phantoms, run), "--trials", "3")
+    wait_for(process, lambda: epochs_of(run, 0) > 2)
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "No space left on device" in output
+    assert f"go on with: voxtune resume {run}" in output
+    assert "Traceback" not in output
+    filler.unlink()
+    assert nothing_lost(run)
+    resumed = start("-m", "tune", "resume", run)
+    output, _ = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, output
+    trials = read_trials(run)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert [list(trial.intermediate_values) for trial in trials] == [list(range(1, 61))] * 3
+    assert nothing_lost(run)
