@@ -5,11 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from tune.early_stopping import RungScheduler, cutoff
 from tune.journal import CONTINUE, JOURNAL, STOP, Journal, cut_half_line, read_trials
+from tune.results import Run, read_run
+from tune.searcher import StudySearcher
 from tune.study import EarlyStopping, StudyConfig, make_study
+from tune.study_file import dump
 
 STUDY = {
     "study": {"trials": 20, "seed": 3},
@@ -223,3 +227,97 @@ def test_half_a_line_is_cut_and_the_journal_goes_on(tmp_path: Path, study: Study
     again.ask()
     assert len(read_trials(tmp_path)) == 2
     assert cut_half_line(tmp_path / JOURNAL) == 0
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "random", "gp", "cmaes"])
+def test_each_searcher_learns_over_journals_that_are_opened_anew(tmp_path: Path, searcher: str):
+    """Proposals do not depend on interruptions: the journal opened anew before each gives the same ones."""
+    study = make_study(
+        {
+            "study": {"trials": 9, "seed": 3},
+            "searcher": {"type": searcher, "startup_trials": 3},
+            "space": {"lr": {"loguniform": [1e-5, 1e-2]}, "weight_decay": {"loguniform": [1e-6, 1e-2]}},
+        }
+    )
+    proposals: list[list[Any]] = []
+    for again in (False, True):
+        (folder := tmp_path / str(again)).mkdir()
+        journal, found = Journal(folder, study), []
+        for _ in range(9):
+            journal = Journal(folder, study) if again else journal
+            number, values = journal.ask()
+            found.append(values)
+            journal.record(number, row(1, 1 - abs(values["lr"] - 3e-3) * 100, end_reason="epochs"))
+            journal.tell(number)
+        proposals.append(found)
+    assert proposals[0] == proposals[1]
+    assert len({values["lr"] for values in proposals[0]}) == 9
+
+
+def test_a_score_and_a_cost_are_told_together_and_stopped_trials_stay_pruned(tmp_path: Path):
+    study = make_study(
+        {**STUDY, "study": {"trials": 20, "metric": ["val_dice_mean", "seconds"]}, "train": {"epochs": 2}}
+    )
+    (tmp_path / "study.yaml").write_text(dump(study))
+    journal, scheduler = start(tmp_path, study)
+    for number, (score, seconds) in enumerate([(0.5, 10.0), (0.4, 30.0), (0.6, 30.0), (0.45, 5.0), (0.1, 1.0)]):
+        journal.ask()
+        reports = [row(1, score), row(2, score, end_reason="epochs")]
+        if report(journal, scheduler, number, {**reports[0], "time_this_iter_s": seconds}) != STOP or number in (1, 3):
+            journal.record(number, reports[1])
+            journal._live[number].set_user_attr("rungs", {})  # those that are to end by themselves
+        journal.tell(number)
+    trials = read_trials(tmp_path)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4 + [TrialState.PRUNED]
+    assert trials[0].values == [0.5, 10.0]
+    assert [trial.number for trial in read_run(tmp_path).pareto_front()] == [3, 0, 2]
+    for _ in range(12):
+        number, _ = journal.ask()
+        journal.record(number, {**row(2, 0.5, end_reason="epochs"), "time_this_iter_s": 7.0})
+        journal.tell(number)
+
+
+def test_trials_beyond_the_startup_wait_for_its_end_where_that_is_asked_for(tmp_path: Path, study: StudyConfig):
+    values = {**STUDY, "searcher": {"startup_trials": 3, "wait_for_startup": True}}
+    waiting = make_study(values).model_copy(update={"record": {"cache_dir": "/cache", "attempts": []}})
+
+    class Many:
+        def count(self) -> int:
+            return 100
+
+    journal = Journal(tmp_path, waiting)
+    searcher = StudySearcher(journal, Run(tmp_path, waiting, []), Many())  # type: ignore[arg-type]
+    handed = [searcher.suggest(str(index)) for index in range(5)]
+    assert [spec and spec["number"] for spec in handed] == [0, 1, 2, None, None]
+    for index in range(3):
+        journal.record(index, row(9, 0.5, end_reason="epochs"))
+        searcher.on_trial_complete(str(index))
+    assert searcher.suggest("later")["number"] == 3
+
+
+def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, study: StudyConfig, monkeypatch: pytest.MonkeyPatch):
+    journal = Journal(tmp_path, study)
+    journal.ask()
+    before = (tmp_path / JOURNAL).read_bytes()
+
+    def half(backend: Any, logs: list[Any]) -> None:
+        with (tmp_path / JOURNAL).open("ab") as file:
+            file.write(b'{"half')
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(JournalFileBackend, "append_logs", half)
+        with pytest.raises(OSError, match="No space left"):
+            journal.record(0, row(1, 0.5))
+    assert (tmp_path / JOURNAL).read_bytes() == before
+    journal.record(0, row(1, 0.5))
+    assert read_trials(tmp_path)[0].intermediate_values == {1: 0.5}
+
+
+def test_a_stale_lock_of_the_journal_is_removed_and_said(tmp_path: Path, study: StudyConfig, capsys):
+    Journal(tmp_path, study).ask()
+    lock = tmp_path / f"{JOURNAL}.lock"
+    lock.symlink_to(tmp_path / JOURNAL)
+    Journal(tmp_path, study)
+    assert not lock.is_symlink()
+    assert f"{lock}: removed; a process that was killed left it" in capsys.readouterr().out

@@ -115,12 +115,52 @@ def test_depth_and_patch_may_be_fixed_and_searched_apart(tmp_path: Path) -> None
     assert study.train_config({"depth": 5}).target_shape == (144, 144, 144)
 
 
+def test_a_cost_in_gpu_seconds_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="gpu_seconds would always be 0, since resources.gpu is 0; use seconds"):
+        load_study(write(tmp_path, GOOD), ["study.metric=[val_dice_mean, gpu_seconds]", "resources.gpu=0"])
+    study = load_study(write(tmp_path, GOOD), ["study.metric=[val_dice_WT, gpu_seconds]"])
+    assert (study.study.score, study.study.cost) == ("val_dice_WT", "gpu_seconds")
+    assert study.cost_of({"seconds": 10.0}) == 5.0
+
+
+def test_a_searcher_whose_package_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tune.study.find_spec", lambda name: None)
+    changes = ["searcher.type=cmaes", "space.weight_decay={loguniform: [1e-6, 1e-3]}"]
+    with pytest.raises(InputError, match=r"needs the package cmaes: pip install 'voxtune\[cmaes\]'"):
+        load_study(write(tmp_path, GOOD), changes)
+
+
+@pytest.mark.parametrize(
+    ("searcher", "names"), [("tpe", []), ("random", []), ("gp", ["momentum"]), ("cmaes", ["optimizer", "momentum"])]
+)
+def test_what_a_searcher_cannot_model_is_listed(tmp_path: Path, searcher: str, names: list[str]) -> None:
+    changes = [f"searcher.type={searcher}", "space.weight_decay={loguniform: [1e-6, 1e-3]}"]
+    assert load_study(write(tmp_path, GOOD), changes).at_random == names
+
+
 REPLACED: list[tuple[str, str, str]] = [
     ("trials: 8", "trials: 0", r"my.yaml:1: study.trials is 0; expected a number >= 1"),
     ("trials: 8", "trials: true", r"my.yaml:1: study.trials is True; expected a valid integer"),
     ("trials: 8", "trails: 8", r"my.yaml:1: study.trails is unknown \(did you mean trials\?\)"),
     ("trials: 8", "mode: min", r"my.yaml:1: study.mode is 'min'; expected 'max'. Every score here is a Dice"),
     ("trials: 8", "metric: val_dice_wt", r"study.metric is 'val_dice_wt'; .* \(did you mean val_dice_WT\?\)"),
+    (
+        "trials: 8",
+        "metric: [val_dice_mean, minutes]",
+        r"study.metric is .*; expected one of .* 'gpu_seconds', 'seconds'",
+    ),
+    ("trials: 8", "metric: [val_dice_mean, seconds, seconds]", r"study.metric is .* or a list of one of them and one"),
+    (
+        "study: {trials: 8, time_budget: 12h}\n",
+        "study: {metric: [val_dice_mean, seconds]}\nsearcher: {type: cmaes}\n",
+        r"searcher.type is 'cmaes', which has one objective; expected tpe, gp or random with study.metric",
+    ),
+    (
+        "study: {trials: 8, time_budget: 12h}\n",
+        "searcher: {type: cmaes}\n",
+        r"my.yaml:1: searcher.type is 'cmaes', which needs two searched numbers without `when`",
+    ),
+    ("gpu: 0.5", "report_timeout: soon", r"resources.report_timeout is 'soon'; expected a duration such as 2d"),
     ("12h", "12 parsecs", r"my.yaml:1: study.time_budget is '12 parsecs'; expected a duration such as 2d, 12h"),
     ("12h", "h", r"expected a duration"),
     ("12h", "0", r"study.time_budget is 0; expected a number > 0"),

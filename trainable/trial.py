@@ -121,6 +121,7 @@ def report(result: EpochResult, recipe: TrainConfig, text: io.StringIO) -> None:
     """Tell Ray of a validated or last epoch, with the folder of latest.pth and best_model.pth."""
     row = result.row()
     print(epoch_line(row, recipe.epochs))
+    row["device"] = torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"
     if result.end_reason == "non_finite":
         print(result.note)
         ray_tune.report({**row, "log": take(text)})

@@ -67,7 +67,7 @@ def progress_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """How far a trial has come, of its attributes in the journal.
 
     epoch: the last reported; seconds: that it ran; end_reason: why it ended by itself; checkpoint: the place of the
-    newest; best: epoch, score and Dice of each region.
+    newest; best: epoch, score and Dice of each region; device: that it trained on.
     """
     return {"epoch": 0, "seconds": 0.0, "end_reason": "", "checkpoint": None, "best": {}, **attrs.get("progress", {})}
 
@@ -183,7 +183,7 @@ class Journal:
         if row["end_reason"] == "oom":
             progress["end_reason"] = "oom"
         if epoch > progress["epoch"]:
-            progress |= {"epoch": epoch, "end_reason": row["end_reason"]}
+            progress |= {"epoch": epoch, "end_reason": row["end_reason"], "device": row.get("device")}
             progress |= {"checkpoint": checkpoint} if checkpoint else {}
             score = self.study_config.study.score
             if score in row and not self.study_config.study.cost:  # with two objectives Optuna has none of these
@@ -250,4 +250,7 @@ def make_sampler(study: StudyConfig, number: int) -> optuna.samplers.BaseSampler
         case "cmaes":
             return samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
         case _:
-            return samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True)
+            # without group: benchmarks/tpe_group.py
+            return samplers.TPESampler(
+                seed=seed, n_startup_trials=startup, multivariate=True, warn_independent_sampling=False
+            )

@@ -36,8 +36,8 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> StudyConfig:
     """The study of a run with the space, the searcher, the budgets and the fixed part of the recipe of another YAML.
 
     Where the space differs its trials go into a new Optuna study of the same journal, under the same numbers: Optuna
-    keeps a study's choices for ever, and its TPE never leaves the ranges of a study's first trials. The caller writes
-    study.yaml, which names the study that counts; until then nothing has changed.
+    keeps a study's choices for ever, and its TPE no longer draws an option whose range has changed together with the
+    others. The caller writes study.yaml, which names the study that counts; until then nothing has changed.
 
     Raises:
         InputError: where the other YAML changes what scores mean.
