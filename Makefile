@@ -22,9 +22,12 @@ test-gpu: .venv/installed
 proofs: .venv/installed
 	$(BIN)/python tests/option_proofs.py
 
-# kill -9 of a training 20 times; its weights must be those of an untouched one.
+# kill -9 of a training 20 times, of a sweep 55 and 15 times in each of its phases, 100 trials with faults: half an hour.
 drill: .venv/installed
 	$(BIN)/python tests/kill_drill.py
+	$(BIN)/python tests/sweep_drill.py
+	$(BIN)/python tests/sweep_drill.py --serial --kills 15
+	$(BIN)/python tests/fault_drill.py
 
 # docs/options.md from the code.
 docs: .venv/installed

@@ -258,7 +258,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=["drill", "drive"], default="drill", help=argparse.SUPPRESS)
     parser.add_argument("--kills", type=int, default=55)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=170)
     parser.add_argument("--serial", action="store_true")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)

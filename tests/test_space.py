@@ -11,7 +11,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from trainable.config import TrainConfig
 from trainable.options import make_config
-from tune.space import DEFAULTS, Problems, Space, read_space
+from tune.space import DEFAULTS, Problems, Space
+from tune.space_reader import read_space
 
 SPACE: dict[str, Any] = {
     "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},

@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, 
 
 from trainable.config import TrainConfig
 from trainable.options import make_config, nearest, plain, problems
-from tune.space import STAND_IN, KeyPath, Problem, Problems, Space, read_space
+from tune.space import KeyPath, Problem, Problems, Space
+from tune.space_reader import STAND_IN, read_space
 
 DURATION = re.compile(r"(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 ELSEWHERE = {  # options of TrainConfig that `train:` may not hold, and why

@@ -1,0 +1,24 @@
+"""The drills of a sweep, short; `make drill` runs them whole."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("drill", "words", "expected"),
+    [
+        ("sweep_drill.py", ["--kills", "5", "--trials", "16", "--seed", "1"], "training: 1, checkpoint write: 1"),
+        ("sweep_drill.py", ["--kills", "5", "--trials", "16", "--serial"], "of an untouched sweep: the same"),
+        ("fault_drill.py", ["--trials", "25"], "other scores than in a fresh process: none"),
+    ],
+)
+def test_nothing_is_lost(drill: str, words: list[str], expected: str):
+    done = subprocess.run([sys.executable, TESTS / drill, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert expected in done.stdout
