@@ -22,7 +22,7 @@ STUDY = "voxtune"
 STOP, CONTINUE = "STOP", "CONTINUE"
 WORST_SCORE = 0.0  # what an infeasible trial is told with: Dice of nothing right
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # `voxtune check` says what is drawn at random
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
@@ -248,9 +248,7 @@ def make_sampler(study: StudyConfig, number: int) -> optuna.samplers.BaseSampler
         case "gp":
             return samplers.GPSampler(seed=seed, n_startup_trials=startup)
         case "cmaes":
-            return samplers.CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+            return samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
         case _:
             # without group: benchmarks/tpe_group.py
-            return samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True, warn_independent_sampling=False
-            )
+            return samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
