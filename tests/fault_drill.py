@@ -45,7 +45,7 @@ def sweep(folder: Path, data: Data, data_dir: Path, faults: dict[int, str], tria
         data_dir,
         study={"trials": trials},
         early_stopping={"type": "asha", "grace_period": 2, "reduction_factor": 2},
-        resources={"report_timeout": 8, "reuse_processes": reuse},
+        resources={"report_timeout": 20, "reuse_processes": reuse},
     )
     return launch(study, folder, fit=faulty(faults)).folder
 

@@ -68,7 +68,12 @@ def nothing_lost(run: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("number", "whole_group"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)]
+    ("number", "whole_group"),
+    [
+        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        (signal.SIGTERM, True),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms, tmp_path, number, whole_group):
     """SIGTERM to the whole group, as a batch system or `timeout` sends it, reaches Ray's processes too."""
@@ -86,6 +91,7 @@ def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms
     assert TrialState.RUNNING in [trial.state for trial in read_trials(run)]
 
 
+@pytest.mark.slow
 def test_a_signal_does_not_wait_for_trials_that_hang(space, tmp_path):
     run = tmp_path / "run"
     process = start("-c", HANG.format(tests=str(Path(__file__).parent), space=str(space), run=str(run)))
