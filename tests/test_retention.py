@@ -111,3 +111,21 @@ def test_a_run_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         check_room(run_of(tmp_path, []).study, str(tmp_path / "run" / "ray"), slots=8)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=23 * 2**30))
     assert "23.0 GiB are free" in check_room(run_of(tmp_path, []).study, str(tmp_path / "run" / "ray"), slots=8)
+
+
+def test_on_a_uri_a_running_trial_keeps_what_the_snapshot_names_and_all_newer_ones(tmp_path: Path) -> None:
+    """Ray deletes none of them there; of those before the one that is known, one stays."""
+    run = run_of(tmp_path, [])
+    study = run.study.model_copy(update={"record": {**run.study.record, "storage": f"file://{tmp_path}/ray"}})
+    retention = Retention(Run(tmp_path, study, []))
+    for index in range(6):
+        home = tmp_path / "ray" / "run-2" / "0000" / f"checkpoint_{index:06d}"
+        home.mkdir(parents=True)
+        (home / "latest.pth").touch()
+    for state, known, kept in (
+        (TrialState.RUNNING, 2, [1, 2, 3, 4, 5]),
+        (TrialState.RUNNING, 4, [3, 4, 5]),
+        (TrialState.FAIL, 5, [4, 5]),
+    ):
+        retention.tidy(Run(tmp_path, study, [trial(0, state, 0.5, f"run-2/0000/checkpoint_{known:06d}")]))
+        assert left(tmp_path, 0) == [f"run-2/0000/checkpoint_{index:06d}/latest.pth" for index in kept]

@@ -96,7 +96,14 @@ def launch(
     out: Annotated[Path, typer.Option(help="Folder of the sweep, new.")],
     trials: Annotated[int | None, typer.Option(help="Number of trials; short for --set study.trials=N.")] = None,
     address: Address = None,
-    storage: Annotated[str | None, typer.Option(help="Where Ray keeps checkpoints: a shared folder or a URI.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Where Ray keeps checkpoints: a shared folder, or a URI such as s3://bucket/sweeps, where snapshots "
+            "of OUT's text files are kept too. Credentials are taken from the environment; a server other than AWS: "
+            "s3://bucket/sweeps?endpoint_override=HOST:PORT&scheme=http."
+        ),
+    ] = None,
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Go on without bad cases.")] = False,
     warm_start: Annotated[
         list[Path] | None, typer.Option("--warm_start", metavar="RUN", help="Begin with its trials; repeatable.")
@@ -124,14 +131,28 @@ def resume(
     space: Annotated[
         str | None, typer.Option(help="YAML with another space to go on in; trials that lie in it are taken over.")
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STORAGE/NAME",
+            help="Make RUN from the snapshot at this URI first, as launch printed it; RUN is new. No storage can be "
+            "locked: do not let two machines go on with one sweep at the same time.",
+        ),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the cases lie now; their cache is made beside them.")] = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Go on with a sweep that was interrupted, or extend it: more trials, another budget or target."""
+    from tune.snapshot import fetch
     from tune.sweep import resume as resume_sweep
 
     overrides = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
-    ending(resume_sweep(run.resolve(), address=address, overrides=overrides, space=space))
+    run, data = run.resolve(), data and data.resolve()
+    if from_ is not None:
+        fetch(from_, run)
+    ending(resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data))
 
 
 def say(text: str) -> None:

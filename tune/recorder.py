@@ -17,6 +17,7 @@ from tune.journal import Journal
 from tune.progress import LiveTable
 from tune.results import Run, summarise, update_best
 from tune.retention import Retention
+from tune.snapshot import Snapshot
 
 NOT_METRICS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log", "device"}
 
@@ -29,8 +30,8 @@ def local_folder(path: str) -> Any:
 class Recorder(ray_tune.Callback):
     """Called by Ray in the driver."""
 
-    def __init__(self, run: Run, journal: Journal, table: LiveTable, ending: Ending) -> None:
-        self.run, self.journal, self.table, self.ending = run, journal, table, ending
+    def __init__(self, run: Run, journal: Journal, table: LiveTable, ending: Ending, snapshot: Snapshot) -> None:
+        self.run, self.journal, self.table, self.ending, self.snapshot = run, journal, table, ending, snapshot
         self.retention = Retention(run)
         self.logs: dict[int, RunLog] = {}
 
@@ -76,14 +77,22 @@ class Recorder(ray_tune.Callback):
         number, run = trial.config["number"], self.current()
         if number in self.logs:
             self.logs.pop(number).close()
-        try:
-            update_best(run, local_folder)
-            self.retention.tidy(run)
-        except (OSError, InputError) as error:  # a full disk, say: the trial's own checkpoint is safe
-            self.table.say(f"{run.folder}/best and the checkpoints are not up to date: {error}")
+        self.bring_up_to_date(run)
         self.table.ended(run.trial(number), run)
 
+    def bring_up_to_date(self, run: Run) -> None:
+        """RUN/best, the snapshot, the checkpoints: none goes that a snapshot may name which knows less than we do."""
+        try:
+            known = self.snapshot.update()
+            update_best(run, local_folder)
+            if known:
+                self.retention.tidy(run)
+        except (OSError, InputError) as error:  # a full disk, say: the trial's own checkpoint is safe
+            self.table.say(f"{run.folder}/best and the checkpoints are not up to date: {error}")
+
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Refresh the table."""
+        """Refresh the table and the snapshot."""
         if self.table.due():
             self.table.refresh(self.current())
+        if self.snapshot.due():
+            self.bring_up_to_date(self.current())

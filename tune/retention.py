@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from optuna.trial import TrialState
 from pyarrow import fs
@@ -46,26 +46,45 @@ def room(size: float) -> str:
 class Retention:
     """Deletes the checkpoints that no trial needs any more.
 
-    A running or a failed trial keeps the last two that Ray keeps, each of latest.pth and best_model.pth. A finished one
-    keeps its best_model.pth, and so does a stopped one among the best keep_top of all. Other stopped ones keep nothing.
+    A running or a failed trial keeps its last two, each of latest.pth and best_model.pth. A finished one keeps its
+    best_model.pth, and so does a stopped one among the best keep_top of all. Other stopped ones keep nothing.
+
+    On a local storage Ray itself keeps two of each running trial. On a URI it keeps all of them, and those that no
+    snapshot needs are deleted here: call tidy with what the snapshot knows.
     """
 
     def __init__(self, run: Run) -> None:
         self.files, base = fs.FileSystem.from_uri(run.storage)
         self.base, self.keep_top = base.rstrip("/"), run.study.resources.keep_top
         self.attempts: list[str] = run.study.record["attempts"]
+        self.thins = "://" in run.storage
+        self.thinned: dict[int, str] = {}  # a trial's last checkpoint when its older ones were deleted
         self.settled: set[int] = set()  # trials of which nothing is left to delete, whatever comes
+        self.trimmed: set[int] = set()  # of which nothing is, as long as they are among the best
 
     def tidy(self, run: Run) -> None:
         """Bring the disk up to date with the run."""
         top = {trial.number for trial in run.ranking()[: self.keep_top]}
         for trial in run.trials:
-            ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            if not ended or trial.source or trial.checkpoint is None or trial.number in self.settled:
+            if trial.source or trial.checkpoint is None or trial.number in self.settled:
                 continue
-            finished = trial.state == TrialState.COMPLETE
-            if self.trim(trial, keep_best=finished or trial.number in top) and (finished or trial.number not in top):
-                self.settled.add(trial.number)
+            if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+                if self.thins and self.thinned.get(trial.number) != trial.checkpoint:
+                    self.thin(trial.checkpoint)
+                    self.thinned[trial.number] = trial.checkpoint
+                continue
+            finished, among = trial.state == TrialState.COMPLETE, trial.number in top
+            if among and trial.number in self.trimmed:
+                continue
+            if self.trim(trial, keep_best=finished or among):
+                (self.settled if finished or not among else self.trimmed).add(trial.number)
+
+    def thin(self, last: str) -> None:
+        """Of the attempt that a trial's last known checkpoint is of, keep that and one before it; newer ones stay."""
+        home = f"{self.base}/{PurePosixPath(last).parent}"
+        older = [path for path in self.folders_in(home) if path < f"{self.base}/{last}"]
+        for folder in older[: 1 - NUM_TO_KEEP]:
+            self.files.delete_dir(folder)
 
     def trim(self, trial: TrialResult, *, keep_best: bool) -> bool:
         """Delete what a trial that has ended can do without; False where its last checkpoint is not on record yet."""
@@ -85,6 +104,9 @@ class Retention:
     def folders_of(self, trial: TrialResult) -> list[str]:
         """A trial's checkpoint folders in the attempts of this run, oldest first; other runs may share its storage."""
         homes = [f"{self.base}/{attempt}/{trial.number:04d}" for attempt in self.attempts]
-        listings = [self.files.get_file_info(fs.FileSelector(home, allow_not_found=True)) for home in homes]
-        folders = [sorted(info.path for info in each if info.base_name.startswith("checkpoint_")) for each in listings]
-        return [path for each in folders for path in each]
+        return [path for home in homes for path in self.folders_in(home)]
+
+    def folders_in(self, home: str) -> list[str]:
+        """The checkpoint folders in one of them, oldest first."""
+        listing = self.files.get_file_info(fs.FileSelector(home, allow_not_found=True))
+        return sorted(info.path for info in listing if info.base_name.startswith("checkpoint_"))

@@ -30,6 +30,7 @@ from tune.recorder import Recorder, local_folder
 from tune.results import STUDY_FILE, Run, read_run, update_best
 from tune.retention import NUM_TO_KEEP, Retention, check_room
 from tune.searcher import WORKERS, StudySearcher
+from tune.snapshot import Snapshot, check_storage, is_uri, name_of
 from tune.study import StudyConfig
 from tune.study_file import dump, load_study
 from tune.takeover import change_space, warm_start
@@ -58,16 +59,19 @@ def launch(
     """
     if (run / STUDY_FILE).exists():
         raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
+    if storage is not None and is_uri(storage):
+        check_storage(storage, run.name)
     study = with_whole_paths(study)
     data = prepare_data(study.base_config())
     if not data.split.val:
         raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
-    if storage is not None and "://" not in storage:
+    if storage is not None and not is_uri(storage):
         storage = str(Path(storage).resolve())
     with cluster(study, address) as slots, locked(run):
         make_console().print(check_room(study, storage or str(run / "ray"), slots.count()))
         save_split(data.split, run / "split.json")
         record = {"storage": storage, "attempts": [], "cache_dir": str(data.folder), **provenance(data)}
+        record |= {"name": run.name} if is_uri(storage) else {}
         study = study.model_copy(update={"record": record})
         warm_start(Journal(run, study, anew=True), earlier)
         write_study(study, run)
@@ -80,11 +84,13 @@ def resume(
     address: str | None = None,
     overrides: Sequence[str] = (),
     space: str | None = None,
+    data_dir: Path | None = None,
     fit: Fit = fit,
 ) -> Run:
     """Go on with an interrupted sweep, or extend it.
 
     overrides: those of CHANGEABLE, anew. space: a YAML whose space the sweep goes on in, with its budgets.
+    data_dir: where the cases lie now.
     """
     for text in overrides if space is None else ():
         if (key := text.partition("=")[0].strip()) not in CHANGEABLE:
@@ -93,15 +99,17 @@ def resume(
     read_run(run)
     with locked(run):
         study = load_study(run / STUDY_FILE, overrides if space is None else ())
-        cache = Path(study.record["cache_dir"])
-        data = prepare_data(study.base_config(split_file=run / "split.json", cache_dir=cache))
-        if digest_of(data) != study.record["data"]:
-            raise InputError(f"{study.option('data_dir')}: the cases are not those that {run} began with; restore them")
+        if is_uri(study.record.get("storage")):
+            check_storage(study.record["storage"], name_of(Run(run, study, [])), study.record["attempts"])
+        study = with_data(study, run, data_dir)
         if space is not None:
-            study = change_space(read_run(run), space, overrides)
+            study = change_space(read_run(run, study), space, overrides)
         if not read_run(run, study).unfinished:
             make_console().print(f"all {study.study.trials} trials have ended; add some with --trials")
-            return finish(read_run(run, study))
+            if data_dir is not None:
+                write_study(study, run)
+            found = read_run(run, study)
+            return finish(found, Snapshot(found, print))
         with cluster(study, address) as slots:
             write_study(study, run)
             return sweep(Run(run, study, []), slots, fit=fit)
@@ -114,14 +122,16 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = (), fit: 
     journal.enqueue_first(params or (study.space.default_params(),))
     searcher = StudySearcher(journal, run, slots)
     ending = Ending(read_run(run.folder))
+    snapshot = Snapshot(run, lambda text: console.print(text, markup=False, soft_wrap=True))
     if searcher.left and not ending.stop_all():
         alone(run.folder / WORKERS, FENCE_TIMEOUT)
         run = begin_attempt(run)
+        snapshot.begin()
         with LiveTable(console, study.option("epochs"), study.study.trials) as table, ending.listening():
-            run_trials(tuner(run, journal, searcher, table, ending, fit), ending)
+            run_trials(tuner(run, journal, searcher, Recorder(run, journal, table, ending, snapshot), fit), ending)
     try:
         journal.settle()
-        found = finish(read_run(run.folder))
+        found = finish(read_run(run.folder), snapshot)
     except OSError as error:
         ending.trouble = ending.trouble or str(error)
         found = read_run(run.folder)
@@ -129,10 +139,13 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = (), fit: 
     return found
 
 
-def finish(run: Run) -> Run:
-    """Bring RUN/best and the checkpoints up to date."""
+def finish(run: Run, snapshot: Snapshot) -> Run:
+    """Bring RUN/best, the checkpoints and the snapshot up to date."""
+    known = snapshot.update()
     update_best(run, local_folder)
-    Retention(run).tidy(run)
+    if known:
+        Retention(run).tidy(run)
+    snapshot.update()
     return run
 
 
@@ -151,20 +164,17 @@ def run_trials(tuner: ray_tune.Tuner, ending: Ending) -> None:
 
 def begin_attempt(run: Run) -> Run:
     """Note the folder below the run's storage that this launch or resume writes its checkpoints into."""
-    name = f"{run.folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{name_of(run)}-{time.strftime('%Y%m%d-%H%M%S')}"
     record = {**run.study.record, "attempts": [*run.study.record["attempts"], name]}
     study = run.study.model_copy(update={"record": record})
     write_study(study, run.folder)
     return replace(run, study=study)
 
 
-def tuner(
-    run: Run, journal: Journal, searcher: StudySearcher, table: LiveTable, ending: Ending, fit: Fit
-) -> ray_tune.Tuner:
+def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorder, fit: Fit) -> ray_tune.Tuner:
     """The Tuner of one launch or resume. Its storage is its own, so that what a dead driver's workers still write
     cannot mix with it."""
     resources = run.study.resources
-    recorder = Recorder(run, journal, table, ending)
     trainable = ray_tune.with_parameters(train_trial, fit=fit)
     return ray_tune.Tuner(
         ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu}),
@@ -180,12 +190,33 @@ def tuner(
             name=run.study.record["attempts"][-1],
             storage_path=run.storage,
             failure_config=ray_tune.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=NUM_TO_KEEP),
-            callbacks=[recorder, HangWatch(journal, resources.report_timeout, table)],
-            stop=ending,
+            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=None if is_uri(run.storage) else NUM_TO_KEEP),
+            callbacks=[recorder, HangWatch(journal, resources.report_timeout, recorder.table)],
+            stop=recorder.ending,
             verbose=0,
         ),
     )
+
+
+def with_data(study: StudyConfig, run: Path, data_dir: Path | None) -> StudyConfig:
+    """The study of a run whose cases are found and prepared: in data_dir, where one is given, its cache beside it.
+
+    Raises:
+        InputError: where they are not the cases that the run began with.
+    """
+    cache: Path | None = Path(study.record["cache_dir"])
+    if data_dir is not None:
+        train = {name: value for name, value in study.train.items() if name != "cache_dir"}
+        train["data_dir"], cache = str(data_dir), None
+        space = type(study.space)(study.space.parameters, train)
+        study = study.model_copy(update={"train": train, "space": space})
+    cases = Path(study.option("data_dir"))
+    if not cases.is_dir():
+        raise InputError(f"{cases}: no such folder; say where the cases lie now with --data")
+    data = prepare_data(study.base_config(split_file=run / "split.json", cache_dir=cache))
+    if digest_of(data) != study.record["data"]:
+        raise InputError(f"{cases}: the cases are not those that {run} began with; restore them, or give their --data")
+    return study.model_copy(update={"record": {**study.record, "cache_dir": str(data.folder)}})
 
 
 def with_whole_paths(study: StudyConfig) -> StudyConfig:

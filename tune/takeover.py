@@ -18,7 +18,6 @@ from tune.study import StudyConfig
 from tune.study_file import load_study
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Options of the protocol that the hashes of data and split stand for.
 HASHED = {"skip_bad_cases", "split_file", "val_fraction", "test_fraction", "folds", "fold", "seed"}
 
