@@ -29,12 +29,13 @@ def verify(run: Run) -> dict[str, list[Finding]]:
     Trials that were taken over from another run are that run's to verify.
     """
     trials = read_trials(run.folder, run.study.record.get("study", STUDY))
+    log = entries(run)
     own = [trial for trial in trials if "source" not in trial.user_attrs and "outside" not in trial.user_attrs]
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
-        "trials, none lost or doubled": lambda: numbers(run, trials),
+        "trials, none lost or doubled": lambda: numbers(run, trials, log),
         "epochs, none lost or doubled": lambda: (text for trial in own for text in epochs(run, trial)),
         "states and scores, as the reports say": lambda: (text for trial in own for text in state(run, trial)),
-        "decisions, right for what each rung held": lambda: decisions(run, trials),
+        "decisions, right for what each rung held": lambda: decisions(run, trials, log),
         "checkpoints, of the epochs on record": lambda: (text for trial in own for text in saved(run, trial)),
         "RUN/best, the winner at its best epoch": lambda: winner(run),
     }
@@ -55,14 +56,14 @@ def entries(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def numbers(run: Run, trials: list[FrozenTrial]) -> Iterator[Finding]:
+def numbers(run: Run, trials: list[FrozenTrial], log: list[dict[str, Any]]) -> Iterator[Finding]:
     """Numbers without gaps, no more trials than asked for, each told once."""
     if [trial.number for trial in trials] != list(range(len(trials))):
         yield f"the trials have the numbers {[trial.number for trial in trials]}"
     if len(run.own_trials) > run.study.study.trials:
         yield f"{len(run.own_trials)} trials, but study.trials is {run.study.study.trials}"
     told: set[int] = set()
-    for entry in entries(run):
+    for entry in log:
         if entry["op_code"] == SET_STATE and TrialState(entry["state"]) in FINISHED:
             if entry["number"] in told:
                 yield f"trial {entry['number']} was told twice"
@@ -114,10 +115,10 @@ def state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
         yield f"trial {trial.number} is told with {trial.values[0]}, its best score is {best['score']}"
 
 
-def decisions(run: Run, trials: list[FrozenTrial]) -> Iterator[Finding]:
+def decisions(run: Run, trials: list[FrozenTrial], log: list[dict[str, Any]]) -> Iterator[Finding]:
     """The decisions of early stopping, replayed in the order of the journal, for what the rung held at that moment."""
     rungs: dict[int, dict[int, float]] = {rung: {} for rung in run.study.rungs}
-    for entry in entries(run):
+    for entry in log:
         number, given = entry["number"], entry.get("user_attr" if entry["op_code"] == SET_USER_ATTR else "user_attrs")
         for name, record in ((given or {}).get("rungs") or {}).items():
             rung, value = rungs.setdefault(int(name), {}), record["value"]
