@@ -33,6 +33,7 @@ def option(
     unit: str = "",
     guide: str = "",
     fixed: bool = False,
+    memory: Literal["", "more", "other"] = "",
     **checks: Any,
 ) -> Any:
     """A field of TrainConfig.
@@ -40,9 +41,11 @@ def option(
     role: "recipe" may be searched by a sweep; "protocol" defines what scores mean, so a sweep may fix it
     and never search it; "run" says where and how a training runs.
     guide: the section that describes it in the guide of the script this trainer grew from. fixed: a resumed
-    training cannot change it, since it gives the state its shape or the scores their meaning.
+    training cannot change it, since it gives the state its shape or the scores their meaning. memory: does a larger
+    value ask for "more" GPU memory, or another value for an "other" amount?
     """
-    facts: dict[str, Any] = {"group": group, "role": role, "unit": unit, "guide": guide, "fixed": fixed}
+    facts: dict[str, Any] = {"group": group, "role": role, "unit": unit, "guide": guide}
+    facts |= {"fixed": fixed, "memory": memory}
     return Field(default, description=meaning, json_schema_extra=facts, **checks)
 
 
@@ -119,30 +122,34 @@ class TrainConfig(BaseModel):
     )
 
     # Network
-    depth: int = _network(6, "Resolutions of the U-Net.", fixed=True, ge=2, le=8)
+    depth: int = _network(6, "Resolutions of the U-Net.", fixed=True, memory="more", ge=2, le=8)
     base_channels: int = _network(
-        32, "Channels at full resolution; doubled at each resolution.", unit="channels", fixed=True, ge=1
+        32, "Channels at full resolution; doubled at each resolution.", unit="channels", fixed=True, memory="more", ge=1
     )
-    max_channels: int = _network(320, "Limit of that doubling.", unit="channels", fixed=True, ge=1)
-    residual: bool = _network(False, "Residual blocks instead of plain ones.", guide="基础训练", fixed=True)
+    max_channels: int = _network(320, "Limit of that doubling.", unit="channels", fixed=True, memory="more", ge=1)
+    residual: bool = _network(
+        False, "Residual blocks instead of plain ones.", guide="基础训练", fixed=True, memory="more"
+    )
     deep_supervision: bool = _network(
         False,
         "Loss also at the decoder's lower resolutions, weighted 1, 1/2, 1/4, ... over their sum.",
         guide="深度监督优化",
         fixed=True,
+        memory="more",
     )
     dropout: float = _network(0.0, "Probability of dropping a channel in each block.", unit="probability", ge=0, lt=1)
     gradient_checkpointing: bool = _network(
         False,
         "Compute each block again in the backward pass instead of storing it: less memory, a third to a half slower.",
         guide="内存优化",
+        memory="other",
     )
 
     # Patches
     target_shape: Shape3 = _patches(
-        (128, 128, 128), "Size of a patch: depth, height, width.", unit="voxels", guide="GPU内存优化"
+        (128, 128, 128), "Size of a patch: depth, height, width.", unit="voxels", guide="GPU内存优化", memory="more"
     )
-    batch_size: int = _patches(2, "Patches a micro-batch.", unit="patches", guide="GPU内存优化", ge=1)
+    batch_size: int = _patches(2, "Patches a micro-batch.", unit="patches", guide="GPU内存优化", memory="more", ge=1)
     tumour_share: float = _patches(
         1 / 3, "Share of patches centred on tumour, each region its turn.", unit="share", ge=0, le=1
     )
@@ -165,7 +172,9 @@ class TrainConfig(BaseModel):
     tversky_beta: float = _loss(0.7, "Tversky loss: weight of false negatives.", guide="损失函数优化", ge=0)
 
     # Optimizer
-    optimizer: Literal["adam", "adamw", "sgd"] = _optimizer("adam", "Optimizer.", guide="多优化器支持", fixed=True)
+    optimizer: Literal["adam", "adamw", "sgd"] = _optimizer(
+        "adam", "Optimizer.", guide="多优化器支持", fixed=True, memory="other"
+    )
     lr: float = _optimizer(3e-4, "Learning rate that the schedule starts from.", guide="恢复训练", gt=0)
     weight_decay: float = _optimizer(
         1e-5, "Weight decay, on convolution weights only: none on biases and norms.", guide="多优化器支持", ge=0
@@ -177,7 +186,7 @@ class TrainConfig(BaseModel):
         1, "Micro-batches a step (optimizer update).", unit="micro-batches", guide="梯度累积", ge=1
     )
     amp: Literal["off", "fp16", "bf16"] = _optimizer(
-        "off", "Mixed precision on a GPU; --amp alone is fp16.", guide="内存优化"
+        "off", "Mixed precision on a GPU; --amp alone is fp16.", guide="内存优化", memory="other"
     )
 
     # Learning-rate schedule

@@ -31,7 +31,7 @@ TABLE_HEAD = """| option | default | allowed | unit | meaning | on resume | guid
 
 
 def field_facts(field: FieldInfo) -> dict[str, str]:
-    """The group, role, unit and guide of a field as text, and "True" for fixed where it is."""
+    """The facts that option() notes of a field, as text."""
     assert isinstance(field.json_schema_extra, dict)
     return {key: str(value) for key, value in field.json_schema_extra.items()}
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.config import REGIONS
+from tune.sampler import make_sampler
 from tune.study import StudyConfig
 
 JOURNAL = "journal.log"
@@ -235,20 +235,3 @@ class Journal:
         self.study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
         del self._live[number]
         return state
-
-
-def make_sampler(study: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that proposes trial `number`, of which study.at_random lists what it draws at random."""
-    seed = int(np.random.SeedSequence([study.study.seed, number]).generate_state(1)[0])
-    startup = study.searcher.startup_trials
-    samplers = optuna.samplers
-    match study.searcher.type:
-        case "random":
-            return samplers.RandomSampler(seed=seed)
-        case "gp":
-            return samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        case "cmaes":
-            return samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
-        case _:
-            # without group: benchmarks/tpe_group.py
-            return samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)

@@ -1,0 +1,87 @@
+"""What the sampler knows of GPU memory before a trial runs."""
+
+from typing import Any
+
+import optuna
+import pytest
+
+from trainable.config import TrainConfig
+from trainable.options import plain
+from tune.sampler import FittingTPESampler, asks_no_less, make_sampler
+from tune.study import StudyConfig, make_study
+
+DEFAULT = plain(TrainConfig())
+
+
+@pytest.fixture
+def study() -> StudyConfig:
+    """Two options that memory grows with and one that it does not depend on."""
+    space = {
+        "base_channels": {"randint": [8, 64]},
+        "batch_size": {"randint": [1, 8]},
+        "lr": {"loguniform": [1e-5, 0.1]},
+    }
+    return make_study({"space": space, "searcher": {"startup_trials": 4}})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, True),
+        ({"lr": 1.0, "dropout": 0.5}, True),
+        ({"batch_size": 3}, True),
+        ({"batch_size": 1}, False),
+        ({"batch_size": 1, "base_channels": 64}, False),
+        ({"target_shape": [128, 128, 160]}, True),
+        ({"target_shape": [160, 128, 96]}, False),
+        ({"residual": True, "deep_supervision": True}, True),
+        ({"amp": "bf16", "batch_size": 8}, False),
+        ({"gradient_checkpointing": True}, False),
+    ],
+)
+def test_asks_no_less_than_the_default(change: dict[str, Any], expected: bool) -> None:
+    assert asks_no_less(DEFAULT | change, DEFAULT) is expected
+
+
+def test_an_option_without_a_value_is_not_compared() -> None:
+    without = {name: value for name, value in DEFAULT.items() if name != "batch_size"}
+    assert not asks_no_less(DEFAULT, without)
+    assert not asks_no_less(without, DEFAULT)
+    assert asks_no_less(without, without)
+
+
+def proposals(
+    config: StudyConfig, sampler: type[optuna.samplers.TPESampler] | None, trials: int
+) -> list[dict[str, Any]]:
+    """The params of trials of which those above 100 channels times patches run out of memory, and larger is better."""
+    study = optuna.create_study(direction="maximize")
+    for number in range(trials):
+        ours = make_sampler(config, number)
+        assert isinstance(ours, FittingTPESampler)
+        study.sampler = ours if sampler is None else sampler(seed=number, n_startup_trials=4, multivariate=True)
+        trial = study.ask()
+        config.space.suggest(trial)
+        size = trial.params["base_channels"] * trial.params["batch_size"]
+        trial.set_constraint("gpu_memory", float(size > 100))
+        study.tell(trial, 0.0 if size > 100 else size / 100)
+    return [trial.params for trial in study.trials]
+
+
+def repeated(params: list[dict[str, Any]]) -> int:
+    """How many, after the start-up, ask for no less than one before that ran out of memory."""
+    too_large = [each["base_channels"] * each["batch_size"] > 100 for each in params]
+    return sum(
+        any(
+            large and asks_no_less(DEFAULT | each, DEFAULT | than)
+            for large, than in zip(too_large[:number], params[:number], strict=True)
+        )
+        for number, each in enumerate(params)
+        if number >= 4
+    )
+
+
+def test_tpe_proposes_nothing_that_is_known_not_to_fit(study: StudyConfig) -> None:
+    ours, plain_tpe = proposals(study, None, 40), proposals(study, optuna.samplers.TPESampler, 40)
+    assert repeated(ours) == 0
+    assert repeated(plain_tpe) > 0
+    assert proposals(study, None, 40) == ours
