@@ -323,7 +323,7 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path):
         (["check", "brats", "--set", "space.lrr={uniform: [0, 1]}"], r"did you mean lr\?"),
         (["check", "brats", "--set", "space.seed={choice: [0, 1]}"], "never searched"),
         (["check", "brats", "--set", "study.seed=-1"], "study.seed is -1"),
-        (["launch", "demo", "--data", "x", "--out", "x", "--address", "nonsense"], "no such folder"),
+        (["launch", "demo", "--data", "x", "--out", "x"], "no such folder"),
         (["resume", "x", "--trials", "0"], "trials"),
         (["status", "/nowhere"], "no study.yaml there"),
         (["predict", "/nowhere", "/nowhere", "--out", "x"], "no such folder"),
@@ -399,3 +399,11 @@ def worker_of(driver: int) -> int:
         if ancestor == driver and name.startswith("ray::ImplicitFunc"):
             return pid
     raise AssertionError(listing)
+
+
+def test_an_address_where_no_cluster_answers_is_refused(space: Path, phantoms: Path, prepared: Data, tmp_path: Path):
+    words = ["launch", space, "--data", phantoms, "--out", tmp_path / "run", "--address", "127.0.0.1:1"]
+    done = voxtune(*words, "--set", f"train.cache_dir={prepared.folder}")
+    assert done.returncode == 2
+    assert "--address 127.0.0.1:1: no Ray cluster answers there" in done.stderr
+    assert not (tmp_path / "run" / "study.yaml").exists()

@@ -23,7 +23,7 @@ class Ending(ray_tune.Stopper):
     """Ends a sweep cleanly, its trials resumable: at a signal, a spent budget, a reached target, a full disk."""
 
     def __init__(self, run: Run) -> None:
-        self.study, self.folder = run.study, run.folder
+        self.study, self.run = run.study, run
         self.received = 0  # the signal
         self.trouble = ""  # what ends the sweep with exit code 1
         self.started = time.monotonic()
@@ -45,7 +45,7 @@ class Ending(ray_tune.Stopper):
     def failed(self, number: int) -> None:
         """Hear of a trial that failed for good."""
         if self.study.resources.fail_fast:
-            self.trouble = f"fail_fast: trial {number} failed, see {self.folder}/trials/{number:04d}/error.txt"
+            self.trouble = f"fail_fast: trial {number} failed, see {self.run.folder_of(number)}/error.txt"
 
     def stop_all(self) -> bool:
         """Asked by Ray after each step."""
@@ -100,7 +100,7 @@ class Ending(ray_tune.Stopper):
         reason = self.reason()
         another = reason.startswith(("study.gpu_hours", "study.target"))
         more = ", with another --set study.KEY=VALUE" if another else ""
-        return f"stopped by {reason}; go on with: voxtune resume {self.folder}{more}"
+        return f"stopped by {reason}; go on with: voxtune resume {self.run.folder}{more}"
 
     def say(self, console: Console, run: Run) -> None:
         """Say why the sweep ended before its last trial, how to go on; end the process after a signal or trouble."""

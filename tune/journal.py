@@ -15,10 +15,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.config import REGIONS
 from tune.sampler import make_sampler
-from tune.study import StudyConfig
+from tune.study import STUDY, StudyConfig
 
 JOURNAL = "journal.log"
-STUDY = "voxtune"
 STOP, CONTINUE = "STOP", "CONTINUE"
 WORST_SCORE = 0.0  # what an infeasible trial is told with: Dice of nothing right
 
@@ -87,7 +86,7 @@ class Journal:
             print(f"{lock}: removed; a process that was killed left it")
         if path.exists() and (cut := cut_half_line(path)):
             print(f"{path}: cut half a line ({cut} bytes) that a crash left")
-        name, storage = study.record.get("study", STUDY), JournalStorage(WholeLines(path))
+        name, storage = study.name, JournalStorage(WholeLines(path))
         if anew and name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
         self.study = optuna.create_study(

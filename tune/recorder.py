@@ -27,6 +27,17 @@ def local_folder(path: str) -> Any:
     return ray_tune.Checkpoint(path).as_directory()
 
 
+def bring_up_to_date(run: Run, snapshot: Snapshot, retention: Retention) -> None:
+    """Bring the snapshot, RUN/best and the checkpoints up to date with a run.
+
+    No checkpoint is deleted that a snapshot may name which knows less than the journal.
+    """
+    known = snapshot.update()
+    update_best(run, local_folder)
+    if known:
+        retention.tidy(run)
+
+
 class Recorder(ray_tune.Callback):
     """Called by Ray in the driver."""
 
@@ -41,8 +52,8 @@ class Recorder(ray_tune.Callback):
         return Run(self.run.folder, self.run.study, trials)
 
     def folder(self, number: int) -> Path:
-        """RUN/trials/<number>."""
-        folder = self.run.folder / "trials" / f"{number:04d}"
+        """The folder of a trial's files, made where it is not there."""
+        folder = self.run.folder_of(number)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -81,12 +92,9 @@ class Recorder(ray_tune.Callback):
         self.table.ended(run.trial(number), run)
 
     def bring_up_to_date(self, run: Run) -> None:
-        """RUN/best, the snapshot, the checkpoints: none goes that a snapshot may name which knows less than we do."""
+        """What bring_up_to_date does; a sweep goes on where it cannot."""
         try:
-            known = self.snapshot.update()
-            update_best(run, local_folder)
-            if known:
-                self.retention.tidy(run)
+            bring_up_to_date(run, self.snapshot, self.retention)
         except (OSError, InputError) as error:  # a full disk, say: the trial's own checkpoint is safe
             self.table.say(f"{run.folder}/best and the checkpoints are not up to date: {error}")
 

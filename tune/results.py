@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from trainable import checkpoint
 from trainable.config import InputError, TrainConfig
 from trainable.options import fields_of_role, plain
-from tune.journal import STUDY, progress_of, read_trials
+from tune.journal import progress_of, read_trials
 from tune.study import StudyConfig
 from tune.study_file import load_study
 
@@ -121,6 +121,10 @@ class Run:
                 return trial
         raise InputError(f"{self.folder} has no trial {number}; it has {len(self.trials)}, from 0 on")
 
+    def folder_of(self, number: int) -> Path:
+        """The folder of a trial's files."""
+        return self.folder / "trials" / f"{number:04d}"
+
     def recipe(self, trial: TrialResult) -> TrainConfig:
         """The options of a trial, as it was trained, without where it ran."""
         return self.study.train_config(trial.values, seed=trial.seed)
@@ -131,7 +135,7 @@ def read_run(folder: Path, study: StudyConfig | None = None) -> Run:
     if not (folder / STUDY_FILE).exists():
         raise InputError(f"{folder}: no {STUDY_FILE} there; expected the folder that `voxtune launch --out` made")
     study = study or load_study(folder / STUDY_FILE)
-    trials = read_trials(folder, study.record.get("study", STUDY))
+    trials = read_trials(folder, study.name)
     return Run(folder, study, [summarise(trial, study) for trial in trials])
 
 

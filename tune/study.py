@@ -31,6 +31,7 @@ class Section(BaseModel):
 SCORES = ("val_dice_mean", "val_dice_WT", "val_dice_TC", "val_dice_ET")
 COSTS = ("gpu_seconds", "seconds")
 MEDIAN_OF = 3  # trials that a median needs
+STUDY = "voxtune"  # name of the first Optuna study in a run's journal
 
 
 def seconds_of(value: Any) -> Any:
@@ -145,6 +146,11 @@ class StudyConfig(Section):
     record: dict[str, Any] = Field({}, description="What a launch notes of itself: versions, commit, hashes.")
 
     @property
+    def name(self) -> str:
+        """Of the Optuna study in the run's journal; another one follows where the space has changed."""
+        return str(self.record.get("study", STUDY))
+
+    @property
     def rungs(self) -> tuple[int, ...]:
         """The epochs, before the last, at which trials are compared."""
         stopping, epochs = self.early_stopping, self.option("epochs")
@@ -173,6 +179,14 @@ class StudyConfig(Section):
     def option(self, name: str) -> Any:
         """The value of a training option that all trials share."""
         return self.space.constants[name]
+
+    def with_train(self, train: dict[str, Any]) -> StudyConfig:
+        """The study with other options that all trials share, as plain values."""
+        return self.model_copy(update={"train": train, "space": Space(self.space.parameters, train)})
+
+    def with_record(self, **noted: Any) -> StudyConfig:
+        """The study with more on record of its launch."""
+        return self.model_copy(update={"record": {**self.record, **noted}})
 
     def base_config(self, **extra: Any) -> TrainConfig:
         """The default recipe, as far as it lies in the space: trial 0, and what all trials share."""

@@ -26,8 +26,8 @@ from tune.hangs import HangWatch
 from tune.journal import Journal
 from tune.progress import LiveTable, make_console
 from tune.provenance import digest_of, provenance
-from tune.recorder import Recorder, local_folder
-from tune.results import STUDY_FILE, Run, read_run, update_best
+from tune.recorder import Recorder, bring_up_to_date
+from tune.results import STUDY_FILE, Run, read_run
 from tune.retention import NUM_TO_KEEP, Retention, check_room
 from tune.searcher import WORKERS, StudySearcher
 from tune.snapshot import Snapshot, check_storage, is_uri, name_of
@@ -70,9 +70,9 @@ def launch(
     with cluster(study, address) as slots, locked(run):
         make_console().print(check_room(study, storage or str(run / "ray"), slots.count()))
         save_split(data.split, run / "split.json")
-        record = {"storage": storage, "attempts": [], "cache_dir": str(data.folder), **provenance(data)}
-        record |= {"name": run.name} if is_uri(storage) else {}
-        study = study.model_copy(update={"record": record})
+        study = study.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
+        if is_uri(storage):
+            study = study.with_record(name=run.name)
         warm_start(Journal(run, study, anew=True), earlier)
         write_study(study, run)
         return sweep(Run(run, study, []), slots, params, fit)
@@ -104,11 +104,10 @@ def resume(
         study = with_data(study, run, data_dir)
         if space is not None:
             study = change_space(read_run(run, study), space, overrides)
-        if not read_run(run, study).unfinished:
+        found = read_run(run, study)
+        if not found.unfinished:
             make_console().print(f"all {study.study.trials} trials have ended; add some with --trials")
-            if data_dir is not None:
-                write_study(study, run)
-            found = read_run(run, study)
+            write_study(study, run)
             return finish(found, Snapshot(found, print))
         with cluster(study, address) as slots:
             write_study(study, run)
@@ -141,10 +140,7 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = (), fit: 
 
 def finish(run: Run, snapshot: Snapshot) -> Run:
     """Bring RUN/best, the checkpoints and the snapshot up to date."""
-    known = snapshot.update()
-    update_best(run, local_folder)
-    if known:
-        Retention(run).tidy(run)
+    bring_up_to_date(run, snapshot, Retention(run))
     snapshot.update()
     return run
 
@@ -165,8 +161,7 @@ def run_trials(tuner: ray_tune.Tuner, ending: Ending) -> None:
 def begin_attempt(run: Run) -> Run:
     """Note the folder below the run's storage that this launch or resume writes its checkpoints into."""
     name = f"{name_of(run)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    record = {**run.study.record, "attempts": [*run.study.record["attempts"], name]}
-    study = run.study.model_copy(update={"record": record})
+    study = run.study.with_record(attempts=[*run.study.record["attempts"], name])
     write_study(study, run.folder)
     return replace(run, study=study)
 
@@ -208,22 +203,21 @@ def with_data(study: StudyConfig, run: Path, data_dir: Path | None) -> StudyConf
     if data_dir is not None:
         train = {name: value for name, value in study.train.items() if name != "cache_dir"}
         train["data_dir"], cache = str(data_dir), None
-        space = type(study.space)(study.space.parameters, train)
-        study = study.model_copy(update={"train": train, "space": space})
+        study = study.with_train(train)
     cases = Path(study.option("data_dir"))
     if not cases.is_dir():
         raise InputError(f"{cases}: no such folder; say where the cases lie now with --data")
     data = prepare_data(study.base_config(split_file=run / "split.json", cache_dir=cache))
     if digest_of(data) != study.record["data"]:
         raise InputError(f"{cases}: the cases are not those that {run} began with; restore them, or give their --data")
-    return study.model_copy(update={"record": {**study.record, "cache_dir": str(data.folder)}})
+    return study.with_record(cache_dir=str(data.folder))
 
 
 def with_whole_paths(study: StudyConfig) -> StudyConfig:
     """The study with the paths under `train:` made absolute: Ray runs trials in folders of its own."""
     paths = ("data_dir", "cache_dir", "split_file", "pretrained")
     train = {name: str(Path(value).resolve()) if name in paths else value for name, value in study.train.items()}
-    return study.model_copy(update={"train": train})
+    return study.with_train(train)
 
 
 def write_study(study: StudyConfig, run: Path) -> None:

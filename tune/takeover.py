@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, TrialState
 from trainable import checkpoint
 from trainable.config import InputError
 from trainable.options import fields_of_role, plain
-from tune.journal import STUDY, Journal, progress_of, read_trials
+from tune.journal import Journal, progress_of, read_trials
 from tune.results import Run, place_in, read_run
-from tune.study import StudyConfig
+from tune.study import STUDY, StudyConfig
 from tune.study_file import load_study
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -46,19 +46,22 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> StudyConfig:
         raise InputError(f"{file}: {'; '.join(changed)}: scores could not be compared; launch a new sweep with it")
     own = {name: value for name, value in old.train.items() if name not in fields_of_role("recipe")}
     recipe = {name: value for name, value in given.train.items() if name in fields_of_role("recipe")}
-    new = given.model_copy(update={"train": own | recipe, "record": old.record})
-    new = new.model_copy(update={"space": type(new.space)(new.space.parameters, new.train)})
+    new = given.with_train(own | recipe).with_record(**old.record)
     if new.space == old.space:
         print(f"the space is that of {run.folder} already: goes on with the same study")
         return new
-    name = f"{STUDY}-{int(old.record.get('study', '-1').rpartition('-')[2]) + 1}"
-    new = new.model_copy(update={"record": {**old.record, "study": name}})
+    new = new.with_record(study=next_name(old.name))
     offers = offers_of(run, new)
     journal = Journal(run.folder, new, anew=True)
     for offer in offers:
         journal.take_over(offer.trial, offer.params, {} if offer.params else {"outside": offer.reason})
-    print(f"the space has changed: the new study {name} takes over {summary(offers)}")
+    print(f"the space has changed: the new study {new.name} takes over {summary(offers)}")
     return new
+
+
+def next_name(name: str) -> str:
+    """voxtune, voxtune-2, voxtune-3, ..."""
+    return f"{STUDY}-{int(name.removeprefix(STUDY).removeprefix('-') or 1) + 1}"
 
 
 def warm_start(journal: Journal, folders: Sequence[Path]) -> None:
@@ -87,7 +90,7 @@ def warm_start(journal: Journal, folders: Sequence[Path]) -> None:
 def offers_of(run: Run, study: StudyConfig) -> list[Offer]:
     """Each trial of a run, with its params in the space of another study where it lies in it."""
     offers = []
-    for trial in read_trials(run.folder, run.study.record.get("study", STUDY)):
+    for trial in read_trials(run.folder, run.study.name):
         try:
             offers.append(Offer(trial, study.space.params_of(plain(run.recipe(run.trial(trial.number))))))
         except ValueError as error:

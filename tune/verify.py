@@ -15,7 +15,7 @@ from trainable import checkpoint
 from trainable.config import InputError
 from trainable.logs import read_rows
 from tune.early_stopping import cutoff
-from tune.journal import JOURNAL, STOP, STUDY, progress_of, read_trials
+from tune.journal import JOURNAL, STOP, progress_of, read_trials
 from tune.results import Run, place_in
 
 CREATE_TRIAL, SET_STATE, SET_USER_ATTR = 4, 6, 8  # Optuna's journal: what an entry does
@@ -28,7 +28,7 @@ def verify(run: Run) -> dict[str, list[Finding]]:
 
     Trials that were taken over from another run are that run's to verify.
     """
-    trials = read_trials(run.folder, run.study.record.get("study", STUDY))
+    trials = read_trials(run.folder, run.study.name)
     log = entries(run)
     own = [trial for trial in trials if "source" not in trial.user_attrs and "outside" not in trial.user_attrs]
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
@@ -45,7 +45,7 @@ def verify(run: Run) -> dict[str, list[Finding]]:
 def entries(run: Run) -> list[dict[str, Any]]:
     """The entries of the journal that belong to the run's study, with the number of the trial."""
     backend = JournalFileBackend(str(run.folder / JOURNAL))
-    study = optuna.load_study(study_name=run.study.record.get("study", STUDY), storage=JournalStorage(backend))
+    study = optuna.load_study(study_name=run.study.name, storage=JournalStorage(backend))
     names = {trial._trial_id: trial.number for trial in study.get_trials(deepcopy=False)}
     found, created = [], 0
     for entry in backend.read_logs(0):
@@ -75,7 +75,7 @@ def epochs(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
     val_freq, last = run.study.option("val_freq"), run.study.option("epochs")
     reached = progress_of(trial.user_attrs)["epoch"]
     wanted = [epoch for epoch in range(1, reached + 1) if epoch % val_freq == 0 or epoch == last]
-    rows = {int(row["epoch"]): row for row in read_rows(folder_of(run, trial) / "metrics.csv")}
+    rows = {int(row["epoch"]): row for row in read_rows(run.folder_of(trial.number) / "metrics.csv")}
     score = run.study.study.score
     scored = [epoch for epoch in rows if rows[epoch].get(score) and epoch <= reached]
     ended = progress_of(trial.user_attrs)["end_reason"]
@@ -171,8 +171,3 @@ def winner(run: Run) -> Iterator[Finding]:
     found, expected = (loaded["epoch"], loaded["best_score"]), (best.best_epoch, best.score)
     if found != expected:
         yield f"{model} has (epoch, score) {found}, expected {expected}"
-
-
-def folder_of(run: Run, trial: FrozenTrial) -> Path:
-    """RUN/trials/<number>."""
-    return run.folder / "trials" / f"{trial.number:04d}"
