@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from trainable.data import Data, prepare_data
 from trainable.phantom import write_phantoms
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores Ctrl-C
 
 
 @pytest.fixture(scope="session")
