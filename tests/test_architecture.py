@@ -20,7 +20,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-FILES = sorted((ROOT / "trainable").glob("*.py"))
+FILES = sorted((ROOT / "trainable").rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -199,15 +199,15 @@ def test_all_weights_are_taken_from_a_like_network(tmp_path: Path) -> None:
 def test_weights_that_match_are_taken_and_the_others_named(tmp_path: Path) -> None:
     given, own, before = network(1, out_channels=5), network(2), network(2).state_dict()
     state = given.state_dict() | {"extra.weight": torch.zeros(3)}
-    del state["encoder.0.conv1.bias"]
+    del state["encoder.0.norm1.bias"]
     save_checkpoint({"network": state}, tmp_path / "a.pth")
     said = load_pretrained(own, tmp_path / "a.pth")
     for name, tensor in own.state_dict().items():
-        kept = name.startswith("heads.") or name == "encoder.0.conv1.bias"
+        kept = name.startswith("heads.") or name == "encoder.0.norm1.bias"
         assert torch.equal(tensor, before[name] if kept else state[name]), name
     assert "pretrained: 99." in said
     assert "not loaded: extra.weight: not in this network" in said
-    assert f"not loaded: encoder.0.conv1.bias: not in {tmp_path / 'a.pth'}" in said
+    assert f"not loaded: encoder.0.norm1.bias: not in {tmp_path / 'a.pth'}" in said
     assert "not loaded: heads.0.weight: (5, 4, 1, 1, 1) there, (3, 4, 1, 1, 1) here" in said
 
 

@@ -18,10 +18,11 @@ from trainable.config import InputError, TrainConfig
 from trainable.data import Data, prepare_data
 from trainable.inference import autocast
 from trainable.logs import COLOURS
-from trainable.loop import EpochResult, fit, seed_epoch, share_of_step, to_network, train_one_epoch, update
+from trainable.loop import EpochResult, fit, seed_epoch, share_of_step, to_network, train_one_epoch
 from trainable.options import fixed_on_resume, make_config, plain
 from trainable.patches import PatchLoader
 from trainable.phantom import write_phantoms
+from trainable.step import update
 from trainable.training import Training, refuse_changes
 
 TINY = {
@@ -430,8 +431,8 @@ def test_resume_of_a_damaged_latest_goes_on_from_the_newest_whole_one(prepared: 
 
 
 def test_known_answer(tmp_path: Path):
-    """200 steps on six phantoms, seed 0. Mean Dice on two others was 0.800 when this was written, and 0.791 to 0.800
-    after changes of lr by parts in 20,000, which stand for another processor's rounding."""
+    """200 steps on six phantoms, seed 0. Mean Dice on two others was 0.831 when this was written, and 0.818 to
+    0.832 after changes of lr by parts in 20,000, which stand for another processor's rounding."""
     write_phantoms(tmp_path / "data", cases=8, shape=(64, 64, 48), workers=1)
     options = {"target_shape": (32, 32, 32), "epochs": 10, "patches_per_epoch": 40, "val_freq": 10, "lr": 2e-2}
     options |= {"scheduler": "cosine", "augment": False, "dropout": 0.0, "tumour_share": 0.5}
@@ -439,7 +440,7 @@ def test_known_answer(tmp_path: Path):
     config = config_in(tmp_path / "out", **options)
     result = run(config, prepare_data(config, quiet=True))[-1]
     assert result.val
-    assert result.val["dice_mean"] == pytest.approx(0.795, abs=0.03)
+    assert result.val["dice_mean"] == pytest.approx(0.825, abs=0.03)
 
 
 def test_other_options_on_resume_take_effect(prepared: Data, tmp_path: Path):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ import torch
 from trainable import checkpoint, training
 from trainable.config import InputError, TrainConfig
 from trainable.data import Data
-from trainable.loop import EpochResult, fit, update
+from trainable.loop import EpochResult, fit
 from trainable.optimizers import OPTIMIZERS
 from trainable.options import make_config
+from trainable.step import update
 from trainable.training import SkippedSteps, Training, choose_device
 
 TINY = {
@@ -141,20 +143,20 @@ def test_resume_goes_on_from_best_model_where_a_kill_came_before_latest(
     """Each epoch of this training is better than the one before."""
     scores = iter(0.1 * number for number in range(1, 9))
     monkeypatch.setattr("trainable.loop.validate", partial(scored, scores))
-    save = checkpoint.save_checkpoint
+    write, latest = checkpoint.write_aside, iter((1, 2, 3))
 
     class Killed(Exception):
         pass
 
-    def dying(state: dict[str, object], path: Path) -> None:
-        if state["epoch"] == 3 and path.name == checkpoint.LATEST:
+    def dying(path: Path, content: Callable[[BinaryIO], None]) -> None:
+        if path.name == checkpoint.LATEST and next(latest) == 3:
             raise Killed
-        save(state, path)
+        write(path, content)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", dying)
+    monkeypatch.setattr(checkpoint, "write_aside", dying)
     with pytest.raises(Killed):
         fit(tiny(tmp_path), prepared)
-    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoint, "write_aside", write)
     assert checkpoint.load_checkpoint(tmp_path)["epoch"] == 2
     results: list[EpochResult] = []
     fit(tiny(tmp_path, resume=tmp_path), prepared, results.append)

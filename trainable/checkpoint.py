@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shutil
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -15,22 +18,30 @@ from trainable.config import InputError, TrainConfig
 from trainable.options import make_config
 from trainable.unet3d import UNet3D, build_network
 
-FORMAT = 2
+FORMAT = 3
 LATEST, BEST = "latest.pth", "best_model.pth"
 PRETRAINED_SHARE = 0.5  # of the network's weights, at least
 
 
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Write a state of tensors and plain values; a reader sees the old file or the new one, whole.
+def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path) -> None:
+    """Write a state of tensors and plain values, and copies; a reader sees an old file or a new one, whole.
 
     Raises:
         OSError: where it cannot be written (a full disk); what was there before is whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    for copy in copies:
+        with path.open("rb") as source:
+            write_aside(copy, partial(shutil.copyfileobj, source, length=2**24))
+
+
+def write_aside(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file beside its place, then put it there."""
     aside = path.with_name(f".{path.name}.new")
     try:
         with aside.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +82,7 @@ class TrainConfig(BaseModel):
     save_predictions: bool = _run(False, "With test_only: write each prediction as NIfTI.", guide="仅测试")
     lesion_wise: bool = _run(False, "With test_only: also Dice and HD95 by lesion, as BraTS 2023 scores.")
     device: Literal["auto", "cpu", "cuda"] = _run("auto", "Device; auto takes a GPU where there is one.")
+    fast: bool = _run(True, "On a GPU: fused kernels, channels last, steps from a CUDA graph; false: plain PyTorch.")
     deterministic: bool = _run(False, "Only algorithms that repeat bit for bit on a GPU too; slower.")
     num_workers: int = _run(
         2, "Processes that read patches; 0 reads in the training process.", unit="processes", guide="内存优化", ge=0
@@ -228,6 +230,11 @@ class TrainConfig(BaseModel):
     et_threshold: int = _inference(
         0, "Count the ET of a prediction as TC where it has fewer voxels in all; 0 never.", unit="voxels", ge=0
     )
+
+    @property
+    def fused(self) -> bool:
+        """Whether a GPU may use the kernels, which are Triton's; torch for CUDA brings it along on Linux."""
+        return self.fast and find_spec("triton") is not None
 
     @model_validator(mode="before")
     @classmethod

@@ -20,9 +20,9 @@ from trainable.augment import augment, normalise, regions_tensor
 from trainable.cache import CachedCase, open_case
 from trainable.config import InputError, TrainConfig
 from trainable.data import Data
-from trainable.inference import autocast, predict_label
+from trainable.inference import as_network_reads, predict_label
 from trainable.logs import picture
-from trainable.metrics import Labels, Scores, mean_scores, score_case, spacing_of
+from trainable.metrics import Labels, Scores, dice_scores, mean_scores, score_case, spacing_of
 from trainable.patches import Batch, PatchLoader
 from trainable.training import Row, Training
 
@@ -103,7 +103,9 @@ class Sums:
             "patches_per_second": patches / seconds,
             "data_wait_share": wait / seconds,
             "avg_gpu_memory": self.memory / self.batches / 2**20,
-            "max_gpu_memory": torch.cuda.max_memory_allocated(self.device) / 2**20 if cuda else 0.0,
+            "max_gpu_memory": max(torch.cuda.max_memory_allocated(self.device), training.steps.memory) / 2**20
+            if cuda
+            else 0.0,
         }
 
 
@@ -117,23 +119,21 @@ def train_one_epoch(training: Training, loader: PatchLoader) -> dict[str, float]
     seed_epoch(config, training.epoch)
     last = math.ceil(loader.patches / config.batch_size) - 1
     sums, cases, patches = Sums(device), list[str](), 0
+    lr = training.schedule.lr  # once: the GPU is waited for
     wait, started = 0.0, time.perf_counter()
     asked = started
     for index, batch in enumerate(loader.epoch(training.epoch)):
         wait += time.perf_counter() - asked
         cases += loader.cases(batch)
         x, y = to_network(batch, config, device, training.epoch, patches)
-        with autocast(config, device):
-            heads = training.network(x)
-        loss = training.loss(heads, y)
-        training.scaler.scale(loss.total * share_of_step(index, len(x), loader.patches, config)).backward()
-        sums.add_batch(torch.stack([part.detach() for part in loss]), len(x))
+        losses = training.steps.micro_batch(x, y, share_of_step(index, len(x), loader.patches, config))
+        sums.add_batch(losses, len(x))
         patches += len(x)
         if (index + 1) % config.accumulation_steps == 0 or index == last:
-            norm = update(training)
+            norm = training.steps.update()
             sums.add_step(norm)
             place = f"epoch {training.epoch + 1}, batch {index + 1} ({', '.join(cases)})"
-            training.skipped.add(norm, f"{place} at lr {training.schedule.lr:.2e}")
+            training.skipped.add(norm, f"{place} at lr {lr:.2e}")
             cases.clear()
             if training.skipped.too_many:
                 break
@@ -160,26 +160,9 @@ def to_network(
     """A batch as read -> normalised, augmented image (N, 4, D, H, W) and target (N, 3, D, H, W) on the device."""
     image, label, mean, std = (batch[name].to(device, non_blocking=True) for name in ("image", "label", "mean", "std"))
     x, y = normalise(image, mean, std), regions_tensor(label)
-    return augment(x, y, config, epoch, first) if config.augment else (x, y)
-
-
-def update(training: Training) -> Tensor:
-    """One step: unscale, clip, update, zero. Returns the norm of the gradient before clipping.
-
-    A step whose norm is not finite is skipped: it changes neither weights nor the optimizer's state.
-    """
-    parameters = list(training.network.parameters())
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    gradients[0].mul_(torch.where(norm.isfinite(), 1.0, math.nan))  # a norm may overflow where no element does
-    norm = norm / training.scaler.scale(torch.ones_like(norm))
-    training.scaler.unscale_(training.optimizer)
-    if training.config.gradient_clipping:
-        torch.nn.utils.clip_grads_with_norm_(parameters, training.config.gradient_clipping, norm)
-    training.scaler.step(training.optimizer)
-    training.scaler.update(None if training.scaled else 1.0)
-    training.optimizer.zero_grad(set_to_none=True)
-    return norm
+    if config.augment:
+        x, y = augment(x, y, config, epoch, first)
+    return as_network_reads(x, config), y
 
 
 def validate(
@@ -195,12 +178,17 @@ def validate(
 
     full: all scores of score_case, not Dice alone. on_case: called with each case and its prediction, uint8 (D, H, W).
     """
-    scores = {}
+    scores, device = {}, next(network.parameters()).device
     for name in names:
         case = open_case(folder, name)
         prediction = predict_label(network, case.image, case.mean, case.std, config)
-        around = math.prod(case.full_shape) - case.label.size
-        scores[name] = score_case(prediction, case.label, spacing=spacing_of(case.affine), full=full, around=around)
+        if full:
+            around = math.prod(case.full_shape) - case.label.size
+            scores[name] = score_case(prediction, case.label, spacing=spacing_of(case.affine), around=around)
+        else:
+            scores[name] = dice_scores(
+                *(torch.from_numpy(np.array(each)).to(device) for each in (prediction, case.label))
+            )
         on_case(case, prediction)
     return scores
 

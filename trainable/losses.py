@@ -7,7 +7,7 @@ scalar of float32 (float64 for float64 logits). C are the regions, which overlap
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,49 @@ SMOOTH = 1e-5  # keeps an empty region's ratio defined: 0 over 0 counts as a ful
 VOXELS = (2, 3, 4)
 
 
+def region_sums(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 0.0,
+    weights: tuple[float, float] = (1.0, 1.0),
+    fused: bool = False,
+) -> Tensor:
+    """All that the losses need of the voxels, (4, N, C): sums of probability, target, their product, cross-entropy.
+
+    The cross-entropy of a voxel counts times (1 - p_t)^gamma and times its weight, that of tumour or of the rest.
+    fused: in one kernel, on a GPU; this is its reference.
+    """
+    if fused and logits.is_cuda:
+        from trainable.kernels.region_sums import RegionSums
+
+        sums: Tensor = RegionSums.apply(logits, target, gamma, *weights)
+        return sums
+    x = wide(logits)
+    t = target.to(x.dtype)
+    prob, entropy = x.sigmoid(), F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    if gamma:  # 1 - p_t through log-sigmoid: its gradient stays finite where p_t rounds to 1
+        entropy = entropy * F.logsigmoid(x * (1 - 2 * t)).mul(gamma).exp()
+    if weights != (1.0, 1.0):
+        entropy = entropy * (weights[0] * t + weights[1] * (1 - t))
+    return torch.stack([each.sum(VOXELS) for each in (prob, t, prob * t, entropy)])
+
+
 def wide(logits: Tensor) -> Tensor:
     """float32, or float64 where it is that already: sums over a patch overflow float16."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def overlap_loss(sums: Tensor, *, alpha: float, beta: float, batch: bool) -> Tensor:
+    """Tversky's loss of region_sums."""
+    prob, target, hit = (sums[:3].sum(1) if batch else sums[:3]).unbind(0)
+    ratio = (hit + SMOOTH) / (hit + alpha * (prob - hit) + beta * (target - hit) + SMOOTH)
+    return (1 - ratio).mean()
+
+
+def entropy_loss(sums: Tensor, logits: Tensor) -> Tensor:
+    """The mean cross-entropy of region_sums of these logits."""
+    return sums[3].sum() / logits.numel()
 
 
 def dice_loss(logits: Tensor, target: Tensor, *, batch: bool = True) -> Tensor:
@@ -35,38 +75,34 @@ def tversky_loss(logits: Tensor, target: Tensor, *, alpha: float, beta: float, b
     batch: the batch counts as one volume ("batch Dice"), so that a patch without tumour does no harm; else each sample
     counts on its own, and the mean is over samples and regions.
     """
-    voxels = (0, *VOXELS) if batch else VOXELS
-    prob, target = wide(logits).sigmoid(), target.to(wide(logits).dtype)
-    hit = (prob * target).sum(voxels)
-    false_positive = prob.sum(voxels) - hit
-    false_negative = target.sum(voxels) - hit
-    ratio = (hit + SMOOTH) / (hit + alpha * false_positive + beta * false_negative + SMOOTH)
-    return (1 - ratio).mean()
+    return overlap_loss(region_sums(logits, target), alpha=alpha, beta=beta, batch=batch)
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy, the mean over voxels and regions. In nats, >= 0."""
-    return F.binary_cross_entropy_with_logits(wide(logits), target.to(wide(logits).dtype))
+    return entropy_loss(region_sums(logits, target), logits)
 
 
 def focal_loss(logits: Tensor, target: Tensor, *, gamma: float, alpha: float) -> Tensor:
     """Cross-entropy times (1 - p_t)^gamma and alpha or 1 - alpha, the mean (Lin et al. 2017). In nats, >= 0."""
-    logits = wide(logits)
-    target = target.to(logits.dtype)
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    # 1 - p_t through log-sigmoid: its gradient stays finite where p_t rounds to 1
-    miss = F.logsigmoid(logits * (1 - 2 * target)).mul(gamma).exp()
-    balance = alpha * target + (1 - alpha) * (1 - target)
-    return (balance * miss * entropy).mean()
+    return entropy_loss(region_sums(logits, target, gamma=gamma, weights=(alpha, 1 - alpha)), logits)
 
 
-BASE_LOSSES: dict[str, Callable[[TrainConfig], Callable[[Tensor, Tensor], Tensor]]] = {
-    "bce": lambda config: bce_loss,
-    "focal": lambda config: lambda x, y: focal_loss(x, y, gamma=config.focal_gamma, alpha=config.focal_alpha),
-    "tversky": lambda config: (
-        lambda x, y: tversky_loss(x, y, alpha=config.tversky_alpha, beta=config.tversky_beta, batch=config.batch_dice)
+# By name, of region_sums of some logits with voxel_terms.
+BASE_LOSSES: dict[str, Callable[[Tensor, Tensor, TrainConfig], Tensor]] = {
+    "bce": lambda sums, logits, config: entropy_loss(sums, logits),
+    "focal": lambda sums, logits, config: entropy_loss(sums, logits),
+    "tversky": lambda sums, logits, config: overlap_loss(
+        sums, alpha=config.tversky_alpha, beta=config.tversky_beta, batch=config.batch_dice
     ),
 }
+
+
+def voxel_terms(config: TrainConfig) -> dict[str, Any]:
+    """How region_sums weighs the cross-entropy of a voxel."""
+    if config.base_loss != "focal":
+        return {}
+    return {"gamma": config.focal_gamma, "weights": (config.focal_alpha, 1 - config.focal_alpha)}
 
 
 class Loss(NamedTuple):
@@ -89,15 +125,16 @@ def make_loss(config: TrainConfig) -> Callable[[Sequence[Tensor], Tensor], Loss]
     The target (N, 3, D, H, W) is downsampled to each head by nearest neighbour. The weighted mean over the heads keeps
     the scale of a single head.
     """
-    base_loss = BASE_LOSSES[config.base_loss](config)
+    base_loss, terms = BASE_LOSSES[config.base_loss], voxel_terms(config)
     base_weight, dice_weight = config.loss_weights
 
     def loss(heads: Sequence[Tensor], target: Tensor) -> Loss:
         base = dice = wide(heads[0]).new_zeros(())
         for logits, weight in zip(heads, head_weights(len(heads)), strict=True):
             goal = target if logits.shape == target.shape else F.interpolate(target, logits.shape[2:], mode="nearest")
-            base = base + weight * base_loss(logits, goal)
-            dice = dice + weight * dice_loss(logits, goal, batch=config.batch_dice)
+            sums = region_sums(logits, goal, **terms, fused=config.fused)
+            base = base + weight * base_loss(sums, logits, config)
+            dice = dice + weight * overlap_loss(sums, alpha=0.5, beta=0.5, batch=config.batch_dice)
         return Loss(base_weight * base + dice_weight * dice, base, dice)
 
     return loss

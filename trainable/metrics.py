@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from torch import Tensor
 
 from trainable.config import REGIONS
 
@@ -26,17 +28,13 @@ def regions_of(label: NDArray[np.integer]) -> Bools:
     return np.stack([np.isin(label, LABELS_OF[region]) for region in REGIONS])
 
 
-def label_of(regions: Bools) -> Labels:
-    """(3, D, H, W) of WT, TC, ET -> (D, H, W) of labels 0, 1, 2, 4.
+def label_of(regions: Tensor) -> Tensor:
+    """bool (3, D, H, W) of WT, TC, ET -> uint8 (D, H, W) of labels 0, 1, 2, 4, on its device.
 
     The regions are nested by definition: a voxel of ET is also TC and WT, one of TC also WT, whatever the network said.
     """
     wt, tc, et = regions
-    label = np.zeros(wt.shape, np.uint8)
-    label[wt] = 2
-    label[tc] = 1
-    label[et] = 4
-    return label
+    return torch.where(et, 4, torch.where(tc, 1, 2 * wt.int())).to(torch.uint8)
 
 
 def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -49,6 +47,19 @@ def dice(prediction: Bools, truth: Bools) -> float:
     """2 |A and B| / (|A| + |B|) in [0, 1]; 1 where both are empty, 0 where one is."""
     total = int(prediction.sum()) + int(truth.sum())
     return 2 * int((prediction & truth).sum()) / total if total else 1.0
+
+
+def dice_scores(prediction: Tensor, truth: Tensor) -> Scores:
+    """dice_WT, dice_TC, dice_ET and dice_mean of two uint8 label maps (D, H, W), computed on their device."""
+    counts = []
+    for labels in LABELS_OF.values():
+        wanted = torch.tensor(labels, dtype=torch.uint8, device=truth.device)
+        a, b = torch.isin(prediction, wanted), torch.isin(truth, wanted)
+        counts.append(torch.stack([(a & b).sum(), a.sum() + b.sum()]))
+    found = [2 * hit / total if total else 1.0 for hit, total in torch.stack(counts).tolist()]
+    return {
+        f"dice_{name}": score for name, score in zip((*REGIONS, "mean"), [*found, float(np.mean(found))], strict=True)
+    }
 
 
 def sensitivity(prediction: Bools, truth: Bools) -> float:
@@ -87,20 +98,16 @@ def score_case(
     truth: NDArray[np.integer],
     *,
     spacing: Sequence[float] = (1, 1, 1),
-    full: bool = False,
     around: int = 0,
 ) -> Scores:
-    """Scores of one case from its two label maps (D, H, W): dice_WT, dice_TC, dice_ET and dice_mean.
-
-    full: also hd95_* in mm, sensitivity_* and specificity_*; the last counts `around` voxels outside the arrays.
+    """All scores of one case from its two label maps (D, H, W): those of dice_scores, hd95_* in mm, sensitivity_* and
+    specificity_*, which counts `around` voxels outside the arrays.
     """
+    scores = dice_scores(torch.from_numpy(prediction.astype(np.uint8)), torch.from_numpy(truth.astype(np.uint8)))
     pairs = list(zip(REGIONS, regions_of(prediction), regions_of(truth), strict=True))
-    scores = {f"dice_{region}": dice(a, b) for region, a, b in pairs}
-    scores["dice_mean"] = float(np.mean(list(scores.values())))
-    if full:
-        scores |= {f"hd95_{region}": hd95(a, b, spacing) for region, a, b in pairs}
-        scores |= {f"sensitivity_{region}": sensitivity(a, b) for region, a, b in pairs}
-        scores |= {f"specificity_{region}": specificity(a, b, around) for region, a, b in pairs}
+    scores |= {f"hd95_{region}": hd95(a, b, spacing) for region, a, b in pairs}
+    scores |= {f"sensitivity_{region}": sensitivity(a, b) for region, a, b in pairs}
+    scores |= {f"specificity_{region}": specificity(a, b, around) for region, a, b in pairs}
     return scores
 
 

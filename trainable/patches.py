@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,30 +87,30 @@ def cut(array: NDArray[Any], start: Shape3, shape: Shape3) -> NDArray[Any]:
     return patch
 
 
-class EpochSampler(Sampler[Key]):
-    """The keys of one epoch; `epoch` is set before each. Workers that persist get it with each key."""
+class BatchSampler(Sampler[list[Key]]):
+    """The keys of each batch of one epoch after the other, from `epoch` on; no batch is of two epochs."""
 
-    def __init__(self, patches: int) -> None:
-        self.patches, self.epoch = patches, 0
+    def __init__(self, patches: int, batch_size: int, epochs: int) -> None:
+        self.patches, self.batch_size, self.epochs, self.epoch = patches, batch_size, epochs, 0
 
-    def __iter__(self) -> Iterator[Key]:
-        return ((self.epoch, index) for index in range(self.patches))
-
-    def __len__(self) -> int:
-        return self.patches
+    def __iter__(self) -> Iterator[list[Key]]:
+        for epoch in range(self.epoch, max(self.epochs, self.epoch + 1)):
+            for first in range(0, self.patches, self.batch_size):
+                yield [(epoch, index) for index in range(first, min(first + self.batch_size, self.patches))]
 
 
 class PatchLoader:
-    """Micro-batches of an epoch, read ahead by worker processes."""
+    """Micro-batches of an epoch, read ahead by worker processes, across the end of an epoch too."""
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool) -> None:
         dataset = PatchDataset(folder, names, config)
         self.names, self.patches = dataset.names, config.patches_per_epoch or len(names)
-        self._sampler = EpochSampler(self.patches)
+        self._sampler = BatchSampler(self.patches, config.batch_size, config.epochs)
+        self._batches: Iterator[Batch] = iter(())
+        self._next: int | None = None  # the epoch that they begin with
         self._loader = DataLoader(
             dataset,
-            batch_size=config.batch_size,
-            sampler=self._sampler,
+            batch_sampler=self._sampler,
             num_workers=config.num_workers,
             persistent_workers=config.num_workers > 0,
             pin_memory=pin_memory,
@@ -117,8 +119,12 @@ class PatchLoader:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch: image (N, 4, D, H, W), label (N, D, H, W), mean and std (N, 4), case (N,)."""
-        self._sampler.epoch = epoch
-        return iter(self._loader)
+        if self._next != epoch:
+            self._sampler.epoch = epoch
+            self._batches = iter(self._loader)
+        self._next = None  # until all batches of this epoch were taken
+        yield from islice(self._batches, math.ceil(self.patches / self._sampler.batch_size))
+        self._next = epoch + 1
 
     def cases(self, batch: Batch) -> list[str]:
         """The names of the cases that a batch is of."""

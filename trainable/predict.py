@@ -39,7 +39,7 @@ def predict_cases(
         save_label(label, loaded.affine, out / f"{case.name}.nii.gz")
         if loaded.label is not None:
             spacing = spacing_of(loaded.affine)
-            scores[case.name] = score_case(label, loaded.label, spacing=spacing, full=True)
+            scores[case.name] = score_case(label, loaded.label, spacing=spacing)
         if pictures:
             Image.fromarray(picture(loaded.image, loaded.label, label)).save(out / f"{case.name}.png")
     return scores

@@ -22,12 +22,13 @@ from trainable.losses import make_loss
 from trainable.metrics import Scores
 from trainable.optimizers import Schedule, make_optimizer
 from trainable.options import fixed_on_resume, plain
+from trainable.step import Steps
 from trainable.unet3d import UNet3D, build_network
 
 Row = dict[str, float | int | str]
 
 # Of the optimizer's groups: as the config and the device of the day have them, not the checkpoint.
-ASKED = ("weight_decay", "momentum", "nesterov", "fused")
+ASKED = ("weight_decay", "momentum", "nesterov", "fused", "capturable")
 
 
 def choose_device(config: TrainConfig) -> torch.device:
@@ -82,12 +83,17 @@ class Training:
         self.device = choose_device(config)
         torch.manual_seed(config.seed)
         self.network: UNet3D = build_network(config).to(self.device)
+        # Are steps replayed from CUDA graphs? A block that is computed again draws its dropout again, which none may.
+        self.graphed = config.fast and self.device.type == "cuda" and not config.gradient_checkpointing
+        if config.fast and self.device.type == "cuda":
+            self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, config)
         self.schedule = Schedule(self.optimizer, config)
         # Enabled whatever the precision, since it skips a step whose gradient is not finite; only fp16 needs the scale.
         self.scaled = config.amp == "fp16" and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**16 if self.scaled else 1.0)
         self.loss = make_loss(config)
+        self.steps = Steps(self)
         self.epoch = self.step = 0  # done; a skipped step is not
         self.best_score, self.best_epoch = 0.0, 0
         self.validations_without_gain = 0
@@ -119,7 +125,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.optimizer_state(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaled else {},
             "best_score": self.best_score,
@@ -133,6 +139,12 @@ class Training:
             "versions": {name: str(module.__version__) for name, module in (("torch", torch), ("numpy", np))}
             | {"python": platform.python_version()},
         }
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """That of the optimizer, with plain numbers in its groups also where a CUDA graph reads them from the GPU."""
+        state = self.optimizer.state_dict()
+        groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
 
     def load_state(self, state: dict[str, Any], data: Data) -> None:
         """Go on from a checkpoint's state, with the options of this config where they may change."""
@@ -160,11 +172,9 @@ class Training:
 
     def save(self, data: Data, row: Row, folder: Path, *, better: bool) -> None:
         """Write the checkpoints of an epoch; latest.pth comes last, so that what it says of the others is true."""
-        state = self.state(data, row)
         names = [checkpoint.BEST] * better
         names += [f"epoch_{self.epoch:04d}.pth"] * (self.epoch % self.config.save_freq == 0)
-        for name in [*names, checkpoint.LATEST]:
-            checkpoint.save_checkpoint(state, folder / name)
+        checkpoint.save_checkpoint(self.state(data, row), *(folder / name for name in [*names, checkpoint.LATEST]))
 
     def keep_best(self, source: Path, folder: Path) -> None:
         """Take along the best model so far, from the folder of the checkpoint that was loaded.

@@ -9,6 +9,8 @@ import io
 import platform
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -57,7 +59,7 @@ def train_trial(spec: TrialSpec, fit: Fit = fit) -> None:
     """
     attend(Path(spec["held"]))
     clean_process()
-    torch.set_num_threads(spec["threads"])
+    in_one_thread(lambda: torch.set_num_threads(spec["threads"]))
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
     assert recipe.cache_dir is not None
     assert recipe.split_file is not None
@@ -73,7 +75,7 @@ def train_trial(spec: TrialSpec, fit: Fit = fit) -> None:
                 if row["end_reason"]:
                     return
                 recipe = recipe.model_copy(update={"resume": restored})
-            fit(recipe, data, lambda result: report(result, recipe, text))
+            in_one_thread(lambda: fit(recipe, data, lambda result: report(result, recipe, text)))
         except torch.cuda.OutOfMemoryError as error:
             print(f"out of GPU memory: {str(error).splitlines()[0]}")
             trouble = {"end_reason": "oom"}  # the exception holds the tensors: free them outside of it
@@ -84,6 +86,20 @@ def train_trial(spec: TrialSpec, fit: Fit = fit) -> None:
         if trouble:
             free_memory()
             ray_tune.report({"epoch": 0, **trouble, "log": take(text)})
+
+
+def in_one_thread(work: Callable[[], Any]) -> Any:
+    """Do some work in the thread that trains in this process, whichever trial's thread asks.
+
+    Ray gives each trial a thread of its own, but cudnn's choice of kernels, which takes seconds, is kept by thread.
+    """
+    return trainer().submit(work).result()
+
+
+@lru_cache(1)
+def trainer() -> ThreadPoolExecutor:
+    """The thread that trains in this process."""
+    return ThreadPoolExecutor(1, "trainer")
 
 
 def free_memory() -> int:

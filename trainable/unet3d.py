@@ -8,29 +8,67 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainable.config import MODALITIES, REGIONS, TrainConfig
 
+SLOPE = 0.01  # of leaky ReLU
 MOST_HEADS = 4  # below an eighth of the resolution a target holds too little of a tumour
+
+
+def norm_act(x: Tensor, norm: nn.InstanceNorm3d, skip: Tensor | None = None, *, fused: bool = False) -> Tensor:
+    """leaky_relu(norm(x) [+ skip]), (N, C, D, H, W) -> the same. fused: in one kernel, on a GPU."""
+    if fused and x.is_cuda:
+        from trainable.kernels.norm_act import NormAct
+
+        z: Tensor = NormAct.apply(x, norm.weight, norm.bias, skip, norm.eps, SLOPE)
+        return z
+    y = norm(x)
+    return F.leaky_relu(y if skip is None else y + skip, SLOPE, inplace=True)
+
+
+def join(x: Tensor, skip: Tensor, *, fused: bool = False) -> Tensor:
+    """(N, A, D, H, W) and (N, B, D, H, W) -> (N, A + B, D, H, W). fused: in one kernel, on a GPU."""
+    if fused and x.is_cuda:
+        from trainable.kernels.join import Join
+
+        y: Tensor = Join.apply(x, skip)
+        return y
+    return torch.cat([x, skip], dim=1)
+
+
+def head(x: Tensor, conv: nn.Module, *, fused: bool = False) -> Tensor:
+    """The 1x1x1 convolution (N, C, D, H, W) -> (N, 3, D, H, W). fused: in one kernel, on a GPU."""
+    if fused and x.is_cuda:
+        from trainable.kernels.head import Head
+
+        y: Tensor = Head.apply(x, conv.weight, conv.bias)
+        return y
+    z: Tensor = conv(x)
+    return z
 
 
 class ConvBlock(nn.Module):
     """Two 3x3x3 convolutions, each with instance norm and leaky ReLU; the first one may stride.
 
-    (N, in_channels, D, H, W) -> (N, out_channels, D/stride, H/stride, W/stride).
+    (N, in_channels, D, H, W) -> (N, out_channels, D/stride, H/stride, W/stride). The convolutions have no bias, since
+    the norm takes every constant away.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, residual: bool, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, residual: bool, dropout: float, fused: bool = False
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.fused = fused
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
-        self.act = nn.LeakyReLU(0.01, inplace=True)
         self.dropout = nn.Dropout3d(dropout)
         self.skip: nn.Module | None = None
         if residual:
@@ -38,9 +76,9 @@ class ConvBlock(nn.Module):
             self.skip = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.dropout(self.act(self.norm1(self.conv1(x))))
-        y = self.norm2(self.conv2(y))
-        return self.act(y if self.skip is None else y + self.skip(x))
+        y = self.dropout(norm_act(self.conv1(x), self.norm1, fused=self.fused))
+        skip = None if self.skip is None else self.skip(x)
+        return norm_act(self.conv2(y), self.norm2, skip, fused=self.fused)
 
 
 class UNet3D(nn.Module):
@@ -52,6 +90,7 @@ class UNet3D(nn.Module):
         residual: residual instead of plain blocks.
         deep_supervision: in training, return logits of up to four resolutions.
         dropout: probability of dropping a channel, in every block.
+        fused: on a GPU, norm and activation in one kernel.
         gradient_checkpointing: in training, keep only each block's input and compute the rest again for the gradient
             (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The result is the same.
     """
@@ -65,23 +104,26 @@ class UNet3D(nn.Module):
         residual: bool = False,
         deep_supervision: bool = False,
         dropout: float = 0.0,
+        fused: bool = False,
         gradient_checkpointing: bool = False,
         in_channels: int = len(MODALITIES),
         out_channels: int = len(REGIONS),
     ) -> None:
         super().__init__()
         channels = [min(base_channels * 2**level, max_channels) for level in range(depth)]
+        options: dict[str, Any] = {"residual": residual, "dropout": dropout, "fused": fused}
+        self.fused = fused
         self.stride = 2 ** (depth - 1)
         self.gradient_checkpointing = gradient_checkpointing
         self.encoder = nn.ModuleList(
-            ConvBlock(before, after, stride=1 if level == 0 else 2, residual=residual, dropout=dropout)
+            ConvBlock(before, after, stride=1 if level == 0 else 2, **options)
             for level, (before, after) in enumerate(zip([in_channels, *channels], channels, strict=False))
         )
         levels = range(depth - 1)  # of the decoder, from full resolution down
-        self.up = nn.ModuleList(nn.ConvTranspose3d(channels[i + 1], channels[i], 2, stride=2) for i in levels)
-        self.decoder = nn.ModuleList(
-            ConvBlock(2 * channels[i], channels[i], stride=1, residual=residual, dropout=dropout) for i in levels
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(channels[i + 1], channels[i], 2, stride=2, bias=False) for i in levels
         )
+        self.decoder = nn.ModuleList(ConvBlock(2 * channels[i], channels[i], stride=1, **options) for i in levels)
         heads = min(MOST_HEADS, depth - 1) if deep_supervision else 1
         self.heads = nn.ModuleList(nn.Conv3d(channels[i], out_channels, 1) for i in range(heads))
         self.apply(_initialise)
@@ -102,12 +144,12 @@ class UNet3D(nn.Module):
         for level in reversed(range(len(self.decoder))):
             x = self._run(partial(self._decode, level), x, skips[level])
             if level == 0 or (self.training and level < len(self.heads)):
-                logits.insert(0, self.heads[level](x))
+                logits.insert(0, head(x, self.heads[level], fused=self.fused))
         return logits
 
     def _decode(self, level: int, x: Tensor, skip: Tensor) -> Tensor:
         """One level of the decoder: (N, C', D/2, H/2, W/2) and its skip (N, C, D, H, W) -> (N, C, D, H, W)."""
-        y: Tensor = self.decoder[level](torch.cat([self.up[level](x), skip], dim=1))
+        y: Tensor = self.decoder[level](join(self.up[level](x), skip, fused=self.fused))
         return y
 
     def _run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -121,9 +163,9 @@ class UNet3D(nn.Module):
 def _initialise(module: nn.Module) -> None:
     """Kaiming's normal weights for leaky ReLU (He et al. 2015), zero biases."""
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-        nn.init.kaiming_normal_(module.weight, a=0.01)
-        assert module.bias is not None
-        nn.init.zeros_(module.bias)
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def parameters_of(config: TrainConfig) -> int:
@@ -141,5 +183,6 @@ def build_network(config: TrainConfig) -> UNet3D:
         residual=config.residual,
         deep_supervision=config.deep_supervision,
         dropout=config.dropout,
+        fused=config.fused,
         gradient_checkpointing=config.gradient_checkpointing,
     )

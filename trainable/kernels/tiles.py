@@ -1,0 +1,23 @@
+"""How tensors are cut into the tiles of programs."""
+
+import torch
+import triton
+from torch import Tensor
+
+TILE = 4096  # elements that a program holds at once
+PROGRAMS = 528  # of a reduction: four for each multiprocessor
+
+
+def tiling(voxels: int, channels: int, samples: int) -> tuple[int, int, int, int]:
+    """Voxels and channels of a tile, chunks of voxels that a reduction is cut into, voxels of a chunk."""
+    block_c = triton.next_power_of_2(channels)
+    block_s = max(1, TILE // block_c)
+    blocks = triton.cdiv(voxels, block_s)
+    chunk = triton.cdiv(blocks, max(1, min(blocks, PROGRAMS // samples))) * block_s
+    return block_s, block_c, triton.cdiv(voxels, chunk), chunk
+
+
+def empty_like(x: Tensor, channels: int) -> Tensor:
+    """(N, channels, D, H, W), channels last, for an x of (N, C, D, H, W)."""
+    shape = x.shape[0], channels, *x.shape[2:]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
