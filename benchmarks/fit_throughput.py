@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -111,7 +112,9 @@ def main() -> None:
         with algorithms(config):
             bare = 1000 * BATCH / measure(lambda: our_step(SIZE, BATCH))[0]
             peer = 1000 * BATCH / measure(lambda: on_patches(monai_step(torch.float16), SIZE, BATCH))[0]
+        print(f"bare steps: voxtune {bare:.1f}, MONAI {peer:.1f} patches/s", file=sys.stderr, flush=True)
         found = ours(config, data)
+        print(f"fit(): {found}", file=sys.stderr, flush=True)
         table = Table("", "patches/s", "of its bare step", box=None, header_style="bold")
         table.add_row("voxtune, bare step", f"{bare:.1f}", "")
         for name in ("training", "all"):

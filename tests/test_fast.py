@@ -130,29 +130,28 @@ def test_loss_is_finite_at_extreme_logits(base_loss: Any) -> None:
         assert bool(logits.grad.isfinite().all())
 
 
+def gradients(dtype: torch.dtype, *, fast: bool, residual: bool) -> dict[str, Tensor]:
+    """The logits and the gradients of a network after one batch."""
+    config = TrainConfig(depth=4, target_shape=(32, 32, 32), deep_supervision=True, residual=residual, fast=fast)
+    torch.manual_seed(0)
+    network = build_network(config).to("cuda", dtype).train()
+    x, target = drawn((2, 4, 32, 32, 32), torch.float32, 5) - 3, drawn((2, 3, 32, 32, 32), torch.float32, 6) > 3.5
+    heads = network(x.to(dtype))
+    make_loss(config)(heads, target.to(dtype)).total.backward()
+    named = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return named | {f"head {level}": logits.detach() for level, logits in enumerate(heads)}
+
+
 @pytest.mark.parametrize("residual", [False, True])
-def test_network_and_its_gradients_equal_the_plain_ones(residual: bool) -> None:
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        found: list[dict[str, Any]] = []
-        for fast in (True, False):
-            config = TrainConfig(
-                depth=4, target_shape=(32, 32, 32), deep_supervision=True, residual=residual, fast=fast
-            )
-            torch.manual_seed(0)
-            network = build_network(config).cuda().train()
-            if fast:
-                network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-            x = drawn((2, 4, 32, 32, 32), torch.float32, 5) - 3
-            target = (drawn((2, 3, 32, 32, 32), torch.float32, 6) > 3.5).float()
-            heads = network(x)
-            make_loss(config)(heads, target).total.backward()
-            named = {f"head {level}": logits for level, logits in enumerate(heads)}
-            found.append(named | {name: p.grad for name, p in network.named_parameters()})
-        errors = {name: error(ours, found[1][name].double()) for name, ours in found[0].items()}
-        assert max(errors.values()) < 1e-3, errors
-    finally:
-        torch.backends.cudnn.allow_tf32 = True
+def test_network_and_its_gradients_are_as_near_to_float64_as_the_plain_ones(
+    residual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    exact = gradients(torch.float64, fast=False, residual=residual)
+    fast, plain = (gradients(torch.float32, fast=fast, residual=residual) for fast in (True, False))
+    ours, theirs = ({name: error(each[name], exact[name]) for name in exact} for each in (fast, plain))
+    # float32 itself is off by some 0.2 % in the first layers
+    assert max(ours.values()) < 2 * max(theirs.values()), (ours, theirs)
 
 
 def trained(

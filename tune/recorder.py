@@ -15,7 +15,7 @@ from trainable.logs import RunLog
 from tune.ending import Ending
 from tune.journal import Journal
 from tune.progress import LiveTable
-from tune.results import Run, summarise, update_best
+from tune.results import Run, TrialResult, summarise, update_best
 from tune.retention import Retention
 from tune.snapshot import Snapshot
 
@@ -45,10 +45,16 @@ class Recorder(ray_tune.Callback):
         self.run, self.journal, self.table, self.ending, self.snapshot = run, journal, table, ending, snapshot
         self.retention = Retention(run)
         self.logs: dict[int, RunLog] = {}
+        self.ended: dict[int, TrialResult] = {}  # trials that change no more
 
     def current(self) -> Run:
         """The run as it is now."""
-        trials = [summarise(trial, self.run.study) for trial in self.journal.trials()]
+        trials = []
+        for trial in self.journal.trials():
+            result = self.ended.get(trial.number) or summarise(trial, self.run.study)
+            if trial.state.is_finished():
+                self.ended[trial.number] = result
+            trials.append(result)
         return Run(self.run.folder, self.run.study, trials)
 
     def folder(self, number: int) -> Path:
