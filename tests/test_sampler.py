@@ -4,6 +4,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.search_space import IntersectionSearchSpace
 
 from trainable.config import TrainConfig
 from trainable.options import plain
@@ -54,9 +55,9 @@ def proposals(
     config: StudyConfig, sampler: type[optuna.samplers.TPESampler] | None, trials: int
 ) -> list[dict[str, Any]]:
     """The params of trials of which those above 100 channels times patches run out of memory, and larger is better."""
-    study = optuna.create_study(direction="maximize")
+    study, common = optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
     for number in range(trials):
-        ours = make_sampler(config, number)
+        ours = make_sampler(config, number, common)
         assert isinstance(ours, FittingTPESampler)
         study.sampler = ours if sampler is None else sampler(seed=number, n_startup_trials=4, multivariate=True)
         trial = study.ask()

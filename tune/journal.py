@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
@@ -95,6 +96,7 @@ class Journal:
             directions=["maximize", "minimize"] if study.study.cost else ["maximize"],
             load_if_exists=True,
         )
+        self.common = IntersectionSearchSpace(include_pruned=True)
         self._live: dict[int, Trial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,7 +141,7 @@ class Journal:
         The sampler is seeded from the study's seed and the trial's number, so that a proposal depends on what is known
         and not on when the sweep was interrupted.
         """
-        self.study.sampler = make_sampler(self.study_config, len(self.trials()))
+        self.study.sampler = make_sampler(self.study_config, len(self.trials()), self.common)
         return self._propose(self.study.ask())
 
     def reattach(self) -> list[tuple[int, dict[str, Any]]]:
@@ -148,7 +150,7 @@ class Journal:
         for frozen in self.trials():
             if frozen.state != TrialState.RUNNING:
                 continue
-            self.study.sampler = make_sampler(self.study_config, frozen.number)
+            self.study.sampler = make_sampler(self.study_config, frozen.number, self.common)
             number, values = self._propose(Trial(self.study, frozen._trial_id))
             if self.stopped(number) or self.progress(number)["end_reason"] or "hung" in frozen.user_attrs:
                 self.tell(number)

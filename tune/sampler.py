@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial
 
 from trainable.config import TrainConfig
@@ -17,8 +18,11 @@ DRAWS = 100  # at most so many before a proposal stands that is known not to fit
 OF_MEMORY = {name: fact for name, field in TrainConfig.model_fields.items() if (fact := field_facts(field)["memory"])}
 
 
-def make_sampler(study: StudyConfig, number: int) -> optuna.samplers.BaseSampler:
-    """The sampler that proposes trial `number`, of which study.at_random lists what it draws at random."""
+def make_sampler(study: StudyConfig, number: int, common: IntersectionSearchSpace) -> optuna.samplers.BaseSampler:
+    """The sampler that proposes trial `number`, of which study.at_random lists what it draws at random.
+
+    common: what all trials have in common, kept from one sampler to the next, since each trial adds little to it.
+    """
     seed = int(np.random.SeedSequence([study.study.seed, number]).generate_state(1)[0])
     startup = study.searcher.startup_trials
     samplers = optuna.samplers
@@ -30,7 +34,7 @@ def make_sampler(study: StudyConfig, number: int) -> optuna.samplers.BaseSampler
         case "cmaes":
             return samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
         case _:
-            return FittingTPESampler(study, seed=seed, n_startup_trials=startup)
+            return FittingTPESampler(study, common, seed=seed, n_startup_trials=startup)
 
 
 class FittingTPESampler(optuna.samplers.TPESampler):
@@ -41,10 +45,17 @@ class FittingTPESampler(optuna.samplers.TPESampler):
     trial that ran out of memory runs out of it too.
     """
 
-    def __init__(self, study: StudyConfig, *, seed: int, n_startup_trials: int) -> None:
+    def __init__(
+        self, study: StudyConfig, common: IntersectionSearchSpace, *, seed: int, n_startup_trials: int
+    ) -> None:
         # without group: benchmarks/tpe_group.py
         super().__init__(seed=seed, n_startup_trials=n_startup_trials, multivariate=True)
-        self.space = study.space
+        self.space, self.common = study.space, common
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """As TPESampler's; of all trials once, then of the new ones."""
+        found = self.common.calculate(study)
+        return {name: distribution for name, distribution in found.items() if not distribution.single()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
