@@ -14,12 +14,23 @@ from trainable.kernels.tiles import tiling
 
 
 @triton.jit
-def _moments(n, sums, pivot, c, inside, voxels, channels, eps):
-    """Mean and 1/deviation of each channel, of the sums over (x - pivot) and its square."""
+def _channel(x, sums, weight, bias, n, c, inside, voxels, channels, eps):
+    """Of each channel of a sample: mean, 1/deviation, weight, bias. x: where the sample begins."""
+    pivot = tl.load(x + c, mask=inside, other=0.0).to(tl.float32)
     first = tl.load(sums + (n * 2) * channels + c, mask=inside, other=0.0) / voxels
     second = tl.load(sums + (n * 2 + 1) * channels + c, mask=inside, other=0.0) / voxels
     variance = tl.maximum(second - first * first, 0.0)
-    return pivot + first, 1.0 / tl.sqrt(variance + eps)
+    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    return pivot + first, 1.0 / tl.sqrt(variance + eps), w, b
+
+
+@triton.jit
+def _store_sums(partial, one, two, n, k, c, inside, channels):
+    """Both sums of each channel over chunk k."""
+    partial += (n * tl.num_programs(1) + k) * 2 * channels
+    tl.store(partial + c, tl.sum(one, 0), mask=inside)
+    tl.store(partial + channels + c, tl.sum(two, 0), mask=inside)
 
 
 @triton.jit
@@ -39,9 +50,7 @@ def _norm_sums(x, partial, voxels, channels, chunk, BLOCK_S: tl.constexpr, BLOCK
         value = tl.where(mask, value - pivot[None, :], 0.0)
         one += value
         two += value * value
-    partial += (n * tl.num_programs(1) + k) * 2 * channels
-    tl.store(partial + c, tl.sum(one, 0), mask=inside)
-    tl.store(partial + channels + c, tl.sum(two, 0), mask=inside)
+    _store_sums(partial, one, two, n, k, c, inside, channels)
 
 
 @triton.jit
@@ -65,10 +74,9 @@ def _norm_apply(
     c = tl.arange(0, BLOCK_C)
     inside = c < channels
     base = n * voxels * channels
-    pivot = tl.load(x + base + c, mask=inside, other=0.0).to(tl.float32)
-    mean, scale = _moments(n, sums, pivot, c, inside, voxels, channels, eps)
-    scale *= tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32) - mean * scale
+    mean, scale, w, b = _channel(x + base, sums, weight, bias, n, c, inside, voxels, channels, eps)
+    scale *= w
+    shift = b - mean * scale
     place = base + s[:, None] * channels + c[None, :]
     mask = (s < voxels)[:, None] & inside[None, :]
     z = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * scale[None, :] + shift[None, :]
@@ -112,10 +120,7 @@ def _norm_grad_sums(
     c = tl.arange(0, BLOCK_C)
     inside = c < channels
     base = n * voxels * channels
-    pivot = tl.load(x + base + c, mask=inside, other=0.0).to(tl.float32)
-    mean, scale = _moments(n, sums, pivot, c, inside, voxels, channels, eps)
-    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    mean, scale, w, b = _channel(x + base, sums, weight, bias, n, c, inside, voxels, channels, eps)
     one = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     two = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     for start in range(k * chunk, min((k + 1) * chunk, voxels), BLOCK_S):
@@ -125,9 +130,7 @@ def _norm_grad_sums(
         hat, dz = _gradient_of_z(x, y, grad, place, mask, mean, scale, w, b, slope, SKIP)
         one += dz
         two += dz * hat
-    partial += (n * tl.num_programs(1) + k) * 2 * channels
-    tl.store(partial + c, tl.sum(one, 0), mask=inside)
-    tl.store(partial + channels + c, tl.sum(two, 0), mask=inside)
+    _store_sums(partial, one, two, n, k, c, inside, channels)
 
 
 @triton.jit
@@ -154,10 +157,7 @@ def _norm_grad_apply(
     c = tl.arange(0, BLOCK_C)
     inside = c < channels
     base = n * voxels * channels
-    pivot = tl.load(x + base + c, mask=inside, other=0.0).to(tl.float32)
-    mean, scale = _moments(n, sums, pivot, c, inside, voxels, channels, eps)
-    w = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    mean, scale, w, b = _channel(x + base, sums, weight, bias, n, c, inside, voxels, channels, eps)
     one = tl.load(grad_sums + (n * 2) * channels + c, mask=inside, other=0.0) / voxels
     two = tl.load(grad_sums + (n * 2 + 1) * channels + c, mask=inside, other=0.0) / voxels
     mask = (s < voxels)[:, None] & inside[None, :]
