@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from faults import small_study
 from optuna.trial import TrialState
+from rich.console import Console
 
 from trainable.logs import read_rows
+from tune.ending import Ending
 from tune.journal import read_trials
-from tune.results import read_run
+from tune.results import Run, read_run
 from tune.study_file import dump
 from tune.verify import verify
 
@@ -170,3 +172,21 @@ def test_a_full_disk_ends_a_sweep_with_the_cause_and_it_goes_on_after_room_is_ma
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     assert [list(trial.intermediate_values) for trial in trials] == [list(range(1, 61))] * 3
     assert nothing_lost(run)
+
+
+def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
+    """As Ray's processes may send one when they end; its own handler would then end the driver with exit code 1."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ending = Ending(Run(tmp_path, small_study(prepared, phantoms), []))
+    try:
+        with ending.listening():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert ending.stop_all()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit) as caught:
+            ending.say(Console(), Run(tmp_path, ending.study, []))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert caught.value.code == 143

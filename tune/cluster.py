@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +55,10 @@ def start_ray(address: str | None) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:  # "local": also where RAY_ADDRESS is set
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own would end this process with exit code 1
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:

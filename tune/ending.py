@@ -68,31 +68,36 @@ class Ending(ray_tune.Stopper):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C and SIGTERM; a second one is not waited for, and the first one not for long.
+        """Take Ctrl-C and SIGTERM, and wait for a clean end, but not for long; a second Ctrl-C waits for nothing.
 
         The journal is whole at every moment, so an end that waits for nothing loses no more than a kill does: Ray may
-        be dead already (a signal to the whole process group), or a trial may not answer.
+        be dead already (a signal to the whole process group), or a trial may not answer. A second SIGTERM is ignored:
+        Ray's processes, as they end, may send one.
         """
         over = threading.Event()
 
         def note(number: int, _: Any) -> None:
-            self.received = number
-            for each in before:
-                signal.signal(each, before[each])
-            threading.Thread(target=leave, daemon=True).start()
+            if not self.received:
+                self.received = number
+                threading.Thread(target=wait_and_leave, daemon=True).start()
+            elif number == signal.SIGINT:
+                leave()
+
+        def wait_and_leave() -> None:
+            if not over.wait(PATIENCE):
+                leave()
 
         def leave() -> None:
-            if not over.wait(PATIENCE):
-                print(self.words(), flush=True)
-                sys.stderr.flush()
-                os._exit(128 + self.received)  # Ray's processes end with this one
+            print(self.words(), flush=True)
+            sys.stderr.flush()
+            os._exit(128 + self.received)  # Ray's processes end with this one
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             over.set()
-            for each, handler in before.items():
+            for each, handler in before.items() if not self.received else ():
                 signal.signal(each, handler)
 
     def words(self) -> str:
