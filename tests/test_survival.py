@@ -190,3 +190,12 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert caught.value.code == 143
+
+
+def test_the_last_report_of_a_trial_is_counted_once(tmp_path: Path, prepared, phantoms):
+    """Ray repeats it when the trial is done."""
+    ending = Ending(Run(tmp_path, small_study(prepared, phantoms, resources={"gpu": 2}), []))
+    last = {"time_this_iter_s": 3.0, "end_reason": "epochs", "best_score": 0.5}
+    for result in ({**last, "end_reason": ""}, last, {**last, "done": True}):
+        assert ending("trial", result) is False
+    assert ending.gpu_seconds == 12

@@ -35,7 +35,9 @@ class Ending(ray_tune.Stopper):
         return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Called by Ray with each report; no single trial is ended here."""
+        """Called by Ray with each report, and with the last again when a trial is done; no trial is ended here."""
+        if result.get("done"):
+            return False
         self.trouble = self.trouble or result.get("disk_full", "")
         self.gpu_seconds += result["time_this_iter_s"] * self.study.resources.gpu
         if result["end_reason"] in ("epochs", "patience"):

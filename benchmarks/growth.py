@@ -1,0 +1,109 @@
+"""What the driver of a sweep needs as its trials grow in number: time to open a run, to propose, to tell, to list.
+
+    python benchmarks/growth.py [--trials 10 100 1000 10000]
+
+The journal of a run is filled with ended trials of the brats space, nine epochs each with a score, a third complete;
+then the driver's own functions are timed on it, medians of five. TPE looks at all ended trials for each proposal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState, create_trial
+from rich.table import Table
+
+from trainable.config import REGIONS
+from tune.journal import JOURNAL, Journal
+from tune.progress import make_console
+from tune.results import read_run
+from tune.study import StudyConfig
+from tune.study_file import dump, load_study
+
+EPOCHS = 9
+
+
+def fill(journal: Journal, study: StudyConfig, trials: int) -> None:
+    """Add ended trials, as the driver would have left them."""
+    samples = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
+    rng = np.random.default_rng(0)
+    made = []
+    for number in range(trials):
+        asked = samples.ask()
+        study.space.suggest(asked)
+        complete = number % 3 == 0
+        scores = np.sort(rng.uniform(0.2, 0.9, EPOCHS if complete else 1 + number % 5)).tolist()
+        best = {"epoch": len(scores), "score": scores[-1], "dice": dict.fromkeys(REGIONS, scores[-1])}
+        progress = {"epoch": len(scores), "seconds": 60.0, "end_reason": "epochs" if complete else "", "best": best}
+        rungs = {"1": {"value": scores[0], "decision": "CONTINUE" if complete else "STOP"}}
+        made.append(
+            create_trial(
+                state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+                value=scores[-1],
+                params=asked.params,
+                distributions=asked.distributions,
+                user_attrs={"progress": {**progress, "checkpoint": None, "device": "GPU"}, "rungs": rungs},
+                intermediate_values=dict(enumerate(scores, 1)),
+            )
+        )
+    journal.study.add_trials(made)
+
+
+def median(work: Callable[[], Any], times: int = 5) -> float:
+    """Milliseconds."""
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return 1000 * statistics.median(taken)
+
+
+def measure(folder: Path, study: StudyConfig, trials: int) -> list[str]:
+    """A row of the table."""
+    folder.mkdir()
+    (folder / "study.yaml").write_text(dump(study))
+    journal = Journal(folder, study)
+    fill(journal, study, trials)
+    journal.ask()  # reads what was added
+    numbers: list[int] = []
+    propose = median(lambda: numbers.append(journal.ask()[0]))
+    row = {"epoch": 1, "best_score": 0.5, "best_epoch": 1, "end_reason": "epochs", "time_this_iter_s": 1.0}
+    row |= {f"val_dice_{name}": 0.5 for name in ("mean", *REGIONS)}
+    record = median(lambda: journal.record(numbers[-1], {**row, "epoch": len(numbers) + int(time.time())}))
+    tell = median(lambda: journal.record(numbers[-1], row) or journal.tell(numbers.pop()))
+    opened = median(lambda: read_run(folder), 3)
+    run = read_run(folder)
+    rank = median(run.ranking)
+    size = (folder / JOURNAL).stat().st_size / 2**20
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    times = (propose, record, tell, opened, rank)
+    return [str(trials), *(f"{value:.1f}" for value in times), f"{size:.1f}", f"{memory:.0f}"]
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000, 10000])
+    asked = parser.parse_args()
+    study = load_study("brats", ["study.trials=100000"])
+    columns = "trials", "propose, ms", "record a report", "tell", "open a run", "rank it", "journal, MiB"
+    table = Table(*columns, "driver's peak, MiB", box=None, header_style="bold")
+    with tempfile.TemporaryDirectory() as scratch:
+        for trials in asked.trials:
+            table.add_row(*measure(Path(scratch) / str(trials), study, trials))
+    print(__doc__)
+    make_console().print(table)
+
+
+if __name__ == "__main__":
+    main()
