@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from trainable.cases import Case, CaseError, load_case
@@ -198,7 +199,7 @@ def _fingerprint(case: Case) -> list[list[Any]]:
 
 def _checksums(home: Path) -> dict[str, dict[str, int]]:
     contents = {file: (home / file).read_bytes() for file in ARRAYS}
-    return {file: {"size": len(content), "crc32": zlib.crc32(content)} for file, content in contents.items()}
+    return {file: {"size": len(content), "crc32": isal_zlib.crc32(content)} for file, content in contents.items()}
 
 
 def _ready(folder: Path, case: Case) -> bool:

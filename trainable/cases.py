@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import struct
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
@@ -28,7 +27,14 @@ ENDINGS = (".nii.gz", ".nii")
 PARTS = ("train", "val", "test")
 LAYOUT = "DATA/CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz (BraTS2021) or DATA/CASE/CASE-{t2f,t1n,t1c,t2w,seg}.nii.gz"
 NIFTI_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
-FILE_ERRORS = (OSError, EOFError, ValueError, OverflowError, zlib.error, struct.error)
+FILE_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    isal_zlib.IsalError,
+    struct.error,
+)
 
 
 class CaseError(InputError):
@@ -150,7 +156,8 @@ def load_case(case: Case) -> LoadedCase:
     the first, with NaN or inf, all zero, or with labels outside the convention.
     """
     first, voxels = _read(case, case.images[0])
-    image = np.empty((len(case.images), *first.shape), np.int16)
+    # in the order of the files, x fastest, so that nothing but the crop is turned
+    image = np.empty((len(case.images), *first.shape[::-1]), np.int16).transpose(0, 3, 2, 1)
     for channel, path in enumerate(case.images):
         if channel > 0:
             volume, voxels = _read(case, path)
@@ -169,7 +176,7 @@ def _read(case: Case, path: Path) -> tuple[Any, NDArray[Any]]:
         content = path.read_bytes()
         # Unpacked to its end: nibabel stops at the last voxel and so misses a cut or damaged tail.
         if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+            content = igzip.decompress(content)
         kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
         volume = kind.from_bytes(content)
         voxels = np.asanyarray(volume.dataobj)
@@ -212,7 +219,8 @@ def _to_int16(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
 
 def _to_label(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[np.uint8]:
     """Labels 0, 1, 2, 4 from those of the case's own convention."""
-    values = np.unique(voxels)
+    counted = voxels.dtype.kind == "u" and voxels.dtype.itemsize <= 2  # ten times as fast where it can be
+    values = np.flatnonzero(np.bincount(voxels.ravel(order="K"))) if counted else np.unique(voxels)
     whole = np.isfinite(values) & (np.rint(values) == values)
     if not whole.all():
         odd = [float(value) for value in values[~whole]][:4]
