@@ -27,14 +27,7 @@ ENDINGS = (".nii.gz", ".nii")
 PARTS = ("train", "val", "test")
 LAYOUT = "DATA/CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz (BraTS2021) or DATA/CASE/CASE-{t2f,t1n,t1c,t2w,seg}.nii.gz"
 NIFTI_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
-FILE_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    isal_zlib.IsalError,
-    struct.error,
-)
+FILE_ERRORS = (OSError, EOFError, ValueError, OverflowError, isal_zlib.IsalError, struct.error)
 
 
 class CaseError(InputError):
@@ -180,7 +173,7 @@ def _read(case: Case, path: Path) -> tuple[Any, NDArray[Any]]:
         kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
         volume = kind.from_bytes(content)
         voxels = np.asanyarray(volume.dataobj)
-    except (*NIFTI_ERRORS, *FILE_ERRORS) as error:
+    except (*NIFTI_ERRORS, *FILE_ERRORS) as error:  # type: ignore[misc]  # isal's stub takes its class for an object
         raise CaseError(
             f"{case.name}: {path.name} cannot be read, truncated or damaged ({str(error) or type(error).__name__}); "
             f"expected a whole NIfTI file; copy or download it again to {path}"
