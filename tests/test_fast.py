@@ -71,9 +71,10 @@ def trained(
     [
         {"optimizer": "adamw", "amp": "bf16", "gradient_clipping": 1.0},
         {"optimizer": "sgd", "amp": "fp16", "accumulation_steps": 3},
+        {"optimizer": "adamw", "patches_per_epoch": 5, "accumulation_steps": 3},
         {"optimizer": "adam", "scheduler": "plateau", "plateau_patience": 0, "val_freq": 1},
     ],
-    ids=["adamw, bf16, clipped", "sgd, fp16, accumulated", "adam, float32, plateau"],
+    ids=["adamw, bf16, clipped", "sgd, fp16, accumulated", "less than a step an epoch", "adam, float32, plateau"],
 )
 def test_a_training_from_cuda_graphs_equals_one_without_bit_for_bit(
     prepared: Data, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -101,3 +102,12 @@ def test_a_gpu_trains_fast_unless_told_otherwise(fast: bool) -> None:
     weight = training.network.encoder[1].conv1.weight  # type: ignore[union-attr]
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) is fast
     assert (training.graphed, training.network.fused, config.fused) == (fast, fast, fast)
+
+
+def test_a_training_goes_on_fast_from_a_plain_checkpoint_and_plain_from_a_fast_one(prepared: Data, tmp_path: Path):
+    for name, fast in (("plain", False), ("fast", True)):
+        trained(tmp_path / name, prepared, fast=fast, optimizer="adamw")
+        _, result = trained(
+            tmp_path / name, prepared, fast=not fast, optimizer="adamw", epochs=4, resume=tmp_path / name
+        )
+        assert result.epoch == 4

@@ -187,6 +187,7 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
         with pytest.raises(SystemExit) as caught:
             ending.say(Console(), Run(tmp_path, ending.study, []))
     finally:
+        ending.over.set()
         for number, handler in before.items():
             signal.signal(number, handler)
     assert caught.value.code == 143

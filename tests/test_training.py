@@ -181,6 +181,20 @@ def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_
     assert checkpoint.load_last_good(tmp_path)[1]["best_score"] == 0.15
 
 
+def test_moments_are_loaded_in_the_layout_of_their_parameters(prepared: Data, tmp_path: Path) -> None:
+    """Fused updates on a GPU take no other, and a fast training's lie channels last."""
+    fit(tiny(tmp_path, epochs=1), prepared)
+    state = checkpoint.load_checkpoint(tmp_path)
+    later = Training(tiny(tmp_path))
+    later.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    later.load_state(state, prepared)
+    moments = [later.optimizer.state[parameter]["exp_avg"] for parameter in later.network.parameters()]
+    assert [each.stride() for each in moments] == [each.stride() for each in later.network.parameters()]
+    saved = [each["exp_avg"] for each in state["optimizer"]["state"].values()]
+    kept = [later.optimizer.state[p]["exp_avg"] for group in later.optimizer.param_groups for p in group["params"]]
+    assert all(torch.equal(one, other) for one, other in zip(kept, saved, strict=True))
+
+
 def test_random_state_of_a_cpu_training_opens_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise AssertionError("a CUDA context was opened")

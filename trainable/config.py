@@ -7,6 +7,8 @@ errors are all derived from the fields below, see options.py.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -185,7 +187,7 @@ class TrainConfig(BaseModel):
     nesterov: bool = _optimizer(True, "SGD: Nesterov's momentum.", guide="多优化器支持")
     gradient_clipping: float = _optimizer(0.0, "Largest norm of the gradient; 0 does not clip.", guide="梯度裁剪", ge=0)
     accumulation_steps: int = _optimizer(
-        1, "Micro-batches a step (optimizer update).", unit="micro-batches", guide="梯度累积", ge=1
+        1, "Micro-batches a step (optimizer update).", unit="micro-batches", guide="梯度累积", memory="more", ge=1
     )
     amp: Literal["off", "fp16", "bf16"] = _optimizer(
         "off", "Mixed precision on a GPU; --amp alone is fp16.", guide="内存优化", memory="other"
@@ -233,8 +235,11 @@ class TrainConfig(BaseModel):
 
     @property
     def fused(self) -> bool:
-        """Whether a GPU may use the kernels, which are Triton's; torch for CUDA brings it along on Linux."""
-        return self.fast and find_spec("triton") is not None
+        """Whether a GPU may use the kernels: Triton is there, which torch for CUDA brings along on Linux, and a C
+        compiler, which Triton needs.
+        """
+        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+        return self.fast and find_spec("triton") is not None and compiler is not None
 
     @model_validator(mode="before")
     @classmethod

@@ -90,7 +90,7 @@ class Sums:
     def stats(self, training: Training, *, patches: int, seconds: float, wait: float) -> dict[str, float]:
         """The statistics of the epoch, under the names of metrics.csv: seconds, MiB, shares of 1."""
         total, base, dice, finite, norms, steps = self.values.tolist()
-        cuda = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) + training.steps.pool if self.device.type == "cuda" else 0
         return {
             "avg_total_loss": total / finite if finite else math.nan,
             "avg_base_loss": base / finite if finite else math.nan,
@@ -103,9 +103,7 @@ class Sums:
             "patches_per_second": patches / seconds,
             "data_wait_share": wait / seconds,
             "avg_gpu_memory": self.memory / self.batches / 2**20,
-            "max_gpu_memory": max(torch.cuda.max_memory_allocated(self.device), training.steps.memory) / 2**20
-            if cuda
-            else 0.0,
+            "max_gpu_memory": peak / 2**20,
         }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from trainable.inference import autocast
 if TYPE_CHECKING:
     from trainable.training import Training
 
-WARM_UP = 3  # micro-batches of a shape before it is captured: cudnn has then chosen its kernels
+WARM_UP = 3  # micro-batches before a step is captured: cudnn has then chosen its kernels
 
 
 def micro_batch(training: Training, x: Tensor, y: Tensor, share: float) -> Tensor:
@@ -52,27 +51,29 @@ def update(training: Training) -> Tensor:
 class Steps:
     """micro_batch and update of a training, where it is `graphed` from CUDA graphs as soon as both have run.
 
-    A graph is what the GPU did once, launched as one: small patches are otherwise bound by the launches. It holds for
-    one shape and share; the steps of others, such as the last one of an epoch, run as they are written.
+    A graph is what the GPU did once, launched as one: small patches are otherwise bound by the launches. Steps of the
+    full number of patches are replayed; others, such as the last one of an epoch, run as they are written.
     """
 
     def __init__(self, training: Training) -> None:
         self.training = training
-        self.seen: Counter[tuple[Any, ...]] = Counter()
-        self.key: tuple[Any, ...] | None = None  # the shape and share that are captured
+        self.full = 0  # micro-batches of full steps that ran as they are written
+        self.last: tuple[torch.cuda.CUDAGraph, Tensor] | None = None  # the captured update
         self.replayed = 0  # micro-batches of the step under way
-        self.memory = 0  # bytes that a captured step has allocated at most
+        self.pool = 0  # bytes that a captured step takes while it runs, and that nothing else can have meanwhile
 
     def micro_batch(self, x: Tensor, y: Tensor, share: float) -> Tensor:
         """As the function."""
-        key = (x.shape, x.dtype, share)
-        first = all(parameter.grad is None for parameter in self.training.network.parameters())
-        if self.key is None and self.training.graphed and first and self.seen[key] >= WARM_UP:
+        training, config = self.training, self.training.config
+        # With this share its step is full, and so is every other micro-batch of it: no step is of both kinds.
+        if not training.graphed or len(x) != config.batch_size or share != 1 / config.accumulation_steps:
+            return micro_batch(training, x, y, share)
+        begins = not self.replayed and all(p.grad is None for p in training.network.parameters())
+        if self.last is None and (self.full < WARM_UP or not begins):
+            self.full += 1
+            return micro_batch(training, x, y, share)
+        if self.last is None:
             self.capture(x, y, share)
-            self.key = key
-        if key != self.key:
-            self.seen[key] += 1
-            return micro_batch(self.training, x, y, share)
         self.x.copy_(x)
         self.y.copy_(y)
         graph, losses = self.first if self.replayed == 0 else self.further
@@ -82,7 +83,7 @@ class Steps:
 
     def update(self) -> Tensor:
         """As the function."""
-        if not self.replayed:
+        if not self.replayed or self.last is None:
             return update(self.training)
         self.replayed = 0
         graph, norm = self.last
@@ -91,20 +92,21 @@ class Steps:
 
     def capture(self, x: Tensor, y: Tensor, share: float) -> None:
         """Record the graphs, on copies of x and y; nothing is computed yet."""
-        training = self.training
+        training, device = self.training, self.training.device
         for group in training.optimizer.param_groups:  # what moves in a training must be read from the GPU
-            group["lr"] = torch.tensor(float(group["lr"]), device=training.device)
+            group["lr"] = torch.tensor(float(group["lr"]), device=device)
             if "capturable" in group:
                 group["capturable"] = True
         self.x, self.y = x.clone(), y.clone()
         torch.cuda.empty_cache()  # what ran before has left blocks of the same sizes
-        torch.cuda.reset_peak_memory_stats(training.device)
+        torch.cuda.reset_peak_memory_stats(device)
         pool = torch.cuda.graph_pool_handle()
         self.first = captured(lambda: micro_batch(training, self.x, self.y, share), pool)
         if training.config.accumulation_steps > 1:  # these add to the gradient that the first has written
             self.further = captured(lambda: micro_batch(training, self.x, self.y, share), pool)
         self.last = captured(lambda: update(training), pool)
-        self.memory = torch.cuda.max_memory_allocated(training.device)
+        self.pool = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def captured(work: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:

@@ -158,6 +158,10 @@ class Training:
             for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
         ]
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        for parameter, moments in self.optimizer.state.items():  # fused updates take no other layout
+            for name, value in moments.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
         self.schedule.load_state_dict(state["schedule"])
         if self.scaled and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

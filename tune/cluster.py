@@ -55,19 +55,35 @@ def start_ray(address: str | None) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:  # "local": also where RAY_ADDRESS is set
-        before = signal.getsignal(signal.SIGTERM)
-        ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray's own would end this process with exit code 1
+        with own_sigterm():
+            ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         packages = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "trainable")]
-        ray.init(address=address, runtime_env={"py_modules": packages}, **options)
+        with own_sigterm():
+            ray.init(address=address, runtime_env={"py_modules": packages}, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
+
+
+def ray_died() -> bool:
+    """Has a process ended of the cluster that this process has started?"""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.dead_processes())
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Keep what SIGTERM does in this process: Ray's own handler would end it with exit code 1."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 class Slots:

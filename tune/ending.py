@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune as ray_tune
 from rich.console import Console
 
+from tune.cluster import ray_died
 from tune.results import Run
 
 PATIENCE = 20  # seconds from a signal to an end that waits for nothing
@@ -25,6 +26,7 @@ class Ending(ray_tune.Stopper):
     def __init__(self, run: Run) -> None:
         self.study, self.run = run.study, run
         self.received = 0  # the signal
+        self.over = threading.Event()  # nothing more to wait for
         self.trouble = ""  # what ends the sweep with exit code 1
         self.started = time.monotonic()
         self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.study.resources.gpu
@@ -72,11 +74,11 @@ class Ending(ray_tune.Stopper):
     def listening(self) -> Iterator[None]:
         """Take Ctrl-C and SIGTERM, and wait for a clean end, but not for long; a second Ctrl-C waits for nothing.
 
-        The journal is whole at every moment, so an end that waits for nothing loses no more than a kill does: Ray may
-        be dead already (a signal to the whole process group), or a trial may not answer. A second SIGTERM is ignored:
+        The journal is whole at every moment, so an end that waits for nothing loses no more than a kill does: a trial
+        may not answer, and where Ray is dead, as a signal to the whole process group kills it, there is nothing to wait
+        for, and Ray's own code may end this process at any moment with exit code 1. A second SIGTERM is ignored:
         Ray's processes, as they end, may send one.
         """
-        over = threading.Event()
 
         def note(number: int, _: Any) -> None:
             if not self.received:
@@ -86,8 +88,10 @@ class Ending(ray_tune.Stopper):
                 leave()
 
         def wait_and_leave() -> None:
-            if not over.wait(PATIENCE):
-                leave()
+            end = time.monotonic() + PATIENCE
+            while not self.over.wait(0.05):
+                if ray_died() or time.monotonic() > end:
+                    leave()
 
         def leave() -> None:
             print(self.words(), flush=True)
@@ -98,9 +102,10 @@ class Ending(ray_tune.Stopper):
         try:
             yield
         finally:
-            over.set()
-            for each, handler in before.items() if not self.received else ():
-                signal.signal(each, handler)
+            if not self.received:  # else what comes after the trials is not waited for either
+                self.over.set()
+                for each, handler in before.items():
+                    signal.signal(each, handler)
 
     def words(self) -> str:
         """Why the sweep ended, and how to go on."""
@@ -113,6 +118,7 @@ class Ending(ray_tune.Stopper):
         """Say why the sweep ended before its last trial, how to go on; end the process after a signal or trouble."""
         if self.reason() and (self.received or self.trouble or run.unfinished):
             console.print(self.words(), markup=False, soft_wrap=True)
+        self.over.set()
         if self.received:
             raise SystemExit(128 + self.received)
         if self.trouble:

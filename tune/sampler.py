@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial
 
 from trainable.config import TrainConfig
 from trainable.options import field_facts
+from tune.space import DEFAULTS
 from tune.study import StudyConfig
 
 DRAWS = 100  # at most so many before a proposal stands that is known not to fit
@@ -38,11 +39,12 @@ def make_sampler(study: StudyConfig, number: int, common: IntersectionSearchSpac
 
 
 class FittingTPESampler(optuna.samplers.TPESampler):
-    """TPE that draws again where a recipe is known not to fit into GPU memory.
+    """TPE that draws again where a recipe is not likely to fit into GPU memory.
 
     TPE takes an infeasible trial for a bad one, which says little near the border, where the best recipes often lie.
     But memory grows with some options (`memory="more"` in TrainConfig): what asks for no less in each of them than a
-    trial that ran out of memory runs out of it too.
+    trial that ran out of memory runs out of it too. Where trials share a GPU that depends on the neighbour, and nothing
+    is drawn again.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class FittingTPESampler(optuna.samplers.TPESampler):
         # without group: benchmarks/tpe_group.py
         super().__init__(seed=seed, n_startup_trials=n_startup_trials, multivariate=True)
         self.space, self.common = study.space, common
+        self.shared = 0 < study.resources.gpu < 1
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As TPESampler's; of all trials once, then of the new ones."""
@@ -61,8 +64,9 @@ class FittingTPESampler(optuna.samplers.TPESampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """As TPESampler's; of what is drawn one by one afterwards nothing is known here."""
-        ended = study.get_trials(deepcopy=False)
-        too_large = [self.recipe(each.params) for each in ended if any(v > 0 for v in each.constraints.values())]
+        ended = [] if self.shared else study.get_trials(deepcopy=False)
+        infeasible = [each.params for each in ended if any(value > 0 for value in each.constraints.values())]
+        too_large = [DEFAULTS | self.recipe(each) for each in infeasible]  # an inactive option is at its default
         for _ in range(DRAWS):
             params = super().sample_relative(study, trial, search_space)
             recipe = self.recipe(params)
@@ -76,11 +80,9 @@ class FittingTPESampler(optuna.samplers.TPESampler):
 
 
 def asks_no_less(recipe: dict[str, Any], than: dict[str, Any]) -> bool:
-    """Whether a recipe surely asks for as much GPU memory as another; an option may be missing where it is inactive."""
+    """Whether a recipe asks for as much GPU memory as another; of an option that is not drawn yet nothing is known."""
     for name, fact in OF_MEMORY.items():
-        one, other = recipe.get(name), than.get(name)
-        if one == other:
-            continue
-        if fact == "other" or one is None or other is None or not np.all(np.asarray(one) >= np.asarray(other)):
+        one, other = recipe.get(name), than[name]
+        if one is None or (one != other and (fact == "other" or not np.all(np.asarray(one) >= np.asarray(other)))):
             return False
     return True
