@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from faults import small_study
 from optuna.trial import FrozenTrial, TrialState
@@ -105,27 +105,28 @@ class Phases:
         """fit that logs the phases of its process."""
 
         def watched(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
-            save = checkpoint.save_checkpoint
+            write = checkpoint.write_aside
 
-            def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-                if self.enter("checkpoint write"):
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    save(state, path.with_name(".whole"))
-                    whole = path.with_name(".whole").read_bytes()
-                    path.with_name(f".{path.name}.new").write_bytes(whole[: len(whole) // 2])
-                    time.sleep(PAUSE)
-                save(state, path)
+            def write_aside(path: Path, content: Callable[[BinaryIO], None]) -> None:
+                if not self.enter("checkpoint write"):
+                    return write(path, content)
+                whole = path.with_name(".whole")
+                write(whole, content)
+                half = whole.read_bytes()[: whole.stat().st_size // 2]
+                path.with_name(f".{path.name}.new").write_bytes(half)
+                time.sleep(PAUSE)
+                whole.replace(path)
 
             def after(result: EpochResult) -> None:
                 on_epoch_end(result)
                 self.enter("training")  # goes on: the kill comes somewhere in the epochs that follow
 
-            checkpoint.save_checkpoint = save_checkpoint
+            checkpoint.write_aside = write_aside
             self.enter("training")
             try:
                 return fit(config, data, after)
             finally:
-                checkpoint.save_checkpoint = save
+                checkpoint.write_aside = write
 
         return watched
 
@@ -207,8 +208,8 @@ def drill(folder: Path, kills: int, seed: int, *, serial: bool, trials: int) -> 
         process = start(folder, run.name, trials, serial, log, aim, entry)
         phase = kill_in_phase(process, log, rng.uniform(0, 1.0), group=group)
         if not phase:
-            good &= process.returncode == 0
-            print(f"      the sweep has ended (exit code {process.returncode}): {number} kills")
+            good = False
+            print(f"      the sweep has ended (exit code {process.returncode}) after {number} kills; expected {kills}")
             print((folder / "output.log").read_text()[-3000:] if process.returncode else "")
             break
         number, counted[phase] = number + 1, counted[phase] + 1
@@ -237,7 +238,7 @@ def whole(run: Path, before: list[FrozenTrial]) -> bool:
         print(f"{'ok   ' if not findings else 'WRONG'}  {name} {findings or ''}")
     states = Counter(trial.state.name for trial in trials)
     print(f"{len(trials)} trials: {dict(states)}")
-    return not any(checks.values()) and not found.unfinished
+    return not any(checks.values()) and not found.unfinished and not states["FAIL"]
 
 
 def same(folder: Path, run: Path, trials: int) -> bool:
