@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from against_plain_ray import NO_STATS
 from rich.table import Table
 
 from trainable import checkpoint
@@ -60,11 +61,8 @@ def nothing(
 ) -> EpochResult:
     """In the place of trainable.loop.fit."""
     score, place = score_of(plain(config)), config.output_dir / "checkpoints"
-    stats = dict.fromkeys(("avg_total_loss", "avg_base_loss", "avg_dice_loss", "grad_norm", "steps", "lr"), 0.0)
-    stats |= dict.fromkeys(("epoch_time", "avg_batch_time", "patches_per_second", "data_wait_share"), 0.0)
-    stats |= dict.fromkeys(("avg_gpu_memory", "max_gpu_memory"), 0.0)
     scores = {f"dice_{name}": score for name in ("mean", *REGIONS)}
-    result = EpochResult(1, stats, scores, score, 1, "epochs", place)
+    result = EpochResult(1, NO_STATS, scores, score, 1, "epochs", place)
     state = {"epoch": 1, "row": result.row(), "config": plain(config), "best_score": score}
     checkpoint.save_checkpoint(state, place / checkpoint.BEST, place / checkpoint.LATEST)
     note(folder)

@@ -127,12 +127,13 @@ def make_loss(config: TrainConfig) -> Callable[[Sequence[Tensor], Tensor], Loss]
     """
     base_loss, terms = BASE_LOSSES[config.base_loss], voxel_terms(config)
     base_weight, dice_weight = config.loss_weights
+    fused = config.fused  # once: it looks for a compiler
 
     def loss(heads: Sequence[Tensor], target: Tensor) -> Loss:
         base = dice = wide(heads[0]).new_zeros(())
         for logits, weight in zip(heads, head_weights(len(heads)), strict=True):
             goal = target if logits.shape == target.shape else F.interpolate(target, logits.shape[2:], mode="nearest")
-            sums = region_sums(logits, goal, **terms, fused=config.fused)
+            sums = region_sums(logits, goal, **terms, fused=fused)
             base = base + weight * base_loss(sums, logits, config)
             dice = dice + weight * overlap_loss(sums, alpha=0.5, beta=0.5, batch=config.batch_dice)
         return Loss(base_weight * base + dice_weight * dice, base, dice)

@@ -68,11 +68,11 @@ class Steps:
         # With this share its step is full, and so is every other micro-batch of it: no step is of both kinds.
         if not training.graphed or len(x) != config.batch_size or share != 1 / config.accumulation_steps:
             return micro_batch(training, x, y, share)
-        begins = not self.replayed and all(p.grad is None for p in training.network.parameters())
-        if self.last is None and (self.full < WARM_UP or not begins):
-            self.full += 1
-            return micro_batch(training, x, y, share)
         if self.last is None:
+            begins = all(parameter.grad is None for parameter in training.network.parameters())
+            if self.full < WARM_UP or not begins:
+                self.full += 1
+                return micro_batch(training, x, y, share)
             self.capture(x, y, share)
         self.x.copy_(x)
         self.y.copy_(y)
