@@ -47,9 +47,10 @@ def our_step(size: int, batch: int, **options: Any) -> Step:
     training = Training(config)
     training.network.train()
     x, y = patches(size, batch)
+    target = y > 0
 
     def step() -> None:
-        training.steps.micro_batch(as_network_reads(x, config), y, 1.0)
+        training.steps.micro_batch(as_network_reads(x, config), target, 1.0)
         training.steps.update()
 
     return step

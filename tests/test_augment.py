@@ -75,7 +75,7 @@ def test_normalised_image_is_the_z_score_of_the_non_zero_voxels() -> None:
 def test_targets_are_the_regions_of_the_labels() -> None:
     label = np.random.default_rng(0).choice(np.array([0, 1, 2, 4], np.uint8), (2, 5, 6, 7))
     target = regions_tensor(torch.from_numpy(label))
-    assert target.dtype == torch.float32
+    assert target.dtype == torch.bool
     assert np.array_equal(target.numpy(), np.stack([regions_of(each) for each in label]))
 
 
@@ -194,12 +194,12 @@ def test_strength_scales_the_rotation_s_range() -> None:
 def test_target_stays_0_or_1_and_its_regions_nested() -> None:
     for index in range(10):
         x, y = augmented(only(*KINDS, augment_strength=3), index)
-        assert set(y.unique().tolist()) <= {0.0, 1.0}
+        assert set(y.unique().tolist()) <= {False, True}
         assert (y[:, 0] >= y[:, 1]).all()
         assert (y[:, 1] >= y[:, 2]).all()
         assert x.isfinite().all()
         assert x.shape == sample()[0].shape
-        assert (x.dtype, y.dtype) == (torch.float32, torch.float32)
+        assert (x.dtype, y.dtype) == (torch.float32, torch.bool)
 
 
 @pytest.mark.parametrize("kind", ["scale", "shift", "gamma", "noise", "blur"])

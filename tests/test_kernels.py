@@ -51,7 +51,7 @@ def test_norm_act_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, 
     x, skip, grad = (drawn(shape, dtype, device, seed, mean) for seed, mean in enumerate((3, 0, 1)))
     ours = [leaf(x), *([leaf(skip)] if residual else [])]
     y = NormAct.apply(ours[0], norm.weight, norm.bias, ours[1] if residual else None, norm.eps, SLOPE)
-    y.backward(grad)
+    y.backward(grad.clone())  # it takes the memory
     found = [y, *(each.grad for each in ours), norm.weight.grad.clone(), norm.bias.grad.clone()]  # type: ignore[union-attr]
     norm.double().zero_grad()
     exact = [leaf(each.detach().double()) for each in ours]

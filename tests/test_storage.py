@@ -210,7 +210,7 @@ def test_a_killed_trial_goes_on_elsewhere_from_the_checkpoint_that_an_older_snap
     fetch(uri, tmp_path / "seen")
     progress = progress_of(read_trials(tmp_path / "seen")[0].user_attrs)
     assert progress["epoch"] in (1, 2)
-    assert f"{progress['checkpoint']}/latest.pth" in server.keys("one-")
+    assert {f"{progress['checkpoint']}/{name}" for name in ("latest.pth", "best_model.pth")} & set(server.keys("one-"))
 
     done = voxtune("resume", other, "--from", uri)
     assert done.returncode == 0, done.stdout + done.stderr

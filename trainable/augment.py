@@ -30,11 +30,11 @@ def normalise(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def regions_tensor(label: Tensor) -> Tensor:
-    """uint8 (N, D, H, W) of labels 0, 1, 2, 4 -> float32 (N, 3, D, H, W), 1 in WT, TC, ET."""
+    """uint8 (N, D, H, W) of labels 0, 1, 2, 4 -> bool (N, 3, D, H, W), of WT, TC, ET."""
     masks = []
     for labels in LABELS_OF.values():
         masks.append(torch.stack([label == value for value in labels]).any(0))
-    return torch.stack(masks, 1).float()
+    return torch.stack(masks, 1)
 
 
 def augment(image: Tensor, target: Tensor, config: TrainConfig, epoch: int, first: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def augment(image: Tensor, target: Tensor, config: TrainConfig, epoch: int, firs
 
     Args:
         image: float32 (N, 4, D, H, W), normalised.
-        target: float32 (N, 3, D, H, W).
+        target: bool (N, 3, D, H, W).
         first: index in the epoch of the batch's first patch.
     """
     pairs = [
@@ -102,8 +102,8 @@ def move(x: Tensor, y: Tensor, angles: np.ndarray, zoom: float) -> tuple[Tensor,
     theta[0, :, :3] = torch.from_numpy(matrix.astype(np.float32).copy()).to(x.device, non_blocking=True)
     grid = F.affine_grid(theta, [1, 1, *x.shape[1:]], align_corners=False)
     image = F.grid_sample(x[None], grid, mode="bilinear", align_corners=False)
-    target = F.grid_sample(y[None], grid, mode="nearest", align_corners=False)
-    return image[0], target[0]
+    target = F.grid_sample(y[None].to(x.dtype), grid, mode="nearest", align_corners=False)
+    return image[0], target[0].to(y.dtype)
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from trainable.data import Data
 from trainable.inference import as_network_reads, predict_label
 from trainable.logs import picture
 from trainable.metrics import Labels, Scores, dice_scores, mean_scores, score_case, spacing_of
+from trainable.parallel import Behind
 from trainable.patches import Batch, PatchLoader
 from trainable.training import Row, Training
 
@@ -107,10 +109,13 @@ class Sums:
         }
 
 
-def train_one_epoch(training: Training, loader: PatchLoader) -> dict[str, float]:
+def train_one_epoch(
+    training: Training, loader: PatchLoader, check: Callable[[], object] = lambda: None
+) -> dict[str, float]:
     """One pass of patches; returns the epoch's statistics under the names of metrics.csv.
 
-    Ends early where max_skipped_steps steps in a row had a gradient that is not finite; training.skipped tells.
+    Ends early where max_skipped_steps steps in a row had a gradient that is not finite; training.skipped tells. check
+    is called before each micro-batch and may raise.
     """
     config, device = training.config, training.device
     training.network.train()
@@ -122,6 +127,7 @@ def train_one_epoch(training: Training, loader: PatchLoader) -> dict[str, float]
     asked = started
     for index, batch in enumerate(loader.epoch(training.epoch)):
         wait += time.perf_counter() - asked
+        check()
         cases += loader.cases(batch)
         x, y = to_network(batch, config, device, training.epoch, patches)
         losses = training.steps.micro_batch(x, y, share_of_step(index, len(x), loader.patches, config))
@@ -201,8 +207,9 @@ def fit(
 
     Writes `latest.pth` each epoch, `best_model.pth` at each better validated `metric` and `epoch_NNNN.pth` every
     save_freq epochs into output_dir/checkpoints. Without validation cases the last epoch is the best. `on_epoch_end`
-    is called after the checkpoints are on disk; what it raises ends the training, which can be resumed. `on_start` is
-    called once, when all is checked and loaded and nothing is written yet.
+    is called after the checkpoints are on disk; what it raises ends the training, which can be resumed. Both are done
+    in a thread of their own, behind the next epoch. `on_start` is called once, when all is checked and loaded and
+    nothing is written yet.
     Only the train and val parts of the split are read.
     """
     folder = config.output_dir / "checkpoints"
@@ -223,11 +230,19 @@ def fit(
                 print(checkpoint.load_pretrained(training.network, config.pretrained))
             on_start(training)
         loader = PatchLoader(data.folder, data.split.train, config, pin_memory=training.device.type == "cuda")
-        while True:
-            result = run_epoch(training, loader, data, folder)
-            on_epoch_end(result)
-            if result.end_reason:
-                return result
+        with Behind() as behind:
+            while True:
+                result, save = run_epoch(training, loader, data, folder, behind.check)
+                behind.start(partial(hand_over, result, save, on_epoch_end))
+                if result.end_reason:
+                    behind.wait()
+                    return result
+
+
+def hand_over(result: EpochResult, save: Callable[[], None], on_epoch_end: Callable[[EpochResult], None]) -> None:
+    """Write an epoch's checkpoints, then tell of it."""
+    save()
+    on_epoch_end(result)
 
 
 @contextlib.contextmanager
@@ -245,10 +260,12 @@ def algorithms(config: TrainConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[1])
 
 
-def run_epoch(training: Training, loader: PatchLoader, data: Data, folder: Path) -> EpochResult:
-    """Train, validate where it is due, step the schedule, write the checkpoints."""
+def run_epoch(
+    training: Training, loader: PatchLoader, data: Data, folder: Path, check: Callable[[], object]
+) -> tuple[EpochResult, Callable[[], None]]:
+    """Train, validate where it is due, step the schedule; returns what was done, and what writes its checkpoints."""
     config = training.config
-    stats = train_one_epoch(training, loader)
+    stats = train_one_epoch(training, loader, check)
     training.epoch += 1
     val: Scores | None = None
     pictures: Pictures = {}
@@ -262,7 +279,7 @@ def run_epoch(training: Training, loader: PatchLoader, data: Data, folder: Path)
     if skipped.too_many:  # latest.pth stays that of the epoch before
         end_reason = "non_finite"
         note = f"the gradient was not finite in {skipped.in_a_row} steps in a row, the first in {skipped.first}"
-        return result()
+        return result(), lambda: None
     if data.split.val and (training.epoch % config.val_freq == 0 or last):
         started = time.perf_counter()
         val, pictures = validate_and_draw(training, data)
@@ -270,8 +287,7 @@ def run_epoch(training: Training, loader: PatchLoader, data: Data, folder: Path)
     better = training.judge(val) if val or data.split.val else last
     training.schedule.step(val[config.metric.removeprefix("val_")] if val else None)
     end_reason = "epochs" if last else "patience" if training.out_of_patience else ""
-    training.save(data, result().row(), folder, better=better)
-    return result()
+    return result(), training.saver(data, result().row(), folder, better=better)
 
 
 def validate_and_draw(training: Training, data: Data) -> tuple[Scores, Pictures]:

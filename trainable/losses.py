@@ -132,7 +132,8 @@ def make_loss(config: TrainConfig) -> Callable[[Sequence[Tensor], Tensor], Loss]
     def loss(heads: Sequence[Tensor], target: Tensor) -> Loss:
         base = dice = wide(heads[0]).new_zeros(())
         for logits, weight in zip(heads, head_weights(len(heads)), strict=True):
-            goal = target if logits.shape == target.shape else F.interpolate(target, logits.shape[2:], mode="nearest")
+            step = target.shape[2] // logits.shape[2]
+            goal = target[..., ::step, ::step, ::step].contiguous()
             sums = region_sums(logits, goal, **terms, fused=fused)
             base = base + weight * base_loss(sums, logits, config)
             dice = dice + weight * overlap_loss(sums, alpha=0.5, beta=0.5, batch=config.batch_dice)

@@ -1,4 +1,4 @@
-"""Processes: work run over cores with a progress bar, folders that one holds at a time, files written whole."""
+"""Work over cores or behind other work, folders that one process holds at a time, files written whole."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, Self, TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -84,6 +84,38 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class Behind:
+    """Work done in a thread of its own, one piece after the other, behind what this thread does meanwhile.
+
+    What a piece raises, SystemExit too, comes up here at the next call. At the end of the context it is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "behind")
+        self.work: Future[Any] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.thread.shutdown()
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Begin a piece once the one before is done."""
+        self.wait()
+        self.work = self.thread.submit(work)
+
+    def wait(self) -> None:
+        """Wait for the piece under way."""
+        if self.work is not None:
+            self.work.result()
+
+    def check(self) -> None:
+        """Raise what the piece has raised; one that is under way is not waited for."""
+        if self.work is not None and self.work.done():
+            self.work.result()
 
 
 def cores() -> int:

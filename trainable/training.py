@@ -6,8 +6,9 @@ import platform
 import random
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,11 +175,17 @@ class Training:
         if self.config.lr != saved["lr"]:
             self.schedule.set_base_lr(self.config.lr)
 
-    def save(self, data: Data, row: Row, folder: Path, *, better: bool) -> None:
-        """Write the checkpoints of an epoch; latest.pth comes last, so that what it says of the others is true."""
+    def saver(self, data: Data, row: Row, folder: Path, *, better: bool) -> Callable[[], None]:
+        """What writes the checkpoints of the epoch that was trained, whatever is trained meanwhile.
+
+        latest.pth comes last, so that what it says of the others is true.
+        """
         names = [checkpoint.BEST] * better
         names += [f"epoch_{self.epoch:04d}.pth"] * (self.epoch % self.config.save_freq == 0)
-        checkpoint.save_checkpoint(self.state(data, row), *(folder / name for name in [*names, checkpoint.LATEST]))
+        state = on_cpu(self.state(data, row))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return partial(checkpoint.save_checkpoint, state, *(folder / name for name in [*names, checkpoint.LATEST]))
 
     def keep_best(self, source: Path, folder: Path) -> None:
         """Take along the best model so far, from the folder of the checkpoint that was loaded.
@@ -196,6 +203,15 @@ class Training:
         elif epoch and not same:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, folder / checkpoint.BEST)
+
+
+def on_cpu(value: Any) -> Any:
+    """A copy of a state with its tensors on the CPU, those of a GPU being on their way still."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", non_blocking=True, copy=True)
+    if isinstance(value, dict):
+        return {key: on_cpu(each) for key, each in value.items()}
+    return [on_cpu(each) for each in value] if isinstance(value, list) else value
 
 
 def set_aside(paths: Sequence[Path], epoch: int) -> None:

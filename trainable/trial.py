@@ -138,11 +138,14 @@ def restore(spec: TrialSpec, scratch: Path) -> Path | None:
         source = ray_tune.Checkpoint(spec["checkpoint"])
     if source is None:
         return None
-    return Path(source.to_directory(str(scratch / "restored"))) / checkpoint.LATEST
+    return checkpoint.find_checkpoint(Path(source.to_directory(str(scratch / "restored"))))
 
 
 def report(result: EpochResult, recipe: TrainConfig, text: io.StringIO) -> None:
-    """Tell Ray of a validated or last epoch, with the folder of latest.pth and best_model.pth."""
+    """Tell Ray of a validated or last epoch, with the folder of its checkpoints.
+
+    Where the epoch is the best so far, best_model.pth stands for latest.pth too: half as much to copy.
+    """
     row = result.row()
     print(epoch_line(row, recipe.epochs))
     row["device"] = torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"
@@ -150,6 +153,8 @@ def report(result: EpochResult, recipe: TrainConfig, text: io.StringIO) -> None:
         print(result.note)
         ray_tune.report({**row, "log": take(text)})
     elif result.val is not None or result.end_reason:
+        if result.best_epoch == result.epoch:
+            (result.checkpoints / checkpoint.LATEST).unlink(missing_ok=True)
         folder = ray_tune.Checkpoint.from_directory(str(result.checkpoints))
         ray_tune.report({**row, "log": take(text)}, checkpoint=folder)
 

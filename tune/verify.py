@@ -151,7 +151,7 @@ def saved(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
     name = checkpoint.LATEST if running else checkpoint.BEST
     expected = progress["epoch"] if running else progress["best"]["epoch"]
     try:
-        epoch = checkpoint.load_checkpoint(Path(place) / name)["epoch"]
+        epoch = checkpoint.load_checkpoint(checkpoint.find_checkpoint(Path(place), wanted=name))["epoch"]
     except InputError as error:
         yield f"trial {trial.number}: {error}"
         return

@@ -142,7 +142,7 @@ def _norm_grad_apply(
     grad_sums,
     weight,
     bias,
-    dx,
+    dx,  # may be grad
     dskip,
     voxels,
     channels,
@@ -170,7 +170,11 @@ def _norm_grad_apply(
 
 
 class NormAct(torch.autograd.Function):
-    """unet3d.norm_act for tensors that lie channels last."""
+    """unet3d.norm_act for tensors that lie channels last.
+
+    The gradient of x takes the memory of that of y, which nothing else may hold: what reads y must give a gradient of
+    its own, as convolutions do and an addition does not.
+    """
 
     @staticmethod
     def forward(
@@ -221,7 +225,6 @@ class NormAct(torch.autograd.Function):
             x, y, grad, sums, weight, bias, partial, voxels, channels, chunk, ctx.eps, ctx.slope, **sizes
         )
         grad_sums = partial.sum(1)
-        dx = torch.empty_like(x)
         dskip = torch.empty_like(x) if ctx.skipped else None
         grid = triton.cdiv(voxels, block_s), samples
         _norm_grad_apply[grid](
@@ -232,8 +235,8 @@ class NormAct(torch.autograd.Function):
             grad_sums,
             weight,
             bias,
-            dx,
-            dx if dskip is None else dskip,
+            grad,
+            grad if dskip is None else dskip,
             voxels,
             channels,
             ctx.eps,
@@ -241,4 +244,4 @@ class NormAct(torch.autograd.Function):
             **sizes,
         )
         dbias, dweight = grad_sums.sum(0)
-        return dx, dweight.to(weight.dtype), dbias.to(bias.dtype), dskip, None, None
+        return grad, dweight.to(weight.dtype), dbias.to(bias.dtype), dskip, None, None

@@ -1,0 +1,84 @@
+"""Trials that share one GPU: patches a second of all of them together, ours and MONAI's DynUNet.
+
+    python benchmarks/packing.py [--size 64] [--batch 1] [--processes 1 2 4]
+
+Each process trains its own network, as one trial would, on random patches that lie on the GPU: the bare steps of
+benchmarks/step_throughput.py. All begin together and count their steps for five seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import time
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import torch
+from rich.table import Table
+from step_throughput import monai_step, on_patches, our_step
+
+from trainable.config import TrainConfig
+from trainable.loop import algorithms
+from tune.progress import make_console
+
+SECONDS, WARM_UP, ROUND = 5.0, 12, 10  # ROUND: steps between looks at the clock
+MAKERS = {
+    "MONAI, bf16": lambda size, batch: on_patches(monai_step(torch.bfloat16), size, batch),
+    "voxtune": our_step,
+}
+
+
+def count_steps(name: str, size: int, batch: int, together: Barrier, rates: Any) -> None:
+    """In a process of its own: put the steps of this one, a second, into rates."""
+    with algorithms(TrainConfig()):
+        step = MAKERS[name](size, batch)
+        for _ in range(WARM_UP):
+            step()
+        torch.cuda.synchronize()
+        together.wait()
+        steps, started = 0, time.perf_counter()
+        while time.perf_counter() - started < SECONDS:
+            for _ in range(ROUND):
+                step()
+            torch.cuda.synchronize()
+            steps += ROUND
+        rates.put(steps / (time.perf_counter() - started))
+
+
+def total(name: str, size: int, batch: int, processes: int) -> float:
+    """Patches a second of so many processes."""
+    context = multiprocessing.get_context("spawn")
+    together, rates = context.Barrier(processes), context.Queue()
+    workers = [
+        context.Process(target=count_steps, args=(name, size, batch, together, rates)) for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    steps = sum(rates.get(timeout=300) for _ in workers)
+    for worker in workers:
+        worker.join()
+    return batch * steps
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64, help="of a patch")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    asked = parser.parse_args()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {asked.size}^3, batch {asked.batch}\n{__doc__}")
+    table = Table("patches/s of all", *(f"{count} on the GPU" for count in asked.processes), box=None)
+    for name in MAKERS:
+        row = []
+        for count in asked.processes:
+            row.append(f"{total(name, asked.size, asked.batch, count):.1f}")
+            print(f"{name}, {count}: {row[-1]}", file=sys.stderr, flush=True)
+        table.add_row(name, *row)
+    make_console().print(table)
+
+
+if __name__ == "__main__":
+    main()
