@@ -51,9 +51,7 @@ def total(name: str, size: int, batch: int, processes: int) -> float:
     """Patches a second of so many processes."""
     context = multiprocessing.get_context("spawn")
     together, rates = context.Barrier(processes), context.Queue()
-    workers = [
-        context.Process(target=count_steps, args=(name, size, batch, together, rates)) for _ in range(processes)
-    ]
+    workers = [context.Process(target=count_steps, args=(name, size, batch, together, rates)) for _ in range(processes)]
     for worker in workers:
         worker.start()
     steps = sum(rates.get(timeout=300) for _ in workers)

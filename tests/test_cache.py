@@ -57,7 +57,7 @@ def start_prepare(data: Path, folder: Path, workers: int = 1) -> subprocess.Pope
     command = [sys.executable, "-c", PREPARE, str(data), str(folder), str(workers)]
     if workers > 1:  # worker processes import the main module, so it must be a file
         script = folder.parent / "prepare_script.py"
-        script.write_text(PREPARE)
+        script.write_text(PREPARE.replace("if __name__", "from trainable import cache\ncache.FEW = 0\nif __name__"))
         command[1:3] = [str(script)]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE

@@ -65,7 +65,8 @@ def test_norm_act_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, 
 
 @each_dtype
 @each_shape
-def test_head_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_head_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, alone: bool, device: str) -> None:
     from trainable.kernels.head import Head
 
     if device == "cpu" and dtype == torch.bfloat16:
@@ -74,11 +75,13 @@ def test_head_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, devi
     with torch.no_grad():
         conv.weight.copy_(conv.weight.to(dtype))  # as autocast rounds it
     x, grad = leaf(drawn(shape, dtype, device, 0)), drawn((shape[0], 3, *shape[2:]), dtype, device, 1, mean=1)
-    y = Head.apply(x, conv.weight, conv.bias)
+    given = x.detach().clone()
+    y = Head.apply(x, conv.weight, conv.bias, alone)
     y.backward(grad)
     found = [y, x.grad, conv.weight.grad.clone(), conv.bias.grad.clone()]  # type: ignore[union-attr]
     conv.double().zero_grad()
-    exact = leaf(x.detach().double())
+    assert torch.equal(x, given) is not alone
+    exact = leaf(given.double())
     z = conv(exact)
     z.backward(grad.double())
     assert (y.shape, y.dtype) == (z.shape, dtype)

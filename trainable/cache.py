@@ -34,10 +34,11 @@ from numpy.typing import NDArray
 from trainable.cases import Case, CaseError, load_case
 from trainable.config import InputError
 from trainable.metrics import LABELS_OF
-from trainable.parallel import alive, progress_bar, run_parallel
+from trainable.parallel import alive, cores, progress_bar, run_parallel
 
 VERSION = 1
 FOREGROUND_LIMIT = 4096
+FEW = 8  # cases a worker: processes, which do not wait for each other as threads do, take seconds to start
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
 LEFTOVER_AGE = 3600  # seconds; a writer on another machine looks dead from here, but is not that slow
 
@@ -110,7 +111,7 @@ def prepare(
     """Bring the cache of these cases up to date; return the good names, sorted, and the bad cases' errors.
 
     What is there already is verified by size, checksum and source, and redone where it differs.
-    incomplete: what find_cases found wrong; listed with the rest. workers: processes, 0 for all cores.
+    incomplete: what find_cases found wrong; listed with the rest. workers: processes or threads, 0 for all cores.
     quiet: say nothing on stderr.
     Errors: InputError for bad cases, all listed (unless skip_bad), no good case, or a folder not writable.
     """
@@ -125,7 +126,8 @@ def prepare(
             for _ in range(len(cases) - sum(whole)):
                 tick(-1)
             todo = [case for case, ready in zip(cases, whole, strict=True) if not ready]
-            results = run_parallel(partial(_prepare_case, folder), todo, workers=workers, tick=tick)
+            few = len(todo) <= FEW * (workers or cores())
+            results = run_parallel(partial(_prepare_case, folder), todo, workers=workers, tick=tick, threads=few)
     except OSError as error:
         raise InputError(f"{folder}: the cache cannot be written ({error}); give a cache_dir that can be") from None
     errors = [*incomplete, *(error for error in results if error is not None)]

@@ -42,12 +42,15 @@ def join(x: Tensor, skip: Tensor, *, fused: bool = False) -> Tensor:
     return torch.cat([x, skip], dim=1)
 
 
-def head(x: Tensor, conv: nn.Module, *, fused: bool = False) -> Tensor:
-    """The 1x1x1 convolution (N, C, D, H, W) -> (N, 3, D, H, W). fused: in one kernel, on a GPU."""
+def head(x: Tensor, conv: nn.Module, *, fused: bool = False, alone: bool = False) -> Tensor:
+    """The 1x1x1 convolution (N, C, D, H, W) -> (N, 3, D, H, W). fused: in one kernel, on a GPU.
+
+    alone: nothing else reads x, then or for its gradient: that of the head may take its memory.
+    """
     if fused and x.is_cuda:
         from trainable.kernels.head import Head
 
-        y: Tensor = Head.apply(x, conv.weight, conv.bias)
+        y: Tensor = Head.apply(x, conv.weight, conv.bias, alone)
         return y
     z: Tensor = conv(x)
     return z
@@ -112,7 +115,7 @@ class UNet3D(nn.Module):
         super().__init__()
         channels = [min(base_channels * 2**level, max_channels) for level in range(depth)]
         options: dict[str, Any] = {"residual": residual, "dropout": dropout, "fused": fused}
-        self.fused = fused
+        self.fused, self.residual = fused, residual
         self.stride = 2 ** (depth - 1)
         self.gradient_checkpointing = gradient_checkpointing
         self.encoder = nn.ModuleList(
@@ -144,7 +147,9 @@ class UNet3D(nn.Module):
         for level in reversed(range(len(self.decoder))):
             x = self._run(partial(self._decode, level), x, skips[level])
             if level == 0 or (self.training and level < len(self.heads)):
-                logits.insert(0, head(x, self.heads[level], fused=self.fused))
+                # a residual block reads what it gave again for its gradient
+                alone = level == 0 and not self.residual
+                logits.insert(0, head(x, self.heads[level], fused=self.fused, alone=alone))
         return logits
 
     def _decode(self, level: int, x: Tensor, skip: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def _head_grad(
     x,
     weight,
     grad,
-    dx,
+    dx,  # may be x
     of_weight,
     of_bias,
     rows,
@@ -69,8 +69,11 @@ class Head(torch.autograd.Function):
     """unet3d.head on a GPU."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x (N, C, D, H, W), weight (O, C, 1, 1, 1), bias (O,), O <= 16 -> (N, O, D, H, W)."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, alone: bool) -> Tensor:
+        """x (N, C, D, H, W), weight (O, C, 1, 1, 1), bias (O,), O <= 16 -> (N, O, D, H, W).
+
+        alone: nothing else reads x any more, so that its gradient may take its memory.
+        """
         x = x.contiguous(memory_format=torch.channels_last_3d)
         channels, out = x.shape[1], len(bias)
         y = empty_like(x, out)
@@ -79,15 +82,16 @@ class Head(torch.autograd.Function):
         grid = (triton.cdiv(rows, sizes["BLOCK_S"]),)
         _head[grid](x, weight, bias, y, rows, channels, out, **sizes)
         ctx.save_for_backward(x, weight)
+        ctx.alone = alone
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """The gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last_3d)
-        channels, out, dx = x.shape[1], weight.shape[0], torch.empty_like(x)
+        channels, out, dx = x.shape[1], weight.shape[0], x if ctx.alone else torch.empty_like(x)
         rows = x.numel() // channels
         sizes = Head.sizes(channels)
         blocks = triton.cdiv(rows, sizes["BLOCK_S"])
@@ -96,7 +100,7 @@ class Head(torch.autograd.Function):
         of_weight = torch.empty(chunks, *weight.shape, device=x.device)
         of_bias = torch.empty(chunks, out, device=x.device)
         _head_grad[(chunks,)](x, weight, grad, dx, of_weight, of_bias, rows, channels, out, chunk, **sizes)
-        return dx, of_weight.sum(0).to(weight.dtype), of_bias.sum(0).to(weight.dtype)
+        return dx, of_weight.sum(0).to(weight.dtype), of_bias.sum(0).to(weight.dtype), None
 
     @staticmethod
     def sizes(channels: int) -> dict[str, int]:
