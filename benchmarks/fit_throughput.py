@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from step_throughput import measure, monai_step, on_patches, our_step
+from step_throughput import OurStep, measure, monai_step, on_patches
 
 from trainable.config import MODALITIES, TrainConfig
 from trainable.data import Data, prepare_data
@@ -112,7 +112,7 @@ def main() -> None:
         )  # fmt: skip
         data = prepare_data(config, quiet=True)
         with algorithms(config):
-            bare = 1000 * BATCH / measure(lambda: our_step(SIZE, BATCH))[0]
+            bare = 1000 * BATCH / measure(lambda: OurStep(SIZE, BATCH))[0]
             peer = 1000 * BATCH / measure(lambda: on_patches(monai_step(torch.float16), SIZE, BATCH))[0]
         print(f"bare steps: voxtune {bare:.1f}, MONAI {peer:.1f} patches/s", file=sys.stderr, flush=True)
         found = ours(config, data)

@@ -1,6 +1,6 @@
 """Trials that share one GPU: patches a second of all of them together, ours and MONAI's DynUNet.
 
-    python benchmarks/packing.py [--size 64] [--batch 1] [--processes 1 2 4]
+    python benchmarks/packing.py [--size 64] [--batch 1] [--processes 1 2 4] [--sides "MONAI, bf16" voxtune]
 
 Each process trains its own network, as one trial would, on random patches that lie on the GPU: the bare steps of
 benchmarks/step_throughput.py. All begin together and count their steps for five seconds.
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
-from step_throughput import monai_step, on_patches, our_step
+from step_throughput import OurStep, monai_step, on_patches
 
 from trainable.config import TrainConfig
 from trainable.loop import algorithms
@@ -26,7 +26,7 @@ from tune.progress import make_console
 SECONDS, WARM_UP, ROUND = 5.0, 12, 10  # ROUND: steps between looks at the clock
 MAKERS = {
     "MONAI, bf16": lambda size, batch: on_patches(monai_step(torch.bfloat16), size, batch),
-    "voxtune": our_step,
+    "voxtune": OurStep,
 }
 
 
@@ -66,10 +66,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="of a patch")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--sides", nargs="+", choices=list(MAKERS), default=list(MAKERS))
     asked = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}; {asked.size}^3, batch {asked.batch}\n{__doc__}")
     table = Table("patches/s of all", *(f"{count} on the GPU" for count in asked.processes), box=None)
-    for name in MAKERS:
+    for name in asked.sides:
         row = []
         for count in asked.processes:
             row.append(f"{total(name, asked.size, asked.batch, count):.1f}")

@@ -164,7 +164,13 @@ REPLACED: list[tuple[str, str, str]] = [
     ("12h", "12 parsecs", r"my.yaml:1: study.time_budget is '12 parsecs'; expected a duration such as 2d, 12h"),
     ("12h", "h", r"expected a duration"),
     ("12h", "0", r"study.time_budget is 0; expected a number > 0"),
-    ("gpu: 0.5", "gpu: 1.5", r"my.yaml:4: resources.gpu is 1.5; expected a fraction up to 1, or a whole number"),
+    (
+        "gpu: 0.5",
+        "gpu: 1.5",
+        r"my.yaml:4: resources.gpu is 1.5; expected a fraction up to 1, a whole number, or",
+    ),
+    ("gpu: 0.5", "gpu: atuo", r"resources.gpu is 'atuo'; expected a fraction up to 1, .* \(did you mean auto\?\)"),
+    ("gpu: 0.5", "gpu: true", r"resources.gpu is True; expected a fraction up to 1"),
     ("cpu: 4", "cpu: 0", r"my.yaml:4: resources.cpu is 0; expected a number >= 1"),
     (
         "grace_period: 2",

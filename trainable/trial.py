@@ -25,6 +25,7 @@ from trainable.logs import epoch_line
 from trainable.loop import EpochResult, fit
 from trainable.options import make_config
 from trainable.parallel import attend
+from trainable.sharing import share_memory
 from trainable.training import Row
 
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
@@ -37,13 +38,15 @@ class TrialSpec(TypedDict):
     """What the driver sends to a trial's process.
 
     recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI of the folder to go
-    on from, or None. threads: CPU threads that torch may use. held: a file that tells that this process lives.
+    on from, or None. threads: CPU threads that torch may use. gpus: GPUs, or its share of one. held: a file that tells
+    that this process lives.
     """
 
     number: int
     recipe: dict[str, Any]
     checkpoint: str | None
     threads: int
+    gpus: float
     held: str
 
 
@@ -61,6 +64,7 @@ def train_trial(spec: TrialSpec, fit: Fit = fit) -> None:
     keep_modules()
     clean_process()
     in_one_thread(lambda: torch.set_num_threads(spec["threads"]))
+    share_memory(spec["gpus"])
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
     assert recipe.cache_dir is not None
     assert recipe.split_file is not None

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from trainable.config import TrainConfig
-from trainable.options import plain
+from trainable.options import plain, plain_text
 from tune.progress import counts, make_console, trial_table
 from tune.results import Run, TrialResult, read_run, recipe_text
 from tune.study import StudyConfig
@@ -83,7 +83,7 @@ def show_space(study: StudyConfig) -> None:
     rungs = ", ".join(map(str, study.rungs))
     stopping = f"{study.early_stopping.type} at epochs {rungs}" if study.rungs else "no early stopping"
     horizon = study.option("epochs")
-    need = f"{study.resources.cpu} CPU, {study.resources.gpu:g} GPU a trial"
+    need = f"{study.resources.cpu} CPU, {plain_text(study.resources.gpu)} GPU a trial"
     console.print(f"\n{study.study.trials} trials of up to {horizon} epochs; {study.searcher.type}; {stopping}; {need}")
     if study.at_random:
         console.print(f"{study.searcher.type} cannot model {', '.join(study.at_random)}: drawn at random")

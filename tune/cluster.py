@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import ray
 
-from trainable.config import InputError
+from trainable.config import InputError, TrainConfig
+from trainable.options import plain
+from trainable.sharing import best_count, measure_sharing
 from tune.study import StudyConfig
 
+DRAWN = 200  # recipes, to find a large one
 # Ray reads these when it starts; what the user has set stays.
 RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # a local cluster listens on this machine only
@@ -31,18 +36,11 @@ RAY_ENVIRONMENT = {
 
 
 @contextmanager
-def cluster(study: StudyConfig, address: str | None) -> Iterator[Slots]:
-    """A Ray cluster, that of `address` or one of this machine alone, with room for a trial at least."""
+def cluster(address: str | None) -> Iterator[None]:
+    """A Ray cluster, that of `address` or one of this machine alone."""
     start_ray(address)
     try:
-        slots = Slots(study)
-        if not slots.count():
-            cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
-            raise InputError(
-                f"resources ask for {study.resources.cpu} CPUs and {study.resources.gpu:g} GPUs a trial; the cluster "
-                f"has {cpus:g} and {gpus:g} in all; lower them with --set resources.gpu=... --set resources.cpu=..."
-            )
-        yield slots
+        yield
     finally:
         ray.shutdown()
 
@@ -86,12 +84,61 @@ def own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def with_gpus(study: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
+    """The study with a number in the place of `resources.gpu: auto`: as many trials share a GPU as train fastest.
+
+    Measured on one GPU of the cluster for the recipe of the space that asks for most memory; 0 where it has no GPU.
+    """
+    resources = study.resources
+    if resources.gpu != "auto":
+        return study
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    gpus, said = 0.0, "the cluster has no GPU"
+    if nodes:
+        say("resources.gpu is auto: measuring how many trials are to share a GPU")
+        most = min(int(node.get("CPU", 0) / node["GPU"]) // resources.cpu for node in nodes)
+        recipe = {**plain(largest_recipe(study)), "device": "cuda"}
+        options: dict[str, Any] = {"num_gpus": 1, "num_cpus": resources.cpu, "max_retries": 0}
+        rates = ray.get(ray.remote(**options)(measure_sharing).remote(recipe, most))
+        gpus = 1 / best_count(rates)
+        said = ", ".join(f"{count}: {rate:.1f} patches/s" for count, rate in rates.items()) or "none fits"
+    say(f"resources.gpu: auto is {gpus:g} ({said})")
+    return study.model_copy(update={"resources": resources.model_copy(update={"gpu": gpus})})
+
+
+def largest_recipe(study: StudyConfig) -> TrainConfig:
+    """Of some recipes drawn from the space, the one that asks for most GPU memory by a rule of thumb."""
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    drawn = optuna.create_study(sampler=sampler)
+    configs = [study.train_config(study.space.suggest(drawn.ask())) for _ in range(DRAWN)]
+    return max([study.base_config(), *configs], key=memory_of)
+
+
+def memory_of(config: TrainConfig) -> float:
+    """What the activations of a network take, in no unit: enough to compare two recipes."""
+    width = 4 if config.amp == "off" else 2
+    kept = 0.4 if config.gradient_checkpointing else 1.0
+    blocks = 1.2 if config.residual else 1.0
+    return config.batch_size * math.prod(config.target_shape) * config.base_channels * width * kept * blocks
+
+
 class Slots:
-    """How many trials the cluster can run at once, asked anew every few seconds."""
+    """How many trials the cluster can run at once, asked anew every few seconds.
+
+    Raises:
+        InputError: where it has not room for one.
+    """
 
     def __init__(self, study: StudyConfig) -> None:
-        self.need = {"CPU": float(study.resources.cpu), "GPU": study.resources.gpu}
+        cpu, gpu = study.resources.cpu, study.resources.gpus
+        self.need = {"CPU": float(cpu), "GPU": gpu}
         self.asked, self.known = -60.0, 0
+        if not self.count():
+            cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+            raise InputError(
+                f"resources ask for {cpu} CPUs and {gpu:g} GPUs a trial; the cluster has {cpus:g} and {gpus:g} in all; "
+                "lower them with --set resources.gpu=... --set resources.cpu=..."
+            )
 
     def count(self) -> int:
         """Trials that fit at once."""

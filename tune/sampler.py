@@ -43,8 +43,7 @@ class FittingTPESampler(optuna.samplers.TPESampler):
 
     TPE takes an infeasible trial for a bad one, which says little near the border, where the best recipes often lie.
     But memory grows with some options (`memory="more"` in TrainConfig): what asks for no less in each of them than a
-    trial that ran out of memory runs out of it too. Where trials share a GPU that depends on the neighbour, and nothing
-    is drawn again.
+    trial that ran out of memory, of the GPU or of its share of one, runs out of it too.
     """
 
     def __init__(
@@ -53,7 +52,6 @@ class FittingTPESampler(optuna.samplers.TPESampler):
         # without group: benchmarks/tpe_group.py
         super().__init__(seed=seed, n_startup_trials=n_startup_trials, multivariate=True)
         self.space, self.common = study.space, common
-        self.shared = 0 < study.resources.gpu < 1
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As TPESampler's; of all trials once, then of the new ones."""
@@ -64,7 +62,7 @@ class FittingTPESampler(optuna.samplers.TPESampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """As TPESampler's; of what is drawn one by one afterwards nothing is known here."""
-        ended = [] if self.shared else study.get_trials(deepcopy=False)
+        ended = study.get_trials(deepcopy=False)
         infeasible = [each.params for each in ended if any(value > 0 for value in each.constraints.values())]
         too_large = [DEFAULTS | self.recipe(each) for each in infeasible]  # an inactive option is at its default
         for _ in range(DRAWS):

@@ -58,6 +58,7 @@ class StudySearcher(Searcher):
             "recipe": plain(recipe),
             "checkpoint": checkpoint and place_in(self.run.storage, checkpoint),
             "threads": self.study.resources.cpu,
+            "gpus": self.study.resources.gpus,
             "held": str(self.run.folder / WORKERS),
         }
         return dict(spec)

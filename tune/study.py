@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -116,7 +117,9 @@ class Searcher(Section):
 class Resources(Section):
     """What one trial may use, and what becomes of it after a fault."""
 
-    gpu: float = Field(0, ge=0, description="GPUs of a trial; a fraction shares one.")
+    gpu: float | Literal["auto"] = Field(
+        0, description="GPUs of a trial; a fraction shares one, auto measures at launch how many may."
+    )
     cpu: int = Field(1, ge=1, description="CPU cores of a trial, and its threads.")
     max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")
     fail_fast: bool = Field(False, description="End the sweep at the first trial that failed for good.")
@@ -126,12 +129,19 @@ class Resources(Section):
     keep_top: int = Field(5, ge=0, description="Of so many of the best trials the stopped ones keep their checkpoint.")
     reuse_processes: bool = Field(True, description="A process serves one trial after the other.")
 
-    @field_validator("gpu")
+    @field_validator("gpu", mode="plain")
     @classmethod
-    def _whole_above_one(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise ValueError("a fraction up to 1, or a whole number")
-        return value
+    def _share_or_whole(cls, value: Any) -> float | str:
+        if value == "auto":
+            return "auto"
+        if type(value) not in (int, float) or not 0 <= value < math.inf or (value > 1 and value != int(value)):
+            raise ValueError("a fraction up to 1, a whole number, or 'auto'")
+        return float(value)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a trial as a number; auto is one until it was measured."""
+        return 1.0 if self.gpu == "auto" else self.gpu
 
 
 class StudyConfig(Section):
@@ -174,7 +184,7 @@ class StudyConfig(Section):
     def cost_of(self, progress: dict[str, Any]) -> float:
         """What a trial has cost by its progress in the journal: seconds, or seconds times GPUs."""
         seconds = float(progress["seconds"])
-        return seconds if self.study.cost == "seconds" else seconds * self.resources.gpu
+        return seconds if self.study.cost == "seconds" else seconds * self.resources.gpus
 
     def option(self, name: str) -> Any:
         """The value of a training option that all trials share."""

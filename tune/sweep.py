@@ -19,7 +19,7 @@ from trainable.loop import fit
 from trainable.options import nearest
 from trainable.parallel import alone, locked, write_whole
 from trainable.trial import Fit, train_trial
-from tune.cluster import Slots, cluster
+from tune.cluster import Slots, cluster, with_gpus
 from tune.early_stopping import RungScheduler
 from tune.ending import Ending
 from tune.hangs import HangWatch
@@ -67,7 +67,9 @@ def launch(
         raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
     if storage is not None and not is_uri(storage):
         storage = str(Path(storage).resolve())
-    with cluster(study, address) as slots, locked(run):
+    with cluster(address), locked(run):
+        study = with_gpus(study, make_console().print)
+        slots = Slots(study)
         make_console().print(check_room(study, storage or str(run / "ray"), slots.count()))
         save_split(data.split, run / "split.json")
         study = study.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
@@ -109,7 +111,8 @@ def resume(
             make_console().print(f"all {study.study.trials} trials have ended; add some with --trials")
             write_study(study, run)
             return finish(found, Snapshot(found, print))
-        with cluster(study, address) as slots:
+        with cluster(address):
+            slots = Slots(study)
             write_study(study, run)
             return sweep(Run(run, study, []), slots, fit=fit)
 
@@ -172,7 +175,7 @@ def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorde
     resources = run.study.resources
     trainable = ray_tune.with_parameters(train_trial, fit=fit)
     return ray_tune.Tuner(
-        ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu}),
+        ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpus}),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
             scheduler=RungScheduler(journal, run.study, recorder.write),

@@ -1,0 +1,86 @@
+"""Trials that share a GPU: how many are to, and what each may take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from trainable import sharing
+from trainable.config import TrainConfig
+from trainable.options import plain
+from trainable.sharing import best_count, measure_sharing, share_memory, train_together
+from tune.cluster import largest_recipe
+from tune.study import make_study
+
+TINY = {"depth": 3, "base_channels": 4, "target_shape": [16, 16, 16], "device": "cpu", "accumulation_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ({}, 1),
+        ({1: 100.0}, 1),
+        ({1: 100.0, 2: 105.0}, 1),
+        ({1: 100.0, 2: 150.0, 4: 160.0}, 2),
+        ({1: 100.0, 2: 150.0, 4: 240.0, 8: 230.0}, 4),
+    ],
+)
+def test_no_more_trials_share_a_gpu_than_gain_a_tenth(rates: dict[int, float], best: int) -> None:
+    assert best_count(rates) == best
+
+
+def test_counts_are_tried_until_more_do_not_fit_or_gain_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: dict[int, float | None] = {1: 10.0, 2: 19.0, 4: 20.0, 8: 40.0}
+    asked: list[int] = []
+
+    def together(recipe: dict[str, Any], count: int) -> float | None:
+        asked.append(count)
+        return rates[count]
+
+    monkeypatch.setattr(sharing, "train_together", together)
+    assert measure_sharing({}, 8) == {1: 10.0, 2: 19.0, 4: 20.0}
+    assert asked == [1, 2, 4]
+    assert measure_sharing({}, 1) == {1: 10.0}
+    rates[2] = None
+    assert measure_sharing({}, 8) == {1: 10.0}
+
+
+def test_processes_train_a_recipe_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = plain(TrainConfig.model_validate(TINY))
+    rate = train_together(recipe, 2)
+    assert rate is not None
+    assert rate > 1
+    with pytest.raises(RuntimeError, match="depth is 99"):
+        train_together({**recipe, "depth": 99}, 1)
+
+
+def test_the_largest_recipe_of_a_space_is_tried() -> None:
+    space = {
+        "batch_size": {"choice": [1, 2, 4]},
+        "amp": {"choice": ["bf16", "off"]},
+        "target_shape": {"choice": [[64, 64, 64], [96, 96, 96]]},
+        "lr": {"loguniform": [1e-5, 1e-2]},
+    }
+    config = largest_recipe(make_study({"space": space}))
+    assert (config.batch_size, config.amp, config.target_shape) == (4, "off", (96, 96, 96))
+
+
+@pytest.mark.gpu
+def test_a_trial_takes_no_more_than_its_share() -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    try:
+        share_memory(0.25)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            torch.empty(total // 4, dtype=torch.uint8, device="cuda")
+        share_memory(1)
+        torch.empty(total // 8, dtype=torch.uint8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.gpu
+def test_a_recipe_that_does_not_fit_into_its_share_is_not_tried_by_more() -> None:
+    recipe = plain(TrainConfig(depth=3, target_shape=(224, 224, 224), batch_size=8, base_channels=64, device="cuda"))
+    assert train_together(recipe, 4) is None

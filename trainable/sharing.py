@@ -1,0 +1,141 @@
+"""Trials that share a GPU: what each may take of its memory, and how fast several train side by side.
+
+    python -m trainable.sharing
+
+is one of them, started by train_together: it reads a recipe and its share of the GPU as a line of JSON, says "ready"
+once it is under way, and after another line trains for some seconds and prints its patches a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from trainable.inference import as_network_reads, predict_logits
+from trainable.loop import algorithms
+from trainable.options import make_config
+from trainable.training import Training
+
+CONTEXT = 0.75 * 2**30  # bytes that a process takes beside torch's tensors: CUDA's context, its kernels
+VOLUME = (240, 240, 155)  # that is validated
+STEPS, SECONDS = 8, 3.0  # before it counts; while it does
+COUNTS = (1, 2, 4, 8)  # of trials on a GPU that are tried
+GAIN = 1.1  # that twice as many must bring
+READY, NO_ROOM = "ready\n", "out of memory\n"
+
+
+def share_memory(share: float) -> None:
+    """Take no more of the GPU's memory than this share, so that the trials beside this one keep theirs."""
+    if 0 < share < 1 and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(max(share - CONTEXT / total, share / 2))
+
+
+def measure_sharing(recipe: dict[str, Any], most: int) -> dict[int, float]:
+    """Patches a second of a recipe in 1, 2, 4, ... processes on this GPU, up to where more do not fit or gain little.
+
+    recipe: a TrainConfig as plain values. most: processes to try at most.
+    """
+    rates: dict[int, float] = {}
+    for count in COUNTS:
+        if count > max(1, most):
+            break
+        rate = train_together(recipe, count)
+        if rate is None:
+            break
+        rates[count] = rate
+        if best_count(rates) != count:
+            break
+    return rates
+
+
+def best_count(rates: dict[int, float]) -> int:
+    """How many trials are to share a GPU, by measure_sharing: one, unless more of them gain enough."""
+    best = 1
+    for count, rate in sorted(rates.items()):
+        if rate >= GAIN * rates[best]:
+            best = count
+    return best
+
+
+def train_together(recipe: dict[str, Any], count: int) -> float | None:
+    """Patches a second of so many processes in all; None where one has not room enough in its share of the GPU."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "trainable.sharing"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+
+    def tell(line: str) -> None:
+        for process in processes:
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+                process.stdin.write(line + "\n")
+                process.stdin.flush()
+
+    try:
+        tell(json.dumps([recipe, 1 / count]))
+        said = [process.stdout.readline() for process in processes if process.stdout is not None]
+        if NO_ROOM in said:
+            return None
+        tell("go")
+        ends = [process.communicate() for process in processes]
+        for (_, error), process in zip(ends, processes, strict=True):
+            if process.returncode:
+                raise RuntimeError(f"a trial could not be tried out: {error.strip()[-2000:]}")
+        return sum(float(out) for out, _ in ends)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def main() -> None:
+    """Train beside others; see the head of this file."""
+    recipe, share = json.loads(sys.stdin.readline())
+    config = make_config(recipe, "sharing")
+    torch.set_num_threads(1)
+    share_memory(share)
+    with algorithms(config):
+        try:
+            training = Training(config)
+            draw = torch.Generator().manual_seed(0)
+            x = torch.randn(config.batch_size, 4, *config.target_shape, generator=draw).to(training.device)
+            y = torch.rand(config.batch_size, 3, *config.target_shape, generator=draw).to(training.device) > 0.9
+
+            def step() -> int:
+                for _ in range(config.accumulation_steps):
+                    training.steps.micro_batch(as_network_reads(x, config), y, 1 / config.accumulation_steps)
+                norm = training.steps.update()
+                norm.isfinite().item()  # the device is done
+                return config.accumulation_steps * config.batch_size
+
+            training.network.train()
+            for _ in range(STEPS):
+                step()
+            if training.device.type == "cuda":  # a trial also validates
+                predict_logits(training.network, torch.zeros(1, 4, *VOLUME, device=training.device), config)
+                training.network.train()
+        except torch.cuda.OutOfMemoryError:
+            print(NO_ROOM, end="", flush=True)
+            return
+        print(READY, end="", flush=True)
+        sys.stdin.readline()
+        patches, started = 0, time.perf_counter()
+        while time.perf_counter() - started < SECONDS:
+            patches += step()
+        print(patches / (time.perf_counter() - started), flush=True)
+
+
+if __name__ == "__main__":
+    main()
