@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -125,11 +126,10 @@ def train_one_epoch(
     lr = training.schedule.lr  # once: the GPU is waited for
     wait, started = 0.0, time.perf_counter()
     asked = started
-    for index, batch in enumerate(loader.epoch(training.epoch)):
+    for index, (names, x, y) in enumerate(made_ahead(training, loader)):
         wait += time.perf_counter() - asked
         check()
-        cases += loader.cases(batch)
-        x, y = to_network(batch, config, device, training.epoch, patches)
+        cases += names
         losses = training.steps.micro_batch(x, y, share_of_step(index, len(x), loader.patches, config))
         sums.add_batch(losses, len(x))
         patches += len(x)
@@ -146,6 +146,30 @@ def train_one_epoch(
     stats = sums.stats(training, patches=patches, seconds=time.perf_counter() - started, wait=wait)
     training.step += int(stats["steps"])
     return stats
+
+
+def made_ahead(training: Training, loader: PatchLoader) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """The batches of an epoch as the network takes them, and their cases; on a GPU one is made while a step runs."""
+    config, device = training.config, training.device
+    beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def made() -> Iterator[tuple[list[str], Tensor, Tensor, torch.cuda.Event | None]]:
+        patches = 0
+        for batch in loader.epoch(training.epoch):
+            with torch.cuda.stream(beside):
+                x, y = to_network(batch, config, device, training.epoch, patches)
+            yield loader.cases(batch), x, y, None if beside is None else beside.record_event()
+            patches += len(x)
+
+    for batch, _ in pairwise(chain(made(), [None])):
+        assert batch is not None
+        names, x, y, done = batch
+        if done is not None:
+            here = torch.cuda.current_stream(device)
+            here.wait_event(done)
+            x.record_stream(here)
+            y.record_stream(here)
+        yield names, x, y
 
 
 def share_of_step(index: int, samples: int, patches: int, config: TrainConfig) -> float:
