@@ -491,7 +491,7 @@ def test_deterministic_training_repeats_bit_for_bit_on_a_gpu(prepared: Data, tmp
 
 @pytest.mark.gpu
 def test_gradient_checkpointing_takes_less_memory_on_a_gpu(prepared: Data, tmp_path: Path):
-    options = {"device": "cuda", "target_shape": (64, 64, 64), "base_channels": 32, "epochs": 1}
+    options = {"device": "cuda", "target_shape": (64, 64, 64), "base_channels": 32, "epochs": 1, "fast": False}
     peaks = [
         run(config_in(tmp_path / str(on), **options, gradient_checkpointing=on), prepared)[0].stats["max_gpu_memory"]
         for on in (False, True)

@@ -124,10 +124,9 @@ def train_one_epoch(
     last = math.ceil(loader.patches / config.batch_size) - 1
     sums, cases, patches = Sums(device), list[str](), 0
     lr = training.schedule.lr  # once: the GPU is waited for
-    wait, started = 0.0, time.perf_counter()
-    asked = started
-    for index, (names, x, y) in enumerate(made_ahead(training, loader)):
-        wait += time.perf_counter() - asked
+    started = time.perf_counter()
+    batches = Stopwatch(loader.epoch(training.epoch))
+    for index, (names, x, y) in enumerate(made_ahead(training, loader, batches)):
         check()
         cases += names
         losses = training.steps.micro_batch(x, y, share_of_step(index, len(x), loader.patches, config))
@@ -141,21 +140,39 @@ def train_one_epoch(
             cases.clear()
             if training.skipped.too_many:
                 break
-        asked = time.perf_counter()
     training.skipped.read()
-    stats = sums.stats(training, patches=patches, seconds=time.perf_counter() - started, wait=wait)
+    stats = sums.stats(training, patches=patches, seconds=time.perf_counter() - started, wait=batches.seconds)
     training.step += int(stats["steps"])
     return stats
 
 
-def made_ahead(training: Training, loader: PatchLoader) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+class Stopwatch:
+    """An iterator, and the seconds that its items were waited for."""
+
+    def __init__(self, items: Iterator[Batch]) -> None:
+        self.items, self.seconds = items, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        asked = time.perf_counter()
+        try:
+            return next(self.items)
+        finally:
+            self.seconds += time.perf_counter() - asked
+
+
+def made_ahead(
+    training: Training, loader: PatchLoader, batches: Iterable[Batch]
+) -> Iterator[tuple[list[str], Tensor, Tensor]]:
     """The batches of an epoch as the network takes them, and their cases; on a GPU one is made while a step runs."""
     config, device = training.config, training.device
     beside = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def made() -> Iterator[tuple[list[str], Tensor, Tensor, torch.cuda.Event | None]]:
         patches = 0
-        for batch in loader.epoch(training.epoch):
+        for batch in batches:
             with torch.cuda.stream(beside):
                 x, y = to_network(batch, config, device, training.epoch, patches)
             yield loader.cases(batch), x, y, None if beside is None else beside.record_event()

@@ -243,5 +243,5 @@ class NormAct(torch.autograd.Function):
             ctx.slope,
             **sizes,
         )
-        dbias, dweight = grad_sums.sum(0)
+        dbias, dweight = grad_sums.sum(0) if samples > 1 else grad_sums[0]
         return grad, dweight.to(weight.dtype), dbias.to(bias.dtype), dskip, None, None
