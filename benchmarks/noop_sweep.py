@@ -64,7 +64,7 @@ def nothing(
     scores = {f"dice_{name}": score for name in ("mean", *REGIONS)}
     result = EpochResult(1, NO_STATS, scores, score, 1, "epochs", place)
     state = {"epoch": 1, "row": result.row(), "config": plain(config), "best_score": score}
-    checkpoint.save_checkpoint(state, place / checkpoint.BEST, place / checkpoint.LATEST)
+    checkpoint.save_once(state, place / checkpoint.BEST, place / checkpoint.LATEST)
     note(folder)
     on_epoch_end(result)
     return result

@@ -25,9 +25,10 @@ from rich.table import Table
 
 from trainable.config import TrainConfig
 from trainable.data import Data
-from trainable.loop import EpochResult, fit
+from trainable.loop import EpochResult
 from trainable.phantom import write_phantoms
 from trainable.step import Steps
+from trainable.trial import fit_trial
 from tune.progress import make_console
 from tune.study import StudyConfig, make_study
 from tune.sweep import launch
@@ -51,7 +52,7 @@ def timed_fit(
 
     Steps.update = update  # type: ignore[method-assign]
     try:
-        return fit(config, data, on_epoch_end)
+        return fit_trial(config, data, on_epoch_end)
     finally:
         Steps.update = plain  # type: ignore[method-assign]
 

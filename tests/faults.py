@@ -16,8 +16,8 @@ from ray import cloudpickle
 
 from trainable.config import TrainConfig
 from trainable.data import Data
-from trainable.loop import EpochResult, fit
-from trainable.trial import Fit
+from trainable.loop import EpochResult
+from trainable.trial import Fit, fit_trial
 from tune.study import StudyConfig, make_study
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not have this folder on their path
@@ -57,7 +57,7 @@ def faulty(faults: Mapping[int, str]) -> Fit:
 
         if fault == "not finite":
             config = config.model_copy(update={"lr": 1e30, "optimizer": "sgd", "gradient_clipping": 0.0})
-        return fit(config, data, after)
+        return fit_trial(config, data, after)
 
     return faulty_fit
 
@@ -80,4 +80,4 @@ def leaky(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult],
     """fit that leaves 200 MiB of GPU memory behind in the process of trial 0."""
     if config.seed == SEED:
         sys.modules["torch"].left_behind = torch.zeros(50 * 2**20, device="cuda")  # type: ignore[attr-defined]
-    return fit(config, data, on_epoch_end)
+    return fit_trial(config, data, on_epoch_end)

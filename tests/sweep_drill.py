@@ -30,9 +30,9 @@ from ray import cloudpickle
 from trainable import checkpoint
 from trainable.config import TrainConfig
 from trainable.data import Data, prepare_data
-from trainable.loop import EpochResult, fit
+from trainable.loop import EpochResult
 from trainable.phantom import write_phantoms
-from trainable.trial import Fit
+from trainable.trial import Fit, fit_trial
 from tune.early_stopping import RungScheduler
 from tune.journal import STOP, WholeLines, progress_of, read_trials
 from tune.results import read_run
@@ -124,7 +124,7 @@ class Phases:
             checkpoint.write_aside = write_aside
             self.enter("training")
             try:
-                return fit(config, data, after)
+                return fit_trial(config, data, after)
             finally:
                 checkpoint.write_aside = write
 

@@ -261,6 +261,22 @@ def test_val_freq_validates_every_so_many_epochs_and_the_last(prepared: Data, tm
     assert [result.epoch for result in results if result.val] == [2, 4, 5]
 
 
+def test_val_cases_are_the_same_ones_each_time_evenly_spread(prepared: Data, tmp_path: Path, monkeypatch):
+    names = sorted([*prepared.split.train, *prepared.split.val, *prepared.split.test])
+    data = dataclasses.replace(prepared, split=type(prepared.split)(prepared.split.train, tuple(names[:7]), ()))
+    seen: list[list[str]] = []
+
+    def scored(network: object, config: object, folder: object, cases: list[str], **_: object):
+        seen.append(list(cases))
+        return {"case": dict.fromkeys(("dice_WT", "dice_TC", "dice_ET", "dice_mean"), 0.5)}
+
+    monkeypatch.setattr(loop, "validate", scored)
+    for count, epochs in ((3, 2), (0, 1), (7, 1)):
+        run(config_in(tmp_path / str(count), epochs=epochs, val_cases=count), data)
+    three = [names[0], names[2], names[4]]
+    assert seen == [three, three, names[:7], names[:7]]
+
+
 @pytest.mark.parametrize("metric", ["val_dice_WT", "val_dice_ET"])
 def test_plateau_and_patience_watch_the_metric_at_each_validation(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, metric: str

@@ -36,14 +36,25 @@ def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path) -> None:
             write_aside(copy, partial(shutil.copyfileobj, source, length=2**24))
 
 
-def write_aside(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file beside its place, then put it there."""
+def save_once(state: dict[str, Any], path: Path, *others: Path) -> None:
+    """As save_checkpoint, but the first file stands for all, and none is forced to the disk: for files that are copied
+    from there at once.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda file: torch.save({"format": FORMAT, **state}, file), force=False)
+    for other in others:
+        other.unlink(missing_ok=True)
+
+
+def write_aside(path: Path, write: Callable[[BinaryIO], None], *, force: bool = True) -> None:
+    """Write a file beside its place, then put it there. force: to the disk, so that it outlives the machine."""
     aside = path.with_name(f".{path.name}.new")
     try:
         with aside.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if force:
+                os.fsync(file.fileno())
         aside.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of an error of the disk
         cause = error.__context__ if isinstance(error, RuntimeError) else error

@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
@@ -27,7 +27,7 @@ from trainable.logs import picture
 from trainable.metrics import Labels, Scores, dice_scores, mean_scores, score_case, spacing_of
 from trainable.parallel import Behind
 from trainable.patches import Batch, PatchLoader
-from trainable.training import Row, Training
+from trainable.training import Row, Save, Training
 
 Pictures = dict[str, NDArray[np.uint8]]
 
@@ -243,6 +243,7 @@ def fit(
     data: Data,
     on_epoch_end: Callable[[EpochResult], None] = lambda _: None,
     on_start: Callable[[Training], None] = lambda _: None,
+    save: Save = checkpoint.save_checkpoint,
 ) -> EpochResult:
     """Train to the last epoch or until patience ends; returns the last epoch's result.
 
@@ -250,7 +251,7 @@ def fit(
     save_freq epochs into output_dir/checkpoints. Without validation cases the last epoch is the best. `on_epoch_end`
     is called after the checkpoints are on disk; what it raises ends the training, which can be resumed. Both are done
     in a thread of their own, behind the next epoch. `on_start` is called once, when all is checked and loaded and
-    nothing is written yet.
+    nothing is written yet. `save` writes the checkpoints.
     Only the train and val parts of the split are read.
     """
     folder = config.output_dir / "checkpoints"
@@ -273,16 +274,16 @@ def fit(
         loader = PatchLoader(data.folder, data.split.train, config, pin_memory=training.device.type == "cuda")
         with Behind() as behind:
             while True:
-                result, save = run_epoch(training, loader, data, folder, behind.check)
-                behind.start(partial(hand_over, result, save, on_epoch_end))
+                result, write = run_epoch(training, loader, data, folder, save, behind.check)
+                behind.start(partial(hand_over, result, write, on_epoch_end))
                 if result.end_reason:
                     behind.wait()
                     return result
 
 
-def hand_over(result: EpochResult, save: Callable[[], None], on_epoch_end: Callable[[EpochResult], None]) -> None:
+def hand_over(result: EpochResult, write: Callable[[], None], on_epoch_end: Callable[[EpochResult], None]) -> None:
     """Write an epoch's checkpoints, then tell of it."""
-    save()
+    write()
     on_epoch_end(result)
 
 
@@ -302,7 +303,7 @@ def algorithms(config: TrainConfig) -> Iterator[None]:
 
 
 def run_epoch(
-    training: Training, loader: PatchLoader, data: Data, folder: Path, check: Callable[[], object]
+    training: Training, loader: PatchLoader, data: Data, folder: Path, save: Save, check: Callable[[], object]
 ) -> tuple[EpochResult, Callable[[], None]]:
     """Train, validate where it is due, step the schedule; returns what was done, and what writes its checkpoints."""
     config = training.config
@@ -328,16 +329,24 @@ def run_epoch(
     better = training.judge(val) if val or data.split.val else last
     training.schedule.step(val[config.metric.removeprefix("val_")] if val else None)
     end_reason = "epochs" if last else "patience" if training.out_of_patience else ""
-    return result(), training.saver(data, result().row(), folder, better=better)
+    return result(), training.saver(data, result().row(), folder, save, better=better)
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """So many of these names, evenly spread; all of them for 0 or where there are no more."""
+    if not count or count >= len(names):
+        return list(names)
+    return [names[index * len(names) // count] for index in range(count)]
 
 
 def validate_and_draw(training: Training, data: Data) -> tuple[Scores, Pictures]:
-    """Mean scores over the validation cases, and pictures of the first of them."""
+    """Mean scores over val_cases of the validation cases, and pictures of the first of them."""
     pictures: Pictures = {}
 
     def draw(case: CachedCase, prediction: Labels) -> None:
         if len(pictures) < PICTURED:
             pictures[case.name] = picture(case.image, case.label, prediction)
 
-    cases = validate(training.network, training.config, data.folder, data.split.val, on_case=draw)
+    names = spread(data.split.val, training.config.val_cases)
+    cases = validate(training.network, training.config, data.folder, names, on_case=draw)
     return mean_scores(cases.values()), pictures

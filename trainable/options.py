@@ -143,6 +143,11 @@ def load_options(path: Path) -> dict[str, Any]:
     return values
 
 
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Options as YAML that load_options reads, by libyaml where PyYAML has it: a tenth of the time."""
+    return str(yaml.dump(values, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))
+
+
 def save_options(config: TrainConfig, path: Path) -> None:
     """Write training_config.json: all that a training is, without what belongs to one call of train.py."""
     options = {name: value for name, value in plain(config).items() if name not in OF_ONE_CALL}

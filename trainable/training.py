@@ -27,6 +27,7 @@ from trainable.step import Steps
 from trainable.unet3d import UNet3D, build_network
 
 Row = dict[str, float | int | str]
+Save = Callable[..., None]  # a state, a path, and paths of copies
 
 # Of the optimizer's groups: as the config and the device of the day have them, not the checkpoint.
 ASKED = ("weight_decay", "momentum", "nesterov", "fused", "capturable")
@@ -175,17 +176,17 @@ class Training:
         if self.config.lr != saved["lr"]:
             self.schedule.set_base_lr(self.config.lr)
 
-    def saver(self, data: Data, row: Row, folder: Path, *, better: bool) -> Callable[[], None]:
+    def saver(self, data: Data, row: Row, folder: Path, save: Save, *, better: bool) -> Callable[[], None]:
         """What writes the checkpoints of the epoch that was trained, whatever is trained meanwhile.
 
-        latest.pth comes last, so that what it says of the others is true.
+        latest.pth comes last, so that what it says of the others is true. save: as checkpoint.save_checkpoint.
         """
         names = [checkpoint.BEST] * better
         names += [f"epoch_{self.epoch:04d}.pth"] * (self.epoch % self.config.save_freq == 0)
         state = on_cpu(self.state(data, row))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        return partial(checkpoint.save_checkpoint, state, *(folder / name for name in [*names, checkpoint.LATEST]))
+        return partial(save, state, *(folder / name for name in [*names, checkpoint.LATEST]))
 
     def keep_best(self, source: Path, folder: Path) -> None:
         """Take along the best model so far, from the folder of the checkpoint that was loaded.

@@ -10,7 +10,7 @@ import platform
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -29,6 +29,7 @@ from trainable.sharing import share_memory
 from trainable.training import Row
 
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
+fit_trial: Fit = partial(fit, save=checkpoint.save_once)  # what a trial writes is copied to the sweep's storage at once
 
 LEFT_OVER = 64 * 2**20  # bytes of GPU memory that a process may keep between trials: workspaces of cuBLAS
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -54,7 +55,7 @@ class FreshProcess(Exception):
     """The trial before left GPU memory behind."""
 
 
-def train_trial(spec: TrialSpec, fit: Fit = fit) -> None:
+def train_trial(spec: TrialSpec, fit: Fit) -> None:
     """Train one recipe and report each validated epoch with its checkpoint.
 
     A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. No code
@@ -148,7 +149,7 @@ def restore(spec: TrialSpec, scratch: Path) -> Path | None:
 def report(result: EpochResult, recipe: TrainConfig, text: io.StringIO) -> None:
     """Tell Ray of a validated or last epoch, with the folder of its checkpoints.
 
-    Where the epoch is the best so far, best_model.pth stands for latest.pth too: half as much to copy.
+    Where the epoch is the best so far, best_model.pth stands for latest.pth too.
     """
     row = result.row()
     print(epoch_line(row, recipe.epochs))
@@ -157,8 +158,6 @@ def report(result: EpochResult, recipe: TrainConfig, text: io.StringIO) -> None:
         print(result.note)
         ray_tune.report({**row, "log": take(text)})
     elif result.val is not None or result.end_reason:
-        if result.best_epoch == result.epoch:
-            (result.checkpoints / checkpoint.LATEST).unlink(missing_ok=True)
         folder = ray_tune.Checkpoint.from_directory(str(result.checkpoints))
         ray_tune.report({**row, "log": take(text)}, checkpoint=folder)
 

@@ -166,8 +166,8 @@ class UNet3D(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """Kaiming's normal weights for leaky ReLU (He et al. 2015), zero biases."""
-    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+    """Kaiming's normal weights for leaky ReLU (He et al. 2015), zero biases; none where only shapes are asked for."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and not module.weight.is_meta:  # which takes a second
         nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -30,6 +30,7 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ending handles it, and SIGTERM
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a stopped trial may take a while to end its reading processes
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Ray's snapshot of all trials, which the journal stands in for
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -93,14 +94,16 @@ def with_gpus(study: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     if resources.gpu != "auto":
         return study
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    gpus, said = 0.0, "the cluster has no GPU"
+    gpus: float = 0
+    said = "the cluster has no GPU"
     if nodes:
         say("resources.gpu is auto: measuring how many trials are to share a GPU")
         most = min(int(node.get("CPU", 0) / node["GPU"]) // resources.cpu for node in nodes)
         recipe = {**plain(largest_recipe(study)), "device": "cuda"}
         options: dict[str, Any] = {"num_gpus": 1, "num_cpus": resources.cpu, "max_retries": 0}
         rates = ray.get(ray.remote(**options)(measure_sharing).remote(recipe, most))
-        gpus = 1 / best_count(rates)
+        count = best_count(rates)
+        gpus = 1 / count if count > 1 else 1
         said = ", ".join(f"{count}: {rate:.1f} patches/s" for count, rate in rates.items()) or "none fits"
     say(f"resources.gpu: auto is {gpus:g} ({said})")
     return study.model_copy(update={"resources": resources.model_copy(update={"gpu": gpus})})

@@ -19,6 +19,7 @@ class HangWatch(ray_tune.Callback):
     def __init__(self, journal: Journal, timeout: float | None, table: LiveTable) -> None:
         self.journal, self.timeout, self.table = journal, timeout, table
         self.heard: dict[str, float] = {}  # when each running trial started or last reported
+        self.looked = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
@@ -36,10 +37,12 @@ class HangWatch(ray_tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Look for trials that have been silent for too long."""
-        if self.timeout is None:
+        now = time.monotonic()
+        if self.timeout is None or now < self.looked + 1:  # it looks through all trials
             return
+        self.looked = now
         for trial in trials:
-            silent = time.monotonic() - self.heard.get(trial.trial_id, time.monotonic())
+            silent = now - self.heard.get(trial.trial_id, now)
             actor = trial.temporary_state.ray_actor
             if trial.status == Trial.RUNNING and silent > self.timeout and actor is not None:
                 self.end(trial, actor, silent)

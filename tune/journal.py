@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import optuna
 from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.config import REGIONS
@@ -36,7 +38,7 @@ def cut_half_line(path: Path) -> int:
 
 
 class WholeLines(JournalFileBackend):
-    """A journal file that a full disk leaves whole."""
+    """A journal file that one process writes, which holds the whole run, and that a full disk leaves whole."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -46,7 +48,12 @@ class WholeLines(JournalFileBackend):
         """Append all of these entries, or none and OSError."""
         before = self.path.stat().st_size
         try:
-            super().append_logs(logs)
+            with self.path.open("ab") as file:
+                file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
+                file.flush()
+                # of a trial whose params a crash of the machine takes nothing else is on record yet
+                if any(log["op_code"] != JournalOperation.SET_TRIAL_PARAM for log in logs):
+                    os.fsync(file.fileno())
         except OSError:
             os.truncate(self.path, before)
             raise
@@ -76,15 +83,12 @@ class Journal:
     """Asks for trials, records what they report and tells how they ended."""
 
     def __init__(self, run: Path, study: StudyConfig, *, anew: bool = False) -> None:
-        """Open or create the study. The caller holds the run's lock, so a lock file left behind is stale.
+        """Open or create the study. The caller holds the run's lock.
 
         anew: begin with an empty study, whatever an attempt to begin it has left.
         """
         self.study_config = study
         path = run / JOURNAL
-        if (lock := path.with_name(path.name + ".lock")).is_symlink() or lock.exists():
-            lock.unlink()
-            print(f"{lock}: removed; a process that was killed left it")
         if path.exists() and (cut := cut_half_line(path)):
             print(f"{path}: cut half a line ({cut} bytes) that a crash left")
         name, storage = study.name, JournalStorage(WholeLines(path))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
 from trainable.config import InputError
 from trainable.logs import RunLog
+from trainable.options import dump_yaml
 from tune.ending import Ending
 from tune.journal import Journal
 from tune.progress import LiveTable
@@ -66,7 +66,7 @@ class Recorder(ray_tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write the trial's recipe."""
         path = self.folder(trial.config["number"]) / "config.yaml"
-        path.write_text(yaml.safe_dump(trial.config["recipe"], sort_keys=False))
+        path.write_text(dump_yaml(trial.config["recipe"]))
 
     def write(self, number: int, result: dict[str, Any]) -> None:
         """Write a report to metrics.csv, TensorBoard and stdout.log."""

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable import checkpoint
 from trainable.config import InputError, TrainConfig
-from trainable.options import fields_of_role, plain
+from trainable.options import dump_yaml, fields_of_role, plain
 from tune.journal import progress_of, read_trials
 from tune.study import StudyConfig
 from tune.study_file import load_study
@@ -168,7 +167,7 @@ def recipe_text(run: Run, trial: TrialResult) -> str:
     where = set(fields_of_role("run")) - {"num_workers", "pretrained"}
     recipe = {name: value for name, value in recipe.items() if name not in where}
     score = f"{run.study.study.score} {trial.score:.4f} at epoch {trial.best_epoch}" if trial.score else "no score"
-    return f"# trial {trial.number}: {score}\n" + yaml.safe_dump(recipe, sort_keys=False)
+    return f"# trial {trial.number}: {score}\n" + dump_yaml(recipe)
 
 
 def update_best(run: Run, fetch: Any) -> TrialResult | None:
@@ -186,7 +185,7 @@ def update_best(run: Run, fetch: Any) -> TrialResult | None:
     folder.mkdir(exist_ok=True)
     with fetch(place_in(run.storage, best.checkpoint)) as source:
         model = Path(source) / checkpoint.BEST
-        if checkpoint.load_checkpoint(model)["epoch"] != best.best_epoch:
+        if checkpoint.epoch_of(model) != best.best_epoch:
             return None  # its newer checkpoint is still on the way; the next call finds it
         aside = folder / f".{checkpoint.BEST}"
         shutil.copyfile(model, aside)

@@ -117,7 +117,7 @@ class Searcher(Section):
 class Resources(Section):
     """What one trial may use, and what becomes of it after a fault."""
 
-    gpu: float | Literal["auto"] = Field(
+    gpu: int | float | Literal["auto"] = Field(
         0, description="GPUs of a trial; a fraction shares one, auto measures at launch how many may."
     )
     cpu: int = Field(1, ge=1, description="CPU cores of a trial, and its threads.")
@@ -131,17 +131,17 @@ class Resources(Section):
 
     @field_validator("gpu", mode="plain")
     @classmethod
-    def _share_or_whole(cls, value: Any) -> float | str:
+    def _share_or_whole(cls, value: Any) -> Any:
         if value == "auto":
-            return "auto"
+            return value
         if type(value) not in (int, float) or not 0 <= value < math.inf or (value > 1 and value != int(value)):
             raise ValueError("a fraction up to 1, a whole number, or 'auto'")
-        return float(value)
+        return value
 
     @property
     def gpus(self) -> float:
         """GPUs of a trial as a number; auto is one until it was measured."""
-        return 1.0 if self.gpu == "auto" else self.gpu
+        return 1.0 if self.gpu == "auto" else float(self.gpu)
 
 
 class StudyConfig(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ from ray.tune.error import TuneError
 from trainable.cases import save_split
 from trainable.config import InputError
 from trainable.data import prepare_data
-from trainable.loop import fit
 from trainable.options import nearest
 from trainable.parallel import alone, locked, write_whole
-from trainable.trial import Fit, train_trial
+from trainable.trial import Fit, fit_trial, train_trial
 from tune.cluster import Slots, cluster, with_gpus
 from tune.early_stopping import RungScheduler
 from tune.ending import Ending
@@ -50,7 +50,7 @@ def launch(
     storage: str | None = None,
     params: tuple[dict[str, Any], ...] = (),
     earlier: Sequence[Path] = (),
-    fit: Fit = fit,
+    fit: Fit = fit_trial,
 ) -> Run:
     """Start a sweep in a new folder and run it to its end; returns what it found.
 
@@ -87,7 +87,7 @@ def resume(
     overrides: Sequence[str] = (),
     space: str | None = None,
     data_dir: Path | None = None,
-    fit: Fit = fit,
+    fit: Fit = fit_trial,
 ) -> Run:
     """Go on with an interrupted sweep, or extend it.
 
@@ -117,7 +117,7 @@ def resume(
             return sweep(Run(run, study, []), slots, fit=fit)
 
 
-def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = (), fit: Fit = fit) -> Run:
+def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = (), fit: Fit = fit_trial) -> Run:
     """Run what is left of a sweep on the cluster that is connected."""
     console, study = make_console(), run.study
     journal = Journal(run.folder, study)
@@ -173,7 +173,7 @@ def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorde
     """The Tuner of one launch or resume. Its storage is its own, so that what a dead driver's workers still write
     cannot mix with it."""
     resources = run.study.resources
-    trainable = ray_tune.with_parameters(train_trial, fit=fit)
+    trainable = partial(train_trial, fit=fit)
     return ray_tune.Tuner(
         ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpus}),
         tune_config=ray_tune.TuneConfig(
