@@ -37,7 +37,7 @@ def count_steps(name: str, size: int, batch: int, together: Barrier, rates: Any)
         for _ in range(WARM_UP):
             step()
         torch.cuda.synchronize()
-        together.wait()
+        together.wait(timeout=300)
         steps, started = 0, time.perf_counter()
         while time.perf_counter() - started < SECONDS:
             for _ in range(ROUND):
@@ -51,7 +51,10 @@ def total(name: str, size: int, batch: int, processes: int) -> float:
     """Patches a second of so many processes."""
     context = multiprocessing.get_context("spawn")
     together, rates = context.Barrier(processes), context.Queue()
-    workers = [context.Process(target=count_steps, args=(name, size, batch, together, rates)) for _ in range(processes)]
+    workers = [
+        context.Process(target=count_steps, args=(name, size, batch, together, rates), daemon=True)
+        for _ in range(processes)
+    ]
     for worker in workers:
         worker.start()
     steps = sum(rates.get(timeout=300) for _ in workers)

@@ -111,7 +111,9 @@ def test_region_sums_and_their_gradient(
 
     logits = drawn((2, 3, 10, 9, 11), dtype, device, 3) * 3
     ours = leaf(logits if last else logits.contiguous())
-    target = (drawn((2, 3, 10, 9, 11), torch.float32, device, 4) > 0.5).to(torch.uint8).contiguous()
+    target = (
+        (drawn((2, 3, 10, 9, 11), torch.float32, device, 4) > 0.5).to(torch.uint8 if last else torch.bool).contiguous()
+    )
     scale = torch.linspace(0.5, 2, 24, device=device).view(4, 2, 3)
     sums = RegionSums.apply(ours, target, gamma, *weights)
     (sums * scale).sum().backward()

@@ -24,6 +24,7 @@ from trainable.patches import PatchLoader
 from trainable.phantom import write_phantoms
 from trainable.step import update
 from trainable.training import Training, refuse_changes
+from trainable.trial import LEFT_OVER, free_memory
 
 TINY = {
     **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
@@ -503,6 +504,15 @@ def test_deterministic_training_repeats_bit_for_bit_on_a_gpu(prepared: Data, tmp
         run(config_in(tmp_path / name, **options, epochs=2), prepared)
     one, other = (checkpoint.load_checkpoint(tmp_path / name)["network"] for name in ("one", "other"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.gpu
+def test_a_training_leaves_no_gpu_memory_behind(prepared: Data, tmp_path: Path):
+    """Batches that are made ahead, on a stream of their own, need workspaces and temporaries."""
+    options = {"device": "cuda", "epochs": 6, "blur_prob": 1.0, "rotate_prob": 1.0}
+    for name in ("one", "other"):
+        run(config_in(tmp_path / name, **options), prepared)
+        assert free_memory() < LEFT_OVER
 
 
 @pytest.mark.gpu

@@ -1,17 +1,20 @@
-"""Folders that one process holds, and files that are never half written."""
+"""Work behind other work, folders that one process holds, files that are never half written."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
 
 import pytest
 
 from trainable.config import InputError
-from trainable.parallel import locked, write_whole
+from trainable.parallel import Behind, locked, write_whole
 
 
 def test_a_held_folder_is_refused_until_it_is_let_go(tmp_path: Path) -> None:
@@ -64,3 +67,59 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
         assert reader.read() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pieces_behind_are_done_one_after_the_other_and_waited_for_at_the_end() -> None:
+    done: list[int] = []
+    free = threading.Event()
+    with Behind() as behind:
+        behind.start(lambda: done.append(free.wait(10)))
+        behind.check()  # under way: nothing to say, and not waited for
+        assert done == []
+        free.set()
+        behind.start(lambda: done.append(2))
+    assert done == [True, 2]
+
+
+@pytest.mark.parametrize("error", [ValueError("of the piece"), SystemExit(0)])
+def test_what_a_piece_raises_comes_up_in_the_thread_that_goes_on(error: BaseException) -> None:
+    def piece() -> None:
+        raise error
+
+    with pytest.raises(type(error)), Behind() as behind:  # noqa: PT012
+        behind.start(piece)
+        while True:
+            behind.check()
+    with pytest.raises(type(error)), Behind() as behind:  # noqa: PT012
+        behind.start(piece)
+        behind.start(lambda: None)
+
+
+def test_what_a_piece_raised_stands_before_what_ended_the_context() -> None:
+    def piece() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space") as found, Behind() as behind:  # noqa: PT012
+        behind.start(piece)
+        raise KeyboardInterrupt
+    assert isinstance(found.value.__context__, KeyboardInterrupt)
+
+
+def test_a_piece_that_raised_keeps_nothing_alive() -> None:
+    class Large:
+        pass
+
+    def work() -> weakref.ref[Large]:
+        large = Large()
+        kept = weakref.ref(large)
+
+        def piece() -> None:
+            raise ValueError(str(large)[:0])
+
+        with Behind() as behind:
+            behind.start(piece)
+            with contextlib.suppress(ValueError):
+                behind.wait()
+        return kept
+
+    assert work()() is None

@@ -11,7 +11,8 @@ from trainable import sharing
 from trainable.config import TrainConfig
 from trainable.options import plain
 from trainable.sharing import best_count, measure_sharing, share_memory, train_together
-from tune.cluster import largest_recipe
+from tune.cluster import cluster, largest_recipe, with_gpus
+from tune.space import Problems
 from tune.study import make_study
 
 TINY = {"depth": 3, "base_channels": 4, "target_shape": [16, 16, 16], "device": "cpu", "accumulation_steps": 2}
@@ -65,6 +66,17 @@ def test_the_largest_recipe_of_a_space_is_tried() -> None:
     }
     config = largest_recipe(make_study({"space": space}))
     assert (config.batch_size, config.amp, config.target_shape) == (4, "off", (96, 96, 96))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_auto_is_none_unless_gpu_hours_are_counted() -> None:
+    values = {"resources": {"gpu": "auto"}, "space": {"lr": {"loguniform": [1e-5, 1e-2]}}}
+    said: list[str] = []
+    with cluster(None):
+        assert with_gpus(make_study(values), said.append).resources.gpu == 0
+        with pytest.raises(Problems, match=r"study.gpu_hours would never be spent, since resources.gpu is 0"):
+            with_gpus(make_study({**values, "study": {"gpu_hours": 3.0}}), said.append)
+    assert said[0] == "resources.gpu: auto is 0 (the cluster has no GPU)"
 
 
 @pytest.mark.gpu

@@ -21,7 +21,9 @@ from trainable.config import InputError
 from trainable.data import Data
 from trainable.parallel import locked
 from tune.journal import read_trials
-from tune.results import read_run
+from tune.results import STUDY_FILE, read_run
+from tune.study import make_study
+from tune.study_file import dump
 
 SPACE = """
 study: {trials: 5, seed: 1}
@@ -407,3 +409,11 @@ def test_an_address_where_no_cluster_answers_is_refused(space: Path, phantoms: P
     assert done.returncode == 2
     assert "--address 127.0.0.1:1: no Ray cluster answers there" in done.stderr
     assert not (tmp_path / "run" / "study.yaml").exists()
+
+
+def test_a_run_of_another_format_of_checkpoints_is_refused(tmp_path: Path) -> None:
+    study = make_study({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}}).with_record(format=3, attempts=[])
+    (tmp_path / STUDY_FILE).write_text(dump(study))
+    done = voxtune("resume", str(tmp_path))
+    assert done.returncode == 2
+    assert "its checkpoints are of format 3, here of 4; go on with that version" in done.stderr

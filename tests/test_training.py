@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from trainable.optimizers import OPTIMIZERS
 from trainable.options import make_config
 from trainable.step import update
 from trainable.training import SkippedSteps, Training, choose_device
+from trainable.trial import fit_trial
 
 TINY = {
     **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
@@ -179,6 +181,29 @@ def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_
     assert checkpoint.load_checkpoint(aside / "best_model.pth")["best_score"] == 0.9
     (folder / "latest.pth").write_bytes(b"PK")
     assert checkpoint.load_last_good(tmp_path)[1]["best_score"] == 0.15
+
+
+def test_a_trial_s_checkpoints_are_written_once_and_gone_on_from(
+    prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainable.loop.validate", partial(scored, iter([0.5, 0.3, 0.6, 0.4])))
+    folder, seen = tmp_path / "checkpoints", list[set[str]]()
+
+    def on_epoch_end(result: EpochResult) -> None:
+        seen.append({path.name for path in folder.iterdir()})
+        shutil.copytree(folder, tmp_path / str(result.epoch))
+
+    fit_trial(tiny(tmp_path, epochs=4, save_freq=9), prepared, on_epoch_end)
+    best, latest = checkpoint.BEST, checkpoint.LATEST
+    assert seen == [{best}, {best, latest}, {best}, {best, latest}]
+    for epoch, scores, expected in ((1, [0.3, 0.6, 0.4], (3, 0.6)), (2, [0.1, 0.2], (1, 0.5))):
+        monkeypatch.setattr("trainable.loop.validate", partial(scored, iter(scores)))
+        resume = checkpoint.find_checkpoint(tmp_path / str(epoch))
+        options = {"epochs": 4, "save_freq": 9, "resume": resume}
+        result = fit_trial(tiny(tmp_path / f"from {epoch}", **options), prepared, lambda _: None)
+        assert (result.epoch, result.best_epoch, result.best_score) == (4, *expected)
+        state = checkpoint.load_checkpoint(tmp_path / f"from {epoch}" / "checkpoints" / best)
+        assert state["epoch"] == expected[0]
 
 
 def test_moments_are_loaded_in_the_layout_of_their_parameters(prepared: Data, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from trainable.config import InputError, TrainConfig
 from trainable.options import make_config
 from trainable.unet3d import UNet3D, build_network
 
-FORMAT = 3
+FORMAT = 4
 LATEST, BEST = "latest.pth", "best_model.pth"
 PRETRAINED_SHARE = 0.5  # of the network's weights, at least
 
@@ -37,8 +37,8 @@ def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path) -> None:
 
 
 def save_once(state: dict[str, Any], path: Path, *others: Path) -> None:
-    """As save_checkpoint, but the first file stands for all, and none is forced to the disk: for files that are copied
-    from there at once.
+    """As save_checkpoint, but the first file stands for all, older ones of the other names are removed, and nothing is
+    forced to the disk: for files that are copied from there at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, lambda file: torch.save({"format": FORMAT, **state}, file), force=False)

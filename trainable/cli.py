@@ -243,7 +243,7 @@ def describe(config: TrainConfig, data: Data) -> str:
     """What is about to be trained, in two lines."""
     parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "val", "test"))
     if 0 < config.val_cases < len(data.split.val):
-        parts += f" ({config.val_cases} of val are validated, all with --val_cases 0)"
+        parts += f", {config.val_cases} of val validated each time"
     device = choose_device(config).type
     precision = "float32" if device == "cpu" or config.amp == "off" else config.amp
     return f"cases: {parts}; cache: {data.folder}\ndevice: {device}, {precision}; output: {config.output_dir}"

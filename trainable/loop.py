@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -40,7 +40,7 @@ class EpochResult:
 
     epoch: how many epochs are done, from 1. stats: the training's statistics. val: mean scores over the validation
     cases, or None where the epoch was not validated. end_reason: "" while the training goes on, else "epochs",
-    "patience" or "non_finite"; note: the last in words. checkpoints: the folder of latest.pth and best_model.pth.
+    "patience" or "non_finite"; note: the last in words. checkpoints: the folder that they are written into.
     pictures: RGB uint8 (height, width, 3) of the first validation cases, where validated.
     """
 
@@ -168,12 +168,12 @@ def made_ahead(
 ) -> Iterator[tuple[list[str], Tensor, Tensor]]:
     """The batches of an epoch as the network takes them, and their cases; on a GPU one is made while a step runs."""
     config, device = training.config, training.device
-    beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+    beside = stream_beside(device) if device.type == "cuda" else None
 
     def made() -> Iterator[tuple[list[str], Tensor, Tensor, torch.cuda.Event | None]]:
         patches = 0
         for batch in batches:
-            with torch.cuda.stream(beside):
+            with contextlib.nullcontext() if beside is None else torch.cuda.stream(beside):
                 x, y = to_network(batch, config, device, training.epoch, patches)
             yield loader.cases(batch), x, y, None if beside is None else beside.record_event()
             patches += len(x)
@@ -187,6 +187,12 @@ def made_ahead(
             x.record_stream(here)
             y.record_stream(here)
         yield names, x, y
+
+
+@lru_cache
+def stream_beside(device: torch.device) -> torch.cuda.Stream:
+    """The stream that batches are made on in this process: torch keeps memory for each stream that was ever used."""
+    return torch.cuda.Stream(device)
 
 
 def share_of_step(index: int, samples: int, patches: int, config: TrainConfig) -> float:
@@ -251,7 +257,7 @@ def fit(
     save_freq epochs into output_dir/checkpoints. Without validation cases the last epoch is the best. `on_epoch_end`
     is called after the checkpoints are on disk; what it raises ends the training, which can be resumed. Both are done
     in a thread of their own, behind the next epoch. `on_start` is called once, when all is checked and loaded and
-    nothing is written yet. `save` writes the checkpoints.
+    nothing is written yet. `save` writes the checkpoints; what is said here of files is of save_checkpoint.
     Only the train and val parts of the split are read.
     """
     folder = config.output_dir / "checkpoints"
@@ -276,6 +282,7 @@ def fit(
             while True:
                 result, write = run_epoch(training, loader, data, folder, save, behind.check)
                 behind.start(partial(hand_over, result, write, on_epoch_end))
+                del write  # it holds the state
                 if result.end_reason:
                     behind.wait()
                     return result
@@ -324,7 +331,7 @@ def run_epoch(
         return result(), lambda: None
     if data.split.val and (training.epoch % config.val_freq == 0 or last):
         started = time.perf_counter()
-        val, pictures = validate_and_draw(training, data)
+        val, pictures = validate_and_draw(training, data, check)
         stats["val_time"] = time.perf_counter() - started
     better = training.judge(val) if val or data.split.val else last
     training.schedule.step(val[config.metric.removeprefix("val_")] if val else None)
@@ -339,14 +346,15 @@ def spread(names: Sequence[str], count: int) -> list[str]:
     return [names[index * len(names) // count] for index in range(count)]
 
 
-def validate_and_draw(training: Training, data: Data) -> tuple[Scores, Pictures]:
-    """Mean scores over val_cases of the validation cases, and pictures of the first of them."""
+def validate_and_draw(training: Training, data: Data, check: Callable[[], object]) -> tuple[Scores, Pictures]:
+    """Mean scores over val_cases of the validation cases, and pictures of the first; check is called after each."""
     pictures: Pictures = {}
 
-    def draw(case: CachedCase, prediction: Labels) -> None:
+    def on_case(case: CachedCase, prediction: Labels) -> None:
+        check()
         if len(pictures) < PICTURED:
             pictures[case.name] = picture(case.image, case.label, prediction)
 
     names = spread(data.split.val, training.config.val_cases)
-    cases = validate(training.network, training.config, data.folder, names, on_case=draw)
+    cases = validate(training.network, training.config, data.folder, names, on_case=on_case)
     return mean_scores(cases.values()), pictures

@@ -89,7 +89,8 @@ def _end_with_parent() -> None:
 class Behind:
     """Work done in a thread of its own, one piece after the other, behind what this thread does meanwhile.
 
-    What a piece raises, SystemExit too, comes up here at the next call. At the end of the context it is waited for.
+    What a piece raises, SystemExit too, comes up here at the next call. At the end of the context it is waited for, and
+    what it raised stands before what ended the context.
     """
 
     def __init__(self) -> None:
@@ -99,8 +100,10 @@ class Behind:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.thread.shutdown()
+        if kind is not None:
+            self.wait()
 
     def start(self, work: Callable[[], object]) -> None:
         """Begin a piece once the one before is done."""
@@ -109,13 +112,17 @@ class Behind:
 
     def wait(self) -> None:
         """Wait for the piece under way."""
-        if self.work is not None:
-            self.work.result()
+        work, self.work = self.work, None  # an exception that is kept would keep all that its frames hold
+        try:
+            if work is not None:
+                work.result()
+        finally:
+            del work
 
     def check(self) -> None:
         """Raise what the piece has raised; one that is under way is not waited for."""
         if self.work is not None and self.work.done():
-            self.work.result()
+            self.wait()
 
 
 def cores() -> int:

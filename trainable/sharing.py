@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -26,6 +27,8 @@ from trainable.training import Training
 CONTEXT = 0.75 * 2**30  # bytes that a process takes beside torch's tensors: CUDA's context, its kernels
 VOLUME = (240, 240, 155)  # that is validated
 STEPS, SECONDS = 8, 3.0  # before it counts; while it does
+LIMIT = 600  # seconds that all of it may take
+LEEWAY = 0.9  # a trial holds batches beside its steps
 COUNTS = (1, 2, 4, 8)  # of trials on a GPU that are tried
 GAIN = 1.1  # that twice as many must bring
 READY, NO_ROOM = "ready\n", "out of memory\n"
@@ -66,15 +69,18 @@ def best_count(rates: dict[int, float]) -> int:
 
 
 def train_together(recipe: dict[str, Any], count: int) -> float | None:
-    """Patches a second of so many processes in all; None where one has not room enough in its share of the GPU."""
+    """Patches a second of so many processes in all; None where one has not room enough in its share of the GPU.
+
+    Raises:
+        RuntimeError: where a process alone ends otherwise, with the last that it said.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command, pipe = [sys.executable, "-m", "trainable.sharing"], subprocess.PIPE
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "trainable.sharing"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
         for _ in range(count)
-    ]  # fmt: skip
+    ]
+    said: list[list[str]] = [[] for _ in processes]  # by each, lines
 
     def tell(line: str) -> None:
         for process in processes:
@@ -83,20 +89,32 @@ def train_together(recipe: dict[str, Any], count: int) -> float | None:
                 process.stdin.write(line + "\n")
                 process.stdin.flush()
 
-    try:
-        tell(json.dumps([recipe, 1 / count]))
-        said = [process.stdout.readline() for process in processes if process.stdout is not None]
-        if NO_ROOM in said:
-            return None
-        tell("go")
-        ends = [process.communicate() for process in processes]
-        for (_, error), process in zip(ends, processes, strict=True):
-            if process.returncode:
-                raise RuntimeError(f"a trial could not be tried out: {error.strip()[-2000:]}")
-        return sum(float(out) for out, _ in ends)
-    finally:
+    def end() -> None:
         for process in processes:
             process.kill()
+
+    deadline = threading.Timer(LIMIT, end)
+    deadline.start()
+    try:
+        tell(json.dumps([recipe, 1 / count]))
+        for process, lines in zip(processes, said, strict=True):
+            assert process.stdout is not None
+            while READY not in lines and (line := process.stdout.readline()):
+                lines.append(line)
+        if any(NO_ROOM in lines for lines in said):
+            return None
+        tell("go")
+        for process, lines in zip(processes, said, strict=True):
+            lines += process.communicate()[0].splitlines(keepends=True)
+        if any(process.returncode for process in processes):
+            if count > 1:  # one alone went well: these have not room enough, whatever it was that broke
+                return None
+            raise RuntimeError("a trial could not be tried out: " + "".join(said[0])[-2000:])
+        return sum(float(lines[-1]) for lines in said)
+    finally:
+        deadline.cancel()
+        end()
+        for process in processes:
             process.wait()
 
 
@@ -105,7 +123,7 @@ def main() -> None:
     recipe, share = json.loads(sys.stdin.readline())
     config = make_config(recipe, "sharing")
     torch.set_num_threads(1)
-    share_memory(share)
+    share_memory(share * LEEWAY)
     with algorithms(config):
         try:
             training = Training(config)

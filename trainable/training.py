@@ -179,7 +179,8 @@ class Training:
     def saver(self, data: Data, row: Row, folder: Path, save: Save, *, better: bool) -> Callable[[], None]:
         """What writes the checkpoints of the epoch that was trained, whatever is trained meanwhile.
 
-        latest.pth comes last, so that what it says of the others is true. save: as checkpoint.save_checkpoint.
+        save: as checkpoint.save_checkpoint; latest.pth is the last that it is given, so that what it says of the others
+        is true.
         """
         names = [checkpoint.BEST] * better
         names += [f"epoch_{self.epoch:04d}.pth"] * (self.epoch % self.config.save_freq == 0)

@@ -31,7 +31,7 @@ from trainable.training import Row
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
 fit_trial: Fit = partial(fit, save=checkpoint.save_once)  # what a trial writes is copied to the sweep's storage at once
 
-LEFT_OVER = 64 * 2**20  # bytes of GPU memory that a process may keep between trials: workspaces of cuBLAS
+LEFT_OVER = 64 * 2**20  # bytes of GPU memory that a process may keep between trials
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -39,15 +39,15 @@ class TrialSpec(TypedDict):
     """What the driver sends to a trial's process.
 
     recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI of the folder to go
-    on from, or None. threads: CPU threads that torch may use. gpus: GPUs, or its share of one. held: a file that tells
-    that this process lives.
+    on from, or None. threads: CPU threads that torch may use. gpu_share: of one GPU, or how many. held: a file that
+    tells that this process lives.
     """
 
     number: int
     recipe: dict[str, Any]
     checkpoint: str | None
     threads: int
-    gpus: float
+    gpu_share: float
     held: str
 
 
@@ -58,15 +58,16 @@ class FreshProcess(Exception):
 def train_trial(spec: TrialSpec, fit: Fit) -> None:
     """Train one recipe and report each validated epoch with its checkpoint.
 
-    A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. No code
-    follows the last report but clean-up: Ray ends a stopped trial by SystemExit inside `report`.
+    A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. Ray ends a
+    stopped trial by SystemExit inside `report`, in the thread behind the training, which then ends too.
     """
     attend(Path(spec["held"]))
     keep_modules()
     clean_process()
     in_one_thread(lambda: torch.set_num_threads(spec["threads"]))
-    share_memory(spec["gpus"])
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
+    if recipe.device != "cpu":
+        share_memory(spec["gpu_share"])
     assert recipe.cache_dir is not None
     assert recipe.split_file is not None
     data = Data(recipe.cache_dir, load_split(recipe.split_file))
@@ -120,6 +121,7 @@ def free_memory() -> int:
     gc.collect()
     if not torch.cuda.is_initialized():
         return 0
+    torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated()
 

@@ -20,7 +20,8 @@ import ray
 from trainable.config import InputError, TrainConfig
 from trainable.options import plain
 from trainable.sharing import best_count, measure_sharing
-from tune.study import StudyConfig
+from tune.space import Problems
+from tune.study import StudyConfig, clashes
 
 DRAWN = 200  # recipes, to find a large one
 # Ray reads these when it starts; what the user has set stays.
@@ -30,7 +31,7 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ending handles it, and SIGTERM
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a stopped trial may take a while to end its reading processes
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Ray's snapshot of all trials, which the journal stands in for
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Ray's snapshots by time: the journal stands for them; some are forced still
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -97,7 +98,8 @@ def with_gpus(study: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     gpus: float = 0
     said = "the cluster has no GPU"
     if nodes:
-        say("resources.gpu is auto: measuring how many trials are to share a GPU")
+        Slots(study.with_gpu(1))
+        say("resources.gpu is auto: measuring how many trials are to share a GPU, as soon as one is free")
         most = min(int(node.get("CPU", 0) / node["GPU"]) // resources.cpu for node in nodes)
         recipe = {**plain(largest_recipe(study)), "device": "cuda"}
         options: dict[str, Any] = {"num_gpus": 1, "num_cpus": resources.cpu, "max_retries": 0}
@@ -106,7 +108,10 @@ def with_gpus(study: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
         gpus = 1 / count if count > 1 else 1
         said = ", ".join(f"{count}: {rate:.1f} patches/s" for count, rate in rates.items()) or "none fits"
     say(f"resources.gpu: auto is {gpus:g} ({said})")
-    return study.model_copy(update={"resources": resources.model_copy(update={"gpu": gpus})})
+    study = study.with_gpu(gpus)
+    if found := list(clashes(study)):
+        raise Problems(*found)
+    return study
 
 
 def largest_recipe(study: StudyConfig) -> TrainConfig:
@@ -133,7 +138,7 @@ class Slots:
     """
 
     def __init__(self, study: StudyConfig) -> None:
-        cpu, gpu = study.resources.cpu, study.resources.gpus
+        cpu, gpu = study.resources.cpu, study.resources.gpu_share
         self.need = {"CPU": float(cpu), "GPU": gpu}
         self.asked, self.known = -60.0, 0
         if not self.count():

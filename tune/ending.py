@@ -29,7 +29,7 @@ class Ending(ray_tune.Stopper):
         self.over = threading.Event()  # nothing more to wait for
         self.trouble = ""  # what ends the sweep with exit code 1
         self.started = time.monotonic()
-        self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.study.resources.gpus
+        self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.study.resources.gpu_share
         self.best = max((trial.score or 0.0 for trial in run.own_trials if trial.comparable), default=0.0)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Ending(ray_tune.Stopper):
         if result.get("done"):
             return False
         self.trouble = self.trouble or result.get("disk_full", "")
-        self.gpu_seconds += result["time_this_iter_s"] * self.study.resources.gpus
+        self.gpu_seconds += result["time_this_iter_s"] * self.study.resources.gpu_share
         if result["end_reason"] in ("epochs", "patience"):
             self.best = max(self.best, result["best_score"])
         return False

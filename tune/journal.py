@@ -13,7 +13,6 @@ import optuna
 from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.config import REGIONS
@@ -21,6 +20,7 @@ from tune.sampler import make_sampler
 from tune.study import STUDY, StudyConfig
 
 JOURNAL = "journal.log"
+CREATE_TRIAL, SET_PARAM, SET_STATE, SET_USER_ATTR = 4, 5, 6, 8  # what an entry of it does
 STOP, CONTINUE = "STOP", "CONTINUE"
 WORST_SCORE = 0.0  # what an infeasible trial is told with: Dice of nothing right
 
@@ -52,7 +52,7 @@ class WholeLines(JournalFileBackend):
                 file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
                 file.flush()
                 # of a trial whose params a crash of the machine takes nothing else is on record yet
-                if any(log["op_code"] != JournalOperation.SET_TRIAL_PARAM for log in logs):
+                if any(log["op_code"] != SET_PARAM for log in logs):
                     os.fsync(file.fileno())
         except OSError:
             os.truncate(self.path, before)

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainable import checkpoint
 from trainable.cache import data_digest
 from trainable.data import Data
 
@@ -20,12 +21,13 @@ def digest_of(data: Data) -> str:
 
 
 def provenance(data: Data) -> dict[str, Any]:
-    """What a sceptical reader asks for: versions, commit, data, split."""
+    """What a sceptical reader asks for: versions, commit, data, split; and the format of the checkpoints."""
     return {
         "split": data.split.digest(),
         "data": digest_of(data),
         "skipped_cases": list(data.skipped),
         "commit": commit(),
+        "format": checkpoint.FORMAT,
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
 

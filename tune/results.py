@@ -185,8 +185,9 @@ def update_best(run: Run, fetch: Any) -> TrialResult | None:
     folder.mkdir(exist_ok=True)
     with fetch(place_in(run.storage, best.checkpoint)) as source:
         model = Path(source) / checkpoint.BEST
-        if checkpoint.epoch_of(model) != best.best_epoch:
+        if checkpoint.epoch_of(model) not in (0, best.best_epoch):
             return None  # its newer checkpoint is still on the way; the next call finds it
+        checkpoint.load_checkpoint(model)  # whole?
         aside = folder / f".{checkpoint.BEST}"
         shutil.copyfile(model, aside)
         aside.replace(folder / checkpoint.BEST)

@@ -14,7 +14,7 @@ from trainable.unet3d import parameters_of
 from tune.results import Run, TrialResult
 from tune.study import StudyConfig
 
-NUM_TO_KEEP = 2  # checkpoint folders of a living trial; each has latest.pth and best_model.pth
+NUM_TO_KEEP = 2  # checkpoint folders of a living trial; each has best_model.pth, and latest.pth where that is newer
 STATE = 3 * 4  # bytes a parameter: float32 weights and the two moments of Adam
 
 
@@ -46,8 +46,9 @@ def room(size: float) -> str:
 class Retention:
     """Deletes the checkpoints that no trial needs any more.
 
-    A running or a failed trial keeps its last two, each of latest.pth and best_model.pth. A finished one keeps its
-    best_model.pth, and so does a stopped one among the best keep_top of all. Other stopped ones keep nothing.
+    A running or a failed trial keeps its last two, each of best_model.pth and, where that is newer, latest.pth. A
+    finished one keeps its best_model.pth, and so does a stopped one among the best keep_top of all. Other stopped ones
+    keep nothing.
 
     On a local storage Ray itself keeps two of each running trial. On a URI it keeps all of them, and those that no
     snapshot needs are deleted here: call tidy with what the snapshot knows.

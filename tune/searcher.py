@@ -58,7 +58,7 @@ class StudySearcher(Searcher):
             "recipe": plain(recipe),
             "checkpoint": checkpoint and place_in(self.run.storage, checkpoint),
             "threads": self.study.resources.cpu,
-            "gpus": self.study.resources.gpus,
+            "gpu_share": self.study.resources.gpu_share,
             "held": str(self.run.folder / WORKERS),
         }
         return dict(spec)

@@ -139,9 +139,10 @@ class Resources(Section):
         return value
 
     @property
-    def gpus(self) -> float:
-        """GPUs of a trial as a number; auto is one until it was measured."""
-        return 1.0 if self.gpu == "auto" else float(self.gpu)
+    def gpu_share(self) -> float:
+        """GPUs of a trial, or its share of one; a launch has measured it where auto was asked for."""
+        assert self.gpu != "auto"
+        return float(self.gpu)
 
 
 class StudyConfig(Section):
@@ -184,7 +185,7 @@ class StudyConfig(Section):
     def cost_of(self, progress: dict[str, Any]) -> float:
         """What a trial has cost by its progress in the journal: seconds, or seconds times GPUs."""
         seconds = float(progress["seconds"])
-        return seconds if self.study.cost == "seconds" else seconds * self.resources.gpus
+        return seconds if self.study.cost == "seconds" else seconds * self.resources.gpu_share
 
     def option(self, name: str) -> Any:
         """The value of a training option that all trials share."""
@@ -193,6 +194,10 @@ class StudyConfig(Section):
     def with_train(self, train: dict[str, Any]) -> StudyConfig:
         """The study with other options that all trials share, as plain values."""
         return self.model_copy(update={"train": train, "space": Space(self.space.parameters, train)})
+
+    def with_gpu(self, gpu: float) -> StudyConfig:
+        """The study with so many GPUs a trial."""
+        return self.model_copy(update={"resources": self.resources.model_copy(update={"gpu": gpu})})
 
     def with_record(self, **noted: Any) -> StudyConfig:
         """The study with more on record of its launch."""
@@ -228,7 +233,7 @@ def make_study(values: dict[str, Any]) -> StudyConfig:
         study = StudyConfig.model_validate({**given, "train": fixed, "space": space})
     except ValidationError as error:
         raise Problems(*found, *_wrong_sections(error)) from None
-    if found := [*found, *_clashes(study)]:
+    if found := [*found, *clashes(study)]:
         raise Problems(*found)
     return study
 
@@ -275,7 +280,7 @@ def _wrong_sections(error: ValidationError) -> Iterator[Problem]:
             yield path, f"{dotted} is {item['input']!r}; expected {wanted}{close}. {meaning}"
 
 
-def _clashes(study: StudyConfig) -> Iterator[Problem]:
+def clashes(study: StudyConfig) -> Iterator[Problem]:
     """Sections that do not go together."""
     stopping, val_freq, epochs = study.early_stopping, study.option("val_freq"), study.option("epochs")
     path, said = ("early_stopping", "grace_period"), f"early_stopping.grace_period is {stopping.grace_period}; expected"

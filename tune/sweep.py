@@ -13,6 +13,7 @@ import ray
 from ray import tune as ray_tune
 from ray.tune.error import TuneError
 
+from trainable import checkpoint
 from trainable.cases import save_split
 from trainable.config import InputError
 from trainable.data import prepare_data
@@ -101,6 +102,11 @@ def resume(
     read_run(run)
     with locked(run):
         study = load_study(run / STUDY_FILE, overrides if space is None else ())
+        if (found := study.record.get("format")) != checkpoint.FORMAT:
+            raise InputError(
+                f"{run} was begun by another version of voxtune: its checkpoints are of format {found}, here of "
+                f"{checkpoint.FORMAT}; go on with that version, which {run / STUDY_FILE} names, or launch anew"
+            )
         if is_uri(study.record.get("storage")):
             check_storage(study.record["storage"], name_of(Run(run, study, [])), study.record["attempts"])
         study = with_data(study, run, data_dir)
@@ -112,6 +118,7 @@ def resume(
             write_study(study, run)
             return finish(found, Snapshot(found, print))
         with cluster(address):
+            study = with_gpus(study, make_console().print)
             slots = Slots(study)
             write_study(study, run)
             return sweep(Run(run, study, []), slots, fit=fit)
@@ -175,7 +182,7 @@ def tuner(run: Run, journal: Journal, searcher: StudySearcher, recorder: Recorde
     resources = run.study.resources
     trainable = partial(train_trial, fit=fit)
     return ray_tune.Tuner(
-        ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpus}),
+        ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu_share}),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
             scheduler=RungScheduler(journal, run.study, recorder.write),

@@ -15,10 +15,9 @@ from trainable import checkpoint
 from trainable.config import InputError
 from trainable.logs import read_rows
 from tune.early_stopping import cutoff
-from tune.journal import JOURNAL, STOP, progress_of, read_trials
+from tune.journal import CREATE_TRIAL, JOURNAL, SET_STATE, SET_USER_ATTR, STOP, progress_of, read_trials
 from tune.results import Run, place_in
 
-CREATE_TRIAL, SET_STATE, SET_USER_ATTR = 4, 6, 8  # Optuna's journal: what an entry does
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 Finding = str
 
@@ -148,15 +147,15 @@ def saved(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
     running = trial.state == TrialState.RUNNING
     if not running and (trial.state != TrialState.COMPLETE or progress["end_reason"] == "oom"):
         return
-    name = checkpoint.LATEST if running else checkpoint.BEST
     expected = progress["epoch"] if running else progress["best"]["epoch"]
     try:
-        epoch = checkpoint.load_checkpoint(checkpoint.find_checkpoint(Path(place), wanted=name))["epoch"]
+        path = checkpoint.find_checkpoint(Path(place) if running else Path(place) / checkpoint.BEST)
+        epoch = checkpoint.load_checkpoint(path)["epoch"]
     except InputError as error:
         yield f"trial {trial.number}: {error}"
         return
     if epoch != expected:
-        yield f"trial {trial.number}: {place}/{name} is of epoch {epoch}, expected {expected}"
+        yield f"trial {trial.number}: {path} is of epoch {epoch}, expected {expected}"
 
 
 def winner(run: Run) -> Iterator[Finding]:

@@ -58,6 +58,7 @@ def _head_grad(
         value = tl.load(x + place, mask=mask, other=0.0)
         g = tl.load(grad + s[:, None] * out + o[None, :], mask=(s < rows)[:, None] & (o < out)[None, :], other=0.0)
         g = g.to(value.dtype)
+        tl.debug_barrier()  # dx may be x, and another thread may still read there
         tl.store(dx + place, tl.dot(g, w, input_precision="ieee").to(dx.dtype.element_ty), mask=mask)
         weights += tl.dot(tl.trans(g), value, input_precision="ieee")
         biases += tl.sum(g.to(tl.float32), 0)
