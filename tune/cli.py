@@ -165,7 +165,7 @@ def ending(run: Run) -> None:
     console.print(f"\n{counts(run)}")
     if skipped := (run.study.record or {}).get("skipped_cases"):
         say(f"{len(skipped)} bad cases were left out, see {run.folder}/study.yaml")
-    if not run.ranking():
+    if not run.ranking:
         say(f"no trial has a score; see {run.folder}/trials/*/error.txt and stdout.log")
         raise typer.Exit(1)
     console.print(trial_table([run.best()], run.study.option("epochs"), title="best trial"))
@@ -207,7 +207,7 @@ def best(
     found = read_run(run)
     winner = found.best()
     console.print(counts(found))
-    console.print(trial_table(found.ranking()[:top], found.study.option("epochs")))
+    console.print(trial_table(found.ranking[:top], found.study.option("epochs")))
     if found.study.study.cost:
         title = f"Pareto front: no other trial has more {found.study.study.score} for fewer {found.study.study.cost}"
         console.print(trial_table(found.pareto_front(), found.study.option("epochs"), title=title))

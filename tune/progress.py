@@ -113,7 +113,7 @@ class LiveTable:
         if self.live is None:
             return
         running = [trial for trial in run.trials if trial.state == TrialState.RUNNING]
-        best = run.ranking()[: max(0, SHOWN - len(running))]
+        best = run.ranking[: max(0, SHOWN - len(running))]
         rows = running + [trial for trial in best if trial.state != TrialState.RUNNING]
         self.live.update(Group(Text(self.headline(run)), trial_table(rows, self.epochs)), refresh=True)
 
@@ -123,7 +123,7 @@ class LiveTable:
         ended = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
         new = ended - (self.ended_before or 0)
         eta = duration(elapsed / new * (self.trials - ended)) if new else "?"
-        ranking = run.ranking()
+        ranking = run.ranking
         best = f"best {ranking[0].score:.4f} (trial {ranking[0].number})" if ranking else "no score yet"
         return f"{counts(run)}; {best}; elapsed {duration(elapsed)}, about {eta} left"
 

@@ -22,6 +22,11 @@ from tune.snapshot import Snapshot
 NOT_METRICS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log", "device"}
 
 
+def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
+    """What a trial reported, without what Ray adds: times of its own, and the whole config."""
+    return {name: value for name, value in result.items() if name not in NOT_METRICS and "/" not in name}
+
+
 def local_folder(path: str) -> Any:
     """A context manager: the local folder of a checkpoint's path or URI."""
     return ray_tune.Checkpoint(path).as_directory()
@@ -77,7 +82,7 @@ class Recorder(ray_tune.Callback):
             return  # out of memory before an epoch ended
         if number not in self.logs:
             self.logs[number] = RunLog(folder)
-        self.logs[number].write({name: value for name, value in result.items() if name not in NOT_METRICS})
+        self.logs[number].write(metrics_of(result))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write error.txt."""

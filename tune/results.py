@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ class Run:
         """The trials that were not taken over from another run."""
         return [trial for trial in self.trials if not trial.source]
 
+    @cached_property
     def ranking(self) -> list[TrialResult]:
         """Trials with a score, best first: those that ended by themselves before those that were stopped or still run.
 
@@ -95,7 +97,7 @@ class Run:
 
     def pareto_front(self) -> list[TrialResult]:
         """Of the trials that ended by themselves those that no other betters in score and cost, cheapest first."""
-        ended = [trial for trial in self.ranking() if trial.comparable]
+        ended = [trial for trial in self.ranking if trial.comparable]
         front: list[TrialResult] = []
         for trial in sorted(ended, key=lambda t: (t.cost or 0.0, -(t.score or 0.0))):
             if not front or (trial.score or 0.0) > (front[-1].score or 0.0):
@@ -108,10 +110,9 @@ class Run:
         Raises:
             InputError: where no trial has a score yet.
         """
-        ranking = self.ranking()
-        if not ranking:
+        if not self.ranking:
             raise InputError(f"{self.folder}: no trial has a validated epoch yet; see `voxtune status {self.folder}`")
-        return ranking[0]
+        return self.ranking[0]
 
     def trial(self, number: int) -> TrialResult:
         """The trial of that number."""
@@ -175,7 +176,7 @@ def update_best(run: Run, fetch: Any) -> TrialResult | None:
 
     fetch: a context manager that gives the local folder of a checkpoint's path or URI.
     """
-    if not run.ranking():
+    if not run.ranking:
         return None
     best, folder = run.best(), run.folder / "best"
     text = recipe_text(run, best)

@@ -160,7 +160,7 @@ def saved(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
 
 def winner(run: Run) -> Iterator[Finding]:
     """RUN/best holds the best trial's model, once no trial runs."""
-    if not run.ranking() or run.unfinished or run.best().checkpoint is None:
+    if not run.ranking or run.unfinished or run.best().checkpoint is None:
         return
     best, model = run.best(), run.folder / "best" / checkpoint.BEST
     if not model.is_file():
