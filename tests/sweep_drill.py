@@ -107,11 +107,11 @@ class Phases:
         def watched(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
             write = checkpoint.write_aside
 
-            def write_aside(path: Path, content: Callable[[BinaryIO], None]) -> None:
+            def write_aside(path: Path, content: Callable[[BinaryIO], None], **how: bool) -> None:
                 if not self.enter("checkpoint write"):
-                    return write(path, content)
+                    return write(path, content, **how)
                 whole = path.with_name(".whole")
-                write(whole, content)
+                write(whole, content, **how)
                 half = whole.read_bytes()[: whole.stat().st_size // 2]
                 path.with_name(f".{path.name}.new").write_bytes(half)
                 time.sleep(PAUSE)
