@@ -20,21 +20,21 @@ from trainable.cases import LoadedCase
 from trainable.config import TrainConfig
 from trainable.metrics import Labels, label_of
 
+MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what the option amp computes in on a GPU
 MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """Mixed precision as the config asks, on a GPU; the CPU always computes in float32."""
-    dtype = torch.bfloat16 if config.amp == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype, enabled=config.amp != "off" and device.type == "cuda")
+    dtype = MIXED.get(config.amp)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None and device.type == "cuda")
 
 
 def as_network_reads(x: Tensor, config: TrainConfig) -> Tensor:
     """A batch (N, 4, D, H, W) in the layout and precision that a fast network computes in on a GPU."""
     if not (config.fast and x.is_cuda):
         return x
-    dtype = {"off": x.dtype, "bf16": torch.bfloat16, "fp16": torch.float16}[config.amp]
-    return x.to(dtype=dtype, memory_format=torch.channels_last_3d)
+    return x.to(dtype=MIXED.get(config.amp), memory_format=torch.channels_last_3d)
 
 
 @torch.inference_mode()

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from trainable.inference import autocast
+from trainable.inference import MIXED, autocast
 
 if TYPE_CHECKING:
     from trainable.training import Training
@@ -22,11 +23,45 @@ def micro_batch(training: Training, x: Tensor, y: Tensor, share: float) -> Tenso
 
     x: (N, 4, D, H, W); y: (N, 3, D, H, W), 0 or 1. share: of the micro-batch in its step.
     """
+    weights = mixed_weights(training) if training.graphed and training.config.amp != "off" else {}
     with autocast(training.config, training.device):
-        heads = training.network(x)
+        heads = functional_call(training.network, weights, x)
     loss = training.loss(heads, y)
     training.scaler.scale(loss.total * share).backward()
     return torch.stack([part.detach() for part in loss])
+
+
+def mixed_weights(training: Training) -> dict[str, Tensor]:
+    """The convolutions' weights by name, in the precision of autocast, which would turn each by a kernel of its own."""
+    weights = {
+        f"{name}.{part}": weight
+        for name, module in training.network.named_modules()
+        if isinstance(module, nn.Conv3d | nn.ConvTranspose3d) and not name.startswith("heads")  # which read float32
+        for part, weight in module.named_parameters(recurse=False)
+    }
+    return dict(zip(weights, TurnedAtOnce.apply(MIXED[training.config.amp], *weights.values()), strict=True))
+
+
+class TurnedAtOnce(torch.autograd.Function):
+    """Tensors in another dtype, forward and backward all in one kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors, all of one dtype, in this one, in the layout that each has."""
+        ctx.dtype = tensors[0].dtype
+        return TurnedAtOnce.turned(tensors, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients in the dtype of the tensors."""
+        return None, *TurnedAtOnce.turned(gradients, ctx.dtype)
+
+    @staticmethod
+    def turned(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Copies in another dtype."""
+        copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+        torch._foreach_copy_(copies, tensors)
+        return copies
 
 
 def update(training: Training) -> Tensor:
