@@ -1,12 +1,12 @@
 """From one trial's last optimizer step to the next trial's first, in one process on one GPU (or CPU).
 
-    python benchmarks/trial_turnover.py [--trials 21] [--cpu] [--size 128]
+    python benchmarks/trial_turnover.py [--data DATA] [--trials 21] [--cpu] [--size 128]
 
 A real sweep, one trial at a time, another recipe each: optimizer, lr, weight decay, schedule, loss. Each trial trains
-two epochs of four steps and validates whole volumes of phantoms after each; between the two steps lie the validation
-of the last epoch, its checkpoint, the report, the decision, the end of the trial, the proposal of the next, its
-network, optimizer and data. The device is waited for after each step, so that times are of finished steps. The first
-gap, which starts nothing anew, counts like the others.
+two epochs of four steps and validates a whole volume after each, of the cases in DATA or of phantoms; between the two
+steps lie the validation of the last epoch, its checkpoint, the report, the decision, the end of the trial, the proposal
+of the next, its network, optimizer and data. The device is waited for after each step, so that times are of finished
+steps. The first gap, which starts nothing anew, counts like the others.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def timed_fit(
         Steps.update = plain  # type: ignore[method-assign]
 
 
-def make_turnover_study(folder: Path, trials: int, size: int, *, cpu: bool) -> StudyConfig:
+def make_turnover_study(data: Path, folder: Path, trials: int, size: int, *, cpu: bool) -> StudyConfig:
     """The sweep."""
     network = {"depth": 3, "base_channels": 4} if cpu else {"deep_supervision": True, "amp": "bf16"}
     train = {"epochs": EPOCHS, "patches_per_epoch": STEPS * BATCH, "batch_size": BATCH, "target_shape": [size] * 3}
-    train |= {"data_dir": str(folder / "data"), "cache_dir": str(folder / "cache"), "num_workers": 0 if cpu else 4}
+    train |= {"data_dir": str(data), "cache_dir": str(folder / "cache"), "num_workers": 0 if cpu else 4}
     return make_study(
         {
             "study": {"trials": trials},
@@ -82,15 +82,17 @@ def make_turnover_study(folder: Path, trials: int, size: int, *, cpu: bool) -> S
 def main() -> None:
     """Print every gap and their median."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of BraTS2021 cases, instead of phantoms")
     parser.add_argument("--trials", type=int, default=21)
     parser.add_argument("--cpu", action="store_true", help="a tiny network on the CPU")
     parser.add_argument("--size", type=int, help="of a patch; 128, or 32 on the CPU")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shape = (64, 64, 48) if asked.cpu else (240, 240, 155)
-        write_phantoms(folder / "data", cases=8, shape=shape)
-        study = make_turnover_study(folder, asked.trials, asked.size or (32 if asked.cpu else 128), cpu=asked.cpu)
+        data = asked.data or folder / "data"
+        if asked.data is None:
+            write_phantoms(data, cases=8, shape=(64, 64, 48) if asked.cpu else (240, 240, 155))
+        study = make_turnover_study(data, folder, asked.trials, asked.size or (32 if asked.cpu else 128), cpu=asked.cpu)
         launch(study, folder / "run", fit=partial(timed_fit, log=folder / "steps.txt"))
         steps: dict[str, list[float]] = {}
         for line in (folder / "steps.txt").read_text().splitlines():

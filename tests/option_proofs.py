@@ -72,7 +72,7 @@ PROOFS = [
     default("seed", "loop", "SeedSequence([", 0, "loop::seed_draws_the_initial_weights_and_the_dropout"),
     proof("seed", "patches", "rng([self.config.seed, epoch, index])", "rng([epoch, index])", "patches::seed_draws_the_place_of_a_patch_and_the_order_of_the_cases"),
     proof("seed", "patches", "rng([self.config.seed, epoch, lap, 1])", "rng([epoch, lap, 1])", "patches::seed_draws_the_place_of_a_patch_and_the_order_of_the_cases"),
-    default("seed", "augment", "rng([", 0, "augment::sample_depends_on_seed_epoch_and_index_not_on_its_batch"),
+    default("seed", "augment", "rng([", 0, "augment::a_patch_depends_on_seed_epoch_and_index_not_on_global_generators"),
     # run
     proof("output_dir", "cli", 'output = config.output_dir\n    with', 'output = Path("output")\n    with', "cli::results_go_into_output_dir"),
     proof("resume", "loop", "if config.resume is not None:", "if False:", "loop::interrupted_and_resumed_equals_uninterrupted_bit_for_bit"),
@@ -147,7 +147,7 @@ PROOFS = [
     default("exponential_gamma", "optimizers", "epoch, config: ", 0.95, "optimizers::lr_over_epochs_equals_torch_s_own"),
     default("poly_power", "optimizers", "** ", 0.9, "optimizers::lr_over_epochs_equals_torch_s_own"),
     # augmentation
-    proof("augment", "loop", "if config.augment:", "if True:", "loop::augmentation_can_be_switched_off"),
+    proof("augment", "batches", "if config.augment:", "if True:", "batches::augmentation_can_be_switched_off"),
     default("augment_strength", "augment", "strength = ", 1.0, "augment::strength_0_leaves_everything_but_flips"),
     never("flip", "flip_turns_image_and_target_alike"),
     never("rotate", "rotation_keeps_lengths_and_angles_and_stays_within_15_degrees_an_axis"),

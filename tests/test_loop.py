@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from trainable import checkpoint, cli, loop
-from trainable.augment import normalise
 from trainable.config import InputError, TrainConfig
 from trainable.data import Data, prepare_data
 from trainable.inference import autocast
 from trainable.logs import COLOURS
-from trainable.loop import EpochResult, fit, seed_epoch, share_of_step, to_network, train_one_epoch
+from trainable.loop import EpochResult, fit, seed_epoch, share_of_step, train_one_epoch
 from trainable.options import fixed_on_resume, make_config, plain
 from trainable.patches import PatchLoader
 from trainable.phantom import write_phantoms
@@ -401,15 +400,6 @@ def test_deterministic_algorithms_are_asked_for_during_the_training_alone(prepar
     assert seen(True) == [(True, False)]
     assert seen(False) == [(False, True)]
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
-
-
-def test_augmentation_can_be_switched_off(prepared: Data, tmp_path: Path):
-    for on in (True, False):
-        config = config_in(tmp_path, augment=on, flip_prob=1.0)
-        batch = next(PatchLoader(prepared.folder, prepared.split.train, config, pin_memory=False).epoch(0))
-        x, _ = to_network(batch, config, torch.device("cpu"), 0, 0)
-        plain = normalise(batch["image"], batch["mean"], batch["std"])
-        assert torch.equal(x, plain) != on
 
 
 def test_pictures_are_of_the_first_two_validation_cases_and_of_validated_epochs(prepared: Data, tmp_path: Path):

@@ -118,7 +118,7 @@ def test_num_workers_processes_read_the_patches(prepared: Data, workers: int) ->
 
 def test_batch_names_its_cases(prepared: Data) -> None:
     patches = loader(prepared)
-    drawn = [name for batch in patches.epoch(1) for name in patches.cases(batch)]
+    drawn = [name for batch in patches.epoch(1) for name in patches.cases(batch["case"])]
     assert drawn == names_drawn(prepared, dataset(prepared, target_shape=(16, 8, 12)), 1, 8)
 
 

@@ -1,4 +1,4 @@
-"""Normalises and augments a batch on its device.
+"""Normalises and augments a patch on its device.
 
 What is done to a sample is drawn on the CPU from (seed, epoch, index), so that it does not depend on the device or on
 the number of workers. Background voxels stay 0.
@@ -24,39 +24,31 @@ BLUR = 1.0  # voxels
 
 
 def normalise(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """int16 (N, 4, D, H, W), mean and std (N, 4) -> float32 z-scores of the non-zero voxels; zero stays zero."""
-    values = image.float()  # a copy, worked on in place: one of a batch is 64 MiB
-    values -= mean[:, :, None, None, None]
-    values /= std[:, :, None, None, None]
+    """int16 (..., 4, D, H, W), mean and std (..., 4) -> float32 z-scores of the non-zero voxels; zero stays zero."""
+    values = image.float()  # a copy, worked on in place: one of a volume is 64 MiB
+    values -= mean[..., None, None, None]
+    values /= std[..., None, None, None]
     values *= image != 0
     return values
 
 
 def regions_tensor(label: Tensor) -> Tensor:
-    """uint8 (N, D, H, W) of labels 0, 1, 2, 4 -> bool (N, 3, D, H, W), of WT, TC, ET."""
+    """uint8 (..., D, H, W) of labels 0, 1, 2, 4 -> bool (..., 3, D, H, W), of WT, TC, ET."""
     masks = []
     for labels in LABELS_OF.values():
         masks.append(torch.stack([label == value for value in labels]).any(0))
-    return torch.stack(masks, 1)
+    return torch.stack(masks, -4)
 
 
-def augment(image: Tensor, target: Tensor, config: TrainConfig, epoch: int, first: int) -> tuple[Tensor, Tensor]:
-    """Augment each sample on its own.
+def augment(x: Tensor, y: Tensor, config: TrainConfig, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+    """Augment one patch as the config's probabilities say; x may be overwritten.
 
     Args:
-        image: float32 (N, 4, D, H, W), normalised.
-        target: bool (N, 3, D, H, W).
-        first: index in the epoch of the batch's first patch.
+        x: float32 (4, D, H, W), normalised.
+        y: labels or masks (C, D, H, W), of any dtype.
+        index: of the patch in its epoch.
     """
-    pairs = [
-        augment_sample(x, y, config, np.random.default_rng([config.seed, epoch, first + i, 2]))
-        for i, (x, y) in enumerate(zip(image, target, strict=True))
-    ]
-    return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
-
-
-def augment_sample(x: Tensor, y: Tensor, config: TrainConfig, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """(4, D, H, W) and (3, D, H, W), augmented as the config's probabilities say."""
+    rng = np.random.default_rng([config.seed, epoch, index, 2])
     strength = config.augment_strength
     rotate, zoom = rng.random() < config.rotate_prob, rng.random() < config.zoom_prob
     if rotate or zoom:
@@ -71,14 +63,14 @@ def augment_sample(x: Tensor, y: Tensor, config: TrainConfig, rng: np.random.Gen
     if rng.random() < config.noise_prob:
         generator = torch.Generator(x.device).manual_seed(int(rng.integers(2**31)))
         noise = torch.randn(x.shape, generator=generator, device=x.device)
-        x = x + noise * float(rng.uniform(0, NOISE) * strength)
+        x += noise.mul_(float(rng.uniform(0, NOISE) * strength))
     if rng.random() < config.gamma_prob:
         x = gamma_correct(x, float(np.exp(rng.uniform(-GAMMA, GAMMA) * strength)))
     if rng.random() < config.scale_prob:
-        x = x * per_channel(1 + rng.uniform(-SCALE, SCALE, 4) * strength, x)
+        x *= per_channel(1 + rng.uniform(-SCALE, SCALE, 4) * strength, x)
     if rng.random() < config.shift_prob:
-        x = x + per_channel(rng.uniform(-SHIFT, SHIFT, 4) * strength, x)
-    return x * brain, y
+        x += per_channel(rng.uniform(-SHIFT, SHIFT, 4) * strength, x)
+    return x.mul_(brain), y
 
 
 def per_channel(values: np.ndarray, like: Tensor) -> Tensor:
@@ -126,4 +118,4 @@ def gamma_correct(x: Tensor, gamma: float) -> Tensor:
     """x^gamma on each channel scaled to [0, 1], scaled back."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp(min=1e-6)
-    return ((x - low) / span) ** gamma * span + low
+    return (x - low).div_(span).pow_(gamma).mul_(span).add_(low)

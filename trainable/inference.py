@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -32,9 +33,14 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 def as_network_reads(x: Tensor, config: TrainConfig) -> Tensor:
     """A batch (N, 4, D, H, W) in the layout and precision that a fast network computes in on a GPU."""
-    if not (config.fast and x.is_cuda):
-        return x
-    return x.to(dtype=MIXED.get(config.amp), memory_format=torch.channels_last_3d)
+    return x.to(**network_input(config, x.device))
+
+
+def network_input(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """How a network reads its input, as torch's functions take it: device, dtype, memory_format."""
+    if not (config.fast and device.type == "cuda"):
+        return {"device": device, "dtype": torch.float32, "memory_format": torch.contiguous_format}
+    return {"device": device, "dtype": MIXED.get(config.amp, torch.float32), "memory_format": torch.channels_last_3d}
 
 
 @torch.inference_mode()

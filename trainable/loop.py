@@ -8,8 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from itertools import chain, pairwise
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainable import checkpoint
-from trainable.augment import augment, normalise, regions_tensor
+from trainable.batches import Stopwatch, made_ahead
 from trainable.cache import CachedCase, open_case
 from trainable.config import InputError, TrainConfig
 from trainable.data import Data
-from trainable.inference import as_network_reads, predict_label
+from trainable.inference import predict_label
 from trainable.logs import picture
 from trainable.metrics import Labels, Scores, dice_scores, mean_scores, score_case, spacing_of
 from trainable.parallel import Behind
-from trainable.patches import Batch, PatchLoader
+from trainable.patches import PatchLoader
 from trainable.training import Row, Save, Training
 
 Pictures = dict[str, NDArray[np.uint8]]
@@ -126,9 +125,9 @@ def train_one_epoch(
     lr = training.schedule.lr  # once: the GPU is waited for
     started = time.perf_counter()
     batches = Stopwatch(loader.epoch(training.epoch))
-    for index, (names, x, y) in enumerate(made_ahead(training, loader, batches)):
+    for index, (places, x, y) in enumerate(made_ahead(batches, config, device, training.epoch)):
         check()
-        cases += names
+        cases += loader.cases(places)
         losses = training.steps.micro_batch(x, y, share_of_step(index, len(x), loader.patches, config))
         sums.add_batch(losses, len(x))
         patches += len(x)
@@ -146,55 +145,6 @@ def train_one_epoch(
     return stats
 
 
-class Stopwatch:
-    """An iterator, and the seconds that its items were waited for."""
-
-    def __init__(self, items: Iterator[Batch]) -> None:
-        self.items, self.seconds = items, 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        asked = time.perf_counter()
-        try:
-            return next(self.items)
-        finally:
-            self.seconds += time.perf_counter() - asked
-
-
-def made_ahead(
-    training: Training, loader: PatchLoader, batches: Iterable[Batch]
-) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """The batches of an epoch as the network takes them, and their cases; on a GPU one is made while a step runs."""
-    config, device = training.config, training.device
-    beside = stream_beside(device) if device.type == "cuda" else None
-
-    def made() -> Iterator[tuple[list[str], Tensor, Tensor, torch.cuda.Event | None]]:
-        patches = 0
-        for batch in batches:
-            with contextlib.nullcontext() if beside is None else torch.cuda.stream(beside):
-                x, y = to_network(batch, config, device, training.epoch, patches)
-            yield loader.cases(batch), x, y, None if beside is None else beside.record_event()
-            patches += len(x)
-
-    for batch, _ in pairwise(chain(made(), [None])):
-        assert batch is not None
-        names, x, y, done = batch
-        if done is not None:
-            here = torch.cuda.current_stream(device)
-            here.wait_event(done)
-            x.record_stream(here)
-            y.record_stream(here)
-        yield names, x, y
-
-
-@lru_cache
-def stream_beside(device: torch.device) -> torch.cuda.Stream:
-    """The stream that batches are made on in this process: torch keeps memory for each stream that was ever used."""
-    return torch.cuda.Stream(device)
-
-
 def share_of_step(index: int, samples: int, patches: int, config: TrainConfig) -> float:
     """The share of a micro-batch in its step: accumulated means then equal the mean over all patches of the step.
 
@@ -203,17 +153,6 @@ def share_of_step(index: int, samples: int, patches: int, config: TrainConfig) -
     step_size = config.batch_size * config.accumulation_steps
     before = index // config.accumulation_steps * step_size
     return samples / min(step_size, patches - before)
-
-
-def to_network(
-    batch: Batch, config: TrainConfig, device: torch.device, epoch: int, first: int
-) -> tuple[Tensor, Tensor]:
-    """A batch as read -> normalised, augmented image (N, 4, D, H, W) and target (N, 3, D, H, W) on the device."""
-    image, label, mean, std = (batch[name].to(device, non_blocking=True) for name in ("image", "label", "mean", "std"))
-    x, y = normalise(image, mean, std), regions_tensor(label)
-    if config.augment:
-        x, y = augment(x, y, config, epoch, first)
-    return as_network_reads(x, config), y
 
 
 def validate(

@@ -126,6 +126,6 @@ class PatchLoader:
         yield from islice(self._batches, math.ceil(self.patches / self._sampler.batch_size))
         self._next = epoch + 1
 
-    def cases(self, batch: Batch) -> list[str]:
-        """The names of the cases that a batch is of."""
-        return [self.names[place] for place in batch["case"].tolist()]
+    def cases(self, places: Tensor) -> list[str]:
+        """The names of the cases at these places: of a batch, its `case`."""
+        return [self.names[place] for place in places.tolist()]

@@ -1,0 +1,98 @@
+"""Batches as the network gets them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainable.augment import normalise, regions_tensor
+from trainable.batches import Stopwatch, made_ahead, to_network
+from trainable.config import TrainConfig
+from trainable.data import Data
+from trainable.patches import Batch, PatchLoader
+
+CPU = torch.device("cpu")
+
+
+def config_of(**options: Any) -> TrainConfig:
+    base: dict[str, Any] = {
+        "target_shape": (16, 24, 32),
+        "patches_per_epoch": 6,
+        "num_workers": 0,
+        "depth": 4,
+        "seed": 5,
+    }
+    return TrainConfig(**base | options)
+
+
+def read(prepared: Data, config: TrainConfig) -> list[Batch]:
+    return list(PatchLoader(prepared.folder, prepared.split.train, config, pin_memory=False).epoch(0))
+
+
+def test_a_batch_is_normalised_and_its_targets_are_the_regions_of_its_labels(prepared: Data) -> None:
+    config = config_of(augment=False, batch_size=2)
+    for batch in read(prepared, config):
+        x, y = to_network(batch, config, CPU, 0, 0)
+        assert (x.dtype, y.dtype) == (torch.float32, torch.bool)
+        assert torch.equal(x, normalise(batch["image"], batch["mean"], batch["std"]))
+        assert torch.equal(y, regions_tensor(batch["label"]))
+
+
+def test_augmentation_can_be_switched_off(prepared: Data) -> None:
+    for on in (True, False):
+        config = config_of(augment=on, flip_prob=1.0)
+        batch = read(prepared, config)[0]
+        x, _ = to_network(batch, config, CPU, 0, 0)
+        assert torch.equal(x, normalise(batch["image"], batch["mean"], batch["std"])) != on
+
+
+def test_a_patch_is_augmented_by_its_place_in_the_epoch_whatever_its_batch(prepared: Data) -> None:
+    def made(batch_size: int) -> list[Tensor]:
+        config = config_of(batch_size=batch_size, flip_prob=0.5, noise_prob=0.5, rotate_prob=0.5)
+        found = list(made_ahead(read(prepared, config), config, CPU, epoch=3))
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    whole = made(6)
+    for size in (1, 2, 4):
+        assert all(torch.equal(a, b) for a, b in zip(whole, made(size), strict=True))
+
+
+def test_two_equal_patches_of_a_batch_are_augmented_differently(prepared: Data) -> None:
+    config = config_of(shift_prob=1.0)
+    batch = {name: torch.cat([tensor, tensor]) for name, tensor in read(prepared, config)[0].items()}
+    x, _ = to_network(batch, config, CPU, 0, 0)
+    assert not torch.equal(x[0], x[1])
+
+
+def test_a_batch_is_made_before_the_one_before_it_is_given(prepared: Data) -> None:
+    config = config_of(augment=False, batch_size=1, patches_per_epoch=3)
+    taken = []
+
+    def noted() -> Any:
+        for batch in read(prepared, config):
+            taken.append(batch)
+            yield batch
+
+    given = made_ahead(noted(), config, CPU, 0)
+    for number in (2, 3, 3):
+        next(given)
+        assert len(taken) == number
+    assert next(given, None) is None
+
+
+def test_the_stopwatch_counts_what_is_waited_for_alone(monkeypatch: Any) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+
+    def slow() -> Any:
+        nonlocal now
+        for _ in range(3):
+            now += 2
+            yield {}
+
+    batches = Stopwatch(slow())
+    for _ in batches:
+        now += 5
+    assert batches.seconds == 6
