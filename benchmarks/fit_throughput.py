@@ -6,7 +6,7 @@ The cases in DATA, or phantoms of 240 x 240 x 155 voxels; patches of 128^3, two 
 with the recipe of search_spaces/brats.yaml's `train:` section: workers, normalisation, augmentation, statistics,
 checkpoints and validation of whole volumes included; "training" leaves validation and checkpoints out, "all" is the
 wall time of the epochs. MONAI's is the tutorials' way: dictionary transforms from NIfTI, also with CacheDataset,
-DynUNet, fp16 AMP, training alone. Both bare steps run here too. The first epoch of each, which warms up, is not counted.
+DynUNet, fp16 AMP, training alone. Both bare steps run here too. The first epoch of each, which warms up, is left out.
 """
 
 from __future__ import annotations
