@@ -68,16 +68,17 @@ def volume(*size: int) -> Tensor:
     return torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
-def test_logits_equal_monai_s_gaussian_sliding_window_one_by_one(overlap: float) -> None:
+@pytest.mark.parametrize("size", [(27, 20, 19), (16, 12, 8), (33, 12, 9), (9, 30, 5)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
+def test_logits_equal_monai_s_gaussian_sliding_window_one_by_one(overlap: float, size: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    network, x = UNet3D(3, 4, 16).eval(), volume(27, 20, 19)
+    network, x = UNet3D(3, 4, 16).eval(), volume(*size)
     inferer = SlidingWindowInferer((16, 12, 8), sw_batch_size=1, overlap=overlap, mode="gaussian")
     with torch.inference_mode():
         expected = inferer(x, lambda window: network(window)[0])
     found = predict_logits(network, x, CONFIG.model_copy(update={"overlap": overlap}))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_windows_leave_no_trace_where_a_voxel_s_logits_are_its_own() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from trainable.cache import CachedCase, brain_box, channel_stats
 from trainable.cases import LoadedCase
 from trainable.config import TrainConfig
 from trainable.metrics import Labels, label_of
+from trainable.windows import sliding_window
 
 MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what the option amp computes in on a GPU
 MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
@@ -52,13 +52,11 @@ def predict_logits(network: nn.Module, image: Tensor, config: TrainConfig) -> Te
     """
     network.eval()
     predictor: Callable[[Tensor], Tensor] = lambda window: network(as_network_reads(window, config))[0].float()  # noqa: E731
-    total = torch.zeros(())
+    total = torch.zeros((), device=image.device)
     for axes in MIRRORS if config.mirror else MIRRORS[:1]:
         with autocast(config, image.device):
-            logits = sliding_window_inference(
-                image.flip(axes), config.target_shape, config.batch_size, predictor, config.overlap, mode="gaussian"
-            )
-        total = logits.flip(axes) + total.to(logits.device)
+            logits = sliding_window(image.flip(axes), config.target_shape, config.batch_size, predictor, config.overlap)
+        total = total + logits.flip(axes)
     return total / (len(MIRRORS) if config.mirror else 1)
 
 

@@ -12,7 +12,7 @@ from trainable import checkpoint
 from trainable.cache import data_digest
 from trainable.data import Data
 
-PACKAGES = ("voxtune", "torch", "ray", "optuna", "monai", "nibabel", "numpy")
+PACKAGES = ("voxtune", "torch", "ray", "optuna", "nibabel", "numpy")
 
 
 def digest_of(data: Data) -> str:
