@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from trainable.augment import normalise, regions_tensor
-from trainable.batches import Stopwatch, made_ahead, to_network
+from trainable.batches import Stopwatch, made_beside, to_network
 from trainable.config import TrainConfig
 from trainable.data import Data
 from trainable.patches import Batch, PatchLoader
@@ -51,7 +52,7 @@ def test_augmentation_can_be_switched_off(prepared: Data) -> None:
 def test_a_patch_is_augmented_by_its_place_in_the_epoch_whatever_its_batch(prepared: Data) -> None:
     def made(batch_size: int) -> list[Tensor]:
         config = config_of(batch_size=batch_size, flip_prob=0.5, noise_prob=0.5, rotate_prob=0.5)
-        found = list(made_ahead(read(prepared, config), config, CPU, epoch=3))
+        found = list(made_beside(read(prepared, config), config, CPU, epoch=3))
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     whole = made(6)
@@ -64,22 +65,6 @@ def test_two_equal_patches_of_a_batch_are_augmented_differently(prepared: Data) 
     batch = {name: torch.cat([tensor, tensor]) for name, tensor in read(prepared, config)[0].items()}
     x, _ = to_network(batch, config, CPU, 0, 0)
     assert not torch.equal(x[0], x[1])
-
-
-def test_a_batch_is_made_before_the_one_before_it_is_given(prepared: Data) -> None:
-    config = config_of(augment=False, batch_size=1, patches_per_epoch=3)
-    taken = []
-
-    def noted() -> Any:
-        for batch in read(prepared, config):
-            taken.append(batch)
-            yield batch
-
-    given = made_ahead(noted(), config, CPU, 0)
-    for number in (2, 3, 3):
-        next(given)
-        assert len(taken) == number
-    assert next(given, None) is None
 
 
 def test_the_stopwatch_counts_what_is_waited_for_alone(monkeypatch: Any) -> None:
@@ -96,3 +81,19 @@ def test_the_stopwatch_counts_what_is_waited_for_alone(monkeypatch: Any) -> None
     for _ in batches:
         now += 5
     assert batches.seconds == 6
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_batches_of_a_cpu_and_holds_two_of_them(prepared: Data) -> None:
+    config = config_of(
+        batch_size=1, patches_per_epoch=20, augment=False, fast=False, depth=3, target_shape=(64, 64, 64)
+    )
+    batches, device = read(prepared, config), torch.device("cuda")
+    for number, (_, *made) in enumerate(made_beside(batches, config, device, 0)):
+        expected = to_network(batches[number], config, CPU, 0, number)
+        torch.testing.assert_close([each.cpu() for each in made], list(expected), atol=1e-6, rtol=1e-6)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _, x, y in made_beside(batches, config, device, 0):
+        torch.cuda._sleep(20_000_000)  # a slow step
+    assert torch.cuda.max_memory_allocated() - before < 6 * (x.nbytes + y.nbytes)  # what a patch takes to be made, too

@@ -7,6 +7,7 @@ the number of workers. Background voxels stay 0.
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import numpy as np
 import torch
@@ -34,9 +35,7 @@ def normalise(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def regions_tensor(label: Tensor) -> Tensor:
     """uint8 (..., D, H, W) of labels 0, 1, 2, 4 -> bool (..., 3, D, H, W), of WT, TC, ET."""
-    masks = []
-    for labels in LABELS_OF.values():
-        masks.append(torch.stack([label == value for value in labels]).any(0))
+    masks = [reduce(torch.logical_or, [label == value for value in labels]) for labels in LABELS_OF.values()]
     return torch.stack(masks, -4)
 
 

@@ -1,12 +1,10 @@
-"""Batches on their way from the cache to the network: normalised and augmented on the device, one ahead of the step."""
+"""Batches on their way from the cache to the network: normalised and augmented on its device."""
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
@@ -34,32 +32,29 @@ class Stopwatch:
             self.seconds += time.perf_counter() - asked
 
 
-def made_ahead(
+def made_beside(
     batches: Iterable[Batch], config: TrainConfig, device: torch.device, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The batches of an epoch: places of their cases (N,), and x and y as to_network makes them.
 
-    On a GPU each is made while the step of the one before runs.
+    On a GPU each is made on a stream of its own while the step of the one before runs, and no earlier: a batch that
+    waits takes memory.
     """
-    beside = stream_beside(device) if device.type == "cuda" else None
-
-    def made() -> Iterator[tuple[Tensor, Tensor, Tensor, torch.cuda.Event | None]]:
-        patches = 0
-        for batch in batches:
-            with contextlib.nullcontext() if beside is None else torch.cuda.stream(beside):
+    patches = 0
+    for batch in batches:
+        if device.type == "cuda":
+            beside, here = stream_beside(device), torch.cuda.current_stream(device)
+            with torch.cuda.stream(beside):
                 x, y = to_network(batch, config, device, epoch, patches)
-            yield batch["case"], x, y, None if beside is None else beside.record_event()
-            patches += len(x)
-
-    for batch, _ in pairwise(chain(made(), [None])):
-        assert batch is not None
-        places, x, y, done = batch
-        if done is not None:
-            here = torch.cuda.current_stream(device)
-            here.wait_event(done)
-            x.record_stream(here)
-            y.record_stream(here)
-        yield places, x, y
+            here.wait_stream(beside)
+            for tensor in (x, y):
+                tensor.record_stream(here)
+            begins = here.record_event()
+            yield batch["case"], x, y
+            begins.synchronize()
+        else:
+            yield batch["case"], *to_network(batch, config, device, epoch, patches)
+        patches += len(batch["case"])
 
 
 @lru_cache
@@ -76,12 +71,14 @@ def to_network(
     first: index in the epoch of the batch's first patch. A patch is made at a time, since what that takes lies on the
     GPU beside a whole step.
     """
-    image, label, mean, std = (batch[name].to(device, non_blocking=True) for name in ("image", "label", "mean", "std"))
-    x = torch.empty(image.shape, **network_input(config, device))
+    label, mean, std = (batch[name].to(device, non_blocking=True) for name in ("label", "mean", "std"))
+    x = torch.empty(batch["image"].shape, **network_input(config, device))
     y = torch.empty(len(label), len(REGIONS), *label.shape[1:], dtype=torch.bool, device=device)
     for i in range(len(x)):
-        patch, labels = normalise(image[i], mean[i], std[i]), label[i, None]
+        image = batch["image"][i].to(device, non_blocking=True)
+        patch, labels = normalise(image, mean[i], std[i]), label[i, None]
         if config.augment:
             patch, labels = augment(patch, labels, config, epoch, first + i)
         x[i], y[i] = patch, regions_tensor(labels[0])
+        del image, patch
     return x, y

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainable import checkpoint
-from trainable.batches import Stopwatch, made_ahead
+from trainable.batches import Stopwatch, made_beside
 from trainable.cache import CachedCase, open_case
 from trainable.config import InputError, TrainConfig
 from trainable.data import Data
@@ -125,7 +125,7 @@ def train_one_epoch(
     lr = training.schedule.lr  # once: the GPU is waited for
     started = time.perf_counter()
     batches = Stopwatch(loader.epoch(training.epoch))
-    for index, (places, x, y) in enumerate(made_ahead(batches, config, device, training.epoch)):
+    for index, (places, x, y) in enumerate(made_beside(batches, config, device, training.epoch)):
         check()
         cases += loader.cases(places)
         losses = training.steps.micro_batch(x, y, share_of_step(index, len(x), loader.patches, config))
