@@ -208,9 +208,10 @@ class Training:
 
 
 def on_cpu(value: Any) -> Any:
-    """A copy of a state with its tensors on the CPU, those of a GPU being on their way still."""
+    """A copy of a state with its tensors on the CPU, those of a GPU being on their way still, into pinned memory."""
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", non_blocking=True, copy=True)
+        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
+        return copy.copy_(value.detach(), non_blocking=True)
     if isinstance(value, dict):
         return {key: on_cpu(each) for key, each in value.items()}
     return [on_cpu(each) for each in value] if isinstance(value, list) else value

@@ -20,7 +20,7 @@ from tune.sampler import make_sampler
 from tune.study import STUDY, StudyConfig
 
 JOURNAL = "journal.log"
-CREATE_TRIAL, SET_PARAM, SET_STATE, SET_USER_ATTR = 4, 5, 6, 8  # what an entry of it does
+CREATE_TRIAL, SET_PARAM, SET_STATE, SET_VALUE, SET_USER_ATTR = 4, 5, 6, 7, 8  # what an entry of it does
 STOP, CONTINUE = "STOP", "CONTINUE"
 WORST_SCORE = 0.0  # what an infeasible trial is told with: Dice of nothing right
 
@@ -51,8 +51,9 @@ class WholeLines(JournalFileBackend):
             with self.path.open("ab") as file:
                 file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
                 file.flush()
-                # of a trial whose params a crash of the machine takes nothing else is on record yet
-                if any(log["op_code"] != SET_PARAM for log in logs):
+                # of a trial whose params a crash of the machine takes nothing else is on record yet; an epoch's value is
+                # followed by its progress
+                if any(log["op_code"] not in (SET_PARAM, SET_VALUE) for log in logs):
                     os.fsync(file.fileno())
         except OSError:
             os.truncate(self.path, before)
