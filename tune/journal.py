@@ -51,8 +51,8 @@ class WholeLines(JournalFileBackend):
             with self.path.open("ab") as file:
                 file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
                 file.flush()
-                # of a trial whose params a crash of the machine takes nothing else is on record yet; an epoch's value is
-                # followed by its progress
+                # nothing else is on record yet of a trial whose params a crash of the machine takes, and progress
+                # follows upon an epoch's value
                 if any(log["op_code"] not in (SET_PARAM, SET_VALUE) for log in logs):
                     os.fsync(file.fileno())
         except OSError:
