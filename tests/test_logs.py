@@ -18,7 +18,6 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     log = RunLog(folder)
     for row in rows:
         log.write(row)
-    log.close()
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -40,7 +39,6 @@ def test_rows_are_on_disk_before_the_log_is_closed(tmp_path: Path) -> None:
     log.write({"epoch": 1, "loss": 0.5})
     assert read_rows(tmp_path / "metrics.csv") == [{"epoch": "1", "loss": "0.5"}]
     assert scalars(tmp_path, "loss") == [(1, 0.5)]
-    log.close()
 
 
 def test_resumed_training_replaces_the_rows_that_it_does_again(tmp_path: Path) -> None:
@@ -163,7 +161,6 @@ def test_pictures_are_in_tensorboard_as_they_are(tmp_path: Path) -> None:
     rgb = picture(image, label, label)
     log = RunLog(tmp_path)
     log.write({"epoch": 4}, {"case_a": rgb, "case_b": rgb[:100]})
-    log.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["validation/case_a", "validation/case_b"]
     (drawn,) = events.Images("validation/case_a")

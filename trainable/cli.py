@@ -212,10 +212,7 @@ def train(config: TrainConfig) -> EpochResult:
             log.write(row, result.pictures)
             print(epoch_line(row, config.epochs), flush=True)
 
-        try:
-            result = fit(config, data, on_epoch_end, on_start)
-        finally:
-            log.close()
+        result = fit(config, data, on_epoch_end, on_start)
         print(ending(result, config))
         if data.skipped:
             print(f"{len(data.skipped)} bad cases were left out, see {output}/skipped_cases.txt")

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
-from torch.utils.tensorboard import SummaryWriter
 
+from trainable.board import Board
 from trainable.config import MODALITIES, REGIONS
 from trainable.metrics import Bools, regions_of
 
@@ -31,7 +31,7 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path = folder, folder / "metrics.csv"
         self.rows = read_rows(self.path)
-        self.board: SummaryWriter | None = None
+        self.board: Board | None = None
 
     def write(self, row: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]] = MappingProxyType({})) -> None:
         """Add an epoch's row, and pictures, RGB uint8 (height, width, 3), for TensorBoard."""
@@ -46,22 +46,13 @@ class RunLog:
             writer.writerows(self.rows)
         aside.replace(self.path)
         if self.board is None:
-            self.board = SummaryWriter(str(self.folder), purge_step=epoch)
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self.board.add_scalar(name, value, epoch)
-        for name, rgb in pictures.items():
-            self.board.add_image(f"validation/{name}", rgb, epoch, dataformats="HWC")
-        self.board.flush()
+            self.board = Board(self.folder, epoch)
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
+        self.board.add(epoch, numbers, {f"validation/{name}": rgb for name, rgb in pictures.items()})
 
     def has(self, epoch: int) -> bool:
         """Is there a row of this epoch?"""
         return any(int(row["epoch"]) == epoch for row in self.rows)
-
-    def close(self) -> None:
-        """Close the TensorBoard file."""
-        if self.board is not None:
-            self.board.close()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

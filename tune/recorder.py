@@ -95,10 +95,9 @@ class Recorder(ray_tune.Callback):
         self.finish(trial)
 
     def finish(self, trial: Trial) -> None:
-        """Close a trial's logs and say how it ended."""
+        """Let go of a trial's logs and say how it ended."""
         number, run = trial.config["number"], self.current()
-        if number in self.logs:
-            self.logs.pop(number).close()
+        self.logs.pop(number, None)
         self.bring_up_to_date(run)
         self.table.ended(run.trial(number), run)
 
