@@ -267,6 +267,36 @@ def test_gpu_hours_are_summed_over_launch_and_resume(
     assert not read_run(folder).unfinished
 
 
+WAITS = """
+import time
+from tune import cli, recorder
+plain = recorder.update_best
+
+def waits(run, fetch):
+    later, until = run.folder / "trials" / "0001" / "config.yaml", time.monotonic() + 60
+    while not later.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    print("the next trial has started:", later.exists(), flush=True)
+    return plain(run, fetch)
+
+recorder.update_best = waits
+cli.app()
+"""
+
+
+def test_the_next_trial_starts_while_run_best_is_brought_up_to_date(
+    space: Path, phantoms: Path, prepared: Data, tmp_path: Path
+):
+    folder, options = tmp_path / "run", ["--set", f"train.cache_dir={prepared.folder}", "--set", "train.epochs=1"]
+    words = ["launch", space, "--data", phantoms, "--out", folder, "--trials", 2, *options]
+    done = subprocess.run([sys.executable, "-c", WAITS, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall("has started: (.*)", done.stdout)[0] == "True"
+    best = read_run(folder).best()
+    assert (folder / "best" / "config.yaml").read_text().startswith(f"# trial {best.number}:")
+    assert checkpoint.load_checkpoint(folder / "best")["epoch"] == best.best_epoch
+
+
 def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
     done = voxtune("resume", run, "--set", "study.seed=4")
     assert done.returncode == 2

@@ -119,9 +119,14 @@ class Behind:
         finally:
             del work
 
+    @property
+    def idle(self) -> bool:
+        """Is no piece under way?"""
+        return self.work is None or self.work.done()
+
     def check(self) -> None:
         """Raise what the piece has raised; one that is under way is not waited for."""
-        if self.work is not None and self.work.done():
+        if self.idle:
             self.wait()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from trainable.config import InputError
 from trainable.logs import RunLog
 from trainable.options import dump_yaml
+from trainable.parallel import Behind
 from tune.ending import Ending
 from tune.journal import Journal
 from tune.progress import LiveTable
@@ -49,8 +51,13 @@ class Recorder(ray_tune.Callback):
     def __init__(self, run: Run, journal: Journal, table: LiveTable, ending: Ending, snapshot: Snapshot) -> None:
         self.run, self.journal, self.table, self.ending, self.snapshot = run, journal, table, ending, snapshot
         self.retention = Retention(run)
+        self.behind, self.stale = Behind(), False
         self.logs: dict[int, RunLog] = {}
         self.ended: dict[int, TrialResult] = {}  # trials that change no more
+
+    def __getstate__(self) -> dict[str, object]:
+        """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
+        return {}
 
     def current(self) -> Run:
         """The run as it is now."""
@@ -91,15 +98,15 @@ class Recorder(ray_tune.Callback):
         self.ending.failed(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Bring RUN/best and the checkpoints up to date."""
+        """Say so."""
         self.finish(trial)
 
     def finish(self, trial: Trial) -> None:
         """Let go of a trial's logs and say how it ended."""
         number, run = trial.config["number"], self.current()
         self.logs.pop(number, None)
-        self.bring_up_to_date(run)
         self.table.ended(run.trial(number), run)
+        self.stale = True
 
     def bring_up_to_date(self, run: Run) -> None:
         """What bring_up_to_date does; a sweep goes on where it cannot."""
@@ -109,8 +116,9 @@ class Recorder(ray_tune.Callback):
             self.table.say(f"{run.folder}/best and the checkpoints are not up to date: {error}")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Refresh the table and the snapshot."""
+        """Refresh the table, and behind the sweep RUN/best, the checkpoints and the snapshot: that may take seconds."""
         if self.table.due():
             self.table.refresh(self.current())
-        if self.snapshot.due():
-            self.bring_up_to_date(self.current())
+        if (self.stale or self.snapshot.due()) and self.behind.idle:
+            self.stale = False
+            self.behind.start(partial(self.bring_up_to_date, self.current()))

@@ -214,9 +214,11 @@ class Snapshot:
         return self.sent.get(path) != state_of(path)
 
     def send(self, path: Path) -> None:
-        """Send one file. The journal grows by whole entries, in the thread that this runs in."""
-        state = state_of(path)
-        write_file(self.files, f"{self.place}/{path.relative_to(self.folder).as_posix()}", path.read_bytes())
+        """Send one file; of the journal, which grows meanwhile, whole entries alone."""
+        state, data = state_of(path), path.read_bytes()
+        if path.name == JOURNAL:
+            data = data[: data.rfind(b"\n") + 1]
+        write_file(self.files, f"{self.place}/{path.relative_to(self.folder).as_posix()}", data)
         self.sent[path] = state
 
 

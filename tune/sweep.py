@@ -137,7 +137,10 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = (), fit: 
         run = begin_attempt(run)
         snapshot.begin()
         with LiveTable(console, study.option("epochs"), study.study.trials) as table, ending.listening():
-            run_trials(tuner(run, journal, searcher, Recorder(run, journal, table, ending, snapshot), fit), ending)
+            recorder = Recorder(run, journal, table, ending, snapshot)
+            with recorder.behind:
+                run_trials(tuner(run, journal, searcher, recorder, fit), ending)
+                recorder.behind.wait()
     try:
         journal.settle()
         found = finish(read_run(run.folder), snapshot)
