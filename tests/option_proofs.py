@@ -133,7 +133,7 @@ PROOFS = [
     proof("gradient_clipping", "step", "if training.config.gradient_clipping:", "if False:", "loop::clipping_limits_the_update_and_reports_the_norm_before_it"),
     proof("accumulation_steps", "loop", "if (index + 1) % config.accumulation_steps == 0", "if True", "loop::accumulated_micro_batches_give_the_update_of_one_batch"),
     proof("accumulation_steps", "loop", "share_of_step(index, len(x), loader.patches, config))", "1.0)", "loop::accumulated_micro_batches_give_the_update_of_one_batch"),
-    proof("amp", "inference", 'enabled=config.amp != "off" and', "enabled=False and", "loop::amp_computes_in_its_precision_on_a_gpu", gpu=True),
+    proof("amp", "inference", "enabled=dtype is not None and", "enabled=False and", "loop::amp_computes_in_its_precision_on_a_gpu", gpu=True),
     proof("amp", "training", 'init_scale=2.0**16 if self.scaled else 1.0', "init_scale=1.0", "loop::amp_computes_in_its_precision_on_a_gpu", gpu=True),
     # schedule
     proof("scheduler", "optimizers", "FACTORS[config.scheduler]", 'FACTORS["cosine"]', "optimizers::lr_over_epochs_equals_torch_s_own"),
