@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from tune.early_stopping import RungScheduler, cutoff
-from tune.journal import JOURNAL, Journal, cut_half_line, progress_of, read_trials
+from tune.journal import CONTINUE, JOURNAL, STOP, Journal, cut_half_line, progress_of, read_trials
 from tune.results import Run, read_run
 from tune.searcher import StudySearcher
 from tune.study import EarlyStopping, StudyConfig, make_study
@@ -295,6 +295,7 @@ def test_trials_beyond_the_startup_wait_for_its_end_where_that_is_asked_for(tmp_
     assert searcher.suggest("later")["number"] == 3
 
 
+@pytest.mark.filterwarnings("ignore:The reported value is ignored")
 def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, study: StudyConfig, monkeypatch: pytest.MonkeyPatch):
     journal = Journal(tmp_path, study)
     journal.ask()
