@@ -43,6 +43,7 @@ def run_ours(data: Path, out: Path, seed: int, *, plain: bool, cpu: bool) -> Non
     from tune.study import make_study
     from tune.sweep import launch
 
+    print("imported", flush=True)
     names = sorted(path.name for path in data.iterdir() if path.is_dir())
     split = {"train": names[:-VALIDATED], "val": names[-VALIDATED:], "test": []}
     out.mkdir()
@@ -170,9 +171,10 @@ def run_side(side: str, asked: argparse.Namespace, seed: int, out: Path) -> dict
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
+            seconds = time.time() - started
             if line.startswith(MARK):
-                rows.append((time.time() - started, float(line.split()[-1].rstrip(")"))))
-                print(f"{side} {seed}: {rows[-1][1]:.4f} at {rows[-1][0]:.1f} s", file=sys.stderr, flush=True)
+                rows.append((seconds, float(line.split()[-1].rstrip(")"))))
+            print(f"{side} {seed}, {seconds:.1f} s: {line.rstrip()}", file=sys.stderr, flush=True)
     wall = time.time() - started
     if process.returncode:
         raise SystemExit(f"{side} failed with exit code {process.returncode}")

@@ -26,7 +26,7 @@ from trainable.logs import picture
 from trainable.metrics import Labels, Scores, dice_scores, mean_scores, score_case, spacing_of
 from trainable.parallel import Behind
 from trainable.patches import PatchLoader
-from trainable.training import Row, Save, Training
+from trainable.training import Row, Save, Training, choose_device
 
 Pictures = dict[str, NDArray[np.uint8]]
 
@@ -201,6 +201,10 @@ def fit(
     """
     folder = config.output_dir / "checkpoints"
     with algorithms(config):
+        on_gpu = choose_device(config).type == "cuda"
+        loader = PatchLoader(data.folder, data.split.train, config, pin_memory=on_gpu)
+        if config.resume is None:
+            loader.begin(0)  # its workers start while the network is drawn
         training = Training(config)
         if config.resume is not None:
             source, state = checkpoint.load_last_good(config.resume)
@@ -216,7 +220,6 @@ def fit(
             if config.pretrained is not None:
                 print(checkpoint.load_pretrained(training.network, config.pretrained))
             on_start(training)
-        loader = PatchLoader(data.folder, data.split.train, config, pin_memory=training.device.type == "cuda")
         with Behind() as behind:
             while True:
                 result, write = run_epoch(training, loader, data, folder, save, behind.check)

@@ -117,11 +117,15 @@ class PatchLoader:
             generator=torch.Generator(),  # else it draws from torch's own, but not in each epoch, and dropout shifts
         )
 
+    def begin(self, epoch: int) -> None:
+        """Let the workers read the batches of an epoch."""
+        if self._next != epoch:
+            self._sampler.epoch, self._next = epoch, epoch
+            self._batches = iter(self._loader)
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch: image (N, 4, D, H, W), label (N, D, H, W), mean and std (N, 4), case (N,)."""
-        if self._next != epoch:
-            self._sampler.epoch = epoch
-            self._batches = iter(self._loader)
+        self.begin(epoch)
         self._next = None  # until all batches of this epoch were taken
         yield from islice(self._batches, math.ceil(self.patches / self._sampler.batch_size))
         self._next = epoch + 1
