@@ -72,11 +72,16 @@ def trained(
     "options",
     [
         {"optimizer": "adamw", "amp": "bf16", "gradient_clipping": 1.0},
-        {"optimizer": "sgd", "amp": "fp16", "accumulation_steps": 3},
+        {"optimizer": "sgd", "amp": "fp16", "accumulation_steps": 3, "residual": True},
         {"optimizer": "adamw", "patches_per_epoch": 5, "accumulation_steps": 3},
         {"optimizer": "adam", "scheduler": "plateau", "plateau_patience": 0, "val_freq": 1},
     ],
-    ids=["adamw, bf16, clipped", "sgd, fp16, accumulated", "less than a step an epoch", "adam, float32, plateau"],
+    ids=[
+        "adamw, bf16, clipped",
+        "sgd, fp16, accumulated, residual",
+        "less than a step an epoch",
+        "adam, float32, plateau",
+    ],
 )
 def test_a_training_from_cuda_graphs_equals_one_without_bit_for_bit(
     prepared: Data, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

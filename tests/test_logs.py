@@ -34,7 +34,7 @@ def test_rows_are_read_back_with_every_column_that_ever_came(tmp_path: Path) -> 
     assert read_rows(tmp_path / "none.csv") == []
 
 
-def test_rows_are_on_disk_before_the_log_is_closed(tmp_path: Path) -> None:
+def test_rows_are_on_disk_as_they_are_written(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     log.write({"epoch": 1, "loss": 0.5})
     assert read_rows(tmp_path / "metrics.csv") == [{"epoch": "1", "loss": "0.5"}]

@@ -498,7 +498,7 @@ def test_deterministic_training_repeats_bit_for_bit_on_a_gpu(prepared: Data, tmp
 
 @pytest.mark.gpu
 def test_a_training_leaves_no_gpu_memory_behind(prepared: Data, tmp_path: Path):
-    """Batches that are made ahead, on a stream of their own, need workspaces and temporaries."""
+    """Batches are made on a stream of their own, and need workspaces and temporaries."""
     options = {"device": "cuda", "epochs": 6, "blur_prob": 1.0, "rotate_prob": 1.0}
     for name in ("one", "other"):
         run(config_in(tmp_path / name, **options), prepared)

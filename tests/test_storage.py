@@ -335,6 +335,29 @@ def test_only_what_has_changed_is_sent_again(server: Server, tmp_path: Path, mon
     assert server.client.get_object(Bucket=BUCKET, Key="mine/snapshot/journal.log")["Body"].read() == b"1\n2\n"
 
 
+def test_what_comes_while_a_snapshot_is_sent_is_not_in_its_journal(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """So that its other files know no less than its journal."""
+    run = small_run(tmp_path / "grows", server.uri(BUCKET))
+    journal, write = run.folder / "journal.log", snapshot.write_file
+    journal.write_text("1\n2")  # half an entry, too
+
+    def meanwhile(files: Any, path: str, data: bytes) -> None:
+        with journal.open("a") as file:
+            file.write("\n3\n")
+        write(files, path, data)
+
+    monkeypatch.setattr(snapshot, "write_file", meanwhile)
+    kept = Snapshot(run, print)
+    key = {"Bucket": BUCKET, "Key": "grows/snapshot/journal.log"}
+    assert kept.update()
+    assert server.client.get_object(**key)["Body"].read() == b"1\n"
+    monkeypatch.setattr(snapshot, "write_file", write)
+    assert kept.update()
+    assert server.client.get_object(**key)["Body"].read() == journal.read_bytes()
+
+
 def test_a_snapshot_that_fails_is_said_once_and_tried_again(server: Server, tmp_path: Path):
     said: list[str] = []
     kept = Snapshot(small_run(tmp_path / "run", server.uri("later")), said.append)

@@ -272,12 +272,12 @@ import time
 from tune import cli, recorder
 plain = recorder.update_best
 
-def waits(run, fetch):
+def waits(run):
     later, until = run.folder / "trials" / "0001" / "config.yaml", time.monotonic() + 60
     while not later.exists() and time.monotonic() < until:
         time.sleep(0.05)
     print("the next trial has started:", later.exists(), flush=True)
-    return plain(run, fetch)
+    return plain(run)
 
 recorder.update_best = waits
 cli.app()

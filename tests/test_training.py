@@ -18,7 +18,7 @@ from trainable.data import Data
 from trainable.loop import EpochResult, fit
 from trainable.optimizers import OPTIMIZERS
 from trainable.options import make_config
-from trainable.step import update
+from trainable.step import TurnedAtOnce, update
 from trainable.training import SkippedSteps, Training, choose_device
 from trainable.trial import fit_trial
 
@@ -227,3 +227,21 @@ def test_random_state_of_a_cpu_training_opens_no_gpu(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", refuse)
     assert training.random_state()["cuda"] == []
+
+
+def test_gradients_through_weights_that_are_turned_at_once_equal_those_of_each_turned_by_itself() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 6, 6, 6).bfloat16()
+    found = []
+    for at_once in (True, False):
+        torch.manual_seed(1)
+        weights = [torch.randn(4, 4, 3, 3, 3).to(memory_format=torch.channels_last_3d).requires_grad_() for _ in "ab"]
+        turned = TurnedAtOnce.apply(torch.bfloat16, *weights) if at_once else [w.bfloat16() for w in weights]
+        assert all(t.dtype == torch.bfloat16 and t.stride() == w.stride() for t, w in zip(turned, weights, strict=True))
+        y = x
+        for weight in turned:
+            y = torch.nn.functional.conv3d(y, weight, padding=1)
+        y.float().square().sum().backward()
+        found.append([weight.grad for weight in weights])
+    assert all(grad is not None and grad.dtype == torch.float32 for grad in found[0])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

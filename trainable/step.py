@@ -25,7 +25,7 @@ def micro_batch(training: Training, x: Tensor, y: Tensor, share: float) -> Tenso
     """
     weights = mixed_weights(training) if training.graphed and training.config.amp != "off" else {}
     with autocast(training.config, training.device):
-        heads = functional_call(training.network, weights, x)
+        heads = functional_call(training.network, weights, x) if weights else training.network(x)
     loss = training.loss(heads, y)
     training.scaler.scale(loss.total * share).backward()
     return torch.stack([part.detach() for part in loss])

@@ -85,7 +85,8 @@ class Training:
         self.device = choose_device(config)
         torch.manual_seed(config.seed)
         self.network: UNet3D = build_network(config).to(self.device)
-        # Are steps replayed from CUDA graphs? A block that is computed again draws its dropout again, which none may.
+        # Are steps replayed from CUDA graphs? Not where blocks are computed again: that draws their dropout again,
+        # which no graph may, and reads other weights than step.mixed_weights gave.
         self.graphed = config.fast and self.device.type == "cuda" and not config.gradient_checkpointing
         if config.fast and self.device.type == "cuda":
             self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -208,7 +209,10 @@ class Training:
 
 
 def on_cpu(value: Any) -> Any:
-    """A copy of a state with its tensors on the CPU, those of a GPU being on their way still, into pinned memory."""
+    """A copy of a state with its tensors on the CPU, those of a GPU being on their way still.
+
+    They go into pinned memory, which torch keeps for the process's next state.
+    """
     if isinstance(value, Tensor):
         copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
         return copy.copy_(value.detach(), non_blocking=True)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import TrialState
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
+from trainable import checkpoint
 from trainable.config import InputError
 from trainable.logs import RunLog
 from trainable.options import dump_yaml
@@ -17,10 +22,11 @@ from trainable.parallel import Behind
 from tune.ending import Ending
 from tune.journal import Journal
 from tune.progress import LiveTable
-from tune.results import Run, TrialResult, summarise, update_best
+from tune.results import Run, TrialResult, place_in, recipe_text, summarise
 from tune.retention import Retention
 from tune.snapshot import Snapshot
 
+RETRY = 30.0  # seconds
 NOT_METRICS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log", "device"}
 
 
@@ -29,20 +35,41 @@ def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in NOT_METRICS and "/" not in name}
 
 
-def local_folder(path: str) -> Any:
-    """A context manager: the local folder of a checkpoint's path or URI."""
-    return ray_tune.Checkpoint(path).as_directory()
-
-
-def bring_up_to_date(run: Run, snapshot: Snapshot, retention: Retention) -> None:
-    """Bring the snapshot, RUN/best and the checkpoints up to date with a run.
+def bring_up_to_date(run: Run, snapshot: Snapshot, retention: Retention) -> bool:
+    """Bring the snapshot, the checkpoints and RUN/best up to date with a run; False where the winner is on its way.
 
     No checkpoint is deleted that a snapshot may name which knows less than the journal.
     """
-    known = snapshot.update()
-    update_best(run, local_folder)
-    if known:
+    if snapshot.update():
         retention.tidy(run)
+    return update_best(run)
+
+
+def update_best(run: Run) -> bool:
+    """Bring RUN/best up to date with the winner; False where its checkpoint is still on the way."""
+    if not run.ranking:
+        return True
+    best, folder = run.best(), run.folder / "best"
+    text = recipe_text(run, best)
+    config = folder / "config.yaml"
+    if best.checkpoint is None or (config.exists() and config.read_text() == text):
+        return True
+    folder.mkdir(exist_ok=True)
+    try:
+        with ray_tune.Checkpoint(place_in(run.storage, best.checkpoint)).as_directory() as source:
+            model = Path(source) / checkpoint.BEST
+            if checkpoint.epoch_of(model) not in (0, best.best_epoch):
+                return False
+            checkpoint.load_checkpoint(model)  # whole?
+            aside = folder / f".{checkpoint.BEST}"
+            shutil.copyfile(model, aside)
+            aside.replace(folder / checkpoint.BEST)
+    except (FileNotFoundError, InputError):
+        if best.state == TrialState.RUNNING:  # Ray keeps its newest two
+            return False
+        raise
+    config.write_text(text)
+    return True
 
 
 class Recorder(ray_tune.Callback):
@@ -51,7 +78,7 @@ class Recorder(ray_tune.Callback):
     def __init__(self, run: Run, journal: Journal, table: LiveTable, ending: Ending, snapshot: Snapshot) -> None:
         self.run, self.journal, self.table, self.ending, self.snapshot = run, journal, table, ending, snapshot
         self.retention = Retention(run)
-        self.behind, self.stale = Behind(), False
+        self.behind, self.due, self.said = Behind(), math.inf, ""  # due: when to bring RUN up to date
         self.logs: dict[int, RunLog] = {}
         self.ended: dict[int, TrialResult] = {}  # trials that change no more
 
@@ -98,27 +125,33 @@ class Recorder(ray_tune.Callback):
         self.ending.failed(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Say so."""
+        """Announce its end."""
         self.finish(trial)
 
     def finish(self, trial: Trial) -> None:
-        """Let go of a trial's logs and say how it ended."""
+        """Let go of a trial's logs and announce its end."""
         number, run = trial.config["number"], self.current()
         self.logs.pop(number, None)
         self.table.ended(run.trial(number), run)
-        self.stale = True
-
-    def bring_up_to_date(self, run: Run) -> None:
-        """What bring_up_to_date does; a sweep goes on where it cannot."""
-        try:
-            bring_up_to_date(run, self.snapshot, self.retention)
-        except (OSError, InputError) as error:  # a full disk, say: the trial's own checkpoint is safe
-            self.table.say(f"{run.folder}/best and the checkpoints are not up to date: {error}")
+        self.due = 0.0
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Refresh the table, and behind the sweep RUN/best, the checkpoints and the snapshot: that may take seconds."""
         if self.table.due():
             self.table.refresh(self.current())
-        if (self.stale or self.snapshot.due()) and self.behind.idle:
-            self.stale = False
-            self.behind.start(partial(self.bring_up_to_date, self.current()))
+        if (time.monotonic() >= self.due or self.snapshot.due()) and self.behind.idle:
+            self.due = math.inf
+            self.behind.start(partial(self.try_to_bring_up_to_date, self.current()))
+
+    def try_to_bring_up_to_date(self, run: Run) -> None:
+        """As bring_up_to_date; where it cannot, the sweep goes on, and it is tried again later."""
+        done, said = False, ""
+        try:
+            done = bring_up_to_date(run, self.snapshot, self.retention)
+        except Exception as error:  # a full disk, a storage that does not answer: the trials' own checkpoints are safe
+            said = f"{run.folder}/best and the checkpoints are not up to date: {error}"
+        if said and said != self.said:
+            self.table.say(said)
+        self.said = said
+        if not done:
+            self.due = min(self.due, time.monotonic() + RETRY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from trainable import checkpoint
 from trainable.config import InputError, TrainConfig
 from trainable.options import dump_yaml, fields_of_role, plain
 from tune.journal import progress_of, read_trials
@@ -169,31 +167,6 @@ def recipe_text(run: Run, trial: TrialResult) -> str:
     recipe = {name: value for name, value in recipe.items() if name not in where}
     score = f"{run.study.study.score} {trial.score:.4f} at epoch {trial.best_epoch}" if trial.score else "no score"
     return f"# trial {trial.number}: {score}\n" + dump_yaml(recipe)
-
-
-def update_best(run: Run, fetch: Any) -> TrialResult | None:
-    """Bring RUN/best up to date with the winner; returns it where it changed.
-
-    fetch: a context manager that gives the local folder of a checkpoint's path or URI.
-    """
-    if not run.ranking:
-        return None
-    best, folder = run.best(), run.folder / "best"
-    text = recipe_text(run, best)
-    config = folder / "config.yaml"
-    if best.checkpoint is None or (config.exists() and config.read_text() == text):
-        return None
-    folder.mkdir(exist_ok=True)
-    with fetch(place_in(run.storage, best.checkpoint)) as source:
-        model = Path(source) / checkpoint.BEST
-        if checkpoint.epoch_of(model) not in (0, best.best_epoch):
-            return None  # its newer checkpoint is still on the way; the next call finds it
-        checkpoint.load_checkpoint(model)  # whole?
-        aside = folder / f".{checkpoint.BEST}"
-        shutil.copyfile(model, aside)
-        aside.replace(folder / checkpoint.BEST)
-    config.write_text(text)
-    return best
 
 
 def place_in(storage: str, path: str) -> str:

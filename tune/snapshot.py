@@ -202,11 +202,16 @@ class Snapshot:
         if not self.uri:
             return
         self.tried = time.monotonic()
+        journal = self.folder / JOURNAL
+        state, entries = state_of(journal), journal.read_bytes()  # first: the other files know no less
+        entries = entries[: entries.rfind(b"\n") + 1]
         texts = [path for pattern in TEXTS for path in sorted(self.folder.glob(pattern))]
         run_parallel(self.send, [path for path in texts if self.changed(path)], workers=UPLOADS, threads=True)
-        for path in (self.folder / name for name in LAST):
-            if self.changed(path):
-                self.send(path)
+        if self.sent.get(journal) != state:
+            write_file(self.files, f"{self.place}/{JOURNAL}", entries)
+            self.sent[journal] = state
+        if self.changed(self.folder / STUDY_FILE):
+            self.send(self.folder / STUDY_FILE)
         self.tried = time.monotonic()
 
     def changed(self, path: Path) -> bool:
@@ -214,11 +219,9 @@ class Snapshot:
         return self.sent.get(path) != state_of(path)
 
     def send(self, path: Path) -> None:
-        """Send one file; of the journal, which grows meanwhile, whole entries alone."""
-        state, data = state_of(path), path.read_bytes()
-        if path.name == JOURNAL:
-            data = data[: data.rfind(b"\n") + 1]
-        write_file(self.files, f"{self.place}/{path.relative_to(self.folder).as_posix()}", data)
+        """Send one file."""
+        state = state_of(path)
+        write_file(self.files, f"{self.place}/{path.relative_to(self.folder).as_posix()}", path.read_bytes())
         self.sent[path] = state
 
 

@@ -1,0 +1,56 @@
+"""What the driver does behind a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tune import recorder
+from tune.recorder import Recorder
+
+
+def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> tuple[Recorder, list[str]]:
+    """One whose work behind the sweep has these outcomes, one after the other; and what it says."""
+    said: list[str] = []
+
+    def work(*_: Any) -> bool:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return bool(outcome)
+
+    monkeypatch.setattr(recorder, "bring_up_to_date", work)
+    monkeypatch.setattr(recorder, "Retention", lambda run: None)
+    monkeypatch.setattr(Recorder, "current", lambda self: self.run)
+    run: Any = SimpleNamespace(folder=Path("run"))
+    table: Any = SimpleNamespace(due=lambda: False, say=said.append)
+    snapshot: Any = SimpleNamespace(due=lambda: False)
+    return Recorder(run, None, table, None, snapshot), said  # type: ignore[arg-type]
+
+
+def step(made: Recorder) -> None:
+    made.on_step_end(0, [])
+    made.behind.wait()
+
+
+@pytest.mark.parametrize("error", [OSError("full"), ValueError("no such bucket"), RuntimeError("torch")])
+def test_what_fails_behind_a_sweep_is_said_once_and_tried_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = [error, error, False, True, True]
+    made, said = make_recorder(monkeypatch, outcomes)
+    step(made)
+    assert len(outcomes) == 5  # nothing was to do
+    made.due = 0.0
+    step(made)
+    step(made)
+    assert len(outcomes) == 4  # it waits before it tries again
+    monkeypatch.setattr(recorder, "RETRY", 0.0)
+    made.due = 0.0
+    for left in (3, 2, 1, 1):  # said again, on its way, done, nothing to do
+        step(made)
+        assert len(outcomes) == left
+    assert said == [f"run/best and the checkpoints are not up to date: {error}"]
