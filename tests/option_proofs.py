@@ -91,7 +91,7 @@ PROOFS = [
     proof("epochs", "optimizers", "max(1, config.epochs - config.warmup_epochs)", "max(1, 100 - config.warmup_epochs)", "optimizers::lr_over_epochs_equals_torch_s_own"),
     proof("patches_per_epoch", "patches", "config.patches_per_epoch or len(names)", "len(names)", "patches::epoch_has_one_patch_a_case_or_as_many_as_asked"),
     default("val_freq", "loop", "training.epoch % ", 1, "loop::val_freq_validates_every_so_many_epochs_and_the_last"),
-    proof("val_cases", "loop", "training.config.val_cases", "24", "loop::val_cases_are_the_same_ones_each_time_evenly_spread"),
+    proof("val_cases", "loop", "training.config.val_cases", "20", "loop::val_cases_are_the_same_ones_each_time_evenly_spread"),
     proof("save_freq", "training", "% self.config.save_freq", "% 10", "loop::save_freq_keeps_numbered_checkpoints"),
     proof("metric", "training", 'val[self.config.metric.removeprefix("val_")]', 'val["dice_mean"]', "loop::metric_chooses_the_region_that_picks_the_best_epoch"),
     proof("metric", "loop", 'val[config.metric.removeprefix("val_")]', 'val["dice_mean"]', "loop::plateau_and_patience_watch_the_metric_at_each_validation"),

@@ -106,7 +106,7 @@ class TrainConfig(BaseModel):
         1, "Validate every so many epochs, and after the last.", unit="epochs", guide="灵活的验证频率", ge=1
     )
     val_cases: int = _length(
-        24, "Validate so many of the validation cases, the same ones each time; 0: all.", unit="cases", fixed=True, ge=0
+        20, "Validate so many of the validation cases, the same ones each time; 0: all.", unit="cases", fixed=True, ge=0
     )
     save_freq: int = _length(
         10, "Keep a numbered checkpoint every so many epochs.", role="run", unit="epochs", guide="训练控制", ge=1
