@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from tune.early_stopping import RungScheduler, cutoff
-from tune.journal import CONTINUE, JOURNAL, STOP, Journal, cut_half_line, progress_of, read_trials
+from tune.journal import CONTINUE, JOURNAL, STOP, Journal, cut_half_line, read_trials
 from tune.results import Run, read_run
 from tune.searcher import StudySearcher
 from tune.study import EarlyStopping, StudyConfig, make_study
@@ -295,10 +295,10 @@ def test_trials_beyond_the_startup_wait_for_its_end_where_that_is_asked_for(tmp_
     assert searcher.suggest("later")["number"] == 3
 
 
-@pytest.mark.filterwarnings("ignore:The reported value is ignored")
 def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, study: StudyConfig, monkeypatch: pytest.MonkeyPatch):
     journal = Journal(tmp_path, study)
     journal.ask()
+    before = (tmp_path / JOURNAL).read_bytes()
 
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
@@ -307,8 +307,6 @@ def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, study: StudyConfig
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             journal.record(0, row(1, 0.5))
-    assert cut_half_line(tmp_path / JOURNAL) == 0
-    assert not read_trials(tmp_path)[0].user_attrs
+    assert (tmp_path / JOURNAL).read_bytes() == before
     journal.record(0, row(1, 0.5))
     assert read_trials(tmp_path)[0].intermediate_values == {1: 0.5}
-    assert progress_of(read_trials(tmp_path)[0].user_attrs)["epoch"] == 1

@@ -226,7 +226,6 @@ def fit(
                 behind.start(partial(hand_over, result, write, on_epoch_end))
                 del write  # it holds the state
                 if result.end_reason:
-                    behind.wait()
                     return result
 
 

@@ -100,10 +100,9 @@ class Behind:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.thread.shutdown()
-        if kind is not None:
-            self.wait()
+        self.wait()
 
     def start(self, work: Callable[[], object]) -> None:
         """Begin a piece once the one before is done."""

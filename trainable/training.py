@@ -214,7 +214,7 @@ def on_cpu(value: Any) -> Any:
     They go into pinned memory, which torch keeps for the process's next state.
     """
     if isinstance(value, Tensor):
-        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda, requires_grad=False)
+        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
         return copy.copy_(value.detach(), non_blocking=True)
     if isinstance(value, dict):
         return {key: on_cpu(each) for key, each in value.items()}

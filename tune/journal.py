@@ -20,7 +20,7 @@ from tune.sampler import make_sampler
 from tune.study import STUDY, StudyConfig
 
 JOURNAL = "journal.log"
-CREATE_TRIAL, SET_PARAM, SET_STATE, SET_VALUE, SET_USER_ATTR = 4, 5, 6, 7, 8  # what an entry of it does
+CREATE_TRIAL, SET_PARAM, SET_STATE, SET_USER_ATTR = 4, 5, 6, 8  # what an entry of it does
 STOP, CONTINUE = "STOP", "CONTINUE"
 WORST_SCORE = 0.0  # what an infeasible trial is told with: Dice of nothing right
 
@@ -28,10 +28,15 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)  # `voxtune check` says what 
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
+def whole_lines(data: bytes) -> bytes:
+    """A journal up to its last newline: a crash, or an entry that is on its way, may leave half a line."""
+    return data[: data.rfind(b"\n") + 1]
+
+
 def cut_half_line(path: Path) -> int:
-    """Cut a journal back to its last newline, as a crash may leave half a line; returns the bytes cut."""
+    """Cut a journal back to its whole lines; returns the bytes cut."""
     data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
+    whole = len(whole_lines(data))
     if whole < len(data):
         os.truncate(path, whole)
     return len(data) - whole
@@ -51,9 +56,8 @@ class WholeLines(JournalFileBackend):
             with self.path.open("ab") as file:
                 file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
                 file.flush()
-                # nothing else is on record yet of a trial whose params a crash of the machine takes, and progress
-                # follows upon an epoch's value
-                if any(log["op_code"] not in (SET_PARAM, SET_VALUE) for log in logs):
+                # of a trial whose params a crash of the machine takes nothing else is on record yet
+                if any(log["op_code"] != SET_PARAM for log in logs):
                     os.fsync(file.fileno())
         except OSError:
             os.truncate(self.path, before)

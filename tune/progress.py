@@ -88,10 +88,6 @@ class LiveTable:
         self.ended_before: int | None = None
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
-    def __getstate__(self) -> dict[str, object]:
-        """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
-        return {}
-
     def __enter__(self) -> LiveTable:
         if self.live:
             self.live.start()

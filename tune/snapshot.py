@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from trainable.config import InputError
 from trainable.parallel import run_parallel
-from tune.journal import JOURNAL
+from tune.journal import JOURNAL, whole_lines
 from tune.results import STUDY_FILE, Run, place_in
 from tune.study_file import dump, load_study
 
@@ -164,10 +164,6 @@ class Snapshot:
             self.files, base = open_storage(run.storage)
             self.place = f"{base}/{name_of(run)}/{SNAPSHOT}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
-        return {}
-
     def begin(self) -> None:
         """Make the first snapshot of a launch or resume, and say where it is.
 
@@ -203,13 +199,11 @@ class Snapshot:
             return
         self.tried = time.monotonic()
         journal = self.folder / JOURNAL
-        state, entries = state_of(journal), journal.read_bytes()  # first: the other files know no less
-        entries = entries[: entries.rfind(b"\n") + 1]
+        state, entries = state_of(journal), whole_lines(journal.read_bytes())  # first: the other files know no less
         texts = [path for pattern in TEXTS for path in sorted(self.folder.glob(pattern))]
         run_parallel(self.send, [path for path in texts if self.changed(path)], workers=UPLOADS, threads=True)
         if self.sent.get(journal) != state:
-            write_file(self.files, f"{self.place}/{JOURNAL}", entries)
-            self.sent[journal] = state
+            self.write(journal, state, entries)
         if self.changed(self.folder / STUDY_FILE):
             self.send(self.folder / STUDY_FILE)
         self.tried = time.monotonic()
@@ -220,8 +214,11 @@ class Snapshot:
 
     def send(self, path: Path) -> None:
         """Send one file."""
-        state = state_of(path)
-        write_file(self.files, f"{self.place}/{path.relative_to(self.folder).as_posix()}", path.read_bytes())
+        self.write(path, state_of(path), path.read_bytes())
+
+    def write(self, path: Path, state: tuple[int, int], data: bytes) -> None:
+        """Write what a file held, and note the state that it was read in."""
+        write_file(self.files, f"{self.place}/{path.relative_to(self.folder).as_posix()}", data)
         self.sent[path] = state
 
 

@@ -140,7 +140,6 @@ def sweep(run: Run, slots: Slots, params: tuple[dict[str, Any], ...] = (), fit: 
             recorder = Recorder(run, journal, table, ending, snapshot)
             with recorder.behind:
                 run_trials(tuner(run, journal, searcher, recorder, fit), ending)
-                recorder.behind.wait()
     try:
         journal.settle()
         found = finish(read_run(run.folder), snapshot)
