@@ -23,7 +23,7 @@ def without_asha(run: Path, out: Path) -> Run:
     settings = study.study.model_copy(update={"trials": len(read_trials(run))})
     study = study.model_copy(update={"early_stopping": EarlyStopping(type="none"), "study": settings})
     params = tuple(trial.params for trial in read_trials(run))
-    return launch(study, out, address=None, storage=None, params=params)
+    return launch(study, out, params=params)
 
 
 def compare(run: Run, other: Run) -> Table:

@@ -39,11 +39,9 @@ MARK = "best "  # begins a line of a sweep that ends with a better Dice
 
 def run_ours(data: Path, out: Path, seed: int, *, plain: bool, cpu: bool) -> None:
     """The sweep as voxtune runs it, in this process; prints each better score as the driver hears of it."""
-    from tune import recorder
+    from tune.cluster import Cluster
     from tune.study import make_study
-    from tune.sweep import launch
 
-    print("imported", flush=True)
     names = sorted(path.name for path in data.iterdir() if path.is_dir())
     split = {"train": names[:-VALIDATED], "val": names[-VALIDATED:], "test": []}
     out.mkdir()
@@ -76,17 +74,22 @@ def run_ours(data: Path, out: Path, seed: int, *, plain: bool, cpu: bool) -> Non
             },
         }
     )
-    best, write = -1.0, recorder.Recorder.write
+    with Cluster() as cluster:  # as `voxtune launch` does it
+        from tune import recorder
+        from tune.sweep import launch
 
-    def timed(self: recorder.Recorder, number: int, result: dict[str, Any]) -> None:
-        nonlocal best
-        if result.get("val_dice_mean", -1) > best:
-            best = result["val_dice_mean"]
-            print(f"{MARK}{best:.4f}", flush=True)
-        write(self, number, result)
+        print("imported", flush=True)
+        best, write = -1.0, recorder.Recorder.write
 
-    recorder.Recorder.write = timed  # type: ignore[method-assign]
-    launch(study, out / "run")
+        def timed(self: recorder.Recorder, number: int, result: dict[str, Any]) -> None:
+            nonlocal best
+            if result.get("val_dice_mean", -1) > best:
+                best = result["val_dice_mean"]
+                print(f"{MARK}{best:.4f}", flush=True)
+            write(self, number, result)
+
+        recorder.Recorder.write = timed  # type: ignore[method-assign]
+        launch(study, out / "run", cluster=cluster)
 
 
 def predict_usual(out: Path, data: Path, labels: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -228,3 +230,26 @@ def test_schedule_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lrs(schedule_of(scheduler="cosine", epochs=3), 3)
+
+
+def test_no_training_imports_torch_s_compiler() -> None:
+    code = """
+import sys
+import torch
+from trainable.config import TrainConfig
+from trainable.loop import algorithms
+from trainable.training import Training
+
+for name in ("adam", "adamw", "sgd"):
+    config = TrainConfig(optimizer=name, depth=2, base_channels=4, target_shape=(8, 8, 8), batch_size=1, device="cpu")
+    with algorithms(config):
+        training = Training(config)
+        training.steps.micro_batch(torch.randn(1, 4, 8, 8, 8), torch.zeros(1, 3, 8, 8, 8, dtype=torch.bool), 1.0)
+        before = [p.clone() for p in training.network.parameters()]
+        training.steps.update()
+        assert not all(map(torch.equal, before, training.network.parameters()))
+        training.optimizer.load_state_dict(training.optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

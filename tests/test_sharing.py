@@ -11,7 +11,7 @@ from trainable import sharing
 from trainable.config import TrainConfig
 from trainable.options import plain
 from trainable.sharing import best_count, measure_sharing, share_memory, train_together
-from tune.cluster import cluster, largest_recipe, with_gpus
+from tune.cluster import Cluster, largest_recipe, with_gpus
 from tune.space import Problems
 from tune.study import make_study
 
@@ -72,7 +72,8 @@ def test_the_largest_recipe_of_a_space_is_tried() -> None:
 def test_without_a_gpu_auto_is_none_unless_gpu_hours_are_counted() -> None:
     values = {"resources": {"gpu": "auto"}, "space": {"lr": {"loguniform": [1e-5, 1e-2]}}}
     said: list[str] = []
-    with cluster(None):
+    with Cluster() as cluster:
+        cluster.wait()
         assert with_gpus(make_study(values), said.append).resources.gpu == 0
         with pytest.raises(Problems, match=r"study.gpu_hours would never be spent, since resources.gpu is 0"):
             with_gpus(make_study({**values, "study": {"gpu_hours": 3.0}}), said.append)

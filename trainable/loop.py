@@ -242,12 +242,18 @@ def algorithms(config: TrainConfig) -> Iterator[None]:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself with this alone
     torch.backends.cudnn.benchmark = not config.deterministic
-    torch.use_deterministic_algorithms(config.deterministic)
+    use_deterministic_algorithms(config.deterministic)
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before[0]
-        torch.use_deterministic_algorithms(before[1])
+        use_deterministic_algorithms(before[1])
+
+
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """torch's own, which imports its compiler, called where it changes something."""
+    if wanted != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(wanted)
 
 
 def run_epoch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,16 +10,31 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from trainable.config import TrainConfig
 
 Groups = list[dict[str, Any]]
 
+
+def uncompiled(kind: type[Optimizer]) -> Callable[..., Optimizer]:
+    """An optimizer that does not import torch's compiler, which takes seconds a process.
+
+    torch keeps its compiler out of an optimizer's functions, and to do so imports it when one is first called, unless
+    it finds there how to call it without. A version of torch that looks elsewhere imports as ever.
+    """
+    for function in (kind.add_param_group, kind.state_dict, kind.load_state_dict, kind.zero_grad, adam):
+        written = inspect.unwrap(function)
+        vars(written).setdefault("__dynamo_disable", written)
+    return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+Adam, AdamW, SGD = map(uncompiled, (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD))
 OPTIMIZERS: dict[str, Callable[[Groups, TrainConfig, bool], Optimizer]] = {
-    "adam": lambda groups, config, fused: torch.optim.Adam(groups, lr=config.lr, fused=fused),
-    "adamw": lambda groups, config, fused: torch.optim.AdamW(groups, lr=config.lr, fused=fused),
-    "sgd": lambda groups, config, fused: torch.optim.SGD(
+    "adam": lambda groups, config, fused: Adam(groups, lr=config.lr, fused=fused),
+    "adamw": lambda groups, config, fused: AdamW(groups, lr=config.lr, fused=fused),
+    "sgd": lambda groups, config, fused: SGD(
         groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0, fused=fused
     ),
 }

@@ -112,8 +112,6 @@ def launch(
     set_: Set = None,
 ) -> None:
     """Run a sweep."""
-    from tune.sweep import launch as launch_sweep
-
     overrides = [f"train.data_dir={json.dumps(str(data.resolve()))}", *(set_ or [])]
     overrides += [f"study.trials={trials}"] * (trials is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
@@ -121,7 +119,12 @@ def launch(
     study = load_study(space, overrides)
     show_space(study)
     earlier = [folder.resolve() for folder in warm_start or []]
-    ending(launch_sweep(study, out.resolve(), address=address, storage=storage, earlier=earlier))
+    from tune.cluster import Cluster
+
+    with Cluster(address) as cluster:
+        from tune.sweep import launch as launch_sweep
+
+        ending(launch_sweep(study, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
 
 
 @app.command()
@@ -145,6 +148,7 @@ def resume(
     set_: Set = None,
 ) -> None:
     """Go on with a sweep that was interrupted, or extend it: more trials, another budget or target."""
+    from tune.cluster import Cluster
     from tune.snapshot import fetch
     from tune.sweep import resume as resume_sweep
 
@@ -152,7 +156,7 @@ def resume(
     run, data = run.resolve(), data and data.resolve()
     if from_ is not None:
         fetch(from_, run)
-    ending(resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data))
+    ending(resume_sweep(run, cluster=Cluster(address), overrides=overrides, space=space, data_dir=data))
 
 
 def say(text: str) -> None:

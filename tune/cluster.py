@@ -5,24 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import optuna
-import ray
+import ray.tune  # all of it, before others are imported beside the thread that starts Ray
 
 from trainable.config import InputError, TrainConfig
 from trainable.options import plain
-from trainable.sharing import best_count, measure_sharing
 from tune.space import Problems
 from tune.study import StudyConfig, clashes
 
+START_TIMEOUT = 20  # seconds that a start is waited for which nobody needs any more
 DRAWN = 200  # recipes, to find a large one
 # Ray reads these when it starts; what the user has set stays.
 RAY_ENVIRONMENT = {
@@ -34,37 +32,67 @@ RAY_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Ray's snapshots by time: the journal stands for them; some are forced still
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_prestart_worker_first_driver": "0",  # a process a core, which a trial does not use
 }
 
 
-@contextmanager
-def cluster(address: str | None) -> Iterator[None]:
-    """A Ray cluster, that of `address` or one of this machine alone."""
-    start_ray(address)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+class Cluster:
+    """A Ray cluster, as a context: that of an address, or one of this machine alone.
+
+    It starts in a thread, since that takes seconds in which others can import modules and prepare cases; wait() returns
+    when it is there. Entered once more inside, it is the same.
+
+    Raises:
+        InputError: by wait(), where no cluster answers at the address.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address
+        self.thread = threading.Thread(target=self._run, name="ray", daemon=True)
+        self.there, self.over = threading.Event(), threading.Event()
+        self.error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        if not self.thread.ident:
+            self.thread.start()
+        return self
+
+    def _run(self) -> None:
+        try:
+            start_ray(self.address)
+        except BaseException as error:
+            self.error = error
+        self.there.set()
+        self.over.wait()  # Ray's processes end with the thread that has started them
+
+    def wait(self) -> None:
+        """Until it is there."""
+        self.there.wait()
+        if self.error is not None:
+            raise self.error
+
+    def __exit__(self, *_: object) -> None:
+        if self.there.wait(START_TIMEOUT):
+            ray.shutdown()
+        self.over.set()
 
 
 def start_ray(address: str | None) -> None:
-    """Connect to a cluster, or start one on this machine."""
+    """Connect to a cluster, or start one on this machine; not in the main thread, where Ray would handle SIGTERM."""
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:  # "local": also where RAY_ADDRESS is set
-        with own_sigterm():
-            ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
+        ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         packages = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "trainable")]
-        with own_sigterm():
-            ray.init(address=address, runtime_env={"py_modules": packages}, **options)
+        ray.init(address=address, runtime_env={"py_modules": packages}, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
 
@@ -73,17 +101,6 @@ def ray_died() -> bool:
     """Has a process ended of the cluster that this process has started?"""
     node = ray._private.worker._global_node
     return node is not None and bool(node.dead_processes())
-
-
-@contextmanager
-def own_sigterm() -> Iterator[None]:
-    """Keep what SIGTERM does in this process: Ray's own handler would end it with exit code 1."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def with_gpus(study: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
@@ -98,6 +115,8 @@ def with_gpus(study: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     gpus: float = 0
     said = "the cluster has no GPU"
     if nodes:
+        from trainable.sharing import best_count, measure_sharing
+
         Slots(study.with_gpu(1))
         say("resources.gpu is auto: measuring how many trials are to share a GPU, as soon as one is free")
         most = min(int(node.get("CPU", 0) / node["GPU"]) // resources.cpu for node in nodes)

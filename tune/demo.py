@@ -41,7 +41,7 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
     write_phantoms(out / "data", cases=CASES, shape=SHAPE, seed=0)
     chapter(2, "a sweep on Ray: demo.yaml")
     overrides = [f"train.data_dir={json.dumps(str(out / 'data'))}"] + [f"study.trials={trials}"] * (trials is not None)
-    run = launch(load_study("demo", overrides), out / "run", address=None, storage=None)
+    run = launch(load_study("demo", overrides), out / "run")
     ending(run)
     chapter(3, "the best trials")
     best(run.folder, top=5, export=out / "best.yaml")

@@ -20,7 +20,7 @@ from trainable.data import prepare_data
 from trainable.options import nearest
 from trainable.parallel import alone, locked, write_whole
 from trainable.trial import Fit, fit_trial, train_trial
-from tune.cluster import Slots, cluster, with_gpus
+from tune.cluster import Cluster, Slots, with_gpus
 from tune.early_stopping import RungScheduler
 from tune.ending import Ending
 from tune.hangs import HangWatch
@@ -47,7 +47,7 @@ def launch(
     study: StudyConfig,
     run: Path,
     *,
-    address: str | None = None,
+    cluster: Cluster | None = None,
     storage: str | None = None,
     params: tuple[dict[str, Any], ...] = (),
     earlier: Sequence[Path] = (),
@@ -55,36 +55,40 @@ def launch(
 ) -> Run:
     """Start a sweep in a new folder and run it to its end; returns what it found.
 
-    params: Optuna parameters to try first; by default those of the default recipe. earlier: runs whose trials it begins
-    with. fit: what trains a recipe.
+    cluster: where; by default on this machine alone. params: Optuna parameters to try first; by default those of the
+    default recipe. earlier: runs whose trials it begins with. fit: what trains a recipe.
     """
     if (run / STUDY_FILE).exists():
         raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
     if storage is not None and is_uri(storage):
         check_storage(storage, run.name)
     study = with_whole_paths(study)
-    data = prepare_data(study.base_config())
-    if not data.split.val:
-        raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
-    if storage is not None and not is_uri(storage):
-        storage = str(Path(storage).resolve())
-    with cluster(address), locked(run):
-        study = with_gpus(study, make_console().print)
-        slots = Slots(study)
-        make_console().print(check_room(study, storage or str(run / "ray"), slots.count()))
-        save_split(data.split, run / "split.json")
-        study = study.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
-        if is_uri(storage):
-            study = study.with_record(name=run.name)
-        warm_start(Journal(run, study, anew=True), earlier)
-        write_study(study, run)
-        return sweep(Run(run, study, []), slots, params, fit)
+    with cluster or Cluster() as cluster:
+        data = prepare_data(study.base_config())
+        if not data.split.val:
+            raise InputError(
+                "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
+            )
+        if storage is not None and not is_uri(storage):
+            storage = str(Path(storage).resolve())
+        cluster.wait()
+        with locked(run):
+            study = with_gpus(study, make_console().print)
+            slots = Slots(study)
+            make_console().print(check_room(study, storage or str(run / "ray"), slots.count()))
+            save_split(data.split, run / "split.json")
+            study = study.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
+            if is_uri(storage):
+                study = study.with_record(name=run.name)
+            warm_start(Journal(run, study, anew=True), earlier)
+            write_study(study, run)
+            return sweep(Run(run, study, []), slots, params, fit)
 
 
 def resume(
     run: Path,
     *,
-    address: str | None = None,
+    cluster: Cluster | None = None,
     overrides: Sequence[str] = (),
     space: str | None = None,
     data_dir: Path | None = None,
@@ -117,7 +121,8 @@ def resume(
             make_console().print(f"all {study.study.trials} trials have ended; add some with --trials")
             write_study(study, run)
             return finish(found, Snapshot(found, print))
-        with cluster(address):
+        with cluster or Cluster() as cluster:
+            cluster.wait()
             study = with_gpus(study, make_console().print)
             slots = Slots(study)
             write_study(study, run)
