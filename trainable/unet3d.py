@@ -56,20 +56,29 @@ def head(x: Tensor, conv: nn.Module, *, fused: bool = False, alone: bool = False
     return z
 
 
-def convolution(
-    kind: type[nn.Conv3d] | type[nn.ConvTranspose3d], *sizes: int, **options: Any
-) -> nn.Conv3d | nn.ConvTranspose3d:
-    """A convolution with Kaiming's normal weights for leaky ReLU (He et al. 2015) and zero biases.
+class Kaiming(nn.Module):
+    """Draws a convolution's weights: Kaiming's normal for leaky ReLU (He et al. 2015), biases zero.
 
-    torch's own first draw, half a second a network, is left out; on the meta device, which has shapes alone, both are.
+    torch's modules call it when they are built, and draw others unless it is overridden. On the meta device, which has
+    shapes alone, nothing is drawn: that would import seconds of torch.
     """
-    layer: nn.Conv3d | nn.ConvTranspose3d
-    layer = nn.utils.skip_init(kind, *sizes, device=torch.get_default_device(), **options)
-    if not layer.weight.is_meta:
-        nn.init.kaiming_normal_(layer.weight, a=SLOPE)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    return layer
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            nn.init.kaiming_normal_(self.weight, a=SLOPE)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
+
+
+class Conv3d(Kaiming, nn.Conv3d):
+    """torch's, so drawn."""
+
+
+class ConvTranspose3d(Kaiming, nn.ConvTranspose3d):
+    """torch's, so drawn."""
 
 
 class ConvBlock(nn.Module):
@@ -84,15 +93,15 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.fused = fused
-        self.conv1 = convolution(nn.Conv3d, in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
-        self.conv2 = convolution(nn.Conv3d, out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
         self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
         self.dropout = nn.Dropout3d(dropout)
         self.skip: nn.Module | None = None
         if residual:
             same = stride == 1 and in_channels == out_channels
-            self.skip = nn.Identity() if same else convolution(nn.Conv3d, in_channels, out_channels, 1, stride=stride)
+            self.skip = nn.Identity() if same else Conv3d(in_channels, out_channels, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dropout(norm_act(self.conv1(x), self.norm1, fused=self.fused))
@@ -139,12 +148,10 @@ class UNet3D(nn.Module):
             for level, (before, after) in enumerate(zip([in_channels, *channels], channels, strict=False))
         )
         levels = range(depth - 1)  # of the decoder, from full resolution down
-        self.up = nn.ModuleList(
-            convolution(nn.ConvTranspose3d, channels[i + 1], channels[i], 2, stride=2, bias=False) for i in levels
-        )
+        self.up = nn.ModuleList(ConvTranspose3d(channels[i + 1], channels[i], 2, stride=2, bias=False) for i in levels)
         self.decoder = nn.ModuleList(ConvBlock(2 * channels[i], channels[i], stride=1, **options) for i in levels)
         heads = min(MOST_HEADS, depth - 1) if deep_supervision else 1
-        self.heads = nn.ModuleList(convolution(nn.Conv3d, channels[i], out_channels, 1) for i in range(heads))
+        self.heads = nn.ModuleList(Conv3d(channels[i], out_channels, 1) for i in range(heads))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 4, D, H, W) -> logits (N, 3, D, H, W), then in training those of each lower head, halved each time.
