@@ -1,9 +1,14 @@
 """Faults of trials in real sweeps on a real local Ray: what is told, what is retried, what goes on."""
 
+import os
+from pathlib import Path
+
 import pytest
+import ray
 from faults import faulty, leaky, small_study
 from optuna.trial import TrialState
 
+from tune.cluster import Cluster
 from tune.journal import read_trials
 from tune.sweep import launch, resume
 
@@ -61,6 +66,19 @@ def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(phantoms, prepared, 
     assert states[0] == FAIL
     assert len(states) < 20
     assert FAIL not in states[1:]
+
+
+def test_no_process_is_ended_as_it_starts_since_another_has_become_free(phantoms, prepared, tmp_path):
+    """Of trials that are shorter than the start of a process, since their first step is not finite."""
+    cpus = max(1, os.cpu_count() // 2)
+    study = small_study(prepared, phantoms, study={"trials": 150}, resources={"gpu": 0, "cpu": cpus})
+    with Cluster() as cluster:
+        cluster.wait()
+        slots = int(ray.cluster_resources()["CPU"]) // cpus
+        logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+        run = launch(study, tmp_path / "run", cluster=cluster, fit=faulty(dict.fromkeys(range(150), "not finite")))
+    assert [trial.state for trial in read_trials(run.folder)] == [PRUNED] * 150
+    assert len(list(logs.glob("worker-*.out"))) == slots
 
 
 @pytest.mark.gpu
