@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -311,16 +310,3 @@ def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, study: StudyConfig
     assert (tmp_path / JOURNAL).read_bytes() == before
     journal.record(0, row(1, 0.5))
     assert read_trials(tmp_path)[0].intermediate_values == {1: 0.5}
-
-
-def test_of_the_trials_that_wait_the_newest_is_chosen(study: StudyConfig, tmp_path: Path) -> None:
-    scheduler = RungScheduler(Journal(tmp_path, study, anew=True), study, lambda *_: None)
-
-    def chosen(*states: str) -> int | None:
-        trials = [SimpleNamespace(status=state, number=number) for number, state in enumerate(states)]
-        found = scheduler.choose_trial_to_run(SimpleNamespace(get_trials=lambda: trials))
-        return found and found.number
-
-    assert chosen() is None
-    assert chosen("PENDING", "RUNNING", "PENDING") == 2
-    assert chosen("PENDING", "RUNNING") is None

@@ -1,6 +1,5 @@
 """Faults of trials in real sweeps on a real local Ray: what is told, what is retried, what goes on."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -70,15 +69,18 @@ def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(phantoms, prepared, 
 
 def test_no_process_is_ended_as_it_starts_since_another_has_become_free(phantoms, prepared, tmp_path):
     """Of trials that are shorter than the start of a process, since their first step is not finite."""
-    cpus = max(1, os.cpu_count() // 2)
-    study = small_study(prepared, phantoms, study={"trials": 150}, resources={"gpu": 0, "cpu": cpus})
     with Cluster() as cluster:
         cluster.wait()
-        slots = int(ray.cluster_resources()["CPU"]) // cpus
+        cpus = int(ray.cluster_resources()["CPU"])
+        if cpus < 2:
+            pytest.skip("one core has room for one process")
+        resources = {"gpu": 0, "cpu": cpus // 2}
+        study = small_study(prepared, phantoms, study={"trials": 100}, resources=resources)
         logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-        run = launch(study, tmp_path / "run", cluster=cluster, fit=faulty(dict.fromkeys(range(150), "not finite")))
-    assert [trial.state for trial in read_trials(run.folder)] == [PRUNED] * 150
-    assert len(list(logs.glob("worker-*.out"))) == slots
+        fit = faulty(dict.fromkeys(range(100), "not finite"))
+        run = launch(study, tmp_path / "run", cluster=cluster, fit=fit)
+        assert len(list(logs.glob("worker-*.out"))) == cpus // (cpus // 2)
+    assert [trial.state for trial in read_trials(run.folder)] == [PRUNED] * 100
 
 
 @pytest.mark.gpu

@@ -232,7 +232,7 @@ def test_schedule_warns_of_nothing() -> None:
         lrs(schedule_of(scheduler="cosine", epochs=3), 3)
 
 
-def test_no_training_imports_torch_s_compiler() -> None:
+def test_a_training_by_default_does_not_import_torch_s_compiler() -> None:
     code = """
 import sys
 import torch

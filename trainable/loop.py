@@ -252,7 +252,8 @@ def algorithms(config: TrainConfig) -> Iterator[None]:
 
 def use_deterministic_algorithms(wanted: bool) -> None:
     """torch's own, which imports its compiler, called where it changes something."""
-    if wanted != torch.are_deterministic_algorithms_enabled():
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (wanted, False):
         torch.use_deterministic_algorithms(wanted)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from trainable.config import TrainConfig
@@ -22,9 +21,10 @@ def uncompiled(kind: type[Optimizer]) -> Callable[..., Optimizer]:
     """An optimizer that does not import torch's compiler, which takes seconds a process.
 
     torch keeps its compiler out of an optimizer's functions, and to do so imports it when one is first called, unless
-    it finds there how to call it without. A version of torch that looks elsewhere imports as ever.
+    it finds on the function how to call it without. That is set on torch's own functions, for this whole process; a
+    version of torch that looks elsewhere imports as ever. `deterministic` and `gradient_checkpointing` import it too.
     """
-    for function in (kind.add_param_group, kind.state_dict, kind.load_state_dict, kind.zero_grad, adam):
+    for function in (kind.add_param_group, kind.state_dict, kind.load_state_dict, kind.zero_grad):
         written = inspect.unwrap(function)
         vars(written).setdefault("__dynamo_disable", written)
     return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})

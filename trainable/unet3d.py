@@ -56,11 +56,11 @@ def head(x: Tensor, conv: nn.Module, *, fused: bool = False, alone: bool = False
     return z
 
 
-class Kaiming(nn.Module):
-    """Draws a convolution's weights: Kaiming's normal for leaky ReLU (He et al. 2015), biases zero.
+class DrawnOnce(nn.Module):
+    """A convolution whose weights are Kaiming's normal for leaky ReLU (He et al. 2015), its biases zero.
 
-    torch's modules call it when they are built, and draw others unless it is overridden. On the meta device, which has
-    shapes alone, nothing is drawn: that would import seconds of torch.
+    torch's modules draw their weights by reset_parameters when they are built: overridden, so that they are not drawn
+    twice. On the meta device, which has shapes alone, nothing is drawn: that would import seconds of torch.
     """
 
     weight: Tensor
@@ -73,12 +73,12 @@ class Kaiming(nn.Module):
                 nn.init.zeros_(self.bias)
 
 
-class Conv3d(Kaiming, nn.Conv3d):
-    """torch's, so drawn."""
+class Conv3d(DrawnOnce, nn.Conv3d):
+    """nn.Conv3d with these weights."""
 
 
-class ConvTranspose3d(Kaiming, nn.ConvTranspose3d):
-    """torch's, so drawn."""
+class ConvTranspose3d(DrawnOnce, nn.ConvTranspose3d):
+    """nn.ConvTranspose3d with these weights."""
 
 
 class ConvBlock(nn.Module):

@@ -20,7 +20,6 @@ from trainable.options import plain
 from tune.space import Problems
 from tune.study import StudyConfig, clashes
 
-START_TIMEOUT = 20  # seconds that a start is waited for which nobody needs any more
 DRAWN = 200  # recipes, to find a large one
 # Ray reads these when it starts; what the user has set stays.
 RAY_ENVIRONMENT = {
@@ -29,7 +28,7 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ending handles it, and SIGTERM
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a stopped trial may take a while to end its reading processes
-    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # the searcher knows how many fit: Ray starts one process after the other
+    "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # else one process starts after the other; the searcher asks for what fits
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Ray's snapshots by time: the journal stands for them; some are forced still
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -40,8 +39,8 @@ RAY_ENVIRONMENT = {
 class Cluster:
     """A Ray cluster, as a context: that of an address, or one of this machine alone.
 
-    It starts in a thread, since that takes seconds in which others can import modules and prepare cases; wait() returns
-    when it is there. Entered once more inside, it is the same.
+    It starts in a thread, since that takes seconds in which the caller can import torch; wait() returns when it can be
+    used. The context may be entered again inside: the outermost end is the end.
 
     Raises:
         InputError: by wait(), where no cluster answers at the address.
@@ -49,13 +48,16 @@ class Cluster:
 
     def __init__(self, address: str | None = None) -> None:
         self.address = address
-        self.thread = threading.Thread(target=self._run, name="ray", daemon=True)
-        self.there, self.over = threading.Event(), threading.Event()
+        self.started, self.ended = threading.Event(), threading.Event()
         self.error: BaseException | None = None
+        self.depth = 0
 
     def __enter__(self) -> Self:
-        if not self.thread.ident:
-            self.thread.start()
+        self.depth += 1
+        if self.depth == 1:
+            for name, value in RAY_ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            threading.Thread(target=self._run, name="ray", daemon=True).start()
         return self
 
     def _run(self) -> None:
@@ -63,25 +65,25 @@ class Cluster:
             start_ray(self.address)
         except BaseException as error:
             self.error = error
-        self.there.set()
-        self.over.wait()  # Ray's processes end with the thread that has started them
+        self.started.set()
+        self.ended.wait()  # Linux ends Ray's processes with the thread that has started them
 
     def wait(self) -> None:
-        """Until it is there."""
-        self.there.wait()
+        """Until it can be used."""
+        self.started.wait()
         if self.error is not None:
             raise self.error
 
     def __exit__(self, *_: object) -> None:
-        if self.there.wait(START_TIMEOUT):
+        self.depth -= 1
+        if self.depth == 0:
+            self.started.wait()
             ray.shutdown()
-        self.over.set()
+            self.ended.set()
 
 
 def start_ray(address: str | None) -> None:
     """Connect to a cluster, or start one on this machine; not in the main thread, where Ray would handle SIGTERM."""
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -177,4 +179,9 @@ class Slots:
 
     def on_node(self, resources: dict[str, float]) -> int:
         """Trials that fit on one node: a trial does not span two."""
-        return min(int(resources.get(kind, 0) / need + 1e-9) for kind, need in self.need.items() if need)
+        return min(fitting(resources.get(kind, 0), need) for kind, need in self.need.items() if need)
+
+
+def fitting(have: float, need: float) -> int:
+    """How often a need fits; shares of one are not taken from two."""
+    return int(have) * int(1 / need + 1e-9) if need < 1 else int(have / need + 1e-9)

@@ -32,14 +32,6 @@ class RungScheduler(FIFOScheduler):
             for rung, record in trial.user_attrs.get("rungs", {}).items():
                 self.rungs.setdefault(int(rung), {})[trial.number] = record["value"]
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The newest trial, where it waits, so that it gets a process that a trial has left; Ray sees to the others.
-
-        Ray itself gives such a process to the trial that waits longest, and ends the one that starts for that trial.
-        """
-        trials = tune_controller.get_trials()
-        return trials[-1] if trials and trials[-1].status == Trial.PENDING else None
-
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Called by Ray with each report of a trial, whose checkpoint is on disk by then.
 

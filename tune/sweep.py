@@ -55,8 +55,8 @@ def launch(
 ) -> Run:
     """Start a sweep in a new folder and run it to its end; returns what it found.
 
-    cluster: where; by default on this machine alone. params: Optuna parameters to try first; by default those of the
-    default recipe. earlier: runs whose trials it begins with. fit: what trains a recipe.
+    cluster: entered before or not; by default one of this machine alone. params: Optuna parameters to try first; by
+    default those of the default recipe. earlier: runs whose trials it begins with. fit: what trains a recipe.
     """
     if (run / STUDY_FILE).exists():
         raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
@@ -64,6 +64,7 @@ def launch(
         check_storage(storage, run.name)
     study = with_whole_paths(study)
     with cluster or Cluster() as cluster:
+        cluster.wait()  # before cases are prepared, which takes all cores
         data = prepare_data(study.base_config())
         if not data.split.val:
             raise InputError(
@@ -71,7 +72,6 @@ def launch(
             )
         if storage is not None and not is_uri(storage):
             storage = str(Path(storage).resolve())
-        cluster.wait()
         with locked(run):
             study = with_gpus(study, make_console().print)
             slots = Slots(study)
@@ -96,8 +96,8 @@ def resume(
 ) -> Run:
     """Go on with an interrupted sweep, or extend it.
 
-    overrides: those of CHANGEABLE, anew. space: a YAML whose space the sweep goes on in, with its budgets.
-    data_dir: where the cases lie now.
+    cluster: as for launch. overrides: those of CHANGEABLE, anew. space: a YAML whose space the sweep goes on in, with
+    its budgets. data_dir: where the cases lie now.
     """
     for text in overrides if space is None else ():
         if (key := text.partition("=")[0].strip()) not in CHANGEABLE:
