@@ -14,13 +14,21 @@ from tune.sweep import launch, resume
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 
 
-def test_each_fault_is_told_as_what_it_is_and_the_sweep_goes_on(phantoms, prepared, tmp_path):
+@pytest.fixture(scope="module")
+def cluster():
+    """One for all sweeps here."""
+    with Cluster() as cluster:
+        cluster.wait()
+        yield cluster
+
+
+def test_each_fault_is_told_as_what_it_is_and_the_sweep_goes_on(cluster, phantoms, prepared, tmp_path):
     """In processes that serve one trial after the other."""
     faults = {0: "out of memory", 1: "error", 2: "hang", 3: "not finite", 4: "error once", 5: "kill once", 6: "kill"}
     study = small_study(
         prepared, phantoms, study={"trials": 8}, resources={"gpu": 0, "cpu": 1, "max_failures": 1, "report_timeout": 6}
     )
-    run = launch(study, tmp_path / "run", fit=faulty(faults))
+    run = launch(study, tmp_path / "run", cluster=cluster, fit=faulty(faults))
     trials = read_trials(run.folder)
     assert [t.state for t in trials] == [COMPLETE, FAIL, FAIL, PRUNED, COMPLETE, COMPLETE, FAIL, COMPLETE]
     assert [t.number for t in trials if t.constraints] == [0]
@@ -37,26 +45,29 @@ def test_each_fault_is_told_as_what_it_is_and_the_sweep_goes_on(phantoms, prepar
     assert list(trials[5].intermediate_values) == [1, 2, 3]
 
 
-def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on(phantoms, prepared, tmp_path, capsys):
+def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on(
+    cluster, phantoms, prepared, tmp_path, capsys
+):
     study = small_study(prepared, phantoms, study={"trials": 3})
     with pytest.raises(SystemExit) as ended:
-        launch(study, tmp_path / "run", fit=faulty({1: "disk full"}))
+        launch(study, tmp_path / "run", cluster=cluster, fit=faulty({1: "disk full"}))
     assert ended.value.code == 1
     printed = capsys.readouterr().out
     assert "stopped by a full disk on" in printed
     assert f"[Errno 28] No space left on device: '/injected'; go on with: voxtune resume {tmp_path}/run" in printed
     assert read_trials(tmp_path / "run")[1].state == RUNNING
-    run = resume(tmp_path / "run")
+    run = resume(tmp_path / "run", cluster=cluster)
     assert [t.state for t in read_trials(run.folder)] == [COMPLETE] * 3
     assert "goes on after epoch 1" in (run.folder / "trials" / "0001" / "stdout.log").read_text()
 
 
-def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(phantoms, prepared, tmp_path, capsys):
+def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(cluster, phantoms, prepared, tmp_path, capsys):
     resources = {"max_failures": 0, "fail_fast": True}
     with pytest.raises(SystemExit) as ended:
         launch(
             small_study(prepared, phantoms, study={"trials": 20}, resources=resources),
             tmp_path / "run",
+            cluster=cluster,
             fit=faulty({0: "error"}),
         )
     assert ended.value.code == 1
@@ -67,25 +78,22 @@ def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(phantoms, prepared, 
     assert FAIL not in states[1:]
 
 
-def test_no_process_is_ended_as_it_starts_since_another_has_become_free(phantoms, prepared, tmp_path):
+def test_no_process_is_ended_as_it_starts_since_another_has_become_free(cluster, phantoms, prepared, tmp_path):
     """Of trials that are shorter than the start of a process, since their first step is not finite."""
-    with Cluster() as cluster:
-        cluster.wait()
-        cpus = int(ray.cluster_resources()["CPU"])
-        if cpus < 2:
-            pytest.skip("one core has room for one process")
-        resources = {"gpu": 0, "cpu": cpus // 2}
-        study = small_study(prepared, phantoms, study={"trials": 100}, resources=resources)
-        logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-        fit = faulty(dict.fromkeys(range(100), "not finite"))
-        run = launch(study, tmp_path / "run", cluster=cluster, fit=fit)
-        assert len(list(logs.glob("worker-*.out"))) == cpus // (cpus // 2)
+    if (cpus := int(ray.cluster_resources()["CPU"])) < 2:
+        pytest.skip("one core has room for one process")
+    study = small_study(prepared, phantoms, study={"trials": 100}, resources={"gpu": 0, "cpu": cpus // 2})
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    before = set(logs.glob("worker-*.out"))
+    fit = faulty(dict.fromkeys(range(100), "not finite"))
+    run = launch(study, tmp_path / "run", cluster=cluster, fit=fit)
     assert [trial.state for trial in read_trials(run.folder)] == [PRUNED] * 100
+    assert len({*logs.glob("worker-*.out")} - before) == cpus // (cpus // 2)
 
 
 @pytest.mark.gpu
 def test_a_real_out_of_memory_frees_its_memory_and_later_trials_equal_those_of_fresh_processes(
-    phantoms, prepared, tmp_path
+    cluster, phantoms, prepared, tmp_path
 ):
     sides = (16, 352, 16, 352, 16)
     params = tuple({"target_shape": str([side] * 3), "lr": 1e-3 + 1e-4 * k} for k, side in enumerate(sides))
@@ -98,7 +106,7 @@ def test_a_real_out_of_memory_frees_its_memory_and_later_trials_equal_those_of_f
     for reuse in (True, False):
         resources = {"gpu": 1, "cpu": 4, "reuse_processes": reuse}
         study = small_study(prepared, phantoms, **sections, resources=resources)
-        run = launch(study, tmp_path / str(reuse), params=params, fit=faulty({}))
+        run = launch(study, tmp_path / str(reuse), cluster=cluster, params=params, fit=faulty({}))
         trials = read_trials(run.folder)
         assert [trial.state for trial in trials] == [COMPLETE] * 5
         assert [trial.number for trial in trials if trial.constraints] == [1, 3]
@@ -110,10 +118,10 @@ def test_a_real_out_of_memory_frees_its_memory_and_later_trials_equal_those_of_f
 
 
 @pytest.mark.gpu
-def test_gpu_memory_that_a_trial_leaves_behind_gives_the_next_a_fresh_process(phantoms, prepared, tmp_path):
+def test_gpu_memory_that_a_trial_leaves_behind_gives_the_next_a_fresh_process(cluster, phantoms, prepared, tmp_path):
     sections = {"study": {"trials": 3}, "train": {"device": "cuda"}}
     study = small_study(prepared, phantoms, **sections, resources={"gpu": 1, "cpu": 4, "max_failures": 0})
-    run = launch(study, tmp_path / "run", fit=leaky)
+    run = launch(study, tmp_path / "run", cluster=cluster, fit=leaky)
     assert [trial.state for trial in read_trials(run.folder)] == [COMPLETE] * 3
     logs = [(run.folder / "trials" / f"{number:04d}" / "stdout.log").read_text() for number in range(3)]
     assert "MiB of GPU memory were left by the trial before" in logs[1]
