@@ -10,6 +10,9 @@ import time
 
 import pytest
 import ray
+from ray.tune.execution.tune_controller import _get_max_pending_trials
+from ray.tune.search import Searcher
+from ray.tune.search.search_generator import SearchGenerator
 
 from trainable.config import InputError
 from tune import cluster
@@ -77,6 +80,15 @@ def test_what_ray_reads_is_set_and_what_the_user_has_set_stays(monkeypatch: pyte
     with Cluster():
         assert os.environ["TUNE_MAX_PENDING_TRIALS_PG"] == "3"
         assert os.environ["RAY_AIR_NEW_OUTPUT"] == "0"
+
+
+def test_ray_is_to_start_all_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default it starts one after the other for a searcher that is not its own."""
+    monkeypatch.setattr(cluster, "start_ray", lambda address: None)
+    monkeypatch.delenv("TUNE_MAX_PENDING_TRIALS_PG", raising=False)
+    assert _get_max_pending_trials(SearchGenerator(Searcher())) == 1
+    with Cluster():
+        assert _get_max_pending_trials(SearchGenerator(Searcher())) == 100_000
 
 
 def test_shares_of_a_gpu_are_not_put_together_from_two() -> None:

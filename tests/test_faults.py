@@ -1,9 +1,6 @@
 """Faults of trials in real sweeps on a real local Ray: what is told, what is retried, what goes on."""
 
-from pathlib import Path
-
 import pytest
-import ray
 from faults import faulty, leaky, small_study
 from optuna.trial import TrialState
 
@@ -76,19 +73,6 @@ def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(cluster, phantoms, p
     assert states[0] == FAIL
     assert len(states) < 20
     assert FAIL not in states[1:]
-
-
-def test_no_process_is_ended_as_it_starts_since_another_has_become_free(cluster, phantoms, prepared, tmp_path):
-    """Of trials that are shorter than the start of a process, since their first step is not finite."""
-    if (cpus := int(ray.cluster_resources()["CPU"])) < 2:
-        pytest.skip("one core has room for one process")
-    study = small_study(prepared, phantoms, study={"trials": 100}, resources={"gpu": 0, "cpu": cpus // 2})
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-    before = set(logs.glob("worker-*.out"))
-    fit = faulty(dict.fromkeys(range(100), "not finite"))
-    run = launch(study, tmp_path / "run", cluster=cluster, fit=fit)
-    assert [trial.state for trial in read_trials(run.folder)] == [PRUNED] * 100
-    assert len({*logs.glob("worker-*.out")} - before) == cpus // (cpus // 2)
 
 
 @pytest.mark.gpu
