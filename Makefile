@@ -25,7 +25,7 @@ proofs: .venv/installed
 # kill -9 of a training 20 times, of a sweep 55 and 15 times in each of its phases, 100 trials with faults: half an hour.
 drill: .venv/installed
 	$(BIN)/python tests/kill_drill.py
-	$(BIN)/python tests/sweep_drill.py --trials 500
+	$(BIN)/python tests/sweep_drill.py
 	$(BIN)/python tests/sweep_drill.py --serial --kills 15
 	$(BIN)/python tests/fault_drill.py
 

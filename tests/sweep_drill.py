@@ -259,7 +259,7 @@ def main() -> int:
     parser.add_argument("what", nargs="?", choices=["drill", "drive"], default="drill", help=argparse.SUPPRESS)
     parser.add_argument("--kills", type=int, default=55)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trials", type=int, default=170)
+    parser.add_argument("--trials", type=int, help="by default twelve a kill, so that the sweep outlasts the kills")
     parser.add_argument("--serial", action="store_true")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
@@ -272,7 +272,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         write_phantoms(Path(folder) / "data", cases=8, shape=(48, 48, 40), workers=1)
-        good = drill(Path(folder), arguments.kills, arguments.seed, serial=arguments.serial, trials=arguments.trials)
+        trials = arguments.trials or 12 * arguments.kills
+        good = drill(Path(folder), arguments.kills, arguments.seed, serial=arguments.serial, trials=trials)
     print("passed" if good else "FAILED")
     return int(not good)
 

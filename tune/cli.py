@@ -119,9 +119,9 @@ def launch(
     study = load_study(space, overrides)
     show_space(study)
     earlier = [folder.resolve() for folder in warm_start or []]
-    from tune.cluster import Cluster
+    from tune.cluster import Cluster  # after the YAML is checked: this imports Ray
 
-    with Cluster(address) as cluster:
+    with Cluster(address) as cluster:  # which starts beside the import of torch
         from tune.sweep import launch as launch_sweep
 
         ending(launch_sweep(study, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))

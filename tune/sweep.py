@@ -62,6 +62,8 @@ def launch(
         raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
     if storage is not None and is_uri(storage):
         check_storage(storage, run.name)
+    elif storage is not None:
+        storage = str(Path(storage).resolve())
     study = with_whole_paths(study)
     with cluster or Cluster() as cluster:
         cluster.wait()  # before cases are prepared, which takes all cores
@@ -70,8 +72,6 @@ def launch(
             raise InputError(
                 "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
             )
-        if storage is not None and not is_uri(storage):
-            storage = str(Path(storage).resolve())
         with locked(run):
             study = with_gpus(study, make_console().print)
             slots = Slots(study)
