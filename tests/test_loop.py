@@ -387,18 +387,22 @@ def test_pretrained_weights_are_those_a_training_starts_from(prepared: Data, tmp
 
 
 def test_deterministic_algorithms_are_asked_for_during_the_training_alone(prepared: Data, tmp_path: Path):
-    def seen(deterministic: bool) -> list[tuple[bool, bool]]:
+    """And cudnn tries all its kernels out where a training is not fast; a fast one's are those it names first."""
+
+    def seen(**options: bool) -> list[tuple[bool, bool]]:
         found = []
 
         def look(_: EpochResult) -> None:
             found.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
 
-        fit(config_in(tmp_path / str(deterministic), epochs=1, deterministic=deterministic), prepared, look)
+        fit(config_in(tmp_path / "_".join(options), epochs=1, **options), prepared, look)
         return found
 
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    assert seen(True) == [(True, False)]
-    assert seen(False) == [(False, True)]
+    assert seen() == [(False, False)]
+    assert seen(fast=False) == [(False, True)]
+    assert seen(deterministic=True) == [(True, False)]
+    assert seen(deterministic=True, fast=False) == [(True, False)]
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
 
 
@@ -434,12 +438,12 @@ def test_resume_of_a_damaged_latest_goes_on_from_the_newest_whole_one(prepared: 
     rest = run(config_in(tmp_path / "parts", save_freq=1, resume=tmp_path / "parts"), prepared)
     assert "going on from" in capsys.readouterr().out
     assert [result.val for result in rest] == [result.val for result in whole[-len(rest) :]]
-    assert rest[0].epoch in (2, 3)
+    assert rest[0].epoch == max(2, whole[2].best_epoch) + 1
 
 
 def test_known_answer(tmp_path: Path):
-    """200 steps on six phantoms, seed 0. Mean Dice on two others was 0.831 when this was written, and 0.818 to
-    0.832 after changes of lr by parts in 20,000, which stand for another processor's rounding."""
+    """200 steps on six phantoms, seed 0. Mean Dice on two others was 0.759 when this was written, and 0.730 to
+    0.754 after changes of lr by parts in 20,000, which stand for another processor's rounding."""
     write_phantoms(tmp_path / "data", cases=8, shape=(64, 64, 48), workers=1)
     options = {"target_shape": (32, 32, 32), "epochs": 10, "patches_per_epoch": 40, "val_freq": 10, "lr": 2e-2}
     options |= {"scheduler": "cosine", "augment": False, "dropout": 0.0, "tumour_share": 0.5}
@@ -447,7 +451,7 @@ def test_known_answer(tmp_path: Path):
     config = config_in(tmp_path / "out", **options)
     result = run(config, prepare_data(config, quiet=True))[-1]
     assert result.val
-    assert result.val["dice_mean"] == pytest.approx(0.825, abs=0.03)
+    assert result.val["dice_mean"] == pytest.approx(0.745, abs=0.03)
 
 
 def test_other_options_on_resume_take_effect(prepared: Data, tmp_path: Path):

@@ -9,12 +9,18 @@ import pytest
 import torch
 
 from trainable.config import TrainConfig
-from trainable.unet3d import ConvBlock, UNet3D, build_network, parameters_of
+from trainable.unet3d import ConvBlock, UNet3D, build_network, draw_weights, parameters_of
 
 
 def small(depth: int = 4, **options: Any) -> UNet3D:
     torch.manual_seed(0)
     return UNet3D(depth, 4, 16, **options)
+
+
+def block_of(*channels: int, **options: Any) -> ConvBlock:
+    block = ConvBlock(*channels, **{"residual": False, "dropout": 0, **options})
+    draw_weights(block)
+    return block
 
 
 def size_of(network: torch.nn.Module) -> int:
@@ -89,14 +95,14 @@ def test_residual_block_adds_its_input() -> None:
     # Without the convolutions' part only the input is left, then the activation.
     x = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     for residual, expected in [(True, torch.nn.functional.leaky_relu(x, 0.01)), (False, torch.zeros_like(x))]:
-        block = ConvBlock(4, 4, stride=1, residual=residual, dropout=0)
+        block = block_of(4, 4, stride=1, residual=residual)
         torch.nn.init.zeros_(block.norm2.weight)
         torch.testing.assert_close(block(x), expected)
 
 
 def test_residual_block_projects_its_input_where_the_shape_changes() -> None:
     x = torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    block = ConvBlock(2, 5, stride=2, residual=True, dropout=0)
+    block = block_of(2, 5, stride=2, residual=True)
     torch.nn.init.zeros_(block.norm2.weight)
     assert isinstance(block.skip, torch.nn.Conv3d)
     picked = torch.einsum("oi,nidhw->nodhw", block.skip.weight[:, :, 0, 0, 0], x[:, :, ::2, ::2, ::2])
@@ -111,7 +117,7 @@ def test_dropout_acts_in_training_only_and_on_whole_channels() -> None:
     network.eval()
     assert torch.equal(network(INPUT)[0], network(INPUT)[0])
     assert torch.equal(network(INPUT)[0], small(3).eval()(INPUT)[0])
-    block = ConvBlock(4, 64, stride=1, residual=False, dropout=0.5)
+    block = block_of(4, 64, stride=1, dropout=0.5)
     dropped: list[torch.Tensor] = []
     block.dropout.register_forward_hook(lambda module, given, output: dropped.append(output))
     block(INPUT)
@@ -151,7 +157,7 @@ def test_gradient_checkpointing_keeps_less_for_the_backward_pass_in_training_alo
 
 
 def test_output_does_not_depend_on_a_modality_s_scale_through_the_norm() -> None:
-    block = ConvBlock(4, 4, stride=1, residual=False, dropout=0)
+    block = block_of(4, 4, stride=1)
     torch.testing.assert_close(block(INPUT), block(10 * INPUT), atol=1e-3, rtol=1e-3)
 
 
@@ -160,6 +166,15 @@ def test_same_seed_gives_same_weights() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     torch.manual_seed(1)
     assert not torch.equal(UNet3D(4, 4, 16).state_dict()["encoder.0.conv1.weight"], first["encoder.0.conv1.weight"])
+
+
+def test_weights_do_not_depend_on_how_many_cores_draw_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = small().state_dict()
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    second = small().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    same_shape = first["decoder.1.conv2.weight"], first["decoder.2.conv2.weight"]
+    assert same_shape[0].shape != same_shape[1].shape or not torch.equal(*same_shape)
 
 
 def test_weights_start_with_kaiming_s_deviation_and_zero_bias() -> None:

@@ -204,7 +204,7 @@ def fit(
         on_gpu = choose_device(config).type == "cuda"
         loader = PatchLoader(data.folder, data.split.train, config, pin_memory=on_gpu)
         if config.resume is None:
-            loader.begin(0)  # its workers start while the network is drawn
+            loader.begin(0)  # while the network is drawn
         training = Training(config)
         if config.resume is not None:
             source, state = checkpoint.load_last_good(config.resume)
@@ -237,11 +237,15 @@ def hand_over(result: EpochResult, write: Callable[[], None], on_epoch_end: Call
 
 @contextlib.contextmanager
 def algorithms(config: TrainConfig) -> Iterator[None]:
-    """The fastest kernels that cudnn finds, or with `deterministic` those that repeat bit for bit; then as before."""
+    """How kernels are chosen in a training; then as before.
+
+    For what a fast one computes, cudnn names the fastest kernels without trying them out, which takes seconds in each
+    process; of those of plain PyTorch it does not. With `deterministic` they repeat bit for bit.
+    """
     before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself with this alone
-    torch.backends.cudnn.benchmark = not config.deterministic
+    torch.backends.cudnn.benchmark = not config.deterministic and not config.fast
     use_deterministic_algorithms(config.deterministic)
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from trainable.inference import MIXED, autocast
 if TYPE_CHECKING:
     from trainable.training import Training
 
-WARM_UP = 3  # micro-batches before a step is captured: cudnn has then chosen its kernels
+WARM_UP = 3  # micro-batches before a step is captured: all kernels are then chosen, compiled and loaded
 
 
 def micro_batch(training: Training, x: Tensor, y: Tensor, share: float) -> Tensor:
@@ -147,7 +148,19 @@ class Steps:
 def captured(work: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     """The graph of some work, and the tensor that it writes its result into."""
     graph = torch.cuda.CUDAGraph()
-    # thread_local: the thread that pins batches goes on meanwhile
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = work()
+    with torch.cuda.stream(stream_of_capture()):
+        torch.cuda.synchronize()
+        # Not torch.cuda.graph, which also lets go of the pinned memory that checkpoints and batches pass through.
+        # thread_local: the thread that pins batches goes on meanwhile
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            result = work()
+        finally:
+            graph.capture_end()
     return graph, result
+
+
+@lru_cache(1)
+def stream_of_capture() -> torch.cuda.Stream:
+    """The stream that steps are captured on in this process: torch keeps memory for each stream that was ever used."""
+    return torch.cuda.Stream()

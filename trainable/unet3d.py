@@ -7,6 +7,7 @@ convolutions follows nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s4159
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -56,29 +57,37 @@ def head(x: Tensor, conv: nn.Module, *, fused: bool = False, alone: bool = False
     return z
 
 
-class DrawnOnce(nn.Module):
-    """A convolution whose weights are Kaiming's normal for leaky ReLU (He et al. 2015), its biases zero.
-
-    torch's modules draw their weights by reset_parameters when they are built: overridden, so that they are not drawn
-    twice. On the meta device, which has shapes alone, nothing is drawn: that would import seconds of torch.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
+class Conv3d(nn.Conv3d):
+    """nn.Conv3d that leaves its weights to draw_weights; torch's own would be drawn for nothing."""
 
     def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            nn.init.kaiming_normal_(self.weight, a=SLOPE)
-            if self.bias is not None:
-                nn.init.zeros_(self.bias)
+        pass
 
 
-class Conv3d(DrawnOnce, nn.Conv3d):
-    """nn.Conv3d with these weights."""
+class ConvTranspose3d(nn.ConvTranspose3d):
+    """nn.ConvTranspose3d that leaves its weights to draw_weights."""
+
+    def reset_parameters(self) -> None:
+        pass
 
 
-class ConvTranspose3d(DrawnOnce, nn.ConvTranspose3d):
-    """nn.ConvTranspose3d with these weights."""
+def draw_weights(network: nn.Module) -> None:
+    """Draw those of all convolutions: Kaiming's normal for leaky ReLU (He et al. 2015), biases zero.
+
+    Each draws from a generator of its own, seeded by torch's global one, so that cores share the work. On the meta
+    device, which has shapes alone, nothing is drawn: that would import seconds of torch.
+    """
+
+    def draw(convolution: nn.Conv3d | nn.ConvTranspose3d, seed: int) -> None:
+        nn.init.kaiming_normal_(convolution.weight, a=SLOPE, generator=torch.Generator().manual_seed(seed))
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
+
+    convolutions = [each for each in network.modules() if isinstance(each, Conv3d | ConvTranspose3d)]
+    if not convolutions[0].weight.is_meta:
+        seeds = torch.randint(2**63 - 1, (len(convolutions),)).tolist()
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(draw, convolutions, seeds))
 
 
 class ConvBlock(nn.Module):
@@ -152,6 +161,7 @@ class UNet3D(nn.Module):
         self.decoder = nn.ModuleList(ConvBlock(2 * channels[i], channels[i], stride=1, **options) for i in levels)
         heads = min(MOST_HEADS, depth - 1) if deep_supervision else 1
         self.heads = nn.ModuleList(Conv3d(channels[i], out_channels, 1) for i in range(heads))
+        draw_weights(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 4, D, H, W) -> logits (N, 3, D, H, W), then in training those of each lower head, halved each time.
