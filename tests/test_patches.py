@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterable
 from itertools import product
@@ -19,7 +20,7 @@ from trainable.cases import find_cases
 from trainable.config import MODALITIES, TrainConfig
 from trainable.data import Data
 from trainable.metrics import regions_of
-from trainable.patches import Batch, PatchDataset, PatchLoader, cut
+from trainable.patches import Batch, Key, PatchLoader, PatchReader, cut
 
 SMALL = {"depth": 2, "target_shape": (4, 4, 4)}
 WITHOUT_ET = "Phantom_00005"
@@ -30,9 +31,16 @@ def names_of(prepared: Data) -> list[str]:
     return sorted(prepared.split.train + prepared.split.val + prepared.split.test)
 
 
-def dataset(prepared: Data, names: Iterable[str] | None = None, **options: Any) -> PatchDataset:
+class Patches(PatchReader):
+    """One patch at a time."""
+
+    def __getitem__(self, key: Key) -> Batch:
+        return {name: values[0] for name, values in self.read([key]).items()}
+
+
+def dataset(prepared: Data, names: Iterable[str] | None = None, **options: Any) -> Patches:
     names = names_of(prepared) if names is None else names
-    return PatchDataset(prepared.folder, list(names), TrainConfig(**{**SMALL, **options}))
+    return Patches(prepared.folder, list(names), TrainConfig(**{**SMALL, **options}))
 
 
 def loader(prepared: Data, **options: Any) -> PatchLoader:
@@ -44,7 +52,7 @@ def same(first: Batch, second: Batch) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-def names_drawn(prepared: Data, patches: PatchDataset, epoch: int, count: int) -> list[str]:
+def names_drawn(prepared: Data, patches: Patches, epoch: int, count: int) -> list[str]:
     """Which case each patch is of, told by its mean intensities."""
     by_mean = {tuple(open_case(prepared.folder, name).mean.tolist()): name for name in names_of(prepared)}
     assert len(by_mean) == 8
@@ -95,8 +103,9 @@ def test_patch_is_a_piece_of_its_case_with_its_statistics(prepared: Data) -> Non
     places = np.argwhere((windows == patch["image"][0].numpy()).all((3, 4, 5)))
     assert len(places) == 1
     start = tuple(int(at) for at in places[0])
-    assert np.array_equal(patch["image"], cut(case.image, start, (8, 6, 4)))
-    assert np.array_equal(patch["label"], cut(case.label, start, (8, 6, 4)))
+    box = tuple(slice(first, first + size) for first, size in zip(start, (8, 6, 4), strict=True))
+    assert np.array_equal(patch["image"], case.image[(..., *box)])
+    assert np.array_equal(patch["label"], case.label[box])
 
 
 def test_workers_do_not_change_the_patches(prepared: Data) -> None:
@@ -108,12 +117,43 @@ def test_workers_do_not_change_the_patches(prepared: Data) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_num_workers_processes_read_the_patches(prepared: Data, workers: int) -> None:
-    batches = loader(prepared, num_workers=workers).epoch(1)
+def test_num_workers_threads_read_the_patches(prepared: Data, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    reading, plain = set(), PatchReader.read
+
+    def read(self: PatchReader, keys: list[Key]) -> Batch:
+        reading.add(threading.get_ident())
+        time.sleep(0.05)  # so that each of them comes to read
+        return plain(self, keys)
+
+    monkeypatch.setattr(PatchReader, "read", read)
+    assert len(list(loader(prepared, num_workers=workers).epoch(1))) == 4
+    assert len(reading) == max(1, workers)
+    assert (threading.get_ident() in reading) == (not workers)
+
+
+def test_no_more_is_read_ahead_than_there_are_threads(prepared: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Key] = []
+    monkeypatch.setattr(PatchReader, "read", lambda _, keys: read.extend(keys) or {})
+    patches = loader(prepared, num_workers=3, batch_size=1, epochs=3)
+    batches = patches.epoch(1)
     next(batches)
-    assert len(multiprocessing.active_children()) == workers
-    for _ in batches:
-        pass
+    deadline = time.monotonic() + 10
+    while len(read) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(read) == 4  # the one that was taken and three
+    assert len(list(batches)) == 7
+    assert len(list(patches.epoch(2))) == 8
+    assert sorted(read) == [(epoch, index) for epoch in (1, 2) for index in range(8)]  # nothing after the last epoch
+
+
+def test_an_error_of_a_reading_thread_comes_up(prepared: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Batch:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(PatchReader, "read", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(loader(prepared, num_workers=2).epoch(0))
 
 
 def test_batch_names_its_cases(prepared: Data) -> None:
@@ -130,7 +170,7 @@ def test_same_seed_gives_the_same_patches_and_another_other_ones(prepared: Data)
 
 def test_seed_draws_the_place_of_a_patch_and_the_order_of_the_cases(rulers: Path, prepared: Data) -> None:
     config = TrainConfig(depth=2, target_shape=(4, 4, 4), tumour_share=0)
-    alone = [PatchDataset(rulers, ["Middle"], config.model_copy(update={"seed": seed})) for seed in (3, 3, 4)]
+    alone = [Patches(rulers, ["Middle"], config.model_copy(update={"seed": seed})) for seed in (3, 3, 4)]
     starts = [[start_of(patches[1, index]) for index in range(8)] for patches in alone]
     assert starts[0] == starts[1]
     assert not set(starts[0]) & set(starts[2])
@@ -181,7 +221,7 @@ def test_batch_holds_the_patches_of_its_place_in_the_epoch(prepared: Data) -> No
 
 
 def test_each_region_takes_its_turn_at_the_centre(rulers: Path) -> None:
-    patches = PatchDataset(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=1))
+    patches = Patches(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=1))
     centres = [[region_at_centre(patches[epoch, index]) for index in range(30)] for epoch in range(3)]
     for epoch, index in product(range(3), range(30)):
         assert centres[epoch][index][(epoch + index) % 3]
@@ -191,7 +231,7 @@ def test_each_region_takes_its_turn_at_the_centre(rulers: Path) -> None:
 
 
 def test_centre_is_any_voxel_of_the_region(rulers: Path) -> None:
-    patches = PatchDataset(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=1))
+    patches = Patches(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=1))
     centres = {tuple(at + 2 for at in start_of(patches[epoch, 2])) for epoch in range(0, 180, 3)}
     assert centres == set(product((11, 12), repeat=3))  # all of ET
 
@@ -204,13 +244,13 @@ def test_case_without_the_region_is_centred_on_any_of_its_tumour(prepared: Data)
 
 
 def test_patch_by_the_border_is_moved_inside_and_keeps_its_tumour_voxel(rulers: Path) -> None:
-    patches = PatchDataset(rulers, ["Corner"], TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=1))
+    patches = Patches(rulers, ["Corner"], TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=1))
     for epoch in range(3):
         for index in range(12):
             patch = patches[epoch, index]
             assert start_of(patch) == (0, 0, 0)  # all of this tumour is nearer to the corner than half a patch
             assert regions_of(patch["label"].numpy())[(epoch + index) % 3].any()
-    far = PatchDataset(rulers, ["Middle"], TrainConfig(depth=2, target_shape=(18, 18, 26), tumour_share=1))
+    far = Patches(rulers, ["Middle"], TrainConfig(depth=2, target_shape=(18, 18, 26), tumour_share=1))
     starts = np.array([start_of(far[0, index]) for index in range(40)])
     assert (starts <= np.array(SIZE) - (18, 18, 26)).all()
     assert (starts.max(0) == np.array(SIZE) - (18, 18, 26)).any()
@@ -218,7 +258,7 @@ def test_patch_by_the_border_is_moved_inside_and_keeps_its_tumour_voxel(rulers: 
 
 @pytest.mark.parametrize(("share", "period"), [(1 / 3, 3), (0.5, 2), (0.25, 4)])
 def test_tumour_share_is_met_at_even_intervals(rulers: Path, share: float, period: int) -> None:
-    patches = PatchDataset(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=share))
+    patches = Patches(rulers, ["Middle"], TrainConfig(**SMALL, tumour_share=share))
     hits = [region_at_centre(patches[1, index])[0] for index in range(16 * period)]
     assert all(hits[period - 1 :: period])
     others = [hit for index, hit in enumerate(hits) if index % period != period - 1]
@@ -235,7 +275,7 @@ def test_tumour_share_0_draws_from_all_of_the_case(prepared: Data) -> None:
 
 def test_every_place_of_a_case_is_drawn_alike(rulers: Path) -> None:
     config = TrainConfig(depth=2, target_shape=(20, 22, 28), tumour_share=0)
-    patches = PatchDataset(rulers, ["Middle"], config)
+    patches = Patches(rulers, ["Middle"], config)
     counts = Counter(start_of(patches[1, index]) for index in range(900))
     assert set(counts) == set(product(range(3), range(3), range(1)))
     assert 70 < min(counts.values()) <= max(counts.values()) < 130  # of 100 each
@@ -264,17 +304,15 @@ def test_case_smaller_along_one_axis_is_padded_along_it_alone(prepared: Data) ->
     assert (windows == patch[0, :, before : before + height]).all((2, 3, 4)).any()
 
 
+def piece(array: np.ndarray[Any, Any], start: tuple[int, int, int], *shape: int) -> np.ndarray[Any, Any]:
+    out = np.full(shape, 99, array.dtype)  # what was there before must not show
+    cut(array, start, out)
+    return out
+
+
 def test_cut_takes_what_there_is_and_zeros_elsewhere() -> None:
     array = np.arange(1, 2 * 3 * 4 * 5 + 1, dtype=np.int16).reshape(2, 3, 4, 5)
-    assert np.array_equal(cut(array, (1, 0, 2), (2, 3, 3)), array[:, 1:3, 0:3, 2:5])
+    assert np.array_equal(piece(array, (1, 0, 2), 2, 2, 3, 3), array[:, 1:3, 0:3, 2:5])
     padded = np.pad(array, [(0, 0), (2, 2), (2, 2), (2, 2)])
-    assert np.array_equal(cut(array, (-2, 1, -1), (5, 5, 8)), padded[:, 0:5, 3:8, 1:9])
-    assert np.array_equal(cut(array[0], (0, 0, 0), (3, 4, 5)), array[0])
-
-
-def test_cut_is_a_copy_of_the_same_type() -> None:
-    array = np.ones((3, 4, 5), np.uint8)
-    piece = cut(array, (0, 0, 0), (3, 4, 5))
-    piece[:] = 7
-    assert piece.dtype == np.uint8
-    assert array.max() == 1
+    assert np.array_equal(piece(array, (-2, 1, -1), 2, 5, 5, 8), padded[:, 0:5, 3:8, 1:9])
+    assert np.array_equal(piece(array[0], (0, 0, 0), 3, 4, 5), array[0])

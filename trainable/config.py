@@ -87,7 +87,7 @@ class TrainConfig(BaseModel):
     fast: bool = _run(True, "On a GPU: fused kernels, channels last, steps from a CUDA graph; false: plain PyTorch.")
     deterministic: bool = _run(False, "Only algorithms that repeat bit for bit on a GPU too; slower.")
     num_workers: int = _run(
-        2, "Processes that read patches; 0 reads in the training process.", unit="processes", guide="内存优化", ge=0
+        2, "Threads that read patches ahead; 0 reads each when it is due.", unit="threads", guide="内存优化", ge=0
     )
 
     # Which cases

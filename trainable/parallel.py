@@ -9,9 +9,11 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self, TextIO, TypeVar
 
@@ -86,6 +88,28 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def ahead(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """work of each item, in their order, done by threads before it is asked for: as many items as threads.
+
+    0 threads: done when it is asked for.
+    """
+    if not threads:
+        return map(work, items)
+    pool, left = ThreadPoolExecutor(threads, "ahead"), iter(items)
+    under_way = deque(pool.submit(work, item) for item in islice(left, threads))
+
+    def results() -> Iterator[R]:
+        try:
+            while under_way:
+                first = under_way.popleft()
+                under_way.extend(pool.submit(work, item) for item in islice(left, 1))
+                yield first.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return results()
+
+
 class Behind:
     """Work done in a thread of its own, one piece after the other, behind what this thread does meanwhile.
 
@@ -134,18 +158,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_held: set[TextIO] = set()  # the files of the folders that this process holds
-
-
-def _let_go() -> None:
-    """Close them in a forked child, such as a process that reads: it would hold them on after our death."""
-    for file in _held:
-        file.close()
-
-
-os.register_at_fork(after_in_child=_let_go)
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder, that of a training or of a sweep, and make it where it is not there.
@@ -167,11 +179,9 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
-        _held.add(file)
         try:
             yield
         finally:
-            _held.discard(file)
             if new and list(folder.iterdir()) == [path]:  # nothing came of it
                 path.unlink()
                 folder.rmdir()

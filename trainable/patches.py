@@ -1,9 +1,10 @@
-"""Draws patches from the cache. A patch depends on (seed, epoch, index) alone, not on the worker that reads it."""
+"""Draws patches from the cache. A patch depends on (seed, epoch, index) alone, not on the thread that reads it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,37 +13,39 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainable.cache import CachedCase, open_case
-from trainable.config import REGIONS, Shape3, TrainConfig
+from trainable.config import MODALITIES, REGIONS, Shape3, TrainConfig
+from trainable.parallel import ahead
 
 Key = tuple[int, int]  # epoch, index of the patch in it
 Batch = dict[str, Tensor]
 
 
-class PatchDataset(Dataset[Batch]):
-    """The patches of the training cases, by (epoch, index)."""
+class PatchReader:
+    """The patches of the training cases, by (epoch, index); many threads may read."""
 
-    def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig) -> None:
-        self.folder, self.names, self.config = folder, sorted(names), config
-        self._open: dict[str, CachedCase] = {}  # filled in the process that reads
+    def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool = False) -> None:
+        self.folder, self.names, self.config, self.pin_memory = folder, sorted(names), config, pin_memory
+        self._open: dict[str, CachedCase] = {}
 
-    def __getitem__(self, key: Key) -> Batch:
-        """image int16 (4, D, H, W), label uint8 (D, H, W), mean and std float32 (4,), case int64 (): place in names."""
-        epoch, index = key
-        place = self._place(epoch, index)
-        case = self._case(self.names[place])
-        rng = np.random.default_rng([self.config.seed, epoch, index])
-        start = self._start(case, rng, self._region(epoch, index))
-        shape = self.config.target_shape
-        return {
-            "image": torch.from_numpy(cut(case.image, start, shape)),
-            "label": torch.from_numpy(cut(case.label, start, shape)),
-            "mean": torch.from_numpy(case.mean),
-            "std": torch.from_numpy(case.std),
-            "case": torch.tensor(place),
-        }
+    def read(self, keys: Sequence[Key]) -> Batch:
+        """image int16 (N, 4, D, H, W), label uint8 (N, D, H, W), mean and std float32 (N, 4), case int64 (N,): its
+        place in names."""
+        made = partial(torch.empty, pin_memory=self.pin_memory)
+        shape, channels = self.config.target_shape, len(MODALITIES)
+        image = made((len(keys), channels, *shape), dtype=torch.int16)
+        label = made((len(keys), *shape), dtype=torch.uint8)
+        mean, std = made((len(keys), channels)), made((len(keys), channels))
+        places = [self._place(epoch, index) for epoch, index in keys]
+        for i, (epoch, index) in enumerate(keys):
+            case = self._case(self.names[places[i]])
+            rng = np.random.default_rng([self.config.seed, epoch, index])
+            start = self._start(case, rng, self._region(epoch, index))
+            cut(case.image, start, image[i].numpy())
+            cut(case.label, start, label[i].numpy())
+            mean[i], std[i] = torch.from_numpy(case.mean), torch.from_numpy(case.std)
+        return {"image": image, "label": label, "mean": mean, "std": std, "case": torch.tensor(places)}
 
     def _place(self, epoch: int, index: int) -> int:
         """Every case once before any comes twice, in an order of its own each time round."""
@@ -74,61 +77,50 @@ class PatchDataset(Dataset[Batch]):
         return (int(start[0]), int(start[1]), int(start[2]))
 
 
-def cut(array: NDArray[Any], start: Shape3, shape: Shape3) -> NDArray[Any]:
-    """A copy of `shape` voxels from `start` on in the last three axes, zero where the array has none."""
+def cut(array: NDArray[Any], start: Shape3, out: NDArray[Any]) -> None:
+    """Fill out with what an array holds from `start` on in the last three axes, and zero where it has none."""
     source: list[Any] = [...]
     target: list[Any] = [...]
-    for first, size, length in zip(start, array.shape[-3:], shape, strict=True):
+    for first, size, length in zip(start, array.shape[-3:], out.shape[-3:], strict=True):
         low, high = max(0, first), min(size, first + length)
         source.append(slice(low, high))
         target.append(slice(low - first, high - first))
-    patch = np.zeros((*array.shape[:-3], *shape), array.dtype)
-    patch[tuple(target)] = array[tuple(source)]
-    return patch
-
-
-class BatchSampler(Sampler[list[Key]]):
-    """The keys of each batch of one epoch after the other, from `epoch` on; no batch is of two epochs."""
-
-    def __init__(self, patches: int, batch_size: int, epochs: int) -> None:
-        self.patches, self.batch_size, self.epochs, self.epoch = patches, batch_size, epochs, 0
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for epoch in range(self.epoch, max(self.epochs, self.epoch + 1)):
-            for first in range(0, self.patches, self.batch_size):
-                yield [(epoch, index) for index in range(first, min(first + self.batch_size, self.patches))]
+    inside = out[tuple(target)]
+    if inside.shape != out.shape:
+        out[...] = 0
+    inside[...] = array[tuple(source)]
 
 
 class PatchLoader:
-    """Micro-batches of an epoch, read ahead by worker processes, across the end of an epoch too."""
+    """Micro-batches of an epoch, read ahead by threads (numpy lets others run while it copies), across the end of an
+    epoch too."""
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool) -> None:
-        dataset = PatchDataset(folder, names, config)
-        self.names, self.patches = dataset.names, config.patches_per_epoch or len(names)
-        self._sampler = BatchSampler(self.patches, config.batch_size, config.epochs)
+        self._reader = PatchReader(folder, names, config, pin_memory=pin_memory)
+        self._config = config
+        self.names, self.patches = self._reader.names, config.patches_per_epoch or len(names)
         self._batches: Iterator[Batch] = iter(())
         self._next: int | None = None  # the epoch that they begin with
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self._sampler,
-            num_workers=config.num_workers,
-            persistent_workers=config.num_workers > 0,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # else it draws from torch's own, but not in each epoch, and dropout shifts
-        )
 
     def begin(self, epoch: int) -> None:
-        """Let the workers read the batches of an epoch."""
+        """Let the threads read the batches of an epoch."""
         if self._next != epoch:
-            self._sampler.epoch, self._next = epoch, epoch
-            self._batches = iter(self._loader)
+            self._next = epoch
+            self._batches = ahead(self._reader.read, self._keys(epoch), self._config.num_workers)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch: image (N, 4, D, H, W), label (N, D, H, W), mean and std (N, 4), case (N,)."""
         self.begin(epoch)
         self._next = None  # until all batches of this epoch were taken
-        yield from islice(self._batches, math.ceil(self.patches / self._sampler.batch_size))
+        yield from islice(self._batches, math.ceil(self.patches / self._config.batch_size))
         self._next = epoch + 1
+
+    def _keys(self, epoch: int) -> Iterator[list[Key]]:
+        """The keys of each batch from an epoch on; no batch is of two epochs."""
+        size = self._config.batch_size
+        for each in range(epoch, max(self._config.epochs, epoch + 1)):
+            for first in range(0, self.patches, size):
+                yield [(each, index) for index in range(first, min(first + size, self.patches))]
 
     def cases(self, places: Tensor) -> list[str]:
         """The names of the cases at these places: of a batch, its `case`."""
