@@ -98,7 +98,7 @@ def train_trial(spec: TrialSpec, fit: Fit) -> None:
 def in_one_thread(work: Callable[[], Any]) -> Any:
     """Do some work in the thread that trains in this process, whichever trial's thread asks.
 
-    Ray gives each trial a thread of its own, but cudnn's choice of kernels, which takes seconds, is kept by thread.
+    Ray gives each trial a thread of its own, but what cudnn has planned is kept by thread, and takes a while to plan.
     """
     return trainer().submit(work).result()
 
@@ -112,7 +112,6 @@ def trainer() -> ThreadPoolExecutor:
 @lru_cache(1)
 def keep_modules() -> None:
     """Let the garbage collector pass over what a process has imported; that took 0.3 s a trial."""
-    gc.collect()
     gc.freeze()
 
 
