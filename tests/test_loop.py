@@ -7,6 +7,7 @@ import random
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -387,22 +388,21 @@ def test_pretrained_weights_are_those_a_training_starts_from(prepared: Data, tmp
 
 
 def test_deterministic_algorithms_are_asked_for_during_the_training_alone(prepared: Data, tmp_path: Path):
-    """And cudnn tries all its kernels out where a training is not fast; a fast one's are those it names first."""
+    """And cudnn tries all its kernels out, but for a fast training in mixed precision, or a deterministic one."""
 
-    def seen(**options: bool) -> list[tuple[bool, bool]]:
+    def seen(**options: Any) -> list[tuple[bool, bool]]:
         found = []
 
         def look(_: EpochResult) -> None:
             found.append((torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark))
 
-        fit(config_in(tmp_path / "_".join(options), epochs=1, **options), prepared, look)
+        fit(config_in(tmp_path / str(options), epochs=1, **options), prepared, look)
         return found
 
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    assert seen() == [(False, False)]
-    assert seen(fast=False) == [(False, True)]
-    assert seen(deterministic=True) == [(True, False)]
-    assert seen(deterministic=True, fast=False) == [(True, False)]
+    assert seen(amp="bf16") == seen(amp="fp16") == [(False, False)]
+    assert seen(amp="off") == seen(amp="bf16", fast=False) == [(False, True)]
+    assert seen(amp="off", deterministic=True) == seen(amp="bf16", deterministic=True) == [(True, False)]
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
 
 

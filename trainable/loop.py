@@ -239,13 +239,15 @@ def hand_over(result: EpochResult, write: Callable[[], None], on_epoch_end: Call
 def algorithms(config: TrainConfig) -> Iterator[None]:
     """How kernels are chosen in a training; then as before.
 
-    For what a fast one computes, cudnn names the fastest kernels without trying them out, which takes seconds in each
-    process; of those of plain PyTorch it does not. With `deterministic` they repeat bit for bit.
+    Of those for a fast training in mixed precision, cudnn names the fastest itself; to have it try all takes seconds in
+    each process. In plain PyTorch it does not, and in float32 it names some that no CUDA graph can hold. With
+    `deterministic` they repeat bit for bit.
     """
     before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself with this alone
-    torch.backends.cudnn.benchmark = not config.deterministic and not config.fast
+    named = config.fast and config.amp != "off"
+    torch.backends.cudnn.benchmark = not (named or config.deterministic)
     use_deterministic_algorithms(config.deterministic)
     try:
         yield
