@@ -26,6 +26,7 @@ from tune.results import Run, TrialResult, place_in, recipe_text, summarise
 from tune.retention import Retention
 from tune.snapshot import Snapshot
 
+PAUSE = 1.0  # seconds between two times that RUN is brought up to date, at least
 RETRY = 30.0  # seconds
 NOT_METRICS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log", "device"}
 
@@ -78,7 +79,8 @@ class Recorder(ray_tune.Callback):
     def __init__(self, run: Run, journal: Journal, table: LiveTable, ending: Ending, snapshot: Snapshot) -> None:
         self.run, self.journal, self.table, self.ending, self.snapshot = run, journal, table, ending, snapshot
         self.retention = Retention(run)
-        self.behind, self.due, self.said = Behind(), math.inf, ""  # due: when to bring RUN up to date
+        self.behind, self.said = Behind(), ""
+        self.begun, self.due = -math.inf, math.inf  # when RUN was last, and is next to be, brought up to date
         self.logs: dict[int, RunLog] = {}
         self.ended: dict[int, TrialResult] = {}  # trials that change no more
 
@@ -133,14 +135,15 @@ class Recorder(ray_tune.Callback):
         number, run = trial.config["number"], self.current()
         self.logs.pop(number, None)
         self.table.ended(run.trial(number), run)
-        self.due = 0.0
+        self.due = min(self.due, self.begun + PAUSE)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Refresh the table, and behind the sweep RUN/best, the checkpoints and the snapshot: that may take seconds."""
         if self.table.due():
             self.table.refresh(self.current())
-        if (time.monotonic() >= self.due or self.snapshot.due()) and self.behind.idle:
-            self.due = math.inf
+        now = time.monotonic()
+        if (now >= self.due or self.snapshot.due()) and self.behind.idle:
+            self.begun, self.due = now, math.inf
             self.behind.start(partial(self.try_to_bring_up_to_date, self.current()))
 
     def try_to_bring_up_to_date(self, run: Run) -> None:
