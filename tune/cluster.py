@@ -78,7 +78,7 @@ class Cluster:
         self.depth -= 1
         if self.depth == 0:
             self.started.wait()
-            ray.shutdown()
+            end_ray()
             self.ended.set()
 
 
@@ -98,6 +98,14 @@ def start_ray(address: str | None) -> None:
         ray.init(address=address, runtime_env={"py_modules": packages}, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
+
+
+def end_ray() -> None:
+    """Leave the cluster, or end the one that this process has started."""
+    node = ray._private.worker._global_node
+    if node is not None:
+        node.kill_monitor(check_alive=False)  # it does not end when it is asked to, for which Ray waits a second
+    ray.shutdown()
 
 
 def ray_died() -> bool:
