@@ -47,7 +47,7 @@ def measure(options: dict[str, object], folder: Path, steps: int) -> list[str]:
     data = prepare_data(config, quiet=True)
     with algorithms(config):
         training = Training(config)
-        for each in (warm, config):  # cudnn chooses its kernels in the first
+        for each in (warm, config):  # kernels are chosen and loaded in the first
             stats = train_one_epoch(training, PatchLoader(data.folder, data.split.train, each, pin_memory=True))
         torch.cuda.reset_peak_memory_stats()
         validate(training.network, config, data.folder, data.split.val[:1])

@@ -22,7 +22,7 @@ from rich.table import Table
 from trainable.cache import open_case
 from trainable.config import TrainConfig
 from trainable.data import prepare_data
-from trainable.patches import PatchDataset
+from trainable.patches import PatchReader
 from trainable.phantom import write_phantoms
 from tune.progress import make_console
 
@@ -31,10 +31,10 @@ MIB = 2**20
 
 def hold(cache: Path, names: list[str], config: TrainConfig, read: Barrier, done: Barrier) -> None:
     """Read patches, then the rest of every case, and wait."""
-    dataset = PatchDataset(cache, names, config)
+    reader = PatchReader(cache, names, config)
     for index in range(2 * len(names)):
-        dataset[0, index]
-    for case in dataset._open.values():
+        reader.read([(0, index)])
+    for case in reader._open.values():
         int(case.image.sum()) + int(case.label.sum())
     read.wait()
     done.wait()

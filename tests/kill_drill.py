@@ -2,7 +2,7 @@
 
     python tests/kill_drill.py [--kills 20] [--seed 0]
 
-Each kill is a kill -9 of train.py and of the processes that read for it. Prints a line a kill and what was lost.
+Each kill is a kill -9 of train.py and of whatever it has started. Prints a line a kill and what was lost.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ PROOFS = [
     proof("deterministic", "loop", "algorithms(config.deterministic)", "algorithms(False)", "loop::deterministic_algorithms_are_asked_for_during_the_training_alone"),
     proof("fast", "training", "self.graphed = config.fast and", "self.graphed =", "fast::a_gpu_trains_fast_unless_told_otherwise", gpu=True),
     proof("fast", "config", "return self.fast and", "return", "fast::a_gpu_trains_fast_unless_told_otherwise", gpu=True),
-    proof("num_workers", "patches", "self._keys(epoch), self._config.num_workers)", "self._keys(epoch), 0)", "patches::num_workers_threads_read_the_patches"),
+    proof("num_workers", "patches", "keys, self._config.num_workers)", "keys, 0)", "patches::num_workers_threads_read_the_patches"),
     # length
     default("epochs", "loop", "training.epoch == ", 5, "loop::interrupted_and_resumed_equals_uninterrupted_bit_for_bit"),
     proof("epochs", "optimizers", "max(1, config.epochs - config.warmup_epochs)", "max(1, 100 - config.warmup_epochs)", "optimizers::lr_over_epochs_equals_torch_s_own"),
@@ -110,7 +110,7 @@ PROOFS = [
     # patches
     proof("target_shape", "patches", "shape, channels = self.config.target_shape,", "shape, channels = (128, 128, 128),", "patches::patch_is_a_piece_of_its_case_with_its_statistics"),
     proof("target_shape", "inference", "image.flip(axes), config.target_shape,", "image.flip(axes), (16, 16, 16),", "inference::windows_leave_no_trace_where_a_voxel_s_logits_are_its_own"),
-    proof("batch_size", "patches", "size = self._config.batch_size", "size = 2", "patches::epoch_has_one_patch_a_case_or_as_many_as_asked"),
+    proof("batch_size", "patches", "size = config.batch_size", "size = 2", "patches::epoch_has_one_patch_a_case_or_as_many_as_asked"),
     proof("tumour_share", "patches", "int((index + 1) * self.config.tumour_share)", "int((index + 1) / 3)", "patches::tumour_share_is_met_at_even_intervals"),
     # loss
     proof("base_loss", "losses", "BASE_LOSSES[config.base_loss]", 'BASE_LOSSES["bce"]', "losses::config_chooses_the_base_loss_and_its_parameters"),

@@ -295,7 +295,7 @@ def test_ctrl_c_says_how_to_go_on(phantoms: Path, prepared: Data, tmp_path: Path
     assert process.stdout is not None
     while not process.stdout.readline().startswith("epoch   3/900"):
         assert process.poll() is None
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the reading processes too
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert f"go on with: python train.py --resume {tmp_path}" in output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -187,10 +188,29 @@ def test_another_epoch_gives_other_patches_in_another_order(prepared: Data) -> N
     assert len(drawn) >= 9
 
 
-def test_epoch_does_not_depend_on_what_was_read_before(prepared: Data) -> None:
-    one, two = loader(prepared), loader(prepared)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epoch_does_not_depend_on_what_was_read_before(prepared: Data, workers: int) -> None:
+    one, two = loader(prepared, num_workers=workers), loader(prepared)
+    one.begin(0)
     next(one.epoch(1))  # left half read, as after an interruption
     assert all(same(a, b) for a, b in zip(one.epoch(2), two.epoch(2), strict=True))
+
+
+def test_threads_end_with_their_loader(prepared: Data) -> None:
+    before = threading.active_count()
+    begun, half_read = loader(prepared, num_workers=2), loader(prepared, num_workers=2)
+    begun.begin(0)
+    next(half_read.epoch(0))
+    assert threading.active_count() > before
+    gc.disable()
+    try:
+        del begun, half_read
+        deadline = time.monotonic() + 10
+        while threading.active_count() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() <= before
+    finally:
+        gc.enable()
 
 
 def test_order_in_which_cases_are_named_does_not_matter(prepared: Data) -> None:

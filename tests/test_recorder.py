@@ -25,8 +25,8 @@ def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> tuple
     monkeypatch.setattr(recorder, "bring_up_to_date", work)
     monkeypatch.setattr(recorder, "Retention", lambda run: None)
     monkeypatch.setattr(Recorder, "current", lambda self: self.run)
-    run: Any = SimpleNamespace(folder=Path("run"))
-    table: Any = SimpleNamespace(due=lambda: False, say=said.append)
+    run: Any = SimpleNamespace(folder=Path("run"), trial=lambda number: None)
+    table: Any = SimpleNamespace(due=lambda: False, say=said.append, ended=lambda trial, run: None)
     snapshot: Any = SimpleNamespace(due=lambda: False)
     return Recorder(run, None, table, None, snapshot), said  # type: ignore[arg-type]
 
@@ -54,3 +54,18 @@ def test_what_fails_behind_a_sweep_is_said_once_and_tried_again(
         step(made)
         assert len(outcomes) == left
     assert said == [f"run/best and the checkpoints are not up to date: {error}"]
+
+
+def test_run_is_brought_up_to_date_as_trials_end_but_not_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = [True] * 3
+    made, _ = make_recorder(monkeypatch, outcomes)
+    now = 100.0
+    monkeypatch.setattr(recorder.time, "monotonic", lambda: now)
+    ended: Any = SimpleNamespace(config={"number": 0})
+    for moment, left in [(100.0, 2), (100.2, 2), (100.9, 2), (101.0, 1), (150.0, 0)]:
+        now = moment
+        made.finish(ended)
+        step(made)
+        assert len(outcomes) == left
+    step(made)  # nothing ended since
+    assert not outcomes

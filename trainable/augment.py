@@ -107,7 +107,7 @@ def blur(x: Tensor, sigma: float) -> Tensor:
     for axis in (1, 2, 3):
         places = torch.arange(x.shape[axis], device=x.device, dtype=x.dtype)
         offsets = places[:, None] - places
-        # as a matrix, since cudnn takes long to choose how to convolve a single channel
+        # as a matrix: cudnn takes long to find a kernel for a single channel, and memory
         matrix = torch.where(offsets.abs() <= radius, torch.exp(-0.5 * (offsets / sigma) ** 2) / whole, 0)
         x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
     return x

@@ -101,9 +101,8 @@ def ahead(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[
     def results() -> Iterator[R]:
         try:
             while under_way:
-                first = under_way.popleft()
                 under_way.extend(pool.submit(work, item) for item in islice(left, 1))
-                yield first.result()
+                yield under_way.popleft().result()  # without a name: what it raises would be kept by its own traceback
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

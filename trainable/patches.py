@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -91,6 +91,14 @@ def cut(array: NDArray[Any], start: Shape3, out: NDArray[Any]) -> None:
     inside[...] = array[tuple(source)]
 
 
+def keys_of_batches(epochs: Iterable[int], patches: int, config: TrainConfig) -> Iterator[list[Key]]:
+    """The keys of each batch of some epochs, of so many patches each; no batch is of two."""
+    size = config.batch_size
+    for epoch in epochs:
+        for first in range(0, patches, size):
+            yield [(epoch, index) for index in range(first, min(first + size, patches))]
+
+
 class PatchLoader:
     """Micro-batches of an epoch, read ahead by threads (numpy lets others run while it copies), across the end of an
     epoch too."""
@@ -106,7 +114,8 @@ class PatchLoader:
         """Let the threads read the batches of an epoch."""
         if self._next != epoch:
             self._next = epoch
-            self._batches = ahead(self._reader.read, self._keys(epoch), self._config.num_workers)
+            keys = keys_of_batches(range(epoch, max(self._config.epochs, epoch + 1)), self.patches, self._config)
+            self._batches = ahead(self._reader.read, keys, self._config.num_workers)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch: image (N, 4, D, H, W), label (N, D, H, W), mean and std (N, 4), case (N,)."""
@@ -114,13 +123,6 @@ class PatchLoader:
         self._next = None  # until all batches of this epoch were taken
         yield from islice(self._batches, math.ceil(self.patches / self._config.batch_size))
         self._next = epoch + 1
-
-    def _keys(self, epoch: int) -> Iterator[list[Key]]:
-        """The keys of each batch from an epoch on; no batch is of two epochs."""
-        size = self._config.batch_size
-        for each in range(epoch, max(self._config.epochs, epoch + 1)):
-            for first in range(0, self.patches, size):
-                yield [(each, index) for index in range(first, min(first + size, self.patches))]
 
     def cases(self, places: Tensor) -> list[str]:
         """The names of the cases at these places: of a batch, its `case`."""

@@ -151,7 +151,7 @@ def captured(work: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGrap
     with torch.cuda.stream(stream_of_capture()):
         torch.cuda.synchronize()
         # Not torch.cuda.graph, which also lets go of the pinned memory that checkpoints and batches pass through.
-        # thread_local: the thread that pins batches goes on meanwhile
+        # thread_local: the threads that read batches pin memory meanwhile
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             result = work()

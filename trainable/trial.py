@@ -32,6 +32,7 @@ Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
 fit_trial: Fit = partial(fit, save=checkpoint.save_once)  # what a trial writes is copied to the sweep's storage at once
 
 LEFT_OVER = 64 * 2**20  # bytes of GPU memory that a process may keep between trials
+PINNED = 2 * 2**30  # bytes of pinned memory that it may keep; to let go of them and pin anew takes half a second a GiB
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -122,6 +123,8 @@ def free_memory() -> int:
         return 0
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
+    if torch.cuda.memory.host_memory_stats().get("allocated_bytes.current", 0) > PINNED:
+        torch._C._host_emptyCache()  # of blocks of other sizes, which trials of other recipes had
     return torch.cuda.memory_allocated()
 
 

@@ -27,7 +27,7 @@ RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even where it is told to be silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ending handles it, and SIGTERM
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a stopped trial may take a while to end its reading processes
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a stopped trial may take a while to end
     "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # else one process starts after the other; the searcher asks for what fits
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Ray's snapshots by time: the journal stands for them; some are forced still
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",

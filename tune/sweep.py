@@ -66,8 +66,8 @@ def launch(
         storage = str(Path(storage).resolve())
     study = with_whole_paths(study)
     with cluster or Cluster() as cluster:
+        cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
         data = prepare_data(study.base_config())
-        cluster.wait()
         if not data.split.val:
             raise InputError(
                 "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
