@@ -510,6 +510,16 @@ def test_a_training_leaves_no_gpu_memory_behind(prepared: Data, tmp_path: Path):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize(("may_keep", "keeps"), [(2**40, True), (0, False)])
+def test_a_process_keeps_as_much_pinned_memory_between_trials_as_it_may(monkeypatch, may_keep: int, keeps: bool):
+    monkeypatch.setattr("trainable.trial.PINNED", may_keep)
+    torch.cuda.init()
+    torch.empty(2**26, dtype=torch.uint8, pin_memory=True)
+    free_memory()
+    assert (torch.cuda.memory.host_memory_stats()["allocated_bytes.current"] >= 2**26) == keeps
+
+
+@pytest.mark.gpu
 def test_gradient_checkpointing_takes_less_memory_on_a_gpu(prepared: Data, tmp_path: Path):
     options = {"device": "cuda", "target_shape": (64, 64, 64), "base_channels": 32, "epochs": 1, "fast": False}
     peaks = [
