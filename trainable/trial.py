@@ -113,6 +113,7 @@ def trainer() -> ThreadPoolExecutor:
 @lru_cache(1)
 def keep_modules() -> None:
     """Let the garbage collector pass over what a process has imported; that took 0.3 s a trial."""
+    gc.collect()
     gc.freeze()
 
 
