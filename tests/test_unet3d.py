@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -172,7 +170,7 @@ def test_same_seed_gives_same_weights() -> None:
 
 def test_weights_do_not_depend_on_how_many_threads_draw_them(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [small().state_dict() for _ in range(5)]
-    monkeypatch.setattr("trainable.unet3d.ThreadPoolExecutor", partial(ThreadPoolExecutor, 1))
+    monkeypatch.setattr("trainable.parallel.cores", lambda: 1)
     one = small().state_dict()
     assert all(torch.equal(each[name], one[name]) for each in many for name in one)
 

@@ -1,4 +1,4 @@
-"""Work over cores or behind other work, folders that one process holds at a time, files written whole."""
+"""Work over cores, ahead of other work or behind it, folders that one process holds at a time, files written whole."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ convolutions follows nnU-Net (Isensee et al. 2021, https://doi.org/10.1038/s4159
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainable.config import MODALITIES, REGIONS, TrainConfig
+from trainable.parallel import run_parallel
 
 SLOPE = 0.01  # of leaky ReLU
 MOST_HEADS = 4  # below an eighth of the resolution a target holds too little of a tumour
@@ -78,7 +78,8 @@ def draw_weights(network: nn.Module) -> None:
     device, which has shapes alone, nothing is drawn: that would import seconds of torch.
     """
 
-    def draw(convolution: nn.Conv3d | nn.ConvTranspose3d, seed: int) -> None:
+    def draw(seeded: tuple[Conv3d | ConvTranspose3d, int]) -> None:
+        convolution, seed = seeded
         nn.init.kaiming_normal_(convolution.weight, a=SLOPE, generator=torch.Generator().manual_seed(seed))
         if convolution.bias is not None:
             nn.init.zeros_(convolution.bias)
@@ -86,8 +87,7 @@ def draw_weights(network: nn.Module) -> None:
     convolutions = [each for each in network.modules() if isinstance(each, Conv3d | ConvTranspose3d)]
     if not convolutions[0].weight.is_meta:
         seeds = torch.randint(2**63 - 1, (len(convolutions),)).tolist()
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(draw, convolutions, seeds))
+        run_parallel(draw, list(zip(convolutions, seeds, strict=True)), threads=True)
 
 
 class ConvBlock(nn.Module):
