@@ -1,16 +1,23 @@
 """Wall seconds of a whole sweep on one GPU, ours and the usual one's, and until a Dice was first reached.
 
-    python benchmarks/sweep_speed.py DATA PEER [--seeds 0 1 2] [--sides usual voxtune plain] [--cpu]
+    python benchmarks/sweep_speed.py DATA PEER [--seeds 0 1 2] [--sides usual voxtune recipes longer plain]
+                                     [--keep FOLDER] [--dice DICE] [--cpu]
 
 DATA holds BraTS2021 cases, of which the last two by name are validated whole. PEER is the usual sweep as a script of
 its own: Ray Tune, OptunaSearch, ASHA, MONAI's CacheDataset and DynUNet in fp16; called as
 `PEER DATA OUT --trials 8 --epochs 6 --steps 25 --seed S`, it prints a line `best (wall, busy, Dice)` at each better
 score. Both sides: 8 trials of at most 6 epochs of 25 steps of two 128^3 patches, ASHA from epoch 1 by 3, the same
 options with the same ranges (but loss weights from nine pairs, since voxtune chooses those), uniform patches, flips,
-scale and shift, deep supervision, mean Dice of whole volumes after each epoch. "plain" is ours with `fast: false` and a
-process for each trial, which tells search and speed apart. The data are not prepared before. Seconds count from the
-start of the process, imports and Ray's start included. The final Dice of all is MONAI's DiceMetric on NIfTI files that
-each side's best model has written.
+scale and shift, deep supervision, mean Dice of whole volumes after each epoch. The data are not prepared before.
+Seconds count from the start of the process, imports and Ray's start included. The final Dice of all is MONAI's
+DiceMetric on NIfTI files that each side's best model has written.
+
+So few trials are drawn at random, by each side its own. Three more sides tell search and speed apart:
+recipes  ours with the very recipes that the usual sweep drew
+longer   ours with up to 64 trials, until one has the usual sweep's best Dice
+plain    ours with `fast: false` and a process for each trial
+
+--keep: what each sweep has found is a file in FOLDER; those that are there are not run again.
 """
 
 from __future__ import annotations
@@ -18,12 +25,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +44,27 @@ TRIALS, EPOCHS, STEPS, VALIDATED = 8, 6, 25, 2
 PATCH, CHANNELS = 128, [32, 64, 128, 256, 320, 320]
 SMALL = 32, [4, 8, 16]  # with --cpu
 MARK = "best "  # begins a line of a sweep that ends with a better Dice
+SIDES = "usual", "voxtune", "recipes", "longer", "plain"
+LONGER = 64  # trials
 
 
-def run_ours(data: Path, out: Path, seed: int, *, plain: bool, cpu: bool) -> None:
-    """The sweep as voxtune runs it, in this process; prints each better score as the driver hears of it."""
+def run_ours(
+    data: Path,
+    out: Path,
+    *,
+    seed: int,
+    plain: bool,
+    cpu: bool,
+    trials: int,
+    target: float | None,
+    recipes: list[dict[str, Any]],
+) -> None:
+    """The sweep as voxtune runs it, in this process; prints each better score as the driver hears of it.
+
+    target: of a trial's score, at which it ends. recipes: what the trials train, instead of what voxtune draws.
+    """
     from tune.cluster import Cluster
+    from tune.space import encoded
     from tune.study import make_study
 
     names = sorted(path.name for path in data.iterdir() if path.is_dir())
@@ -57,10 +82,11 @@ def run_ours(data: Path, out: Path, seed: int, *, plain: bool, cpu: bool) -> Non
         "rotate_prob": 0.0, "zoom_prob": 0.0, "scale_prob": 1.0, "shift_prob": 1.0,
         "gamma_prob": 0.0, "noise_prob": 0.0, "blur_prob": 0.0,
     }  # fmt: skip
-    weights = [[2 * focal, dice] for focal in (0.5, 1.0, 2.0) for dice in (0.5, 1.0, 2.0)]  # focal_alpha halves it
+    pairs = [(recipe.pop("focal_weight"), recipe.pop("dice_weight")) for recipe in recipes]
+    weights = [[2 * focal, dice] for focal, dice in pairs or product((0.5, 1.0, 2.0), repeat=2)]  # focal_alpha halves
     study = make_study(
         {
-            "study": {"trials": TRIALS, "seed": seed},
+            "study": {"trials": trials, "seed": seed, "target": target},
             "early_stopping": {"type": "asha", "grace_period": 1, "reduction_factor": 3},
             "resources": {"gpu": 0 if cpu else 1, "cpu": 2 if cpu else 8, "reuse_processes": not plain},
             "train": train,
@@ -89,7 +115,18 @@ def run_ours(data: Path, out: Path, seed: int, *, plain: bool, cpu: bool) -> Non
             write(self, number, result)
 
         recorder.Recorder.write = timed  # type: ignore[method-assign]
-        launch(study, out / "run", cluster=cluster)
+        first = [recipe | {"loss_weights": encoded(pair)} for recipe, pair in zip(recipes, weights, strict=False)]
+        launch(study, out / "run", cluster=cluster, params=tuple(first))
+
+
+def usual_recipes(out: Path) -> list[dict[str, Any]]:
+    """What the trials of the usual sweep trained, in their order."""
+    found = {}
+    for path in out.glob("plain/*/params.json"):
+        number = re.search(r"_[0-9a-f]+_(\d+)_", path.parent.name)
+        assert number is not None, path
+        found[int(number[1])] = json.loads(path.read_text())
+    return [found[number] for number in sorted(found)]
 
 
 def predict_usual(out: Path, data: Path, labels: Path) -> None:
@@ -157,11 +194,25 @@ def external_dice(labels: Path, data: Path) -> float:
     return float(metric.aggregate().mean())
 
 
-def run_side(side: str, asked: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
-    """One sweep in a process of its own: wall seconds, (seconds, Dice) of each better score, final Dice."""
+def run_side(
+    side: str, asked: argparse.Namespace, seed: int, out: Path, goal: float | None, recipes: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """One sweep in a process of its own.
+
+    Returns its wall seconds, (seconds, Dice) of each better score, the best, the final Dice, the usual one's recipes.
+    """
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, __file__, str(asked.data), str(asked.peer), "--side", side, "--out", str(out)]
-    command += ["--seeds", str(seed), *["--cpu"] * asked.cpu]
+    if side == "recipes" and not recipes:
+        raise SystemExit("recipes: those of the usual sweep are not known; name that side before this one")
+    options = {
+        "seed": seed,
+        "plain": side == "plain",
+        "cpu": asked.cpu,
+        "trials": LONGER if side == "longer" else TRIALS,
+        "target": goal if side == "longer" else None,
+        "recipes": recipes if side == "recipes" else [],
+    }
+    command = [sys.executable, __file__, str(asked.data), str(asked.peer), "--ours", str(out), json.dumps(options)]
     if side == "usual":
         command = [sys.executable, str(asked.peer), str(asked.data), str(out), "--seed", str(seed)]
         command += ["--trials", str(TRIALS), "--epochs", str(EPOCHS), "--steps", str(STEPS), "--val", str(VALIDATED)]
@@ -190,8 +241,9 @@ def run_side(side: str, asked: argparse.Namespace, seed: int, out: Path) -> dict
 
         predict_cases(out / "run" / "best" / "best_model.pth", validated(asked.data), labels)
     final = external_dice(labels, asked.data) if any(labels.iterdir()) else float("nan")
+    recipes = usual_recipes(out)
     shutil.rmtree(out)
-    return {"wall": wall, "rows": rows, "best": rows[-1][1], "final": final}
+    return {"wall": wall, "rows": rows, "best": rows[-1][1], "final": final, "recipes": recipes}
 
 
 def reached(found: dict[str, Any], dice: float) -> float:
@@ -205,23 +257,29 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("peer", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--sides", nargs="+", default=["usual", "voxtune", "plain"])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--dice", type=float, help="score to reach; by default the best of the usual sweep of a seed")
+    parser.add_argument("--keep", type=Path, help="folder of what the sweeps have found")
     parser.add_argument("--cpu", action="store_true", help="a tiny network, to try the script")
-    parser.add_argument("--side", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     asked.data = asked.data.resolve()
-    if asked.side:
-        return run_ours(asked.data, asked.out, asked.seeds[0], plain=asked.side == "plain", cpu=asked.cpu)
+    if asked.ours:
+        return run_ours(asked.data, Path(asked.ours[0]), **json.loads(asked.ours[1]))
     table = Table("seed", "sweep", "wall, s", "best Dice", "final Dice", "Dice to reach", "reached, s", box=None)
     walls: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
+        keep = asked.keep or Path(scratch)
+        keep.mkdir(parents=True, exist_ok=True)
         for seed in asked.seeds:
-            goal = asked.dice
+            goal, recipes = asked.dice, list[dict[str, Any]]()
             for side in asked.sides:
-                found = run_side(side, asked, seed, Path(scratch) / side)
-                goal = goal or found["best"]
+                kept = keep / f"{side}_{seed}.json"
+                if not kept.exists():
+                    found = run_side(side, asked, seed, Path(scratch) / side, goal, recipes)
+                    kept.write_text(json.dumps(found))
+                found = json.loads(kept.read_text())
+                goal, recipes = goal or found["best"], recipes or found["recipes"]
                 walls.setdefault(side, []).append(found["wall"])
                 figures = f"{found['wall']:.1f}", f"{found['best']:.4f}", f"{found['final']:.4f}", f"{goal:.4f}"
                 table.add_row(str(seed), side, *figures, f"{reached(found, goal):.1f}")
