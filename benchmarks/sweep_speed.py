@@ -12,7 +12,7 @@ scale and shift, deep supervision, mean Dice of whole volumes after each epoch. 
 Seconds count from the start of the process, imports and Ray's start included. The final Dice of all is MONAI's
 DiceMetric on NIfTI files that each side's best model has written.
 
-So few trials are drawn at random, by each side its own. Three more sides tell search and speed apart:
+TPE learns from ten trials on, so that each side draws its own eight. Three more sides tell search and speed apart:
 recipes  ours with the very recipes that the usual sweep drew
 longer   ours with up to 64 trials, until one has the usual sweep's best Dice
 plain    ours with `fast: false` and a process for each trial

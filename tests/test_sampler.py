@@ -1,5 +1,6 @@
-"""What the sampler knows of GPU memory before a trial runs."""
+"""Where the first trials lie, and what the sampler knows of GPU memory before a trial runs."""
 
+import math
 from typing import Any
 
 import optuna
@@ -8,7 +9,8 @@ from optuna.search_space import IntersectionSearchSpace
 
 from trainable.config import TrainConfig
 from trainable.options import plain
-from tune.sampler import FittingTPESampler, asks_no_less, make_sampler
+from tune.sampler import EvenSampler, FittingTPESampler, asks_no_less, make_sampler
+from tune.space import Parameter
 from tune.study import StudyConfig, make_study
 
 DEFAULT = plain(TrainConfig())
@@ -56,8 +58,8 @@ def proposals(
     """The params of trials of which those above 100 channels times patches run out of memory, and larger is better."""
     study, common = optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
     for number in range(trials):
-        ours = make_sampler(config, number, common)
-        assert isinstance(ours, FittingTPESampler)
+        ours = make_sampler(config, number, common, study.trials)
+        assert isinstance(ours, FittingTPESampler if number >= 4 else EvenSampler)
         study.sampler = ours if sampler is None else sampler(seed=number, n_startup_trials=4, multivariate=True)
         trial = study.ask()
         config.space.suggest(trial)
@@ -85,3 +87,52 @@ def test_tpe_proposes_nothing_that_is_known_not_to_fit(study: StudyConfig) -> No
     assert repeated(ours) == 0
     assert repeated(plain_tpe) > 0
     assert proposals(study, None, 40) == ours
+
+
+def startup(seed: int, trials: int, kind: str = "tpe") -> list[dict[str, Any]]:
+    """The first values of a space with every kind of range and a condition."""
+    space = {
+        "optimizer": {"choice": ["adam", "adamw", "sgd"]},
+        "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
+        "lr": {"loguniform": [1e-5, 1e-1]},
+        "loss_weights": {"choice": [[1.0, 1.0], [1.0, 2.0], [2.0, 1.0], [1.0, 4.0]]},
+        "batch_size": {"randint": [1, 4]},
+        "dropout": {"quniform": [0.0, 0.3, 0.1]},
+    }
+    config = make_study({"space": space, "study": {"seed": seed}, "searcher": {"type": kind, "startup_trials": trials}})
+    study, common = optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
+    found = []
+    for number in range(trials):
+        study.sampler = make_sampler(config, number, common, study.trials)
+        trial = study.ask()
+        found.append(config.space.suggest(trial))
+        study.tell(trial, 0.0)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["tpe", "gp", "cmaes"])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_first_trials_are_even_in_every_option(seed: int, kind: str) -> None:
+    first = startup(seed, 16, kind)
+    decades = [int(math.log10(each["lr"]) + 5) for each in first]
+    assert [decades.count(decade) for decade in range(4)] == [4, 4, 4, 4]
+    for name in ("loss_weights", "batch_size", "dropout"):
+        values = [str(each[name]) for each in first]
+        assert [values.count(value) for value in set(values)] == [4, 4, 4, 4], name
+    optimizers = [each["optimizer"] for each in first]
+    assert {optimizers.count(name) for name in set(optimizers)} == {5, 6}
+    assert all(("momentum" in each) == (each["optimizer"] == "sgd") for each in first)
+    assert startup(seed, 16, kind) == first != startup(seed + 5, 16, kind)
+
+
+def test_a_random_search_is_random() -> None:
+    first = startup(0, 16, "random")
+    assert any([each["batch_size"] for each in first].count(size) != 4 for size in range(1, 5))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1 - 2**-30])
+def test_a_share_of_a_range_lies_in_it(share: float) -> None:
+    for kind, values in (("loguniform", [1e-5, 0.1]), ("uniform", [0.8, 0.99]), ("randint", [1, 4])):
+        parameter = Parameter("x", kind, tuple(values), {})
+        assert parameter.holds(parameter.at(share)), (kind, parameter.at(share))
+    assert Parameter("x", "quniform", (0.0, 0.3, 0.1), {}).at(share) == [0.0, 0.1, 0.2, 0.3][int(4 * share)]

@@ -150,16 +150,17 @@ class Journal:
         The sampler is seeded from the study's seed and the trial's number, so that a proposal depends on what is known
         and not on when the sweep was interrupted.
         """
-        self.study.sampler = make_sampler(self.study_config, len(self.trials()), self.common)
+        trials = self.trials()
+        self.study.sampler = make_sampler(self.study_config, len(trials), self.common, trials)
         return self._propose(self.study.ask())
 
     def reattach(self) -> list[tuple[int, dict[str, Any]]]:
         """The trials that an interrupted sweep left running, told where their end is on record."""
-        found = []
-        for frozen in self.trials():
+        found, trials = [], self.trials()
+        for frozen in trials:
             if frozen.state != TrialState.RUNNING:
                 continue
-            self.study.sampler = make_sampler(self.study_config, frozen.number, self.common)
+            self.study.sampler = make_sampler(self.study_config, frozen.number, self.common, trials)
             number, values = self._propose(Trial(self.study, frozen._trial_id))
             if self.stopped(number) or self.progress(number)["end_reason"] or "hung" in frozen.user_attrs:
                 self.tell(number)

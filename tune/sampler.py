@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.search_space import IntersectionSearchSpace
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from trainable.config import TrainConfig
 from trainable.options import field_facts
-from tune.space import DEFAULTS
+from tune.space import DEFAULTS, Space, encoded
 from tune.study import StudyConfig
 
 DRAWS = 100  # at most so many before a proposal stands that is known not to fit
 OF_MEMORY = {name: fact for name, field in TrainConfig.model_fields.items() if (fact := field_facts(field)["memory"])}
 
 
-def make_sampler(study: StudyConfig, number: int, common: IntersectionSearchSpace) -> optuna.samplers.BaseSampler:
+def make_sampler(
+    study: StudyConfig, number: int, common: IntersectionSearchSpace, trials: Sequence[FrozenTrial]
+) -> optuna.samplers.BaseSampler:
     """The sampler that proposes trial `number`, of which study.at_random lists what it draws at random.
 
     common: what all trials have in common, kept from one sampler to the next, since each trial adds little to it.
+    trials: those before; while it can learn from fewer than startup_trials of them, proposals are even.
     """
     seed = int(np.random.SeedSequence([study.study.seed, number]).generate_state(1)[0])
-    startup = study.searcher.startup_trials
+    kind, startup = study.searcher.type, study.searcher.startup_trials
     samplers = optuna.samplers
-    match study.searcher.type:
+    learnt = [TrialState.COMPLETE, *[TrialState.PRUNED] * (kind == "tpe")]
+    if kind != "random" and sum(trial.state in learnt for trial in trials) < startup:
+        return EvenSampler(study.space, study.study.seed, number)
+    match kind:
         case "random":
             return samplers.RandomSampler(seed=seed)
         case "gp":
@@ -36,6 +43,38 @@ def make_sampler(study: StudyConfig, number: int, common: IntersectionSearchSpac
             return samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
         case _:
             return FittingTPESampler(study, common, seed=seed, n_startup_trials=startup)
+
+
+class EvenSampler(optuna.samplers.BaseSampler):
+    """A point of a scrambled Sobol' sequence, an option a coordinate.
+
+    The first points, however many, lie evenly in the space, in each option's range above all: of few drawn at random
+    often none has, say, a high lr with Adam (benchmarks/even_startup.py).
+    """
+
+    def __init__(self, space: Space, seed: int, number: int) -> None:
+        import torch  # here, for what reads a run imports this module and does without torch's two seconds
+
+        self.parameters = {parameter.name: parameter for parameter in space.parameters}
+        sequence = torch.quasirandom.SobolEngine(len(self.parameters), scramble=True, seed=seed).fast_forward(number)
+        point = sequence.draw(1, dtype=torch.float64)[0].tolist()  # float32 would round up to 1
+        self.point = dict(zip(self.parameters, point, strict=True))
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Nothing: each option is asked for by itself."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing, as above."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The point's value of this option."""
+        return encoded(self.parameters[param_name].at(self.point[param_name]))
 
 
 class FittingTPESampler(optuna.samplers.TPESampler):

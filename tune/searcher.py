@@ -64,7 +64,7 @@ class StudySearcher(Searcher):
         return dict(spec)
 
     def starting_up(self) -> bool:
-        """Must a new trial wait, so that no more than startup_trials are drawn at random?"""
+        """Must a new trial wait, so that the sampler proposes all but startup_trials?"""
         searcher, trials = self.study.searcher, self.journal.trials()
         ended = sum(trial.state != TrialState.RUNNING for trial in trials)
         return searcher.wait_for_startup and ended < searcher.startup_trials <= len(trials)

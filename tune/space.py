@@ -73,6 +73,14 @@ class Parameter:
             return [round(low + k * step, 12) for k in range(round((high - low) / step) + 1)]
         return list(self.values)
 
+    def at(self, share: float) -> Any:
+        """The value below which this share of the range lies, from 0 up to 1."""
+        if self.kind in CONTINUOUS:
+            low, high = self.values
+            return low * (high / low) ** share if self.kind == "loguniform" else low + share * (high - low)
+        every = self.every()
+        return every[int(share * len(every))]
+
     def holds(self, value: Any) -> bool:
         """Whether a value lies in the range."""
         if self.kind in CONTINUOUS:

@@ -108,7 +108,9 @@ class Searcher(Section):
     """How the next recipe is chosen."""
 
     type: Literal["tpe", "random", "gp", "cmaes"] = Field("tpe", description="Optuna's sampler.")
-    startup_trials: int = Field(10, ge=0, description="Trials drawn at random before the sampler learns from them.")
+    startup_trials: int = Field(
+        10, ge=0, description="Trials spread evenly over the space before the sampler learns from them."
+    )
     wait_for_startup: bool = Field(
         False, description="Run no other trials until startup_trials have ended, however many slots are free."
     )
