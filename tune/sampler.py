@@ -31,8 +31,8 @@ def make_sampler(
     seed = int(np.random.SeedSequence([study.study.seed, number]).generate_state(1)[0])
     kind, startup = study.searcher.type, study.searcher.startup_trials
     samplers = optuna.samplers
-    learnt = [TrialState.COMPLETE, *[TrialState.PRUNED] * (kind == "tpe")]
-    if kind != "random" and sum(trial.state in learnt for trial in trials) < startup:
+    learns_from = (TrialState.COMPLETE, TrialState.PRUNED) if kind == "tpe" else (TrialState.COMPLETE,)
+    if kind != "random" and sum(trial.state in learns_from for trial in trials) < startup:
         return EvenSampler(study.space, study.study.seed, number)
     match kind:
         case "random":
@@ -49,7 +49,7 @@ class EvenSampler(optuna.samplers.BaseSampler):
     """A point of a scrambled Sobol' sequence, an option a coordinate.
 
     The first points, however many, lie evenly in the space, in each option's range above all: of few drawn at random
-    often none has, say, a high lr with Adam (benchmarks/even_startup.py).
+    often none has, say, a high lr with Adam. docs/sweeps.md has what it gains.
     """
 
     def __init__(self, space: Space, seed: int, number: int) -> None:
