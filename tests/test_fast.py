@@ -15,6 +15,7 @@ from trainable.data import Data
 from trainable.loop import EpochResult, fit
 from trainable.losses import make_loss
 from trainable.options import make_config
+from trainable.step import captured
 from trainable.training import Training
 from trainable.unet3d import build_network
 
@@ -109,6 +110,17 @@ def test_a_gpu_trains_fast_unless_told_otherwise(fast: bool) -> None:
     weight = training.network.encoder[1].conv1.weight  # type: ignore[union-attr]
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) is fast
     assert (training.graphed, training.network.fused, config.fused) == (fast, fast, fast)
+
+
+def test_a_step_that_no_graph_can_hold_says_why_and_what_to_do() -> None:
+    def work() -> Tensor:
+        return torch.full((), float(torch.ones(3, device="cuda").sum()))  # the CPU asks for a value
+
+    with pytest.raises(RuntimeError, match="(?s)cannot hold this step as a CUDA graph: .*captur.*try `fast: false`"):
+        captured(work, torch.cuda.graph_pool_handle())
+    graph, result = captured(lambda: torch.ones(3, device="cuda").sum(), torch.cuda.graph_pool_handle())
+    graph.replay()
+    assert result.item() == 3
 
 
 def test_a_training_goes_on_fast_from_a_plain_checkpoint_and_plain_from_a_fast_one(prepared: Data, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -155,8 +156,14 @@ def captured(work: Callable[[], Tensor], pool: Any) -> tuple[torch.cuda.CUDAGrap
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             result = work()
-        finally:
-            graph.capture_end()
+        except RuntimeError as error:
+            with suppress(RuntimeError):  # it says only that something went wrong before
+                graph.capture_end()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            card = torch.cuda.get_device_name()
+            raise RuntimeError(f"{card} cannot hold this step as a CUDA graph: {error}; try `fast: false`") from error
+        graph.capture_end()
     return graph, result
 
 
