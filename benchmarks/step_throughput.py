@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainable.config import TrainConfig
@@ -61,15 +61,21 @@ class OurStep:
         return self.training.steps.pool
 
 
-def monai_step(dtype: torch.dtype, *, last: bool = False, compiled: bool = False) -> StepOn:
-    """A step with MONAI's DynUNet. last: channels last."""
+def monai_network() -> nn.Module:
+    """MONAI's DynUNet, of the same size as ours."""
     from monai.networks.nets import DynUNet
 
-    strides = [1, 2, 2, 2, 2, 2]
-    network = DynUNet(
-        3, 4, 3, [3] * 6, strides, strides[1:], filters=CHANNELS, deep_supervision=True, deep_supr_num=3,
+    count = len(CHANNELS)
+    strides = [1] + [2] * (count - 1)
+    return DynUNet(
+        3, 4, 3, [3] * count, strides, strides[1:], filters=CHANNELS, deep_supervision=True, deep_supr_num=3,
         norm_name=("INSTANCE", {"affine": True}),
-    ).cuda().train()  # fmt: skip
+    ).cuda()  # fmt: skip
+
+
+def monai_step(dtype: torch.dtype, *, last: bool = False, compiled: bool = False) -> StepOn:
+    """A step with MONAI's DynUNet. last: channels last."""
+    network = monai_network().train()
     layout = torch.channels_last_3d if last else torch.contiguous_format
     network.to(memory_format=layout)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
@@ -155,7 +161,7 @@ def teraflop(size: int) -> float:
 
 
 def profile(step: Step, steps: int = 5) -> None:
-    """Print where the GPU's time of a step goes, by kind of kernel and the largest of them."""
+    """Print where the GPU's time of a step goes, by the largest kernels."""
     for _ in range(8):
         step()
     torch.cuda.synchronize()

@@ -136,7 +136,7 @@ def predict_usual(out: Path, data: Path, labels: Path) -> None:
     import numpy as np
     import torch
     from monai.inferers import sliding_window_inference
-    from monai.networks.nets import DynUNet
+    from step_throughput import monai_network
 
     reports = [
         (json.loads(line), path.parent)
@@ -144,11 +144,7 @@ def predict_usual(out: Path, data: Path, labels: Path) -> None:
         for line in path.read_text().splitlines()
     ]
     report, home = max(reports, key=lambda each: each[0]["dice"])
-    count = len(CHANNELS)
-    network = DynUNet(
-        3, 4, 3, [3] * count, [1] + [2] * (count - 1), [2] * (count - 1), filters=CHANNELS,
-        norm_name=("INSTANCE", {"affine": True}), deep_supervision=True, deep_supr_num=3,
-    ).cuda()  # fmt: skip
+    network = monai_network()
     network.load_state_dict(torch.load(home / report["checkpoint_dir_name"] / "c.pt", weights_only=True)["model"])
     network.eval()
     names = ("flair", "t1", "t1ce", "t2")
