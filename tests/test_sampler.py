@@ -1,6 +1,7 @@
 """Where the first trials lie, and what the sampler knows of GPU memory before a trial runs."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -9,9 +10,11 @@ from optuna.search_space import IntersectionSearchSpace
 
 from trainable.config import TrainConfig
 from trainable.options import plain
-from tune.sampler import EvenSampler, FittingTPESampler, asks_no_less, make_sampler
+from tune.journal import Journal
+from tune.sampler import EvenSampler, FittingTPESampler, asks_no_less, first_recipes, make_sampler
 from tune.space import Parameter
 from tune.study import StudyConfig, make_study
+from tune.study_file import load_study
 
 DEFAULT = plain(TrainConfig())
 
@@ -128,6 +131,20 @@ def test_the_first_trials_are_even_in_every_option(seed: int, kind: str) -> None
 def test_a_random_search_is_random() -> None:
     first = startup(0, 16, "random")
     assert any([each["batch_size"] for each in first].count(size) != 4 for size in range(1, 5))
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random"])
+@pytest.mark.parametrize("trials", [3, 20])
+def test_the_first_recipes_are_those_that_the_sweep_asks_for(tmp_path: Path, kind: str, trials: int) -> None:
+    study = load_study("brats", [f"searcher.type={kind}", f"study.trials={trials}", "study.seed=3"])
+    journal = Journal(tmp_path, study)
+    journal.enqueue_first((study.space.default_params(),))
+    assert [journal.ask()[1] for _ in range(min(trials, 5))] == first_recipes(study, 5)
+
+
+def test_of_a_sampler_that_begins_with_one_trial_one_recipe_is_known() -> None:
+    for startup in (0, 1):
+        assert len(first_recipes(load_study("quick", [f"searcher.startup_trials={startup}"]), 5)) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1 - 2**-30])

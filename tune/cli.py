@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import optuna
 import typer
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from trainable.config import TrainConfig
 from trainable.options import plain, plain_text
 from tune.progress import counts, make_console, trial_table
 from tune.results import Run, TrialResult, read_run, recipe_text
+from tune.sampler import first_recipes
 from tune.study import StudyConfig
 from tune.study_file import load_study
 
@@ -61,16 +61,13 @@ def prepare(
 
 @app.command()
 def check(space: Space, set_: Set = None) -> None:
-    """Check a YAML; show the space as a table and five sampled configs."""
+    """Check a YAML; show the space as a table and the first trials of its sweep."""
     study = load_study(space, set_ or [])
     show_space(study)
-    sampler = optuna.samplers.RandomSampler(seed=study.study.seed)
-    samples = optuna.create_study(sampler=sampler, direction="maximize")
-    console.print("\n[bold]five samples[/]")
-    for _ in range(5):
-        values = study.space.suggest(samples.ask())
+    console.print("\n[bold]the first trials[/]")
+    for number, values in enumerate(first_recipes(study, 5)):
         study.train_config(values)
-        console.print("  " + ", ".join(f"{name}={value}" for name, value in values.items()))
+        console.print(f"  {number}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
     console.print("\nok")
 
 

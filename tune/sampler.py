@@ -45,6 +45,18 @@ def make_sampler(
             return FittingTPESampler(study, common, seed=seed, n_startup_trials=startup)
 
 
+def first_recipes(study: StudyConfig, count: int) -> list[dict[str, Any]]:
+    """The options of a sweep's first trials, `count` at most: of those that hang on no score."""
+    known = study.study.trials if study.searcher.type == "random" else max(1, study.searcher.startup_trials)
+    drawn = optuna.create_study(direction="maximize")
+    drawn.enqueue_trial(study.space.default_params())
+    found = []
+    for number in range(min(count, known, study.study.trials)):
+        drawn.sampler = make_sampler(study, number, IntersectionSearchSpace(), [])
+        found.append(study.space.suggest(drawn.ask()))
+    return found
+
+
 class EvenSampler(optuna.samplers.BaseSampler):
     """A point of a scrambled Sobol' sequence, an option a coordinate.
 
