@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
+from trainable.config import InputError
 from tune.early_stopping import RungScheduler, cutoff
 from tune.journal import CONTINUE, JOURNAL, STOP, Journal, cut_half_line, read_trials
 from tune.results import Run, read_run
@@ -254,6 +255,59 @@ def test_each_searcher_learns_over_journals_that_are_opened_anew(tmp_path: Path,
     assert len({values["lr"] for values in proposals[0]}) == 9
 
 
+@pytest.mark.parametrize("searcher", ["tpe", "gp", "cmaes"])
+@pytest.mark.filterwarnings("ignore:Constraints have been set, but CmaEsSampler")
+def test_each_searcher_goes_on_after_a_trial_out_of_memory(tmp_path: Path, searcher: str):
+    study = make_study(
+        {
+            "searcher": {"type": searcher, "startup_trials": 2},
+            "space": {"lr": {"loguniform": [1e-5, 1e-2]}, "weight_decay": {"loguniform": [1e-6, 1e-2]}},
+        }
+    )
+    journal = Journal(tmp_path, study)
+    for index in range(6):
+        number, _ = journal.ask()
+        lost = index in (1, 4)
+        journal.record(number, {"epoch": 0, "end_reason": "oom"} if lost else row(1, index / 10, end_reason="epochs"))
+        journal.tell(number)
+    infeasible = [trial.number for trial in read_trials(tmp_path) if any(trial.constraints.values())]
+    assert infeasible == [1, 4]
+
+
+def test_an_epoch_that_a_kill_had_trained_anew_has_its_new_score(tmp_path: Path, study: StudyConfig):
+    journal = Journal(tmp_path, study)
+    number, _ = journal.ask()
+    journal.record(number, row(1, 0.4))
+    lines = (tmp_path / JOURNAL).read_text().splitlines(keepends=True)
+    assert "progress" in lines[-1]
+    (tmp_path / JOURNAL).write_text("".join(lines[:-1]))  # killed between the two
+    again = Journal(tmp_path, study)
+    again.reattach()
+    again.record(number, row(1, 0.45))
+    (trial,) = read_trials(tmp_path)
+    assert trial.intermediate_values == {1: 0.45}
+    assert trial.user_attrs["progress"]["best"]["score"] == 0.45
+
+
+@pytest.mark.parametrize("hung", [False, True])
+def test_a_trial_whose_end_is_on_record_is_finished_though_its_process_dies(tmp_path, study, hung):
+    journal = Journal(tmp_path, study)
+    number, _ = journal.ask()
+    journal.record(number, row(4, 0.4, end_reason="epochs"))
+    if hung:
+        journal.record_hung(number, "no report")
+    assert journal.tell(number, failed=True) == TrialState.COMPLETE
+
+
+def test_a_journal_that_is_damaged_is_named(tmp_path: Path, study: StudyConfig):
+    Journal(tmp_path, study).ask()
+    text = (tmp_path / JOURNAL).read_text()
+    for damaged in ("#" + text[1:], text.replace("op_code", "code", 1)):
+        (tmp_path / JOURNAL).write_text(damaged)
+        with pytest.raises(InputError, match="journal.log is damaged"):
+            read_trials(tmp_path)
+
+
 def test_a_score_and_a_cost_are_told_together_and_stopped_trials_stay_pruned(tmp_path: Path):
     study = make_study(
         {**STUDY, "study": {"trials": 20, "metric": ["val_dice_mean", "seconds"]}, "train": {"epochs": 2}}
@@ -289,6 +343,7 @@ def test_trials_beyond_the_startup_wait_for_its_end_where_that_is_asked_for(tmp_
     searcher = StudySearcher(journal, Run(tmp_path, waiting, []), Many())  # type: ignore[arg-type]
     handed = [searcher.suggest(str(index)) for index in range(5)]
     assert [spec and spec["number"] for spec in handed] == [0, 1, 2, None, None]
+    assert handed[0]["recipe"]["device"] == "cpu"  # resources.gpu is 0
     for index in range(3):
         journal.record(index, row(9, 0.5, end_reason="epochs"))
         searcher.on_trial_complete(str(index))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from trainable.config import InputError
-from trainable.parallel import Behind, locked, write_whole
+from trainable.parallel import Behind, locked, scratch_folder, write_whole
 
 
 def test_a_held_folder_is_refused_until_it_is_let_go(tmp_path: Path) -> None:
@@ -25,6 +27,18 @@ def test_a_held_folder_is_refused_until_it_is_let_go(tmp_path: Path) -> None:
     with locked(tmp_path / "out"):
         pass
     assert (tmp_path / "out" / "result").exists()
+
+
+def test_the_scratch_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = "import os, trainable.parallel as p\nwith p.scratch_folder('mine-'): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], check=False, env={**os.environ, "TMPDIR": str(tmp_path)})
+    (killed,) = tmp_path.iterdir()
+    (tmp_path / "other-1").mkdir()
+    with scratch_folder("mine-") as one, scratch_folder("mine-") as other:
+        assert sorted(tmp_path.iterdir()) == sorted([one, other, tmp_path / "other-1"])
+        assert killed not in (one, other)
+    assert list(tmp_path.iterdir()) == [tmp_path / "other-1"]
 
 
 def test_a_new_folder_that_nothing_came_of_is_removed(tmp_path: Path) -> None:

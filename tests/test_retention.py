@@ -69,6 +69,16 @@ def test_a_stopped_trial_that_falls_out_of_the_best_loses_its_checkpoint(tmp_pat
         assert [n for n in range(number + 1) if left(tmp_path, n)] == [n for n in (number - 1, number) if n >= 0]
 
 
+def test_the_best_keeps_its_checkpoint_whatever_keep_top_is(tmp_path: Path) -> None:
+    trials = [trial(0, TrialState.PRUNED, 0.8), trial(1, TrialState.PRUNED, 0.9)]
+    for each in trials:
+        write(tmp_path, each.number)
+    run = run_of(tmp_path, trials, keep_top=0)
+    Retention(run).tidy(run)
+    assert left(tmp_path, 0) == []
+    assert left(tmp_path, 1) == ["run-2/0001/checkpoint_000002/best_model.pth"]
+
+
 def test_a_checkpoint_that_is_not_on_record_yet_is_waited_for(tmp_path: Path) -> None:
     retention = Retention(run_of(tmp_path, [], keep_top=1))
     write(tmp_path, 0)

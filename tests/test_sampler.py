@@ -56,9 +56,9 @@ def test_nothing_is_known_of_an_option_that_is_not_drawn_yet() -> None:
 
 
 def proposals(
-    config: StudyConfig, sampler: type[optuna.samplers.TPESampler] | None, trials: int
+    config: StudyConfig, sampler: type[optuna.samplers.TPESampler] | None, trials: int, *, room: int = 100
 ) -> list[dict[str, Any]]:
-    """The params of trials of which those above 100 channels times patches run out of memory, and larger is better."""
+    """The params of trials of which those above `room` channels times patches run out of memory; larger is better."""
     study, common = optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
     for number in range(trials):
         ours = make_sampler(config, number, common, study.trials)
@@ -67,14 +67,14 @@ def proposals(
         trial = study.ask()
         config.space.suggest(trial)
         size = trial.params["base_channels"] * trial.params["batch_size"]
-        trial.set_constraint("gpu_memory", float(size > 100))
-        study.tell(trial, 0.0 if size > 100 else size / 100)
+        trial.set_constraint("gpu_memory", float(size > room))
+        study.tell(trial, 0.0 if size > room else size / room)
     return [trial.params for trial in study.trials]
 
 
-def repeated(params: list[dict[str, Any]]) -> int:
+def repeated(params: list[dict[str, Any]], *, room: int = 100) -> int:
     """How many, after the start-up, ask for no less than one before that ran out of memory."""
-    too_large = [each["base_channels"] * each["batch_size"] > 100 for each in params]
+    too_large = [each["base_channels"] * each["batch_size"] > room for each in params]
     return sum(
         any(
             large and asks_no_less(DEFAULT | each, DEFAULT | than)
@@ -90,6 +90,14 @@ def test_tpe_proposes_nothing_that_is_known_not_to_fit(study: StudyConfig) -> No
     assert repeated(ours) == 0
     assert repeated(plain_tpe) > 0
     assert proposals(study, None, 40) == ours
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nor_where_all_that_tpe_draws_is_known_not_to_fit(seed: int) -> None:
+    space = {"batch_size": {"choice": [1, 2, 4]}, "base_channels": {"choice": [8, 16, 32]}}
+    space["lr"] = {"loguniform": [1e-4, 1e-2]}
+    few = make_study({"space": space, "study": {"seed": seed}, "searcher": {"startup_trials": 4}})
+    assert repeated(proposals(few, None, 20, room=16), room=16) == 0
 
 
 def startup(seed: int, trials: int, kind: str = "tpe") -> list[dict[str, Any]]:

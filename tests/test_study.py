@@ -163,6 +163,8 @@ REPLACED: list[tuple[str, str, str]] = [
     ("gpu: 0.5", "report_timeout: soon", r"resources.report_timeout is 'soon'; expected a duration such as 2d"),
     ("12h", "12 parsecs", r"my.yaml:1: study.time_budget is '12 parsecs'; expected a duration such as 2d, 12h"),
     ("12h", "h", r"expected a duration"),
+    ("12h", "1:30", r"study.time_budget is '1:30'; expected a duration such as 2d"),  # YAML 1.1 would read 90
+    ("0.5, cpu: 4}\ntrain:", "0}\ntrain:\n  device: cuda", r"my.yaml:4: resources.gpu is 0, but train.device is cuda"),
     ("12h", "0", r"study.time_budget is 0; expected a number > 0"),
     (
         "gpu: 0.5",

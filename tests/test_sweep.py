@@ -19,11 +19,13 @@ from trainable import checkpoint
 from trainable.cases import load_split
 from trainable.config import InputError
 from trainable.data import Data
+from trainable.options import load_options, make_config
 from trainable.parallel import locked
 from tune.journal import read_trials
-from tune.results import STUDY_FILE, read_run
+from tune.results import STUDY_FILE, place_in, read_run
 from tune.study import make_study
 from tune.study_file import dump
+from tune.sweep import with_whole_paths
 
 SPACE = """
 study: {trials: 5, seed: 1}
@@ -222,6 +224,7 @@ def test_best_prints_and_exports_a_recipe_that_train_py_takes(run: Path, tmp_pat
     )  # fmt: skip
     assert help_.returncode == 2
     assert "--data_dir is missing" in help_.stderr  # the recipe was taken; only the data is asked for
+    assert make_config(load_options(tmp_path / "best.yaml")).split_file == run / "split.json"
 
 
 def test_a_target_ends_the_sweep_once_a_finished_trial_has_it_and_resume_can_raise_it(
@@ -301,6 +304,19 @@ def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
     done = voxtune("resume", run, "--set", "study.seed=4")
     assert done.returncode == 2
     assert "study.seed cannot change on resume, only study.trials" in done.stderr
+    done = voxtune("resume", run, "--trials", "4")
+    assert done.returncode == 2
+    assert f"study.trials is 4, but {run} has 5 already; ask for no fewer" in done.stderr
+    assert read_run(run).study.study.trials == 5
+
+
+def test_paths_in_study_yaml_are_whole_and_those_of_checkpoints_lie_below_the_storage(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = {"data_dir": "data", "cache_dir": None}
+    study = with_whole_paths(make_study({"train": train, "space": {"lr": {"uniform": [0.1, 0.2]}}}))
+    assert study.train == {"data_dir": str(tmp_path / "data"), "cache_dir": None}
+    assert place_in("/what?/ray", "run-1/0000") == "/what?/ray/run-1/0000"
+    assert place_in("s3://bucket/sweeps?region=x", "run-1/0000") == "s3://bucket/sweeps/run-1/0000?region=x"
 
 
 def test_status_shows_every_trial(run: Path):

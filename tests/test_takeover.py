@@ -29,15 +29,23 @@ RECIPES = [
 RECORD = {"data": "d1", "split": "s1", "attempts": [], "cache_dir": "/cache"}
 
 
-def study_of(space: dict[str, Any], record: dict[str, Any] = RECORD, **sections: dict[str, Any]) -> StudyConfig:
+DROPOUT = {**SPACE, "dropout": {"choice": [0.0, 0.2]}}
+
+
+def study_values(space: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
     values = {
         "study": {"trials": 8},
         "early_stopping": {"grace_period": 1, "reduction_factor": 3},
         "train": {"epochs": 4},
+        "searcher": {"startup_trials": 2},
+        "resources": {},
         "space": space,
     }
-    merged = {name: {**section, **sections.get(name, {})} for name, section in values.items()}
-    return make_study({**merged, "searcher": {"startup_trials": 2}}).model_copy(update={"record": record})
+    return {name: {**section, **sections.get(name, {})} for name, section in values.items()}
+
+
+def study_of(space: dict[str, Any], record: dict[str, Any] = RECORD, **sections: dict[str, Any]) -> StudyConfig:
+    return make_study(study_values(space, **sections)).model_copy(update={"record": record})
 
 
 def row(epoch: int, score: float, end_reason: str = "") -> dict[str, Any]:
@@ -128,13 +136,75 @@ def test_a_warm_start_begins_with_the_ended_trials_of_earlier_runs(run: Path, tm
     warm_start(journal, [run])
     assert f"warm start from {run}: takes over 2 of 3 trials" in capsys.readouterr().out
     found = read_run(folder)
-    assert [trial.source for trial in found.trials] == ["run trial 0", "run trial 1"]
+    assert [trial.source for trial in found.trials] == [f"{run} trial 0", f"{run} trial 1"]
     assert (found.best().score, found.best().checkpoint) == (0.5, str(model.parent))
     assert found.recipe(found.best()).seed == 0
     assert found.own_trials == []
     journal.enqueue_first(({"lr": 1e-3, "optimizer": "adam"},))
     assert journal.ask() == (2, {"lr": 1e-3, "optimizer": "adam"})
     assert read_trials(folder)[1].state == TrialState.PRUNED
+
+
+def test_a_trial_outside_the_space_keeps_its_recipe_and_comes_back_with_its_score(run: Path, tmp_path: Path, capsys):
+    before = read_run(run)
+    narrow = {**SPACE, "lr": {"loguniform": [1e-4, 4e-4]}}
+    for space in (narrow, narrow | {"dropout": {"choice": [0.0, 0.2]}}, SPACE):
+        changed = change_space(read_run(run), written(tmp_path / "new.yaml", space), [])
+        (run / "study.yaml").write_text(dump(changed))
+        found = read_run(run)
+        assert [found.recipe(trial) for trial in found.trials] == [before.recipe(trial) for trial in before.trials]
+        if space is not SPACE:
+            assert [trial.ended for trial in found.trials] == ["complete", *["outside the space"] * 3]
+    assert "voxtune-4 takes over 4 of 4 trials" in capsys.readouterr().out
+    assert [trial.ended for trial in found.trials] == [trial.ended for trial in before.trials]
+    assert [trial.score for trial in found.trials] == [trial.score for trial in before.trials]
+    frozen = read_trials(run, "voxtune-4")
+    assert [trial.values for trial in frozen] == [[0.5], None, [0.0], None]
+    assert [trial.constraints for trial in frozen] == [{}, {}, {"gpu_memory": 1.0}, {}]
+    assert Journal(run, changed).reattach() == [(3, RECIPES[3])]
+
+
+def test_another_searcher_is_told_of_all_trials_in_its_own_way(run: Path, tmp_path: Path, capsys):
+    file = written(tmp_path / "new.yaml", SPACE, searcher={"type": "gp", "startup_trials": 1})
+    changed = change_space(read_run(run), file, [])
+    assert "the searcher has changed: the new study voxtune-2 takes over 4 of 4" in capsys.readouterr().out
+    constraints = [trial.constraints for trial in read_trials(run, "voxtune-2")]
+    assert constraints == [{"gpu_memory": 0.0}, {}, {"gpu_memory": 1.0}, {}]
+    journal = Journal(run, changed)
+    assert journal.ask()[0] == 4  # GPSampler's own proposal
+
+
+def test_what_ran_out_of_memory_on_a_share_of_a_gpu_may_fit_on_a_larger_one(run: Path, tmp_path: Path, capsys):
+    for gpu, taken in ((0.25, 4), (0.5, 4), (1, 3)):
+        old = make_study(study_values(SPACE, resources={"gpu": 0.5})).model_copy(update={"record": RECORD})
+        (run / "study.yaml").write_text(dump(old))
+        change_space(read_run(run), written(tmp_path / "new.yaml", DROPOUT, resources={"gpu": gpu}), [])
+        said = capsys.readouterr().out
+        assert f"takes over {taken} of 4 trials" in said
+    assert "not trial 2: it ran out of memory with 0.5 of a GPU, here it would have 1" in said
+
+
+def test_a_share_that_was_measured_at_launch_stays_in_another_space(run: Path, tmp_path: Path, capsys):
+    cost = {"metric": ["val_dice_mean", "gpu_seconds"]}
+    old = make_study(study_values(SPACE, resources={"gpu": 0.5}, study=cost)).model_copy(update={"record": RECORD})
+    (run / "study.yaml").write_text(dump(old))
+    file = written(tmp_path / "new.yaml", DROPOUT, resources={"gpu": "auto"}, study=cost)
+    changed = change_space(read_run(run), file, [])
+    assert changed.resources.gpu == 0.5
+    assert "resources.gpu: auto stays 0.5" in capsys.readouterr().out
+    assert read_trials(run, "voxtune-2")[0].values == [0.5, 1.0]  # 2 seconds of half a GPU
+
+
+def test_a_warm_start_takes_each_trial_once(run: Path, tmp_path: Path, capsys):
+    second, third = tmp_path / "second", tmp_path / "third"
+    for folder, earlier in ((second, [run]), (third, [run, second, run])):
+        folder.mkdir()
+        study = study_of(SPACE)
+        (folder / "study.yaml").write_text(dump(study))
+        warm_start(Journal(folder, study, anew=True), earlier)
+    assert [trial.source for trial in read_run(third).trials] == [f"{run} trial {number}" for number in range(3)]
+    said = capsys.readouterr().out
+    assert f"warm start from {second}: takes over 0 of 3 trials\n  not trial 0: it is there already" in said
 
 
 def test_a_warm_start_from_other_data_is_refused(run: Path, tmp_path: Path):

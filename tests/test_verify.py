@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from test_early_stopping import STUDY, row
 
+from trainable.config import InputError
 from trainable.logs import RunLog
 from tune.early_stopping import RungScheduler
 from tune.journal import JOURNAL, Journal
@@ -119,6 +120,24 @@ def test_more_trials_than_asked_for_and_a_trial_told_twice(run: Path):
     findings = verify(read_run(run))["trials, none lost or doubled"]
     assert "5 trials, but study.trials is 4" in findings[0]
     assert "told twice" in findings[1]
+
+
+def test_a_journal_that_is_missing(run: Path):
+    (run / JOURNAL).unlink()
+    with pytest.raises(InputError, match="journal.log is missing; restore"):
+        verify(read_run(run))
+    assert not (run / JOURNAL).exists()
+
+
+def test_a_finished_trial_that_is_told_failed(run: Path):
+    def failed(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            if entry["op_code"] == 6 and entry["state"] == 1:
+                entry.update(state=3, values=None)
+        return entries
+
+    edit(run, failed)
+    assert "states and scores" in wrong(run)
 
 
 def test_a_checkpoint_that_is_missing(run: Path):

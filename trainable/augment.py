@@ -1,7 +1,7 @@
 """Normalises and augments a patch on its device.
 
 What is done to a sample is drawn on the CPU from (seed, epoch, index), so that it does not depend on the device or on
-the number of workers. Background voxels stay 0.
+the number of workers; only the noise's values come from the device's own generator. Background voxels stay 0.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,8 @@ def kept(config: TrainConfig) -> str:
     latest = config.output_dir / "checkpoints" / checkpoint.LATEST
     if config.test_only or not latest.exists():
         return ""
-    return f". The last finished epoch is kept; go on with: python train.py --resume {config.output_dir}"
+    folder = shlex.quote(str(config.output_dir))
+    return f". The last finished epoch is kept; go on with: python train.py --resume {folder}"
 
 
 def out_of_memory(config: TrainConfig) -> str:

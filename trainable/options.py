@@ -155,7 +155,17 @@ def save_options(config: TrainConfig, path: Path) -> None:
 
 
 class NumberLoader(yaml.SafeLoader):
-    """A safe YAML loader that reads `1e-4` as the number it is (YAML 1.1 asks for `1.0e-4`)."""
+    """A safe YAML loader that reads `1e-4` as the number it is, and `1:30` as text.
+
+    YAML 1.1 asks for `1.0e-4`, and takes `1:30` for 90.
+    """
+
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        """As SafeLoader's, but of numbers to the base of 60."""
+        if ":" in node.value:
+            return node.value
+        kind = node.tag.rpartition(":")[2]
+        return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
 
 
 def _add_number_resolver() -> None:
@@ -166,3 +176,5 @@ def _add_number_resolver() -> None:
 
 
 _add_number_resolver()
+for kind in ("int", "float"):
+    NumberLoader.add_constructor(f"tag:yaml.org,2002:{kind}", NumberLoader.construct_number)

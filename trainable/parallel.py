@@ -7,6 +7,8 @@ import fcntl
 import multiprocessing
 import os
 import platform
+import shutil
+import tempfile
 import threading
 import time
 from collections import deque
@@ -21,6 +23,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainable.config import InputError
+
+IN_USE = ".in_use"  # the file that a scratch folder's process holds
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -218,6 +222,19 @@ def alone(path: Path, timeout: float) -> None:
                     print("waiting for the processes of trials that were left behind to end")
                 said = True
                 time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """A temporary folder; those of this prefix whose process was killed are removed, and this one at the end."""
+    for file in Path(tempfile.gettempdir()).glob(f"{prefix}*/{IN_USE}"):
+        with contextlib.suppress(OSError), file.open("a") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(file.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix) as name, Path(name, f"{IN_USE}.new").open("w") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        Path(own.name).rename(Path(name, IN_USE))  # where others look for it, once it is locked
+        yield Path(name)
 
 
 def write_whole(path: Path, text: str) -> None:

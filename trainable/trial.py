@@ -7,7 +7,6 @@ import errno
 import gc
 import io
 import platform
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -24,7 +23,7 @@ from trainable.data import Data
 from trainable.logs import epoch_line
 from trainable.loop import EpochResult, fit
 from trainable.options import make_config
-from trainable.parallel import attend
+from trainable.parallel import attend, scratch_folder
 from trainable.sharing import share_memory
 from trainable.training import Row
 
@@ -72,11 +71,11 @@ def train_trial(spec: TrialSpec, fit: Fit) -> None:
     assert recipe.cache_dir is not None
     assert recipe.split_file is not None
     data = Data(recipe.cache_dir, load_split(recipe.split_file))
-    with tempfile.TemporaryDirectory(prefix="voxtune-") as scratch, printed() as text:
+    with scratch_folder("voxtune-") as scratch, printed() as text:
         trouble: Row = {}
-        recipe = recipe.model_copy(update={"output_dir": Path(scratch), "save_freq": recipe.epochs + 1})
+        recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
         try:
-            restored = restore(spec, Path(scratch))
+            restored = restore(spec, scratch)
             if restored is not None:
                 row = checkpoint.load_checkpoint(restored)["row"]
                 ray_tune.report({**row, "log": f"goes on after epoch {row['epoch']}\n"})

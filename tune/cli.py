@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -171,7 +172,7 @@ def ending(run: Run) -> None:
         raise typer.Exit(1)
     console.print(trial_table([run.best()], run.study.option("epochs"), title="best trial"))
     for verb in ("best", "retrain"):
-        say(f"next: voxtune {verb} {run.folder}")
+        say(f"next: voxtune {verb} {shlex.quote(str(run.folder))}")
 
 
 @app.command()
@@ -256,13 +257,19 @@ def predict(
 ) -> None:
     """Segment cases; score those that have a seg file."""
     from trainable.evaluate import save_scores, score_table
-    from trainable.predict import predict_cases
+    from trainable.predict import BadCases, predict_cases
 
-    scores = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
+    bad: BadCases | None = None
+    try:
+        scores = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
+    except BadCases as error:
+        bad, scores = error, error.scores
     if scores:
         say(score_table(scores))
         save_scores(scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror})
     say(f"wrote {out}")
+    if bad is not None:
+        raise bad
 
 
 @app.command()

@@ -120,6 +120,8 @@ def with_gpus(study: StudyConfig, say: Callable[[str], None]) -> StudyConfig:
     Measured on one GPU of the cluster for the recipe of the space that asks for most memory; 0 where it has no GPU.
     """
     resources = study.resources
+    if resources.gpu == 0 and study.option("device") != "cpu" and (count := ray.cluster_resources().get("GPU")):
+        say(f"resources.gpu is 0: trials train on the CPU; the cluster has {count:g} GPUs, see --set resources.gpu=1")
     if resources.gpu != "auto":
         return study
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]

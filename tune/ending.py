@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -112,7 +113,7 @@ class Ending(ray_tune.Stopper):
         reason = self.reason()
         another = reason.startswith(("study.gpu_hours", "study.target"))
         more = ", with another --set study.KEY=VALUE" if another else ""
-        return f"stopped by {reason}; go on with: voxtune resume {self.run.folder}{more}"
+        return f"stopped by {reason}; go on with: voxtune resume {shlex.quote(str(self.run.folder))}{more}"
 
     def say(self, console: Console, run: Run) -> None:
         """Say why the sweep ended before its last trial, how to go on; end the process after a signal or trouble."""

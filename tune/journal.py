@@ -15,7 +15,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from trainable.config import REGIONS
+from trainable.config import REGIONS, InputError
 from tune.sampler import make_sampler
 from tune.study import STUDY, StudyConfig
 
@@ -23,6 +23,7 @@ JOURNAL = "journal.log"
 CREATE_TRIAL, SET_PARAM, SET_STATE, SET_USER_ATTR = 4, 5, 6, 8  # what an entry of it does
 STOP, CONTINUE = "STOP", "CONTINUE"
 WORST_SCORE = 0.0  # what an infeasible trial is told with: Dice of nothing right
+MEMORY = "gpu_memory"  # the constraint that a trial out of memory has violated
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # `voxtune check` says what is drawn at random
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -65,14 +66,23 @@ class WholeLines(JournalFileBackend):
 
 
 def read_trials(run: Path, name: str = STUDY) -> list[FrozenTrial]:
-    """The trials of a run, also while a sweep writes them; none before its first."""
+    """The trials of a run, also while a sweep writes them; none before its first.
+
+    Raises:
+        InputError: where the journal has lines that are none of it.
+    """
     if not (run / JOURNAL).exists():
         return []
-    storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
-    studies = {summary.study_name for summary in optuna.get_all_study_summaries(storage)}
-    if name not in studies:
-        return []
-    return [t for t in optuna.load_study(study_name=name, storage=storage).trials if t.state != TrialState.WAITING]
+    try:
+        storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
+        if name not in optuna.get_all_study_names(storage):
+            return []
+        trials = optuna.load_study(study_name=name, storage=storage).trials
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{run / JOURNAL} is damaged ({error}); restore the file, it holds the sweep's trials"
+        ) from None
+    return [trial for trial in trials if trial.state != TrialState.WAITING]
 
 
 def progress_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,15 +141,21 @@ class Journal:
 
         One without params, outside this study's space, keeps its number and is told FAIL, which samplers ignore.
         """
-        inside = params is not None
+        state = trial.state if params is not None else TrialState.FAIL
+        attrs = {**trial.user_attrs, **extra}
+        values: list[float] | None = None
+        constraints: dict[str, float] | None = None
+        if state == TrialState.COMPLETE:
+            values = self._values(trial.values[0], progress_of(attrs))
+            constraints = self._constraints(infeasible=bool(trial.constraints.get(MEMORY)))
         self.study.add_trial(
             create_trial(
-                state=trial.state if inside else TrialState.FAIL,
-                values=trial.values if inside and trial.state != TrialState.RUNNING else None,
+                state=state,
+                values=values,
                 params=params or {},
-                distributions=self.study_config.space.distributions(params or {}) if inside else {},
-                user_attrs={**trial.user_attrs, **extra},
-                system_attrs={k: v for k, v in trial.system_attrs.items() if k.startswith("constraints")},
+                distributions=self.study_config.space.distributions(params) if params is not None else {},
+                user_attrs=attrs,
+                constraints=constraints,
                 intermediate_values=trial.intermediate_values,
             )
         )
@@ -198,7 +214,8 @@ class Journal:
             progress |= {"checkpoint": checkpoint} if checkpoint else {}
             score = self.study_config.study.score
             if score in row and not self.study_config.study.cost:  # with two objectives Optuna has none of these
-                trial.report(float(row[score]), epoch)
+                # not trial.report, which keeps the score of an epoch that a kill had trained anew
+                self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, float(row[score]))
             if score in row and row["best_epoch"] == epoch:
                 dice = {region: row[f"val_dice_{region}"] for region in REGIONS}
                 progress["best"] = {"epoch": epoch, "score": row["best_score"], "dice": dice}
@@ -211,7 +228,7 @@ class Journal:
         self._live[number].set_user_attr("rungs", rungs)
 
     def record_hung(self, number: int, text: str) -> None:
-        """Record that a trial hung, before its process is ended: it has then failed, whatever comes."""
+        """Record that a trial hung, before its process is ended: it has then failed, if no end is on record."""
         self._live[number].set_user_attr("hung", text)
 
     def record_error(self, number: int, text: str) -> None:
@@ -228,21 +245,29 @@ class Journal:
         """End a trial as the record says; returns its state, or None where it was only interrupted.
 
         COMPLETE with its best score where it ended by itself, also infeasible (out of memory); PRUNED where early
-        stopping or a loss that is not finite stopped it; FAIL after an error.
+        stopping or a loss that is not finite stopped it; FAIL where an error came before such an end.
         """
         trial, progress = self._live[number], self.progress(number)
         reason = progress["end_reason"]
-        state, value = TrialState.COMPLETE, progress["best"].get("score", WORST_SCORE)
-        if failed or "hung" in self.attrs(number):
-            state = TrialState.FAIL
-        elif self.stopped(number) or reason == "non_finite":
+        score = WORST_SCORE if reason == "oom" else progress["best"].get("score", WORST_SCORE)
+        if self.stopped(number) or reason == "non_finite":
             state = TrialState.PRUNED
-        elif reason == "oom":
-            trial.set_constraint("gpu_memory", 1.0)
-            value = WORST_SCORE
-        elif not reason:
+        elif reason:
+            state = TrialState.COMPLETE
+            for name, constraint in self._constraints(infeasible=reason == "oom").items():
+                trial.set_constraint(name, constraint)
+        elif failed or "hung" in self.attrs(number):
+            state = TrialState.FAIL
+        else:
             return None
-        values = [value] if self.study_config.study.cost is None else [value, self.study_config.cost_of(progress)]
-        self.study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
+        self.study.tell(trial, self._values(score, progress) if state == TrialState.COMPLETE else None, state=state)
         del self._live[number]
         return state
+
+    def _constraints(self, *, infeasible: bool) -> dict[str, float]:
+        """What Optuna is told of a trial's memory; GPSampler wants that of each, where it is told of any."""
+        return {MEMORY: float(infeasible)} if infeasible or self.study_config.searcher.type == "gp" else {}
+
+    def _values(self, score: float, progress: dict[str, Any]) -> list[float]:
+        """What Optuna is told of a trial: its score, and what it has cost where that is asked for."""
+        return [score] if self.study_config.study.cost is None else [score, self.study_config.cost_of(progress)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from optuna.trial import TrialState
 from rich.console import Console, Group
@@ -59,7 +60,7 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
         score = "" if trial.score is None else f"{trial.score:.4f}"
         best_at = str(trial.best_epoch or "")
         row = [str(trial.number), f"{trial.epoch}/{epochs}", best_at, *dice, score]
-        source = f" ({trial.source})" if trial.source else ""
+        source = f" ({Path(trial.source).name})" if trial.source else ""
         row.append(f"[{COLOURS[trial.state]}]{trial.ended}{source}[/]")
         if costs:
             row.append("" if trial.cost is None else f"{trial.cost:.1f}")

@@ -33,13 +33,19 @@ def provenance(data: Data) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The git commit of this code, and whether it was changed since; "none" for an installed wheel."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
+    """The git commit of this code, and whether it was changed since; "none" for an installed wheel or without git."""
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # a wheel may lie in somebody's repository
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return "none"
-    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
 def version(package: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.config import InputError, TrainConfig
-from trainable.options import dump_yaml, fields_of_role, plain
+from trainable.options import dump_yaml, fields_of_role, make_config, plain
 from tune.journal import progress_of, read_trials
 from tune.study import StudyConfig
 from tune.study_file import load_study
@@ -23,7 +23,8 @@ class TrialResult:
     """A trial as the journal knows it.
 
     score: its best validated metric; dice: of each region at that epoch; cost: the second metric, where one is asked
-    for; source: the run and trial that it was taken over from; outside: why it does not lie in the space any more.
+    for; source: the run and trial that it was taken over from; outside: why it does not lie in the space any more;
+    recipe: all options of one that does not.
     """
 
     number: int
@@ -41,6 +42,7 @@ class TrialResult:
     cost: float | None = None
     source: str = ""
     outside: str = ""
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @property
     def comparable(self) -> bool:
@@ -125,6 +127,8 @@ class Run:
 
     def recipe(self, trial: TrialResult) -> TrainConfig:
         """The options of a trial, as it was trained, without where it ran."""
+        if trial.recipe:
+            return make_config(trial.recipe)
         return self.study.train_config(trial.values, seed=trial.seed)
 
 
@@ -156,16 +160,23 @@ def summarise(trial: FrozenTrial, study: StudyConfig) -> TrialResult:
         cost=study.cost_of(progress) if study.study.cost else None,
         source=attrs.get("source", ""),
         outside=attrs.get("outside", ""),
+        recipe=attrs.get("recipe", {}),
         error=attrs.get("error", attrs.get("hung", "")) if trial.state == TrialState.FAIL else "",
     )
 
 
 def recipe_text(run: Run, trial: TrialResult) -> str:
-    """A trial's recipe as YAML, for `train.py --config` and `voxtune retrain --config`: what is not the default."""
+    """A trial's recipe as YAML, for `train.py --config` and `voxtune retrain --config`: what is not the default.
+
+    With the sweep's split: the trial's own seed would draw another one, of cases that it was selected by.
+    """
     recipe = plain(run.recipe(trial), changed_only=True)
     where = set(fields_of_role("run")) - {"num_workers", "pretrained"}
     recipe = {name: value for name, value in recipe.items() if name not in where}
-    score = f"{run.study.study.score} {trial.score:.4f} at epoch {trial.best_epoch}" if trial.score else "no score"
+    recipe["split_file"] = str((run.folder / "split.json").resolve())
+    score = "no score"
+    if trial.score is not None:
+        score = f"{run.study.study.score} {trial.score:.4f} at epoch {trial.best_epoch}"
     return f"# trial {trial.number}: {score}\n" + dump_yaml(recipe)
 
 
@@ -176,5 +187,5 @@ def place_in(storage: str, path: str) -> str:
     """
     if path.startswith("/") or "://" in path:
         return path
-    base, mark, query = storage.partition("?")
+    base, mark, query = storage.partition("?") if "://" in storage else (storage, "", "")
     return f"{base.rstrip('/')}/{path}{mark}{query}"

@@ -65,7 +65,7 @@ class Retention:
 
     def tidy(self, run: Run) -> None:
         """Bring the disk up to date with the run."""
-        top = {trial.number for trial in run.ranking[: self.keep_top]}
+        top = {trial.number for trial in run.ranking[: max(1, self.keep_top)]}  # RUN/best is made of the first
         for trial in run.trials:
             if trial.source or trial.checkpoint is None or trial.number in self.settled:
                 continue

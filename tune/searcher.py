@@ -26,7 +26,9 @@ class StudySearcher(Searcher):
         super().__init__()
         study = run.study
         self.journal, self.run, self.study, self.slots = journal, run, study, slots
-        self.data = {"split_file": run.folder / "split.json", "cache_dir": study.record["cache_dir"]}
+        self.places = {"split_file": run.folder / "split.json", "cache_dir": study.record["cache_dir"]}
+        if not study.resources.gpu_share:
+            self.places["device"] = "cpu"  # Ray leaves the GPUs of a machine visible to what asked for none
         self.interrupted = journal.reattach()
         self.new = max(0, study.study.trials - len(journal.own_trials()))
         self.numbers: dict[str, int] = {}  # Ray's id of each trial that is out -> its number
@@ -51,7 +53,7 @@ class StudySearcher(Searcher):
             self.new -= 1
         self.numbers[trial_id] = number
         # a seed of its own, from its number and not from when it ran; the split is fixed by split_file
-        recipe = self.study.train_config(values, seed=self.study.study.seed + number, **self.data)
+        recipe = self.study.train_config(values, seed=self.study.study.seed + number, **self.places)
         checkpoint = self.journal.progress(number)["checkpoint"]
         spec: TrialSpec = {
             "number": number,

@@ -120,7 +120,7 @@ class Resources(Section):
     """What one trial may use, and what becomes of it after a fault."""
 
     gpu: int | float | Literal["auto"] = Field(
-        0, description="GPUs of a trial; a fraction shares one, auto measures at launch how many may."
+        0, description="GPUs of a trial, 0 for the CPU; a fraction shares one, auto measures at launch how many may."
     )
     cpu: int = Field(1, ge=1, description="CPU cores of a trial, and its threads.")
     max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")
@@ -294,6 +294,8 @@ def clashes(study: StudyConfig) -> Iterator[Problem]:
         yield ("study", "gpu_hours"), "study.gpu_hours would never be spent, since resources.gpu is 0; use time_budget"
     if study.study.cost == "gpu_seconds" and not study.resources.gpu:
         yield ("study", "metric"), "study.metric: gpu_seconds would always be 0, since resources.gpu is 0; use seconds"
+    if study.option("device") == "cuda" and not study.resources.gpu:
+        yield ("resources", "gpu"), "resources.gpu is 0, but train.device is cuda; expected a GPU, or a share of one"
     if study.searcher.type == "cmaes":
         yield from _clashes_of_cmaes(study)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -58,8 +60,7 @@ def launch(
     cluster: entered before or not; by default one of this machine alone. params: Optuna parameters to try first; by
     default those of the default recipe. earlier: runs whose trials it begins with. fit: what trains a recipe.
     """
-    if (run / STUDY_FILE).exists():
-        raise InputError(f"{run} holds a sweep already; go on with `voxtune resume {run}` or take another --out")
+    refuse_used(run)
     if storage is not None and is_uri(storage):
         check_storage(storage, run.name)
     elif storage is not None:
@@ -73,6 +74,7 @@ def launch(
                 "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
             )
         with locked(run):
+            refuse_used(run)  # another launch may have ended meanwhile
             study = with_gpus(study, make_console().print)
             slots = Slots(study)
             make_console().print(check_room(study, storage or str(run / "ray"), slots.count()))
@@ -83,6 +85,13 @@ def launch(
             warm_start(Journal(run, study, anew=True), earlier)
             write_study(study, run)
             return sweep(Run(run, study, []), slots, params, fit)
+
+
+def refuse_used(run: Path) -> None:
+    """Raise InputError where a folder holds a sweep."""
+    if (run / STUDY_FILE).exists():
+        go_on = f"voxtune resume {shlex.quote(str(run))}"
+        raise InputError(f"{run} holds a sweep already; go on with `{go_on}` or take another --out")
 
 
 def resume(
@@ -117,6 +126,9 @@ def resume(
         if space is not None:
             study = change_space(read_run(run, study), space, overrides)
         found = read_run(run, study)
+        if len(found.own_trials) > study.study.trials:
+            there = len(found.own_trials)
+            raise InputError(f"study.trials is {study.study.trials}, but {run} has {there} already; ask for no fewer")
         if not found.unfinished:
             make_console().print(f"all {study.study.trials} trials have ended; add some with --trials")
             write_study(study, run)
@@ -177,7 +189,7 @@ def run_trials(tuner: ray_tune.Tuner, ending: Ending) -> None:
 
 def begin_attempt(run: Run) -> Run:
     """Note the folder below the run's storage that this launch or resume writes its checkpoints into."""
-    name = f"{name_of(run)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{name_of(run)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # a storage may be shared
     study = run.study.with_record(attempts=[*run.study.record["attempts"], name])
     write_study(study, run.folder)
     return replace(run, study=study)
@@ -233,7 +245,10 @@ def with_data(study: StudyConfig, run: Path, data_dir: Path | None) -> StudyConf
 def with_whole_paths(study: StudyConfig) -> StudyConfig:
     """The study with the paths under `train:` made absolute: Ray runs trials in folders of its own."""
     paths = ("data_dir", "cache_dir", "split_file", "pretrained")
-    train = {name: str(Path(value).resolve()) if name in paths else value for name, value in study.train.items()}
+    train = {
+        name: str(Path(value).resolve()) if name in paths and value is not None else value
+        for name, value in study.train.items()
+    }
     return study.with_train(train)
 
 

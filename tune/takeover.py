@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from trainable import checkpoint
 from trainable.config import InputError
 from trainable.options import fields_of_role, plain
 from tune.journal import Journal, progress_of, read_trials
-from tune.results import Run, place_in, read_run
+from tune.results import Run, TrialResult, place_in, read_run
 from tune.study import STUDY, StudyConfig
 from tune.study_file import load_study
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Options of the protocol that the hashes of data and split stand for.
+OF_OUTSIDE = ("outside", "recipe", "told")  # the attributes of a trial that does not lie in its study's space
 HASHED = {"skip_bad_cases", "split_file", "val_fraction", "test_fraction", "folds", "fold", "seed"}
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A trial, its params in the other study, or why it has none there."""
+    """A trial of a number as it ended, its params in the other study, or why it has none there."""
 
+    number: int
     trial: FrozenTrial
     params: dict[str, Any] | None
     reason: str = ""
@@ -36,27 +38,53 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> StudyConfig:
 
     Where the space differs its trials go into a new Optuna study of the same journal, under the same numbers: Optuna
     keeps a study's choices for ever, and its TPE no longer draws an option whose range has changed together with the
-    others. The caller writes study.yaml, which names the study that counts; until then nothing has changed.
+    others. So they do where the searcher is another one, since each is told of them otherwise. The caller writes
+    study.yaml, which names the study that counts; until then nothing has changed.
 
     Raises:
         InputError: where the other YAML changes what scores mean.
     """
     old, given = run.study, load_study(file, overrides)
+    if given.resources.gpu == "auto":
+        print(f"resources.gpu: auto stays {old.resources.gpu:g}, as measured at launch")
+        given = given.with_gpu(old.resources.gpu_share)
     if changed := differences(old, given, hashes=False):
         raise InputError(f"{file}: {'; '.join(changed)}: scores could not be compared; launch a new sweep with it")
     own = {name: value for name, value in old.train.items() if name not in fields_of_role("recipe")}
     recipe = {name: value for name, value in given.train.items() if name in fields_of_role("recipe")}
     new = given.with_train(own | recipe).with_record(**old.record)
-    if new.space == old.space:
+    what = "space" if new.space != old.space else "searcher"
+    if what == "searcher" and new.searcher.type == old.searcher.type:
         print(f"the space is that of {run.folder} already: goes on with the same study")
         return new
     new = new.with_record(study=next_name(old.name))
     offers = offers_of(run, new)
     journal = Journal(run.folder, new, anew=True)
     for offer in offers:
-        journal.take_over(offer.trial, offer.params, {} if offer.params else {"outside": offer.reason})
-    print(f"the space has changed: the new study {new.name} takes over {summary(offers)}")
+        journal.take_over(offer.trial, offer.params, {} if offer.params else outside(run, offer))
+    print(f"the {what} has changed: the new study {new.name} takes over {summary(offers)}")
     return new
+
+
+def outside(run: Run, offer: Offer) -> dict[str, Any]:
+    """The attributes of a trial that does not lie in the space: why, and all that brings it back into another one."""
+    trial = offer.trial
+    told = {"state": trial.state.name, "values": trial.values, "constraints": trial.constraints}
+    return {"outside": offer.reason, "recipe": plain(run.recipe(run.trial(offer.number))), "told": told}
+
+
+def as_told(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as it ended, also where it did not lie in the space of the study that it is read from."""
+    told = trial.user_attrs.get("told")
+    if told is None:
+        return trial
+    return create_trial(
+        state=TrialState[told["state"]],
+        values=told["values"],
+        constraints=told["constraints"],
+        user_attrs={name: value for name, value in trial.user_attrs.items() if name not in OF_OUTSIDE},
+        intermediate_values=trial.intermediate_values,
+    )
 
 
 def next_name(name: str) -> str:
@@ -72,36 +100,49 @@ def warm_start(journal: Journal, folders: Sequence[Path]) -> None:
     Raises:
         InputError: where the scores of a run mean something else.
     """
-    study = journal.study_config
+    study, known = journal.study_config, set[str]()
     for folder in folders:
         run = read_run(folder)
         if changed := differences(study, run.study, hashes=True):
             raise InputError(f"--warm_start {folder}: {'; '.join(changed)}: its scores cannot be compared with these")
-        offers = [offer for offer in offers_of(run, study) if offer.trial.state in ENDED]
+        offers = [offer for offer in offers_of(run, study, known) if offer.trial.state in ENDED]
         for offer in (offer for offer in offers if offer.params is not None):
-            number = offer.trial.number
-            source = f"{run.folder.name} trial {number}"
-            progress = {**progress_of(offer.trial.user_attrs), "checkpoint": kept(run, number)}
-            extra = {"source": source, "seed": run.trial(number).seed, "progress": progress}
-            journal.take_over(offer.trial, offer.params, extra)
+            trial = run.trial(offer.number)
+            progress = {**progress_of(offer.trial.user_attrs), "checkpoint": kept(run, trial.number)}
+            known.add(source := source_of(run, trial))
+            journal.take_over(offer.trial, offer.params, {"source": source, "seed": trial.seed, "progress": progress})
         print(f"warm start from {folder}: takes over {summary(offers)}")
 
 
-def offers_of(run: Run, study: StudyConfig) -> list[Offer]:
-    """Each trial of a run, with its params in the space of another study where it lies in it."""
+def source_of(run: Run, trial: TrialResult) -> str:
+    """Where a trial ran first."""
+    return trial.source or f"{run.folder.resolve()} trial {trial.number}"
+
+
+def offers_of(run: Run, study: StudyConfig, known: Collection[str] = ()) -> list[Offer]:
+    """Each trial of a run, with its params in the space of another study where it lies in it.
+
+    known: the sources of trials that are not taken again.
+    """
     offers = []
     for trial in read_trials(run.folder, run.study.name):
+        found = run.trial(trial.number)
         try:
-            offers.append(Offer(trial, study.space.params_of(plain(run.recipe(run.trial(trial.number))))))
+            if source_of(run, found) in known:
+                raise ValueError("it is there already, from another run")
+            had, has = run.study.resources.gpu_share, study.resources.gpu_share
+            if found.end_reason == "oom" and had < has:
+                raise ValueError(f"it ran out of memory with {had:g} of a GPU, here it would have {has:g}")
+            offers.append(Offer(trial.number, as_told(trial), study.space.params_of(plain(run.recipe(found)))))
         except ValueError as error:
-            offers.append(Offer(trial, None, str(error)))
+            offers.append(Offer(trial.number, as_told(trial), None, str(error)))
     return offers
 
 
 def summary(offers: Sequence[Offer]) -> str:
     """How many trials are taken, and why others are not."""
     taken = sum(offer.params is not None for offer in offers)
-    reasons = [f"\n  not trial {offer.trial.number}: {offer.reason}" for offer in offers if offer.params is None]
+    reasons = [f"\n  not trial {offer.number}: {offer.reason}" for offer in offers if offer.params is None]
     return f"{taken} of {len(offers)} trials" + "".join(reasons)
 
 

@@ -43,6 +43,8 @@ def verify(run: Run) -> dict[str, list[Finding]]:
 
 def entries(run: Run) -> list[dict[str, Any]]:
     """The entries of the journal that belong to the run's study, with the number of the trial."""
+    if not (run.folder / JOURNAL).exists():
+        raise InputError(f"{run.folder / JOURNAL} is missing; restore the file, it holds the sweep's trials")
     backend = JournalFileBackend(str(run.folder / JOURNAL))
     study = optuna.load_study(study_name=run.study.name, storage=JournalStorage(backend))
     names = {trial._trial_id: trial.number for trial in study.get_trials(deepcopy=False)}
@@ -98,10 +100,10 @@ def state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
     stopped = [int(rung) for rung, record in attrs.get("rungs", {}).items() if record["decision"] == STOP]
     if trial.state == TrialState.RUNNING:
         return
-    expected = TrialState.FAIL
-    if trial.state != TrialState.FAIL:
-        expected = TrialState.PRUNED if stopped or progress["end_reason"] == "non_finite" else TrialState.COMPLETE
-    elif not attrs.get("error") and not attrs.get("hung"):
+    expected = TrialState.COMPLETE if progress["end_reason"] else TrialState.FAIL
+    if stopped or progress["end_reason"] == "non_finite":
+        expected = TrialState.PRUNED
+    if trial.state == TrialState.FAIL and not attrs.get("error") and not attrs.get("hung"):
         yield f"trial {trial.number} failed without an error on record"
     if trial.state != expected:
         yield f"trial {trial.number} is {trial.state.name}, expected {expected.name}"
