@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 
 from trainable.cache import open_case
 from trainable.cases import LoadedCase, find_case, load_case
-from trainable.config import TrainConfig
+from trainable.checkpoint import save_checkpoint
+from trainable.config import InputError, TrainConfig
 from trainable.data import Data
 from trainable.inference import (
     MIRRORS,
@@ -24,7 +27,10 @@ from trainable.inference import (
     predict_logits,
     save_label,
 )
-from trainable.unet3d import UNet3D
+from trainable.options import plain
+from trainable.predict import BadCases, predict_cases
+from trainable.unet3d import UNet3D, build_network
+from tune.cli import predict
 
 CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(16, 12, 8))
 
@@ -219,3 +225,57 @@ def test_saved_label_is_read_back_on_the_same_grid(tmp_path: Path) -> None:
         assert code == 1
     assert image.header.get_xyzt_units()[0] == "mm"
     assert image.header.get_zooms() == pytest.approx((1, 1, 2.5))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The checkpoint of a network that learnt nothing."""
+    path = tmp_path / "model.pth"
+    save_checkpoint({"config": plain(CONFIG), "network": build_network(CONFIG).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def three(phantoms: Path, tmp_path: Path) -> list[Path]:
+    """The folders of three cases that a test may spoil."""
+    names = [f"Phantom_{number:05d}" for number in range(3)]
+    return [shutil.copytree(phantoms / name, tmp_path / "data" / name) for name in names]
+
+
+def test_bad_cases_keep_no_others_from_being_predicted_and_scored(
+    model: Path, three: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking, cut, good = three
+    (lacking / f"{lacking.name}_t1.nii.gz").unlink()
+    file = cut / f"{cut.name}_t2.nii.gz"
+    file.write_bytes(file.read_bytes()[:1000])
+    for given in (three, [three[0].parent]):
+        out = tmp_path / str(len(given))
+        with pytest.raises(BadCases) as caught:
+            predict(model, given, out, pictures=True)
+        first, *listing = str(caught.value).splitlines()
+        assert first == "2 of 3 cases cannot be used, the others are predicted:"
+        assert [line.split(":")[0].strip() for line in listing] == [lacking.name, cut.name]
+        assert f"{cut.name} cannot be used\n" in capsys.readouterr().out
+        names = {"scores.json", "scores.csv", f"{good.name}.nii.gz", f"{good.name}.png"}
+        assert {path.name for path in out.iterdir()} == names
+        assert set(json.loads((out / "scores.json").read_text())["cases"]) == {good.name}
+
+
+def test_where_no_case_can_be_used_nothing_is_said_to_be_predicted(
+    model: Path, three: list[Path], tmp_path: Path
+) -> None:
+    (three[0] / f"{three[0].name}_t1.nii.gz").unlink()
+    with pytest.raises(InputError, match=rf"^1 of 1 cases cannot be used:\n  {three[0].name}: .*_t1.nii.gz missing"):
+        predict(model, three[:1], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_cases_of_one_name_are_refused_with_both_places_and_nothing_is_predicted(
+    model: Path, three: list[Path], tmp_path: Path
+) -> None:
+    other = shutil.copytree(three[1], tmp_path / "elsewhere" / three[1].name)
+    message = f"the name {other.name} is given twice, {three[1]} and {other}, and one prediction would overwrite"
+    with pytest.raises(InputError, match=message):
+        predict_cases(model, [three[0].parent, other], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

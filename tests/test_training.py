@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -139,6 +140,14 @@ def scored(scores: Iterator[float], *_: object, **__: object) -> dict[str, dict[
     return {"case": dict.fromkeys(("dice_WT", "dice_TC", "dice_ET", "dice_mean"), next(scores))}
 
 
+class Killed(Exception):
+    pass
+
+
+def kill(*_: object) -> None:
+    raise Killed
+
+
 def test_resume_goes_on_from_best_model_where_a_kill_came_before_latest(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,13 +156,10 @@ def test_resume_goes_on_from_best_model_where_a_kill_came_before_latest(
     monkeypatch.setattr("trainable.loop.validate", partial(scored, scores))
     write, latest = checkpoint.write_aside, iter((1, 2, 3))
 
-    class Killed(Exception):
-        pass
-
-    def dying(path: Path, content: Callable[[BinaryIO], None]) -> None:
+    def dying(path: Path, content: Callable[[BinaryIO], None], **how: bool) -> None:
         if path.name == checkpoint.LATEST and next(latest) == 3:
             raise Killed
-        write(path, content)
+        write(path, content, **how)
 
     monkeypatch.setattr(checkpoint, "write_aside", dying)
     with pytest.raises(Killed):
@@ -181,6 +187,98 @@ def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_
     assert checkpoint.load_checkpoint(aside / "best_model.pth")["best_score"] == 0.9
     (folder / "latest.pth").write_bytes(b"PK")
     assert checkpoint.load_last_good(tmp_path)[1]["best_score"] == 0.15
+
+
+@pytest.fixture
+def trained(prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a training of four epochs, each kept, whose best was the second."""
+    monkeypatch.setattr("trainable.loop.validate", partial(scored, iter([0.1, 0.9, 0.3, 0.4])))
+    fit(tiny(tmp_path / "out", save_freq=1), prepared)
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("output", ["out", "other"])
+def test_a_kill_in_the_first_epoch_after_an_earlier_one_was_resumed_leaves_what_was_resumed(
+    trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    resumed = trained / "checkpoints" / "epoch_0003.pth"
+    with monkeypatch.context() as patch:
+        patch.setattr("trainable.loop.train_one_epoch", kill)
+        with pytest.raises(Killed):
+            fit(tiny(tmp_path / output, resume=resumed), prepared)
+    source, state = checkpoint.load_last_good(tmp_path / output)
+    assert source == tmp_path / output / "checkpoints" / "latest.pth"
+    weights = checkpoint.load_checkpoint(resumed)["network"]
+    assert all(torch.equal(state["network"][name], tensor) for name, tensor in weights.items())
+    monkeypatch.setattr("trainable.loop.validate", partial(scored, iter([0.5])))
+    results: list[EpochResult] = []
+    fit(tiny(tmp_path / output, resume=tmp_path / output), prepared, results.append)
+    assert [(result.epoch, result.best_epoch, result.best_score) for result in results] == [(4, 2, 0.9)]
+    assert checkpoint.load_checkpoint(source.with_name(checkpoint.BEST))["epoch"] == 2
+
+
+@pytest.mark.parametrize("output", ["out", "other"])
+def test_a_kill_at_any_write_of_a_resume_leaves_the_old_state_or_the_resumed_one(
+    trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    """The kill comes in the place of a renaming, with which the writing of a file ends too."""
+
+    def renaming(path: Path, target: Path) -> Path:
+        if not next(left, False):
+            raise Killed
+        os.replace(path, target)
+        return target
+
+    found = []
+    for count in range(9):
+        left = iter([True] * count)
+        source, folder = (tmp_path / str(count) / name / "checkpoints" for name in ("out", output))
+        shutil.copytree(trained, source.parent)
+        with monkeypatch.context() as patch:
+            patch.setattr("trainable.loop.train_one_epoch", kill)
+            patch.setattr(Path, "replace", renaming)
+            patch.setattr(Path, "rename", renaming)
+            with pytest.raises(Killed):
+                fit(tiny(folder.parent, resume=source / "epoch_0001.pth"), prepared)
+        found.append(checkpoint.load_last_good(folder)[1]["epoch"] if folder.exists() and any(folder.iterdir()) else 0)
+    old = 4 if output == "out" else 0  # none
+    assert (found[0], found[-1], set(found)) == (old, 1, {old, 1})
+
+
+def test_a_resume_of_latest_writes_nothing_before_its_first_epoch(
+    trained: Path, prepared: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "write_aside", None)
+    monkeypatch.setattr("trainable.loop.train_one_epoch", kill)
+    with pytest.raises(Killed):
+        fit(tiny(trained, epochs=5, resume=trained), prepared)
+
+
+def test_a_restored_trial_forces_nothing_to_the_disk_and_writes_no_latest_before_its_first_epoch(
+    trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in the trial's scratch folder already, where nothing outlives its process."""
+    (trained / "checkpoints").rename(trained / "restored")
+    monkeypatch.setattr("trainable.loop.train_one_epoch", kill)
+    monkeypatch.setattr("os.fsync", None)
+    with pytest.raises(Killed):
+        fit_trial(tiny(trained, epochs=5, resume=trained / "restored" / "latest.pth"), prepared, lambda _: None)
+    assert [path.name for path in (trained / "checkpoints").iterdir()] == [checkpoint.BEST]
+
+
+@pytest.mark.parametrize("output", ["out", "other"])
+def test_a_damaged_best_model_is_said_and_the_next_validation_is_the_best(
+    trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, output: str
+) -> None:
+    best = trained / "checkpoints" / checkpoint.BEST
+    best.write_bytes(best.read_bytes()[:-40])
+    monkeypatch.setattr("trainable.loop.validate", partial(scored, iter([0.2, 0.1])))
+    result = fit(tiny(tmp_path / output, epochs=6, resume=trained), prepared)
+    [said] = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    assert said.startswith(f"{best}: damaged or not a checkpoint (")
+    assert said.endswith("); the next validation counts as the best")
+    assert (result.best_epoch, result.best_score) == (5, 0.2)
+    assert checkpoint.load_checkpoint(tmp_path / output / "checkpoints" / checkpoint.BEST)["epoch"] == 5
 
 
 def test_a_trial_s_checkpoints_are_written_once_and_gone_on_from(

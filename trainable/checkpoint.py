@@ -32,8 +32,13 @@ def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, lambda file: torch.save({"format": FORMAT, **state}, file))
     for copy in copies:
-        with path.open("rb") as source:
-            write_aside(copy, partial(shutil.copyfileobj, source, length=2**24))
+        copy_whole(path, copy)
+
+
+def copy_whole(source: Path, path: Path, *, force: bool = True) -> None:
+    """Copy a file; a reader sees an old one or the new one, whole. force: as in write_aside."""
+    with source.open("rb") as file:
+        write_aside(path, partial(shutil.copyfileobj, file, length=2**24), force=force)
 
 
 def save_once(state: dict[str, Any], path: Path, *others: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import random
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +101,7 @@ class Training:
         self.validations_without_gain = 0
         self.skipped = SkippedSteps(config.max_skipped_steps)
         self.row: Row = {}  # of the last epoch
+        self.resumed: dict[str, Any] = {}  # the state that was loaded, until it is kept
 
     @property
     def out_of_patience(self) -> bool:
@@ -172,7 +172,7 @@ class Training:
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
         self.validations_without_gain = state["validations_without_gain"]
         self.skipped = SkippedSteps(self.config.max_skipped_steps, *state["skipped_steps"])
-        self.row = state["row"]
+        self.row, self.resumed = state["row"], state
         set_random_state(state["random"])
         if self.config.lr != saved["lr"]:
             self.schedule.set_base_lr(self.config.lr)
@@ -191,21 +191,26 @@ class Training:
         return partial(save, state, *(folder / name for name in [*names, checkpoint.LATEST]))
 
     def keep_best(self, source: Path, folder: Path) -> None:
-        """Take along the best model so far, from the folder of the checkpoint that was loaded.
+        """Take along what was loaded, as latest.pth, and the best model so far, from the folder of that checkpoint.
 
-        Where it is not there any more, or of a later epoch since an earlier checkpoint was resumed, the next validation
-        counts as the best.
+        Whenever a kill comes, latest.pth is whole, and as it was or what was loaded. A checkpoint inside of the output
+        folder, as a trial's, stays where it is. Where the best model is damaged, not there any more, or of a later
+        epoch since an earlier checkpoint was resumed, the next validation counts as the best.
         """
         best, same = source / checkpoint.BEST, source.resolve() == folder.resolve()
+        inside = not same and folder.parent in source.parents
         if same:
             later = [path for path in sorted(folder.glob("*.pth")) if checkpoint.epoch_of(path) > self.epoch]
             set_aside(later, self.epoch)
-        epoch = checkpoint.load_checkpoint(best)["epoch"] if best.exists() else 0
+        if not inside and checkpoint.epoch_of(folder / checkpoint.LATEST) != self.epoch:
+            checkpoint.save_checkpoint(self.resumed, folder / checkpoint.LATEST)
+        self.resumed = {}
+        epoch = epoch_of_best(best)
         if epoch != self.best_epoch:
             self.best_score, self.best_epoch, self.validations_without_gain = 0.0, 0, 0
         elif epoch and not same:
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, folder / checkpoint.BEST)
+            checkpoint.copy_whole(best, folder / checkpoint.BEST, force=not inside)
 
 
 def on_cpu(value: Any) -> Any:
@@ -221,14 +226,29 @@ def on_cpu(value: Any) -> Any:
     return [on_cpu(each) for each in value] if isinstance(value, list) else value
 
 
+def epoch_of_best(path: Path) -> int:
+    """The epoch of a best model; 0 where there is none, or a damaged one, which is said."""
+    try:
+        return int(checkpoint.load_checkpoint(path)["epoch"]) if path.exists() else 0
+    except InputError as error:
+        print(f"{error}; the next validation counts as the best")
+        return 0
+
+
 def set_aside(paths: Sequence[Path], epoch: int) -> None:
-    """Move checkpoints that a training goes back behind into a folder of their own, and say so."""
+    """Move checkpoints that a training goes back behind into a folder of their own, and say so.
+
+    latest.pth, if among them, is copied there, and stays until it is written over.
+    """
     if not paths:
         return
     place = paths[0].parent / f"before_going_back_to_{epoch:04d}_{time.strftime('%Y%m%d-%H%M%S')}"
     place.mkdir()
-    for path in paths:
-        path.rename(place / path.name)
+    for path in sorted(paths, key=lambda path: path.name != checkpoint.LATEST):  # first what may find the disk full
+        if path.name == checkpoint.LATEST:
+            checkpoint.copy_whole(path, place / path.name)
+        else:
+            path.rename(place / path.name)
     print(f"going back to epoch {epoch}: the checkpoints of later epochs are in {place}")
 
 

@@ -35,10 +35,11 @@ def retrain(
     what = f"trial_{trial.number:04d}" if config_file is None else config_file.stem
     epochs = epochs or recipe.epochs
     output = folder / "retrain" / (name or f"{what}_{epochs}_epochs{'_with_val' if with_val else ''}")
-    output.mkdir(parents=True, exist_ok=True)
     split = load_split(folder / "split.json")
     if with_val:
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
+    refuse_other_split(output, split)
+    output.mkdir(parents=True, exist_ok=True)
     save_split(split, output / "split.json")
     latest = output / "checkpoints" / checkpoint.LATEST
     done = int(checkpoint.load_last_good(latest)[1]["epoch"]) if latest.exists() else 0
@@ -62,6 +63,16 @@ def retrain(
         best = config.output_dir / "checkpoints" / checkpoint.BEST
         evaluate(config.model_copy(update={"resume": best}))
     return output
+
+
+def refuse_other_split(output: Path, split: Split) -> None:
+    """Raise InputError where a retraining was begun on another split."""
+    path = output / "split.json"
+    if path.exists() and (begun := load_split(path)) != split:
+        raise InputError(
+            f"{output} was begun {'without' if begun.val else 'with'} the validation cases among those to train on; "
+            "with another split its model could not be scored: take another --name"
+        )
 
 
 def stretched(recipe: TrainConfig, epochs: int) -> TrainConfig:
