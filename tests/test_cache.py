@@ -93,6 +93,15 @@ def test_round_trip_equals_the_crop_of_the_source(data: Path, folder: Path) -> N
         assert np.count_nonzero(cached.image) == np.count_nonzero(loaded.image)
 
 
+def test_a_folder_of_cases_is_no_cache(tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "data", cases=2, shape=(48, 48, 40), workers=1)
+    before = sorted((tmp_path / "data").rglob("*"))
+    cases, _ = find_cases(tmp_path / "data", need_seg=True)
+    with pytest.raises(InputError, match="data holds cases as NIfTI files, such as .*; give a cache_dir of its own"):
+        prepare(cases, tmp_path / "data", workers=1)
+    assert sorted((tmp_path / "data").rglob("*")) == before
+
+
 def test_foreground_voxels_lie_in_their_regions(data: Path, folder: Path) -> None:
     prepare(cases_of(data), folder, workers=1)
     cached = open_case(folder, "Phantom_00001")

@@ -1,15 +1,11 @@
-"""A longer retraining keeps the shape of the winner's lr schedule; one that was begun keeps its split."""
-
-from pathlib import Path
-from types import SimpleNamespace
+"""A longer retraining keeps the shape of the winner's lr schedule."""
 
 import pytest
 import torch
 
-from trainable.cases import Split, save_split
-from trainable.config import InputError, TrainConfig
+from trainable.config import TrainConfig
 from trainable.optimizers import Schedule
-from tune.retrain import retrain, stretched
+from tune.retrain import stretched
 
 
 def lrs(config: TrainConfig) -> list[float]:
@@ -43,19 +39,3 @@ def test_plateau_waits_longer_and_the_same_horizon_changes_nothing():
     recipe = TrainConfig(epochs=10, plateau_patience=2, step_size=3, exponential_gamma=0.9)
     assert stretched(recipe, 40).plateau_patience == 8
     assert stretched(recipe, 10) == recipe
-
-
-@pytest.mark.parametrize(("with_val", "begun"), [(True, "without"), (False, "with")])
-def test_a_retraining_is_not_gone_on_with_on_another_split(tmp_path: Path, monkeypatch, with_val: bool, begun: str):
-    run = SimpleNamespace(best=lambda: SimpleNamespace(number=0), recipe=lambda _: TrainConfig())
-    monkeypatch.setattr("tune.retrain.read_run", lambda _: run)
-    split = Split(("a", "b"), ("c",), ("d",))
-    save_split(split, tmp_path / "split.json")
-    output = tmp_path / "retrain" / "x"
-    output.mkdir(parents=True)
-    save_split(split if with_val else Split(("a", "b", "c"), (), ("d",)), output / "split.json")
-    before = (output / "split.json").read_bytes()
-    with pytest.raises(InputError, match=f"{output} was begun {begun} the validation cases .*: take another --name"):
-        retrain(tmp_path, name="x", with_val=with_val)
-    assert (output / "split.json").read_bytes() == before
-    assert list(output.iterdir()) == [output / "split.json"]

@@ -16,16 +16,18 @@ import pytest
 from optuna.trial import TrialState
 
 from trainable import checkpoint
-from trainable.cases import load_split
+from trainable import cli as train_cli
+from trainable.cases import Split, load_split, save_split
 from trainable.config import InputError
 from trainable.data import Data
 from trainable.options import load_options, make_config
 from trainable.parallel import locked
-from tune.journal import read_trials
-from tune.results import STUDY_FILE, place_in, read_run
+from tune.journal import Journal, read_trials
+from tune.results import STUDY_FILE, place_in, read_run, recipe_text
+from tune.retrain import retrain
 from tune.study import make_study
-from tune.study_file import dump
-from tune.sweep import with_whole_paths
+from tune.study_file import dump, load_study
+from tune.sweep import launch, resume, with_whole_paths
 
 SPACE = """
 study: {trials: 5, seed: 1}
@@ -310,6 +312,59 @@ def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
     assert read_run(run).study.study.trials == 5
 
 
+def exchange_train_and_val(path: Path) -> None:
+    split = load_split(path)
+    save_split(Split(split.val, split.train, split.test), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("journal.log", lambda path: path.unlink(), "journal.log is missing; restore it"),
+        ("journal.log", lambda path: path.write_text(path.read_text()[:99]), "knows nothing of trials/0000, .*cut"),
+        ("journal.log", lambda path: path.write_text(path.read_text() + "x\n"), r"journal.log:\d+ is damaged"),
+        ("split.json", exchange_train_and_val, "not the split that the sweep began with"),
+    ],
+)
+def test_a_run_whose_journal_or_split_was_changed_is_not_gone_on_with(run, tmp_path, name, change, message):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    change(copy / name)
+    metrics = (copy / "trials" / "0000" / "metrics.csv").read_bytes()
+    with pytest.raises(InputError, match=message):
+        resume(copy, overrides=["study.trials=6"])
+    assert (copy / "trials" / "0000" / "metrics.csv").read_bytes() == metrics
+
+
+def test_a_folder_that_is_not_empty_takes_no_sweep_and_a_sweep_no_training(run: Path, phantoms: Path, tmp_path: Path):
+    study = make_study({"space": {"lr": {"uniform": [0.1, 0.2]}}})
+    (tmp_path / "split.json").touch()
+    for folder in (phantoms, tmp_path):
+        with pytest.raises(InputError, match=r"is not empty, it holds .*; take another --out"):
+            launch(study, folder)
+    split = (run / "split.json").read_bytes()
+    for folder in (run, run / "best"):
+        assert train_cli.main(["--data_dir", str(phantoms), "--output_dir", str(folder), "--epochs", "1"]) == 2
+    assert (run / "split.json").read_bytes() == split
+
+
+def test_pretrained_weights_are_looked_for_before_a_sweep_starts(phantoms: Path, tmp_path: Path):
+    for overrides in ([], [f"train.pretrained={tmp_path}/x.pth"]):
+        with pytest.raises(InputError, match=r"best_model.pth: no checkpoint there|x.pth: no checkpoint there"):
+            launch(load_study("finetune", overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_status_says_how_to_go_on_where_no_process_drives_a_sweep(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "a run")
+    study = load_study(run / STUDY_FILE, ["study.trials=6"])
+    (tmp_path / "a run" / STUDY_FILE).write_text(dump(study))
+    said = f"no process drives it now; go on with: voxtune resume '{tmp_path}/a run'"
+    assert said in voxtune("status", tmp_path / "a run").stdout.replace("\n", "")
+    with locked(tmp_path / "a run"):
+        assert "no process" not in voxtune("status", tmp_path / "a run").stdout
+
+
 def test_paths_in_study_yaml_are_whole_and_those_of_checkpoints_lie_below_the_storage(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train = {"data_dir": "data", "cache_dir": None}
@@ -355,13 +410,28 @@ def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dic
         assert (tmp_path / f"{name}.png").exists()
 
 
-def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path):
+def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Path):
     done = voxtune("retrain", run, "--with_val", "--epochs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    split = load_split(next((run / "retrain").glob("*_with_val")) / "split.json")
+    folder = next((run / "retrain").glob("*_with_val"))
+    split = load_split(folder / "split.json")
     whole = load_split(run / "split.json")
     assert set(split.train) == {*whole.train, *whole.val}
     assert (split.val, split.test) == ((), whole.test)
+    name, before = folder.name, (folder / "split.json").read_bytes()
+    recipe = tmp_path / "best.yaml"
+    recipe.write_text(
+        recipe_text(read_run(run), read_run(run).best()).replace("epochs: 4", "epochs: 1") + "dropout: 0.1\n"
+    )
+    for how, message in [
+        ({"epochs": 1}, "was begun with the validation cases among those to train on"),
+        ({"epochs": 2, "with_val": True}, "was begun with epochs 1, and it would be 2 now: take another --name"),
+        ({"config_file": recipe, "epochs": 1, "with_val": True}, "was begun with dropout 0.0, and it would be 0.1 now"),
+        ({"name": "../x"}, "expected the name of a folder in"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            retrain(run, **{"name": name, **how})
+    assert (folder / "split.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -376,6 +446,8 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path):
         (["status", "/nowhere"], "no study.yaml there"),
         (["predict", "/nowhere", "/nowhere", "--out", "x"], "no such folder"),
         (["phantom", "x", "--cases", "0"], "cases"),
+        (["phantom", "x", "--seed", "-1"], "seed"),
+        (["check", "brats", "--set", "study.seed=99999999999999999999999"], "study.seed is 9+; expected"),
     ],
 )
 def test_wrong_input_of_a_verb_is_exit_code_2_without_a_traceback(words, message, tmp_path, monkeypatch):
@@ -460,6 +532,7 @@ def test_an_address_where_no_cluster_answers_is_refused(space: Path, phantoms: P
 def test_a_run_of_another_format_of_checkpoints_is_refused(tmp_path: Path) -> None:
     study = make_study({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}}).with_record(format=3, attempts=[])
     (tmp_path / STUDY_FILE).write_text(dump(study))
+    Journal(tmp_path, study)
     done = voxtune("resume", str(tmp_path))
     assert done.returncode == 2
     assert "its checkpoints are of format 3, here of 4; go on with that version" in done.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from test_early_stopping import STUDY, row
 
+from trainable.cases import Split, save_split
 from trainable.config import InputError
 from trainable.logs import RunLog
 from tune.early_stopping import RungScheduler
@@ -23,7 +24,9 @@ from tune.verify import verify
 def run(tmp_path: Path) -> Path:
     """Five trials, reported in turns: some stopped by ASHA, one running."""
     study = make_study({**STUDY, "study": {"trials": 5, "seed": 3}, "train": {"epochs": 4}})
-    (tmp_path / "study.yaml").write_text(dump(study))
+    split = Split(("a", "b"), ("c",), ())
+    save_split(split, tmp_path / "split.json")
+    (tmp_path / "study.yaml").write_text(dump(study.with_record(split=split.digest())))
     journal = Journal(tmp_path, study)
     logs = [RunLog(tmp_path / "trials" / f"{number:04d}") for number in range(5)]
     scheduler = RungScheduler(journal, study, lambda number, result: logs[number].write(result))
@@ -127,6 +130,18 @@ def test_a_journal_that_is_missing(run: Path):
     with pytest.raises(InputError, match="journal.log is missing; restore"):
         verify(read_run(run))
     assert not (run / JOURNAL).exists()
+
+
+def test_another_split_and_a_journal_that_was_cut(run: Path):
+    save_split(Split(("a", "c"), ("b",), ()), run / "split.json")
+    edit(run, lambda entries: entries[:1])
+    findings = verify(read_run(run))
+    assert (
+        "is not the split that the sweep began with"
+        in findings["split.json, of the split that the sweep began with"][0]
+    )
+    (lost,) = findings["trials, none lost or doubled"]
+    assert lost == "the journal knows nothing of trials/0000, trials/0001, trials/0002, trials/0003, trials/0004"
 
 
 def test_a_finished_trial_that_is_told_failed(run: Path):

@@ -118,6 +118,9 @@ def prepare(
     start = time.monotonic()
     folder = Path(folder)
     cases = sorted(cases, key=lambda case: case.name)
+    for case in cases:  # a prepared case takes the place of what has its name
+        if any((folder / case.name).glob("*.nii*")):
+            raise InputError(f"{folder} holds cases as NIfTI files, such as {case.name}; give a cache_dir of its own")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)

@@ -192,6 +192,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
 def train(config: TrainConfig) -> EpochResult:
     """Train in output_dir, with its logs."""
     output = config.output_dir
+    refuse_sweep(output)
     with locked(output):
         if config.resume is None:
             refuse_used(output)
@@ -230,6 +231,13 @@ def check_files(config: TrainConfig) -> None:
         load_split(config.split_file)
 
 
+def refuse_sweep(output: Path) -> None:
+    """Raise InputError for the folder of a sweep, or one of those that a sweep itself writes there."""
+    for folder in (output, output.parent):
+        if all((folder / name).exists() for name in ("study.yaml", "journal.log")):
+            raise InputError(f"{output} belongs to the sweep {folder}; take another --output_dir")
+
+
 def refuse_used(output: Path) -> None:
     """Raise InputError where another training's files would be written over."""
     if (output / "checkpoints" / checkpoint.LATEST).exists() or (output / "metrics.csv").exists():
@@ -260,5 +268,5 @@ def ending(result: EpochResult, config: TrainConfig) -> str:
     best = result.checkpoints / checkpoint.BEST
     return (
         f"ended by {reason}; {score if result.best_epoch else 'its weights, as nothing is validated'}: {best}\n"
-        f"test it: python train.py --resume {best} --test_only"
+        f"test it: python train.py --resume {shlex.quote(str(best))} --test_only"
     )

@@ -97,7 +97,7 @@ class TrainConfig(BaseModel):
     test_fraction: float = _data(0.15, "Share of cases held out until the end.", unit="share", fixed=True, ge=0, lt=1)
     folds: int = _data(0, "Number of folds of a cross-validation; 0 for none.", fixed=True, ge=0)
     fold: int = _data(0, "Which fold is validated on, from 0.", fixed=True, ge=0)
-    seed: int = _data(0, "Seed of the split, initial weights, patches and augmentation.", fixed=True, ge=0)
+    seed: int = _data(0, "Seed of the split, initial weights, patches and augmentation.", fixed=True, ge=0, le=2**62)
 
     # How long
     epochs: int = _length(100, "Epochs; also the horizon of the lr schedule.", unit="epochs", guide="基础训练", ge=1)

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainable.config import InputError
 
+LOCK = ".lock"  # the file that the process which holds a folder locks
 IN_USE = ".in_use"  # the file that a scratch folder's process holds
 
 T = TypeVar("T")
@@ -167,7 +168,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Errors: InputError where it cannot be written, or is held, naming the process that holds it.
     """
-    new, path = not folder.exists(), folder / ".lock"
+    new, path = not folder.exists(), folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -188,6 +189,18 @@ def locked(folder: Path) -> Iterator[None]:
             if new and list(folder.iterdir()) == [path]:  # nothing came of it
                 path.unlink()
                 folder.rmdir()
+
+
+def held(folder: Path) -> bool:
+    """Does a process hold a folder?"""
+    try:
+        with (folder / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a folder that cannot be written
+        return False
+    return False
 
 
 _attended: dict[Path, TextIO] = {}  # the files that this process is present at

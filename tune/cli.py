@@ -12,6 +12,7 @@ from rich.table import Table
 
 from trainable.config import TrainConfig
 from trainable.options import plain, plain_text
+from trainable.parallel import held
 from tune.progress import counts, make_console, trial_table
 from tune.results import Run, TrialResult, read_run, recipe_text
 from tune.sampler import first_recipes
@@ -38,7 +39,7 @@ def phantom(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     cases: Annotated[int, typer.Option(help="How many.")] = 12,
     shape: Annotated[tuple[int, int, int], typer.Option(help="Voxels: x, y, z.")] = (240, 240, 155),
-    seed: Annotated[int, typer.Option(help="Another seed, other cases.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other cases.")] = 0,
 ) -> None:
     """Write synthetic cases in BraTS's file format."""
     from trainable.phantom import write_phantoms
@@ -181,6 +182,8 @@ def status(run: RunFolder) -> None:
     found = read_run(run)
     console.print(counts(found))
     console.print(trial_table(found.trials, found.study.option("epochs")))
+    if found.unfinished and not held(run):
+        say(f"no process drives it now; go on with: voxtune resume {shlex.quote(str(run))}")
 
 
 @app.command()
@@ -216,7 +219,7 @@ def best(
     console.print(against_default(found, winner))
     if export is not None:
         export.write_text(recipe_text(found, winner))
-        say(f"wrote {export}: python train.py --config {export} --data_dir DIR")
+        say(f"wrote {export}: python train.py --config {shlex.quote(str(export))} --data_dir DIR")
 
 
 def against_default(run: Run, trial: TrialResult) -> Table:

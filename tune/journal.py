@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,13 @@ def whole_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
+def cause_of(error: str) -> str:
+    """Of a traceback the line that names the error, which other lines may follow."""
+    lines = error.strip().splitlines() or ["unknown error"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
+    return (named or lines)[-1]
+
+
 def cut_half_line(path: Path) -> int:
     """Cut a journal back to its whole lines; returns the bytes cut."""
     data = path.read_bytes()
@@ -41,6 +49,15 @@ def cut_half_line(path: Path) -> int:
     if whole < len(data):
         os.truncate(path, whole)
     return len(data) - whole
+
+
+def refuse_damaged(path: Path) -> None:
+    """Raise InputError for a journal with a line that is no JSON, of which Optuna passes over the last."""
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            json.loads(line)
+        except ValueError:
+            raise InputError(f"{path}:{number} is damaged; restore the file, it holds the sweep's trials") from None
 
 
 class WholeLines(JournalFileBackend):
@@ -66,13 +83,13 @@ class WholeLines(JournalFileBackend):
 
 
 def read_trials(run: Path, name: str = STUDY) -> list[FrozenTrial]:
-    """The trials of a run, also while a sweep writes them; none before its first.
+    """The trials of a run, also while a sweep writes them.
 
     Raises:
-        InputError: where the journal has lines that are none of it.
+        InputError: where the journal is missing, or has lines that are none of it.
     """
     if not (run / JOURNAL).exists():
-        return []
+        raise InputError(f"{run / JOURNAL} is missing; restore it, it holds the sweep's trials")
     try:
         storage = JournalStorage(JournalFileBackend(str(run / JOURNAL)))
         if name not in optuna.get_all_study_names(storage):
@@ -106,6 +123,8 @@ class Journal:
         path = run / JOURNAL
         if path.exists() and (cut := cut_half_line(path)):
             print(f"{path}: cut half a line ({cut} bytes) that a crash left")
+        if path.exists():
+            refuse_damaged(path)
         name, storage = study.name, JournalStorage(WholeLines(path))
         if anew and name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
@@ -232,9 +251,9 @@ class Journal:
         self._live[number].set_user_attr("hung", text)
 
     def record_error(self, number: int, text: str) -> None:
-        """Record the last line of an error; the trial's error.txt holds all of it."""
+        """Record the line of an error that names it; the trial's error.txt holds all of it."""
         text = self.attrs(number).get("hung", text)
-        self._live[number].set_user_attr("error", (text.strip().splitlines() or ["unknown error"])[-1][:500])
+        self._live[number].set_user_attr("error", cause_of(text)[:500])
 
     def settle(self) -> None:
         """Tell the end of trials whose end is on record and was not told, as the sweep ended in that moment."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from trainable.cases import Split, load_split
 from trainable.config import InputError, TrainConfig
 from trainable.options import dump_yaml, fields_of_role, make_config, plain
 from tune.journal import progress_of, read_trials
@@ -120,6 +121,23 @@ class Run:
             if trial.number == number:
                 return trial
         raise InputError(f"{self.folder} has no trial {number}; it has {len(self.trials)}, from 0 on")
+
+    def split(self) -> Split:
+        """The cases of each part.
+
+        Raises:
+            InputError: where its file is missing, or not that of the run's scores.
+        """
+        path = self.folder / "split.json"
+        split = load_split(path)
+        if split.digest() != self.study.record["split"]:
+            raise InputError(f"{path} is not the split that the sweep began with; restore it")
+        return split
+
+    def unknown_folders(self, trials: int) -> list[str]:
+        """The folders of trials that a journal of so many trials knows nothing of."""
+        numbers = [path.name for path in sorted(self.folder.glob("trials/*")) if path.name.isdigit()]
+        return [f"trials/{number}" for number in numbers if int(number) >= trials]
 
     def folder_of(self, number: int) -> Path:
         """The folder of a trial's files."""

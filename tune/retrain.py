@@ -9,8 +9,10 @@ import torch
 from trainable import checkpoint, cli
 from trainable.cases import Split, load_split, save_split
 from trainable.config import InputError, TrainConfig
+from trainable.data import prepare_data
 from trainable.evaluate import evaluate
-from trainable.options import load_options, make_config, plain
+from trainable.options import fields_of_role, load_options, make_config, plain
+from tune.provenance import digest_of
 from tune.results import read_run
 
 
@@ -31,11 +33,15 @@ def retrain(
     """
     run = read_run(folder)
     trial = run.best() if number is None else run.trial(number)
+    if number is None and config_file is None and not trial.comparable:
+        raise InputError(f"{folder}: no trial has ended by itself yet; wait, or name one with --trial")
     recipe = run.recipe(trial) if config_file is None else make_config(load_options(config_file), str(config_file))
     what = f"trial_{trial.number:04d}" if config_file is None else config_file.stem
     epochs = epochs or recipe.epochs
+    if name is not None and Path(name).name != name:
+        raise InputError(f"--name {name}: expected the name of a folder in {folder}/retrain")
     output = folder / "retrain" / (name or f"{what}_{epochs}_epochs{'_with_val' if with_val else ''}")
-    split = load_split(folder / "split.json")
+    split = run.split()
     if with_val:
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
     refuse_other_split(output, split)
@@ -54,6 +60,11 @@ def retrain(
     torch.set_num_threads(run.study.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
     if with_val and config.scheduler == "plateau":
         print(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
+    if done:
+        refuse_other_recipe(output, config)
+    data = prepare_data(config)
+    if digest_of(data) != run.study.record["data"]:
+        raise InputError(f"{config.data_dir}: the cases are not those that {folder} began with; restore them")
     if done < epochs:
         print(f"goes on after epoch {done} of {output}\n" if done else "", end="")
         cli.train(config)
@@ -73,6 +84,16 @@ def refuse_other_split(output: Path, split: Split) -> None:
             f"{output} was begun {'without' if begun.val else 'with'} the validation cases among those to train on; "
             "with another split its model could not be scored: take another --name"
         )
+
+
+def refuse_other_recipe(output: Path, config: TrainConfig) -> None:
+    """Raise InputError where a retraining was begun with another recipe or horizon."""
+    begun, now = load_options(output / "training_config.json"), plain(config)
+    for name in ["epochs", *fields_of_role("recipe")]:
+        if begun[name] != now[name]:
+            raise InputError(
+                f"{output} was begun with {name} {begun[name]}, and it would be {now[name]} now: take another --name"
+            )
 
 
 def stretched(recipe: TrainConfig, epochs: int) -> TrainConfig:

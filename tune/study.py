@@ -56,7 +56,7 @@ class Study(Section):
     )
     mode: Literal["max"] = Field("max", description="Every score here is a Dice, which is maximised.")
     trials: int = Field(32, ge=1, description="Recipes to try.")
-    seed: int = Field(0, ge=0, description="Seed of the split, the searcher and the trials.")
+    seed: int = Field(0, ge=0, le=2**53, description="Seed of the split, the searcher and the trials.")
     time_budget: Duration | None = Field(None, description="After so long a launch or resume stops.")
     gpu_hours: float | None = Field(None, gt=0, description="Sum over trials, after which the sweep stops.")
     target: float | None = Field(None, gt=0, le=1, description="Score of a finished trial at which the sweep stops.")

@@ -20,13 +20,13 @@ from trainable.cases import save_split
 from trainable.config import InputError
 from trainable.data import prepare_data
 from trainable.options import nearest
-from trainable.parallel import alone, locked, write_whole
+from trainable.parallel import LOCK, alone, locked, write_whole
 from trainable.trial import Fit, fit_trial, train_trial
 from tune.cluster import Cluster, Slots, with_gpus
 from tune.early_stopping import RungScheduler
 from tune.ending import Ending
 from tune.hangs import HangWatch
-from tune.journal import Journal
+from tune.journal import JOURNAL, Journal
 from tune.progress import LiveTable, make_console
 from tune.provenance import digest_of, provenance
 from tune.recorder import Recorder, bring_up_to_date
@@ -42,6 +42,7 @@ CHANGEABLE = [
     *(f"study.{name}" for name in ("trials", "time_budget", "gpu_hours", "target")),
     *(f"resources.{name}" for name in ("max_failures", "fail_fast", "report_timeout", "reuse_processes")),
 ]
+SPLIT = "split.json"
 FENCE_TIMEOUT = 60  # seconds that the workers of a driver that was killed may take to end
 
 
@@ -66,6 +67,8 @@ def launch(
     elif storage is not None:
         storage = str(Path(storage).resolve())
     study = with_whole_paths(study)
+    if (pretrained := study.option("pretrained")) is not None:
+        checkpoint.weights_in(Path(pretrained))
     with cluster or Cluster() as cluster:
         cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
         data = prepare_data(study.base_config())
@@ -78,7 +81,7 @@ def launch(
             study = with_gpus(study, make_console().print)
             slots = Slots(study)
             make_console().print(check_room(study, storage or str(run / "ray"), slots.count()))
-            save_split(data.split, run / "split.json")
+            save_split(data.split, run / SPLIT)
             study = study.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
             if is_uri(storage):
                 study = study.with_record(name=run.name)
@@ -88,10 +91,13 @@ def launch(
 
 
 def refuse_used(run: Path) -> None:
-    """Raise InputError where a folder holds a sweep."""
+    """Raise InputError for the folder of a sweep, or one with anything but what a launch that failed leaves."""
     if (run / STUDY_FILE).exists():
         go_on = f"voxtune resume {shlex.quote(str(run))}"
         raise InputError(f"{run} holds a sweep already; go on with `{go_on}` or take another --out")
+    held = sorted(path.name for path in run.glob("*") if path.name not in (LOCK, WORKERS, JOURNAL, SPLIT))
+    if held or ((run / SPLIT).exists() and not (run / JOURNAL).exists()):
+        raise InputError(f"{run} is not empty, it holds {(held or [SPLIT])[0]}; take another --out")
 
 
 def resume(
@@ -120,6 +126,10 @@ def resume(
                 f"{run} was begun by another version of voxtune: its checkpoints are of format {found}, here of "
                 f"{checkpoint.FORMAT}; go on with that version, which {run / STUDY_FILE} names, or launch anew"
             )
+        begun = read_run(run)
+        if lost := begun.unknown_folders(len(begun.trials)):
+            raise InputError(f"{run / JOURNAL} knows nothing of {', '.join(lost)}: it was cut; restore it")
+        begun.split()
         if is_uri(study.record.get("storage")):
             check_storage(study.record["storage"], name_of(Run(run, study, [])), study.record["attempts"])
         study = with_data(study, run, data_dir)

@@ -37,14 +37,13 @@ def verify(run: Run) -> dict[str, list[Finding]]:
         "decisions, right for what each rung held": lambda: decisions(run, trials, log),
         "checkpoints, of the epochs on record": lambda: (text for trial in own for text in saved(run, trial)),
         "RUN/best, the winner at its best epoch": lambda: winner(run),
+        "split.json, of the split that the sweep began with": lambda: split_kept(run),
     }
     return {name: list(check()) for name, check in checks.items()}
 
 
 def entries(run: Run) -> list[dict[str, Any]]:
     """The entries of the journal that belong to the run's study, with the number of the trial."""
-    if not (run.folder / JOURNAL).exists():
-        raise InputError(f"{run.folder / JOURNAL} is missing; restore the file, it holds the sweep's trials")
     backend = JournalFileBackend(str(run.folder / JOURNAL))
     study = optuna.load_study(study_name=run.study.name, storage=JournalStorage(backend))
     names = {trial._trial_id: trial.number for trial in study.get_trials(deepcopy=False)}
@@ -61,6 +60,8 @@ def numbers(run: Run, trials: list[FrozenTrial], log: list[dict[str, Any]]) -> I
     """Numbers without gaps, no more trials than asked for, each told once."""
     if [trial.number for trial in trials] != list(range(len(trials))):
         yield f"the trials have the numbers {[trial.number for trial in trials]}"
+    if lost := run.unknown_folders(len(trials)):
+        yield f"the journal knows nothing of {', '.join(lost)}"
     if len(run.own_trials) > run.study.study.trials:
         yield f"{len(run.own_trials)} trials, but study.trials is {run.study.study.trials}"
     told: set[int] = set()
@@ -160,6 +161,14 @@ def saved(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
         yield f"trial {trial.number}: {path} is of epoch {epoch}, expected {expected}"
 
 
+def split_kept(run: Run) -> Iterator[Finding]:
+    """Its file is there, with the cases that the run's scores are of."""
+    try:
+        run.split()
+    except InputError as error:
+        yield str(error)
+
+
 def winner(run: Run) -> Iterator[Finding]:
     """RUN/best holds the best trial's model, once no trial runs."""
     if not run.ranking or run.unfinished or run.best().checkpoint is None:
@@ -168,7 +177,11 @@ def winner(run: Run) -> Iterator[Finding]:
     if not model.is_file():
         yield f"{model} is missing; expected the model of trial {best.number}"
         return
-    loaded = checkpoint.load_checkpoint(model)
+    try:
+        loaded = checkpoint.load_checkpoint(model)
+    except InputError as error:
+        yield str(error)
+        return
     found, expected = (loaded["epoch"], loaded["best_score"]), (best.best_epoch, best.score)
     if found != expected:
         yield f"{model} has (epoch, score) {found}, expected {expected}"
