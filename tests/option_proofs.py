@@ -74,7 +74,7 @@ PROOFS = [
     proof("seed", "patches", "rng([self.config.seed, epoch, lap, 1])", "rng([epoch, lap, 1])", "patches::seed_draws_the_place_of_a_patch_and_the_order_of_the_cases"),
     default("seed", "augment", "rng([", 0, "augment::a_patch_depends_on_seed_epoch_and_index_not_on_global_generators"),
     # run
-    proof("output_dir", "cli", 'output = config.output_dir\n    with', 'output = Path("output")\n    with', "cli::results_go_into_output_dir"),
+    proof("output_dir", "cli", 'output = config.output_dir\n    refuse', 'output = Path("output")\n    refuse', "cli::results_go_into_output_dir"),
     proof("resume", "loop", "if config.resume is not None:", "if False:", "loop::interrupted_and_resumed_equals_uninterrupted_bit_for_bit"),
     proof("pretrained", "loop", "if config.pretrained is not None:", "if False:", "loop::pretrained_weights_are_those_a_training_starts_from"),
     proof("test_only", "cli", "if config.test_only:\n            evaluate", "if False:\n            evaluate", "cli::test_only_writes_predictions_whose_files_give_the_scores_that_are_said"),
