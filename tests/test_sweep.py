@@ -336,11 +336,11 @@ def test_a_run_whose_journal_or_split_was_changed_is_not_gone_on_with(run, tmp_p
     assert (copy / "trials" / "0000" / "metrics.csv").read_bytes() == metrics
 
 
-def test_a_folder_that_is_not_empty_takes_no_sweep_and_a_sweep_no_training(run: Path, phantoms: Path, tmp_path: Path):
+def test_a_folder_of_something_else_takes_no_sweep_and_a_sweep_no_training(run: Path, phantoms: Path, tmp_path: Path):
     study = make_study({"space": {"lr": {"uniform": [0.1, 0.2]}}})
     (tmp_path / "split.json").touch()
     for folder in (phantoms, tmp_path):
-        with pytest.raises(InputError, match=r"is not empty, it holds .*; take another --out"):
+        with pytest.raises(InputError, match=r"holds .* already, which is of something else"):
             launch(study, folder)
     split = (run / "split.json").read_bytes()
     for folder in (run, run / "best"):

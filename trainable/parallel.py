@@ -194,11 +194,11 @@ def locked(folder: Path) -> Iterator[None]:
 def held(folder: Path) -> bool:
     """Does a process hold a folder?"""
     try:
-        with (folder / LOCK).open("a") as file:
+        with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # a folder that cannot be written
+    except OSError:  # it was never held
         return False
     return False
 

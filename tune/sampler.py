@@ -103,7 +103,7 @@ class FittingTPESampler(optuna.samplers.TPESampler):
         # without group: benchmarks/tpe_group.py
         super().__init__(seed=seed, n_startup_trials=n_startup_trials, multivariate=True)
         self.space, self.common = study.space, common
-        self.at_random = optuna.samplers.RandomSampler(seed=seed).sample_independent
+        self.draw = optuna.samplers.RandomSampler(seed=seed).sample_independent
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """As TPESampler's; of all trials once, then of the new ones."""
@@ -118,11 +118,11 @@ class FittingTPESampler(optuna.samplers.TPESampler):
         infeasible = [each.params for each in ended if any(value > 0 for value in each.constraints.values())]
         too_large = [DEFAULTS | self.recipe(each) for each in infeasible]  # an inactive option is at its default
         params: dict[str, Any] = {}
-        for draw in range(2 * DRAWS):
-            if draw < DRAWS:
+        for index in range(2 * DRAWS):
+            if index < DRAWS:
                 params = super().sample_relative(study, trial, search_space)
             else:  # TPE's own lie close together
-                params = {name: self.at_random(study, trial, name, search_space[name]) for name in search_space}
+                params = {name: self.draw(study, trial, name, search_space[name]) for name in search_space}
             recipe = self.recipe(params)
             if not params or not any(asks_no_less(recipe, than) for than in too_large):
                 break

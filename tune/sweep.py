@@ -20,7 +20,7 @@ from trainable.cases import save_split
 from trainable.config import InputError
 from trainable.data import prepare_data
 from trainable.options import nearest
-from trainable.parallel import LOCK, alone, locked, write_whole
+from trainable.parallel import alone, locked, write_whole
 from trainable.trial import Fit, fit_trial, train_trial
 from tune.cluster import Cluster, Slots, with_gpus
 from tune.early_stopping import RungScheduler
@@ -91,13 +91,17 @@ def launch(
 
 
 def refuse_used(run: Path) -> None:
-    """Raise InputError for the folder of a sweep, or one with anything but what a launch that failed leaves."""
+    """Raise InputError for the folder of a sweep, of a training or of cases.
+
+    A log may lie there, as may the journal and the split of a launch that failed before its first trial.
+    """
     if (run / STUDY_FILE).exists():
         go_on = f"voxtune resume {shlex.quote(str(run))}"
         raise InputError(f"{run} holds a sweep already; go on with `{go_on}` or take another --out")
-    held = sorted(path.name for path in run.glob("*") if path.name not in (LOCK, WORKERS, JOURNAL, SPLIT))
-    if held or ((run / SPLIT).exists() and not (run / JOURNAL).exists()):
-        raise InputError(f"{run} is not empty, it holds {(held or [SPLIT])[0]}; take another --out")
+    other = sorted(path.name for path in run.glob("*") if path.is_dir())
+    other += [SPLIT] * ((run / SPLIT).exists() and not (run / JOURNAL).exists())
+    if other:
+        raise InputError(f"{run} holds {other[0]} already, which is of something else; take another --out")
 
 
 def resume(
