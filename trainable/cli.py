@@ -189,15 +189,15 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
     return config.model_copy(update={name: path.resolve() for name, path in paths.items() if path is not None})
 
 
-def train(config: TrainConfig) -> EpochResult:
-    """Train in output_dir, with its logs."""
+def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
+    """Train in output_dir, with its logs. data: its cases where they are prepared."""
     output = config.output_dir
     refuse_sweep(output)
     with locked(output):
         if config.resume is None:
             refuse_used(output)
         check_files(config)
-        data = prepare_data(config)
+        data = data or prepare_data(config)
         log = RunLog(output)
 
         def on_start(training: Training) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from trainable import checkpoint
 from trainable.cache import CachedCase
 from trainable.config import REGIONS, InputError, TrainConfig
-from trainable.data import prepare_data
+from trainable.data import Data, prepare_data
 from trainable.inference import on_full_grid, save_label
 from trainable.lesions import score_lesions
 from trainable.loop import algorithms, validate
@@ -34,13 +34,14 @@ COLUMNS = (
 SCORED_BY = ("target_shape", "overlap", "mirror", "min_component", "et_threshold", "amp")
 
 
-def evaluate(config: TrainConfig) -> Scores:
+def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     """Score the test cases with the checkpoint file of --resume; writes test_scores.json and .csv into output_dir.
 
-    Returns the mean scores. save_predictions: also predictions/CASE.nii.gz, uint8 labels 0, 1, 2, 4 on the case's grid.
+    Returns the mean scores. data: its cases where they are prepared. save_predictions: also predictions/CASE.nii.gz,
+    uint8 labels 0, 1, 2, 4 on the case's grid.
     """
     assert config.resume is not None
-    data = prepare_data(config)
+    data = data or prepare_data(config)
     if not data.split.test:
         raise InputError("the split has no test cases; see --test_fraction and --split_file")
     state = checkpoint.load_checkpoint(config.resume)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from trainable.cases import load_split
 from trainable.config import InputError
 from trainable.evaluate import score_table
 from trainable.loop import validate
@@ -61,7 +60,7 @@ def free_folder(wanted: Path) -> Path:
 
 def predict_held_out(run: Run, model: Path, out: Path) -> dict[str, dict[str, float]]:
     """Predict the test cases as `voxtune predict` does."""
-    cases = [out / "data" / name for name in load_split(run.folder / "split.json").test]
+    cases = [out / "data" / name for name in run.split().test]
     scores = predict_cases(model / "checkpoints" / "best_model.pth", cases, out / "predictions", pictures=True)
     print(score_table(scores))
     return scores

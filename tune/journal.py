@@ -35,13 +35,6 @@ def whole_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def cause_of(error: str) -> str:
-    """Of a traceback the line that names the error, which other lines may follow."""
-    lines = error.strip().splitlines() or ["unknown error"]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
-    return (named or lines)[-1]
-
-
 def cut_half_line(path: Path) -> int:
     """Cut a journal back to its whole lines; returns the bytes cut."""
     data = path.read_bytes()
@@ -111,6 +104,13 @@ def progress_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {"epoch": 0, "seconds": 0.0, "end_reason": "", "checkpoint": None, "best": {}, **attrs.get("progress", {})}
 
 
+def cause_of(error: str) -> str:
+    """Of a traceback the line that names the error, which other lines may follow."""
+    lines = error.strip().splitlines() or ["unknown error"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
+    return (named or lines)[-1]
+
+
 class Journal:
     """Asks for trials, records what they report and tells how they ended."""
 
@@ -121,9 +121,9 @@ class Journal:
         """
         self.study_config = study
         path = run / JOURNAL
-        if path.exists() and (cut := cut_half_line(path)):
-            print(f"{path}: cut half a line ({cut} bytes) that a crash left")
         if path.exists():
+            if cut := cut_half_line(path):
+                print(f"{path}: cut half a line ({cut} bytes) that a crash left")
             refuse_damaged(path)
         name, storage = study.name, JournalStorage(WholeLines(path))
         if anew and name in optuna.get_all_study_names(storage):

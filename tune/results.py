@@ -134,10 +134,11 @@ class Run:
             raise InputError(f"{path} is not the split that the sweep began with; restore it")
         return split
 
-    def unknown_folders(self, trials: int) -> list[str]:
-        """The folders of trials that a journal of so many trials knows nothing of."""
+    @property
+    def unknown_folders(self) -> list[str]:
+        """The folders of trials that the journal knows nothing of."""
         numbers = [path.name for path in sorted(self.folder.glob("trials/*")) if path.name.isdigit()]
-        return [f"trials/{number}" for number in numbers if int(number) >= trials]
+        return [f"trials/{number}" for number in numbers if int(number) >= len(self.trials)]
 
     def folder_of(self, number: int) -> Path:
         """The folder of a trial's files."""
@@ -150,11 +151,18 @@ class Run:
         return self.study.train_config(trial.values, seed=trial.seed)
 
 
+def study_file(folder: Path) -> Path:
+    """The study.yaml of a run, or InputError for a folder that has none."""
+    path = folder / STUDY_FILE
+    if not path.exists():
+        raise InputError(f"{folder}: no {STUDY_FILE} there; expected the folder that `voxtune launch --out` made")
+    return path
+
+
 def read_run(folder: Path, study: StudyConfig | None = None) -> Run:
     """Read a run, finished or not. study: what is about to be written to its study.yaml."""
-    if not (folder / STUDY_FILE).exists():
-        raise InputError(f"{folder}: no {STUDY_FILE} there; expected the folder that `voxtune launch --out` made")
-    study = study or load_study(folder / STUDY_FILE)
+    path = study_file(folder)
+    study = study or load_study(path)
     trials = read_trials(folder, study.name)
     return Run(folder, study, [summarise(trial, study) for trial in trials])
 

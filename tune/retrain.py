@@ -67,12 +67,12 @@ def retrain(
         raise InputError(f"{config.data_dir}: the cases are not those that {folder} began with; restore them")
     if done < epochs:
         print(f"goes on after epoch {done} of {output}\n" if done else "", end="")
-        cli.train(config)
+        cli.train(config, data)
     elif (output / "test_scores.json").exists():
         raise InputError(f"{output} is done, {epochs} epochs; use it, or take another --name")
     if split.test:
         best = config.output_dir / "checkpoints" / checkpoint.BEST
-        evaluate(config.model_copy(update={"resume": best}))
+        evaluate(config.model_copy(update={"resume": best}), data)
     return output
 
 

@@ -30,7 +30,7 @@ from tune.journal import JOURNAL, Journal
 from tune.progress import LiveTable, make_console
 from tune.provenance import digest_of, provenance
 from tune.recorder import Recorder, bring_up_to_date
-from tune.results import STUDY_FILE, Run, read_run
+from tune.results import STUDY_FILE, Run, read_run, study_file
 from tune.retention import NUM_TO_KEEP, Retention, check_room
 from tune.searcher import WORKERS, StudySearcher
 from tune.snapshot import Snapshot, check_storage, is_uri, name_of
@@ -122,16 +122,16 @@ def resume(
         if (key := text.partition("=")[0].strip()) not in CHANGEABLE:
             allowed = ", ".join(CHANGEABLE)
             raise InputError(f"--set {text}: {key} cannot change on resume, only {allowed}{nearest(key, CHANGEABLE)}")
-    read_run(run)
+    path = study_file(run)
     with locked(run):
-        study = load_study(run / STUDY_FILE, overrides if space is None else ())
+        study = load_study(path, overrides if space is None else ())
         if (found := study.record.get("format")) != checkpoint.FORMAT:
             raise InputError(
                 f"{run} was begun by another version of voxtune: its checkpoints are of format {found}, here of "
-                f"{checkpoint.FORMAT}; go on with that version, which {run / STUDY_FILE} names, or launch anew"
+                f"{checkpoint.FORMAT}; go on with that version, which {path} names, or launch anew"
             )
         begun = read_run(run)
-        if lost := begun.unknown_folders(len(begun.trials)):
+        if lost := begun.unknown_folders:
             raise InputError(f"{run / JOURNAL} knows nothing of {', '.join(lost)}: it was cut; restore it")
         begun.split()
         if is_uri(study.record.get("storage")):
@@ -250,7 +250,7 @@ def with_data(study: StudyConfig, run: Path, data_dir: Path | None) -> StudyConf
     cases = Path(study.option("data_dir"))
     if not cases.is_dir():
         raise InputError(f"{cases}: no such folder; say where the cases lie now with --data")
-    data = prepare_data(study.base_config(split_file=run / "split.json", cache_dir=cache))
+    data = prepare_data(study.base_config(split_file=run / SPLIT, cache_dir=cache))
     if digest_of(data) != study.record["data"]:
         raise InputError(f"{cases}: the cases are not those that {run} began with; restore them, or give their --data")
     return study.with_record(cache_dir=str(data.folder))

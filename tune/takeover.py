@@ -18,8 +18,8 @@ from tune.study import STUDY, StudyConfig
 from tune.study_file import load_study
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-# Options of the protocol that the hashes of data and split stand for.
 OF_OUTSIDE = ("outside", "recipe", "told")  # the attributes of a trial that does not lie in its study's space
+# Options of the protocol that the hashes of data and split stand for.
 HASHED = {"skip_bad_cases", "split_file", "val_fraction", "test_fraction", "folds", "fold", "seed"}
 
 
@@ -126,16 +126,16 @@ def offers_of(run: Run, study: StudyConfig, known: Collection[str] = ()) -> list
     """
     offers = []
     for trial in read_trials(run.folder, run.study.name):
-        found = run.trial(trial.number)
+        found, told = run.trial(trial.number), as_told(trial)
         try:
             if source_of(run, found) in known:
                 raise ValueError("it is there already, from another run")
             had, has = run.study.resources.gpu_share, study.resources.gpu_share
             if found.end_reason == "oom" and had < has:
                 raise ValueError(f"it ran out of memory with {had:g} of a GPU, here it would have {has:g}")
-            offers.append(Offer(trial.number, as_told(trial), study.space.params_of(plain(run.recipe(found)))))
+            offers.append(Offer(trial.number, told, study.space.params_of(plain(run.recipe(found)))))
         except ValueError as error:
-            offers.append(Offer(trial.number, as_told(trial), None, str(error)))
+            offers.append(Offer(trial.number, told, None, str(error)))
     return offers
 
 

@@ -60,7 +60,7 @@ def numbers(run: Run, trials: list[FrozenTrial], log: list[dict[str, Any]]) -> I
     """Numbers without gaps, no more trials than asked for, each told once."""
     if [trial.number for trial in trials] != list(range(len(trials))):
         yield f"the trials have the numbers {[trial.number for trial in trials]}"
-    if lost := run.unknown_folders(len(trials)):
+    if lost := run.unknown_folders:
         yield f"the journal knows nothing of {', '.join(lost)}"
     if len(run.own_trials) > run.study.study.trials:
         yield f"{len(run.own_trials)} trials, but study.trials is {run.study.study.trials}"
