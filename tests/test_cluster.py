@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -98,3 +101,117 @@ def test_shares_of_a_gpu_are_not_put_together_from_two() -> None:
     assert fitting(8, 1.0) == 8
     assert fitting(7, 2.0) == 3
     assert fitting(0, 0.5) == 0
+
+
+LISTENING = """
+import sys, time
+import ray
+from tune.cluster import Cluster
+
+with Cluster() as cluster:
+    cluster.wait()
+    work = ray.remote(lambda: 1)
+    ray.get(work.remote())  # a worker listens too
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    time.sleep(60)
+"""
+STRANGER = """
+import sys
+import ray
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+print(ray.get(ray.remote(lambda: "inside").remote()))
+"""
+
+
+def descendants(pid: int) -> set[int]:
+    """This process and all that it has started."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            parents[int(status.parent.name)] = int(fields[1])
+    found, new = set[int](), {pid}
+    while new:
+        found |= new
+        new = {child for child, parent in parents.items() if parent in found} - found
+    return found
+
+
+def listening_ports(pids: set[int]) -> list[int]:
+    """The TCP ports that these processes listen on."""
+    sockets = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(file))
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return sorted(ports)
+
+
+def other_address() -> str:
+    """An address of this machine that is not of its loopback device; "" without one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # sends nothing
+        return str(probe.getsockname()[0])
+    return ""
+
+
+def answers(address: str, port: int) -> bool:
+    """Does a server accept a connection there?"""
+    try:
+        socket.create_connection((address, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_local_cluster_is_closed_to_the_network_and_to_who_has_no_token(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    process = subprocess.Popen([sys.executable, "-c", LISTENING], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        gcs = process.stdout.readline().strip()
+        ports = listening_ports(descendants(process.pid))
+        assert len(ports) >= 4
+        assert all(answers("127.0.0.1", port) for port in ports)
+        if (outside := other_address()) not in ("", "127.0.0.1"):
+            assert not [port for port in ports if answers(outside, port)]
+        stranger = subprocess.run(
+            [sys.executable, "-c", STRANGER, gcs],
+            capture_output=True, text=True, check=False, env=environment | {"HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert stranger.returncode == 1
+        assert "inside" not in stranger.stdout
+        assert "InvalidAuthToken" in stranger.stderr
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"RAY_AUTH_MODE": "token"}, pytest.param({}, marks=pytest.mark.slow)],  # Ray tries the latter for 20 s
+    ids=["no token", "another token"],
+)
+def test_a_refused_token_is_named(tmp_path: Path, environment: dict[str, str]) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    process = subprocess.Popen([sys.executable, "-c", LISTENING], stdout=subprocess.PIPE, text=True, env=clean)
+    try:
+        assert process.stdout is not None
+        gcs = process.stdout.readline().strip()
+        script = f"from tune.cluster import start_ray; start_ray({gcs!r})"
+        other = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True, text=True, check=False, env=clean | environment | {"HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert "InputError: --address" in other.stderr
+        assert "RAY_AUTH_TOKEN" in other.stderr
+    finally:
+        process.terminate()
+        process.wait()

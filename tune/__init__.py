@@ -2,5 +2,7 @@
 
 import os
 
-# Ray reads it when it is imported. Its handler of SIGTERM in C++ would print a stack, and abort a slow end after 3 s.
+# Ray reads these when it is imported. Its C++ handler of SIGTERM would print a stack, and abort a slow end after 3 s.
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+# A cluster that is started here then listens on the loopback address only; an --address is not affected.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import secrets
 import socket
 import threading
 import time
@@ -23,7 +24,6 @@ from tune.study import StudyConfig, clashes
 DRAWN = 200  # recipes, to find a large one
 # Ray reads these when it starts; what the user has set stays.
 RAY_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # a local cluster listens on this machine only
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even where it is told to be silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the recorder writes the logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ending handles it, and SIGTERM
@@ -34,6 +34,14 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_prestart_worker_first_driver": "0",  # a process a core, which a trial does not use
 }
+
+# Of a local cluster, which Ray itself starts with token authentication: a token that no file holds keeps other users of
+# this machine out. One per process, since Ray keeps the first that it reads.
+LOCAL_TOKEN = secrets.token_hex(32)
+TOKEN_ADVICE = (
+    "this cluster requires its own token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token or "
+    "RAY_AUTH_TOKEN_PATH to a copy of ~/.ray/auth_token of its head node (one in HOME here may be another cluster's)"
+)
 
 
 class Cluster:
@@ -57,6 +65,8 @@ class Cluster:
         if self.depth == 1:
             for name, value in RAY_ENVIRONMENT.items():
                 os.environ.setdefault(name, value)
+            if self.address is None and "RAY_AUTH_MODE" not in os.environ:
+                os.environ["RAY_AUTH_TOKEN"] = LOCAL_TOKEN
             threading.Thread(target=self._run, name="ray", daemon=True).start()
         return self
 
@@ -80,6 +90,9 @@ class Cluster:
             self.started.wait()
             end_ray()
             self.ended.set()
+            if os.environ.get("RAY_AUTH_TOKEN") == LOCAL_TOKEN:
+                for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):  # Ray sets the latter
+                    os.environ.pop(name, None)
 
 
 def start_ray(address: str | None) -> None:
@@ -91,12 +104,21 @@ def start_ray(address: str | None) -> None:
         ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
+    answers = False
     try:
         if port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
+            answers = True
         packages = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "trainable")]
         ray.init(address=address, runtime_env={"py_modules": packages}, **options)
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(f"--address {address}: Ray's authentication failed: {error}\n{TOKEN_ADVICE}") from None
     except (OSError, ValueError, RuntimeError) as error:
+        if answers:  # Ray's own error does not say that its token was refused
+            raise InputError(
+                f"--address {address}: a server answers there, but Ray cannot connect to it ({error}); see the lines "
+                f"above and `ray status` there. If they name an invalid token: {TOKEN_ADVICE}"
+            ) from None
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
 
 
