@@ -18,20 +18,20 @@ test-slow: .venv/installed
 test-gpu: .venv/installed
 	$(BIN)/pytest -m gpu
 
-# Takes the effect of each option away, one line at a time: its test must fail. Prints the table.
+# Runs each option's test with that option always at its default: it must fail. Prints the table.
 proofs: .venv/installed
-	$(BIN)/python tests/option_proofs.py
+	$(BIN)/python tests/proofs/option_proofs.py
 
 # kill -9 of a training 20 times, of a sweep 55 and 15 times in each of its phases, 100 trials with faults: half an hour.
 drill: .venv/installed
-	$(BIN)/python tests/kill_drill.py
-	$(BIN)/python tests/sweep_drill.py
-	$(BIN)/python tests/sweep_drill.py --serial --kills 15
-	$(BIN)/python tests/fault_drill.py
+	$(BIN)/python tests/drills/kill_drill.py
+	$(BIN)/python tests/drills/sweep_drill.py
+	$(BIN)/python tests/drills/sweep_drill.py --serial --kills 15
+	$(BIN)/python tests/drills/fault_drill.py
 
 # docs/options.md from the code.
 docs: .venv/installed
-	$(BIN)/python tests/option_proofs.py --docs
+	$(BIN)/python tests/proofs/option_proofs.py --docs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ Plain Ray is plain_ray_sweep.py: OptunaSearch, ASHAScheduler, Tuner, Tuner.resto
 reuse_actors=True (the default, False, starts a process a trial), a snapshot of the sweep each second (the default, 10 s
 or more, is long for trials of a second), checkpoints of some bytes without fsync, the sampler in memory and
 restart_errored=True. A trial out of memory fails; one with NaN reports it and goes on.
-voxtune is tune.sweep.launch and resume as shipped. A trial with NaN ends as its trainer ends it, by non_finite.
+voxtune is tune.driver.sweep.launch and resume as shipped. A trial with NaN ends as its trainer ends it, by non_finite.
 The toy: a high lr peaks early and then falls, a low one rises to the end; scores grow with base_channels * batch_size,
 of which half of all pairs fit where memory is limited.
 Decisions are replayed in the order in which ASHA saw the reports, by Ray's own _Bracket on both sides. At a rung plain
@@ -37,21 +37,21 @@ import plain_ray_sweep
 from plain_ray_sweep import CPUS, EPOCHS, GRACE_PERIOD, REDUCTION_FACTOR, SPACE, Facts, Toy, append, sweep_arguments
 from rich.table import Table
 
-from trainable import checkpoint
-from trainable.config import REGIONS, TrainConfig
-from trainable.data import Data, prepare_data
-from trainable.loop import EpochResult
-from trainable.options import plain
-from trainable.phantom import write_phantoms
-from tune.early_stopping import RungScheduler
-from tune.progress import make_console
-from tune.provenance import commit, version
-from tune.results import Run, read_run
-from tune.study import StudyConfig, make_study
-from tune.sweep import launch, resume
+from trainable.core.brats import REGIONS
+from trainable.core.config import TrainConfig
+from trainable.core.options import to_dict
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import Data, prepare_data
+from trainable.training import checkpoint
+from trainable.training.epoch_result import EndReason, EpochResult, EpochStats
+from tune.driver.scheduler import RungScheduler
+from tune.driver.sweep import launch, resume
+from tune.run.provenance import commit, version
+from tune.run.report import make_console
+from tune.run.results import Run, read_run
+from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
-STATS = ("avg_total_loss", "avg_base_loss", "avg_dice_loss", "grad_norm", "steps", "lr", "epoch_time", "avg_batch_time")
-NO_STATS = dict.fromkeys((*STATS, "patches_per_second", "data_wait_share", "avg_gpu_memory", "max_gpu_memory"), 0.0)
+NO_STATS = EpochStats(*[0.0] * 12)
 STARTUP = 10  # trials drawn at random, the default of both
 MEMORY_TRIALS = 40
 SIDES = ("plain Ray", "voxtune")
@@ -87,7 +87,7 @@ MEASURES = [  # name, how the seeds are put together, label
 
 
 def toy_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], *, toy: Toy) -> EpochResult:
-    """The toy in the place of trainable.loop.fit: its checkpoints, reports and ends, no network."""
+    """The toy in the place of trainable.training.loop.fit: its checkpoints, reports and ends, no network."""
     folder = config.output_dir / "checkpoints"
     done, best_score, best_epoch = 0, 0.0, 0
     if config.resume is not None:
@@ -99,15 +99,15 @@ def toy_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult
         done += 1
         score = toy.train({name: getattr(config, name) for name in SPACE}, done)
         if np.isnan(score):  # as fit ends when no gradient is finite any more
-            result = EpochResult(done, NO_STATS, None, best_score, best_epoch, "non_finite", folder, note="NaN")
+            result = EpochResult(done, NO_STATS, None, best_score, best_epoch, EndReason.NON_FINITE, folder, note="NaN")
             on_epoch_end(result)
             return result
         better = score > best_score or not best_epoch
         best_score, best_epoch = (score, done) if better else (best_score, best_epoch)
         scores = {f"dice_{name}": score for name in ("mean", *REGIONS)}
-        end = "epochs" if done == config.epochs else ""
+        end = EndReason.EPOCHS if done == config.epochs else EndReason.NONE
         result = EpochResult(done, NO_STATS, scores, best_score, best_epoch, end, folder)
-        state = {"epoch": done, "row": result.row(), "config": plain(config)}
+        state = {"epoch": done, "row": result.row(), "config": to_dict(config)}
         for name in [checkpoint.BEST] * better + [checkpoint.LATEST]:
             checkpoint.save_checkpoint(state, folder / name)
         on_epoch_end(result)
@@ -115,11 +115,11 @@ def toy_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult
             return result
 
 
-def make_toy_study(data: Path, seed: int, trials: int) -> StudyConfig:
+def make_toy_study(data: Path, seed: int, trials: int) -> SweepConfig:
     """The study, as a YAML would say it."""
     train = {"epochs": EPOCHS, "optimizer": "sgd", "data_dir": str(data / "cases"), "cache_dir": str(data / "cache")}
     small = {"depth": 3, "target_shape": [16, 16, 16], "num_workers": 0, "device": "cpu"}
-    return make_study(
+    return make_sweep_config(
         {
             "study": {"trials": trials, "seed": seed},
             "early_stopping": {"grace_period": GRACE_PERIOD, "reduction_factor": REDUCTION_FACTOR},

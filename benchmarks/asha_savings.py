@@ -10,17 +10,17 @@ from pathlib import Path
 
 from rich.table import Table
 
-from tune.journal import read_trials
-from tune.progress import duration, make_console
-from tune.results import Run, read_run
-from tune.study import EarlyStopping
-from tune.sweep import launch
+from tune.driver.sweep import launch
+from tune.run.report import duration, make_console
+from tune.run.results import Run, read_run
+from tune.search.journal import read_trials
+from tune.spec.sweep_config import EarlyStopping
 
 
 def without_asha(run: Path, out: Path) -> Run:
     """Run the trials of a sweep again without early stopping."""
-    study = read_run(run).study
-    settings = study.study.model_copy(update={"trials": len(read_trials(run))})
+    study = read_run(run).config
+    settings = study.objective.model_copy(update={"trials": len(read_trials(run))})
     study = study.model_copy(update={"early_stopping": EarlyStopping(type="none"), "study": settings})
     params = tuple(trial.params for trial in read_trials(run))
     return launch(study, out, params=params)

@@ -19,14 +19,17 @@ from monai.networks.nets import DynUNet
 from rich.table import Table
 from torch import Tensor, nn
 
-from trainable.cache import cache_folder
-from trainable.cases import Split, find_cases
-from trainable.config import REGIONS, TrainConfig
-from trainable.data import Data, prepare_data
-from trainable.loop import EpochResult, fit
-from trainable.options import make_config
-from trainable.unet3d import build_network
-from tune.progress import make_console
+from trainable.core.brats import REGIONS
+from trainable.core.config import TrainConfig
+from trainable.core.options import make_config
+from trainable.data.cache import cache_folder
+from trainable.data.cases import find_cases
+from trainable.data.prepare import Data, prepare_data
+from trainable.data.split import Split
+from trainable.model.unet3d import build_network
+from trainable.training.epoch_result import EpochResult
+from trainable.training.loop import fit
+from tune.run.report import make_console
 
 SCORES = (*REGIONS, "mean")
 
@@ -49,7 +52,7 @@ class PeerNetwork(nn.Module):
 def train(config: TrainConfig, data: Data, peer: bool) -> EpochResult:
     """Train one network and return its last epoch."""
     build = PeerNetwork if peer else build_network
-    with patch("trainable.training.build_network", build):
+    with patch("trainable.training.state.build_network", build):
         return fit(config, data)
 
 
@@ -84,8 +87,8 @@ def main() -> None:
                 assert last.val is not None
                 results.append(last.val)
                 shown = [f"{last.val[f'dice_{score}']:.4f}" for score in SCORES]
-                cost = [f"{last.stats['patches_per_second']:.1f}", f"{last.stats['max_gpu_memory'] / 1024:.2f}"]
-                table.add_row(name, str(seed), *shown, f"{last.stats['avg_total_loss']:.4f}", *cost)
+                cost = [f"{last.stats.patches_per_second:.1f}", f"{last.stats.max_gpu_memory / 1024:.2f}"]
+                table.add_row(name, str(seed), *shown, f"{last.stats.avg_total_loss:.4f}", *cost)
                 print(name, seed, *shown, flush=True)
     console = make_console()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

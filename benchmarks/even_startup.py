@@ -18,9 +18,9 @@ from optuna.search_space import IntersectionSearchSpace
 from rich.table import Table
 from tpe_group import score
 
-from tune.progress import make_console
-from tune.sampler import make_sampler
-from tune.study import StudyConfig, make_study
+from tune.run.report import make_console
+from tune.search.sampler import make_sampler
+from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
 SPACE = {
     "optimizer": {"choice": ["adam", "adamw", "sgd"]},
@@ -36,12 +36,14 @@ SPACE = {
 def scores(seed: int, trials: int, *, startup: int, even: bool) -> list[float]:
     """The scores of a search whose first trials are spread evenly or drawn at random; the rest is TPE's."""
     ours, random = (
-        make_study({"space": SPACE, "study": {"seed": seed}, "searcher": {"type": kind, "startup_trials": startup}})
+        make_sweep_config(
+            {"space": SPACE, "study": {"seed": seed}, "searcher": {"type": kind, "startup_trials": startup}}
+        )
         for kind in ("tpe", "random")
     )
     study, common = optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
     for number in range(trials):
-        config: StudyConfig = ours if even or number >= startup else random
+        config: SweepConfig = ours if even or number >= startup else random
         study.sampler = make_sampler(config, number, common, study.get_trials(deepcopy=False))
         trial = study.ask()
         config.space.suggest(trial)

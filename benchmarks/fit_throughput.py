@@ -24,11 +24,14 @@ import torch
 from rich.table import Table
 from step_throughput import OurStep, measure, monai_step, on_patches
 
-from trainable.config import MODALITIES, TrainConfig
-from trainable.data import Data, prepare_data
-from trainable.loop import EpochResult, algorithms, fit
-from trainable.phantom import write_phantoms
-from tune.progress import make_console
+from trainable.core.brats import MODALITIES
+from trainable.core.config import TrainConfig
+from trainable.core.device import kernel_selection
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import Data, prepare_data
+from trainable.training.epoch_result import EpochResult
+from trainable.training.loop import fit
+from tune.run.report import make_console
 
 SIZE, BATCH = 128, 2
 
@@ -41,11 +44,11 @@ def ours(config: TrainConfig, data: Data) -> dict[str, float]:
     counted = [result.stats for _, result in rest]
     patches = config.patches_per_epoch
     return {
-        "training": statistics.median(stats["patches_per_second"] for stats in counted),
+        "training": statistics.median(stats.patches_per_second for stats in counted),
         "all": len(rest) * patches / (rest[-1][0] - began),
-        "validation": statistics.median(stats["val_time"] for stats in counted) / len(data.split.val),
-        "wait": statistics.median(stats["data_wait_share"] for stats in counted),
-        "GiB": max(stats["max_gpu_memory"] for stats in counted) / 1024,
+        "validation": statistics.median(stats.val_time for stats in counted) / len(data.split.val),
+        "wait": statistics.median(stats.data_wait_share for stats in counted),
+        "GiB": max(stats.max_gpu_memory for stats in counted) / 1024,
     }
 
 
@@ -114,7 +117,7 @@ def main() -> None:
             gradient_clipping=1.0, num_workers=6, test_fraction=0.0, save_freq=1000,
         )  # fmt: skip
         data = prepare_data(config, quiet=True)
-        with algorithms(config):
+        with kernel_selection(config):
             bare = 1000 * BATCH / measure(lambda: OurStep(SIZE, BATCH))[0]
             peer = 1000 * BATCH / measure(lambda: on_patches(monai_step(torch.float16), SIZE, BATCH))[0]
         print(f"bare steps: voxtune {bare:.1f}, MONAI {peer:.1f} patches/s", file=sys.stderr, flush=True)
@@ -126,7 +129,7 @@ def main() -> None:
             table.add_row(f"voxtune, fit(), {name}", f"{found[name]:.1f}", f"{100 * found[name] / bare:.0f} %")
         table.add_row("MONAI, bare step", f"{peer:.1f}", "")
         for cached in (True, False):
-            with algorithms(config):
+            with kernel_selection(config):
                 rate = monai(folder, asked.patches if cached else asked.patches // 2, 2, workers, cached=cached)
             name = f"MONAI, {'CacheDataset' if cached else 'Dataset'}, {workers} workers"
             table.add_row(name, f"{rate:.1f}", f"{100 * rate / peer:.0f} %")

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import torch
 
-from trainable.data import prepare_data
-from trainable.loop import algorithms, train_one_epoch, validate
-from trainable.options import make_config
-from trainable.patches import PatchLoader
-from trainable.phantom import write_phantoms
-from trainable.training import Training
+from trainable.core.device import kernel_selection
+from trainable.core.options import make_config
+from trainable.data.patches import PatchLoader
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import prepare_data
+from trainable.evaluation.validate import validate
+from trainable.training.loop import train_one_epoch
+from trainable.training.state import TrainingState
 
 PROFILES = {
     "below 8 GB": {"batch_size": 1, "accumulation_steps": 4, "target_shape": (96, 96, 96)},
@@ -45,15 +47,15 @@ def measure(options: dict[str, object], folder: Path, steps: int) -> list[str]:
     size = config.batch_size * config.accumulation_steps
     warm, config = (config.model_copy(update={"patches_per_epoch": count * size}) for count in (1, steps))
     data = prepare_data(config, quiet=True)
-    with algorithms(config):
-        training = Training(config)
+    with kernel_selection(config):
+        training = TrainingState(config)
         for each in (warm, config):  # kernels are chosen and loaded in the first
             stats = train_one_epoch(training, PatchLoader(data.folder, data.split.train, each, pin_memory=True))
         torch.cuda.reset_peak_memory_stats()
         validate(training.network, config, data.folder, data.split.val[:1])
-    peaks = [stats["max_gpu_memory"] / 1024, torch.cuda.max_memory_allocated() / 2**30]
+    peaks = [stats.max_gpu_memory / 1024, torch.cuda.max_memory_allocated() / 2**30]
     return [f"{peak:.2f}" for peak in [*peaks, torch.cuda.max_memory_reserved() / 2**30]] + [
-        f"{stats['patches_per_second']:.1f}"
+        f"{stats.patches_per_second:.1f}"
     ]
 
 

@@ -22,17 +22,18 @@ import optuna
 from optuna.trial import TrialState, create_trial
 from rich.table import Table
 
-from trainable.config import REGIONS
-from tune.journal import JOURNAL, Journal
-from tune.progress import make_console
-from tune.results import read_run
-from tune.study import StudyConfig
-from tune.study_file import dump, load_study
+from trainable.core.brats import REGIONS
+from tune.run.report import make_console
+from tune.run.results import read_run
+from tune.search.journal import Journal
+from tune.search.journal_file import JOURNAL
+from tune.spec.sweep_config import SweepConfig
+from tune.spec.sweep_file import dump, load_sweep_config
 
 EPOCHS = 9
 
 
-def fill(journal: Journal, study: StudyConfig, trials: int) -> None:
+def fill(journal: Journal, study: SweepConfig, trials: int) -> None:
     """Add ended trials, as the driver would have left them."""
     samples = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
     rng = np.random.default_rng(0)
@@ -68,7 +69,7 @@ def median(work: Callable[[], Any], times: int = 5) -> float:
     return 1000 * statistics.median(taken)
 
 
-def measure(folder: Path, study: StudyConfig, trials: int) -> list[str]:
+def measure(folder: Path, study: SweepConfig, trials: int) -> list[str]:
     """A row of the table."""
     folder.mkdir()
     (folder / "study.yaml").write_text(dump(study))
@@ -95,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000, 10000])
     asked = parser.parse_args()
-    study = load_study("brats", ["study.trials=100000"])
+    study = load_sweep_config("brats", ["study.trials=100000"])
     columns = "trials", "propose, ms", "record a report", "tell", "open a run", "rank it", "journal, MiB"
     table = Table(*columns, "driver's peak, MiB", box=None, header_style="bold")
     with tempfile.TemporaryDirectory() as scratch:

@@ -27,13 +27,14 @@ from typing import Any
 from against_plain_ray import NO_STATS
 from rich.table import Table
 
-from trainable import checkpoint
-from trainable.config import REGIONS, TrainConfig
-from trainable.data import Data, prepare_data
-from trainable.loop import EpochResult
-from trainable.options import plain
-from trainable.phantom import write_phantoms
-from tune.progress import make_console
+from trainable.core.brats import REGIONS
+from trainable.core.config import TrainConfig
+from trainable.core.options import to_dict
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import Data, prepare_data
+from trainable.training import checkpoint
+from trainable.training.epoch_result import EndReason, EpochResult
+from tune.run.report import make_console
 
 SPACE: dict[str, tuple[str, list[float]]] = {
     "lr": ("loguniform", [1e-5, 1e-2]),
@@ -59,12 +60,12 @@ def note(folder: Path) -> None:
 def nothing(
     config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], *, folder: Path
 ) -> EpochResult:
-    """In the place of trainable.loop.fit."""
-    score, place = score_of(plain(config)), config.output_dir / "checkpoints"
+    """In the place of trainable.training.loop.fit."""
+    score, place = score_of(to_dict(config)), config.output_dir / "checkpoints"
     scores = {f"dice_{name}": score for name in ("mean", *REGIONS)}
-    result = EpochResult(1, NO_STATS, scores, score, 1, "epochs", place)
-    state = {"epoch": 1, "row": result.row(), "config": plain(config), "best_score": score}
-    checkpoint.save_once(state, place / checkpoint.BEST, place / checkpoint.LATEST)
+    result = EpochResult(1, NO_STATS, scores, score, 1, EndReason.EPOCHS, place)
+    state = {"epoch": 1, "row": result.row(), "config": to_dict(config), "best_score": score}
+    checkpoint.save_single(state, place / checkpoint.BEST, place / checkpoint.LATEST)
     note(folder)
     on_epoch_end(result)
     return result
@@ -72,15 +73,15 @@ def nothing(
 
 def run_voxtune(folder: Path, trials: int) -> None:
     """The sweep as voxtune runs it."""
-    from tune.study import make_study
-    from tune.sweep import launch
+    from tune.driver.sweep import launch
+    from tune.spec.sweep_config import make_sweep_config
 
     data, cache = folder.parent / "data", folder.parent / "cache"
     train = {"epochs": 1, "optimizer": "sgd", "data_dir": str(data), "cache_dir": str(cache), "depth": 3}
     train |= {"target_shape": [16, 16, 16], "base_channels": 4, "num_workers": 0, "device": "cpu"}
     values = {"study": {"trials": trials}, "train": train, "resources": {"gpu": 0, "cpu": 1}}
     space = {name: {kind: ends} for name, (kind, ends) in SPACE.items()}
-    launch(make_study({**values, "space": space}), folder / "run", fit=partial(nothing, folder=folder))
+    launch(make_sweep_config({**values, "space": space}), folder / "run", fit=partial(nothing, folder=folder))
 
 
 def trainable(config: dict[str, Any], folder: Path) -> None:

@@ -19,9 +19,9 @@ import torch
 from rich.table import Table
 from step_throughput import OurStep, monai_step, on_patches
 
-from trainable.config import TrainConfig
-from trainable.loop import algorithms
-from tune.progress import make_console
+from trainable.core.config import TrainConfig
+from trainable.core.device import kernel_selection
+from tune.run.report import make_console
 
 SECONDS, WARM_UP, ROUND = 5.0, 12, 10  # ROUND: steps between looks at the clock
 MAKERS = {
@@ -32,7 +32,7 @@ MAKERS = {
 
 def count_steps(name: str, size: int, batch: int, together: Barrier, rates: Any) -> None:
     """In a process of its own: put the steps of this one, a second, into rates."""
-    with algorithms(TrainConfig()):
+    with kernel_selection(TrainConfig()):
         step = MAKERS[name](size, batch)
         for _ in range(WARM_UP):
             step()

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from trainable.config import MODALITIES, TrainConfig
-from trainable.data import prepare_data
-from trainable.phantom import write_phantoms
-from tune.progress import make_console
+from trainable.core.brats import MODALITIES
+from trainable.core.config import TrainConfig
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import prepare_data
+from tune.run.report import make_console
 
 
 def ours(case: Path, scratch: Path) -> None:

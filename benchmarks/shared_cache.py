@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from trainable.cache import open_case
-from trainable.config import TrainConfig
-from trainable.data import prepare_data
-from trainable.patches import PatchReader
-from trainable.phantom import write_phantoms
-from tune.progress import make_console
+from trainable.core.config import TrainConfig
+from trainable.data.cache import open_case
+from trainable.data.patches import PatchReader
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import prepare_data
+from tune.run.report import make_console
 
 MIB = 2**20
 

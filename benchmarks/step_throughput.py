@@ -27,11 +27,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainable.config import TrainConfig
-from trainable.inference import as_network_reads
-from trainable.loop import algorithms
-from trainable.training import Training
-from tune.progress import make_console
+from trainable.core.config import TrainConfig
+from trainable.core.device import kernel_selection, to_network_format
+from trainable.training.state import TrainingState
+from tune.run.report import make_console
 
 CHANNELS = [32, 64, 128, 256, 320, 320]
 Step = Callable[[], object]
@@ -46,19 +45,19 @@ class OurStep:
             target_shape=(size, size, size), batch_size=batch, deep_supervision=True, optimizer="adamw",
             gradient_clipping=1.0, **{"amp": "bf16", **options},
         )  # fmt: skip
-        self.training = Training(self.config)
+        self.training = TrainingState(self.config)
         self.training.network.train()
         x, y = patches(size, batch)
         self.x, self.y = x, y > 0
 
     def __call__(self) -> None:
-        self.training.steps.micro_batch(as_network_reads(self.x, self.config), self.y, 1.0)
+        self.training.steps.forward_backward(to_network_format(self.x, self.config), self.y, 1.0)
         self.training.steps.update()
 
     @property
     def pool(self) -> int:
         """Bytes that a captured step takes, which torch's statistics do not see."""
-        return self.training.steps.pool
+        return self.training.steps.graph_pool_bytes
 
 
 def monai_network() -> nn.Module:
@@ -208,7 +207,7 @@ def main() -> None:
     table = Table(
         "patch, batch", "step", "ms", "patches/s", "times the first", "% of peak", "GiB", "first 8 steps, s", box=None
     )
-    with algorithms(TrainConfig()):
+    with kernel_selection(TrainConfig()):
         for text in asked.sizes:
             size, batch = map(int, text.split("x"))
             work = teraflop(size)

@@ -38,7 +38,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tune.progress import make_console
+from tune.run.report import make_console
 
 TRIALS, EPOCHS, STEPS, VALIDATED = 8, 6, 25, 2
 PATCH, CHANNELS = 128, [32, 64, 128, 256, 320, 320]
@@ -63,9 +63,9 @@ def run_ours(
 
     target: of a trial's score, at which it ends. recipes: what the trials train, instead of what voxtune draws.
     """
-    from tune.cluster import Cluster
-    from tune.space import encoded
-    from tune.study import make_study
+    from tune.driver.cluster import Cluster
+    from tune.spec.space import encode
+    from tune.spec.sweep_config import make_sweep_config
 
     names = sorted(path.name for path in data.iterdir() if path.is_dir())
     split = {"train": names[:-VALIDATED], "val": names[-VALIDATED:], "test": []}
@@ -84,7 +84,7 @@ def run_ours(
     }  # fmt: skip
     pairs = [(recipe.pop("focal_weight"), recipe.pop("dice_weight")) for recipe in recipes]
     weights = [[2 * focal, dice] for focal, dice in pairs or product((0.5, 1.0, 2.0), repeat=2)]  # focal_alpha halves
-    study = make_study(
+    study = make_sweep_config(
         {
             "study": {"trials": trials, "seed": seed, "target": target},
             "early_stopping": {"type": "asha", "grace_period": 1, "reduction_factor": 3},
@@ -101,8 +101,8 @@ def run_ours(
         }
     )
     with Cluster() as cluster:  # as `voxtune launch` does it
-        from tune import recorder
-        from tune.sweep import launch
+        from tune.driver import recorder
+        from tune.driver.sweep import launch
 
         print("imported", flush=True)
         best, write = -1.0, recorder.Recorder.write
@@ -115,7 +115,7 @@ def run_ours(
             write(self, number, result)
 
         recorder.Recorder.write = timed  # type: ignore[method-assign]
-        first = [recipe | {"loss_weights": encoded(pair)} for recipe, pair in zip(recipes, weights, strict=False)]
+        first = [recipe | {"loss_weights": encode(pair)} for recipe, pair in zip(recipes, weights, strict=False)]
         launch(study, out / "run", cluster=cluster, params=tuple(first))
 
 

@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from trainable.config import TrainConfig
-from trainable.data import Data
-from trainable.loop import EpochResult
-from trainable.phantom import write_phantoms
-from trainable.step import Steps
-from trainable.trial import fit_trial
-from tune.progress import make_console
-from tune.study import StudyConfig, make_study
-from tune.sweep import launch
+from trainable.core.config import TrainConfig
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import Data
+from trainable.training.epoch_result import EpochResult
+from trainable.training.step import TrainStep
+from tune.driver.sweep import launch
+from tune.driver.worker import fit_to_storage
+from tune.run.report import make_console
+from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
 STEPS, EPOCHS, BATCH = 4, 2, 2
 
@@ -40,9 +40,9 @@ def timed_fit(
     config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], *, log: Path
 ) -> EpochResult:
     """fit, with a line in log as each optimizer step is done."""
-    plain = Steps.update
+    plain = TrainStep.update
 
-    def update(self: Steps) -> torch.Tensor:
+    def update(self: TrainStep) -> torch.Tensor:
         norm = plain(self)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -50,19 +50,19 @@ def timed_fit(
             file.write(f"{config.seed} {time.time()}\n")
         return norm
 
-    Steps.update = update  # type: ignore[method-assign]
+    TrainStep.update = update  # type: ignore[method-assign]
     try:
-        return fit_trial(config, data, on_epoch_end)
+        return fit_to_storage(config, data, on_epoch_end)
     finally:
-        Steps.update = plain  # type: ignore[method-assign]
+        TrainStep.update = plain  # type: ignore[method-assign]
 
 
-def make_turnover_study(data: Path, folder: Path, trials: int, size: int, *, cpu: bool) -> StudyConfig:
+def make_turnover_study(data: Path, folder: Path, trials: int, size: int, *, cpu: bool) -> SweepConfig:
     """The sweep."""
     network = {"depth": 3, "base_channels": 4} if cpu else {"deep_supervision": True, "amp": "bf16"}
     train = {"epochs": EPOCHS, "patches_per_epoch": STEPS * BATCH, "batch_size": BATCH, "target_shape": [size] * 3}
     train |= {"data_dir": str(data), "cache_dir": str(folder / "cache"), "num_workers": 0 if cpu else 4}
-    return make_study(
+    return make_sweep_config(
         {
             "study": {"trials": trials},
             "early_stopping": {"type": "none"},

@@ -19,11 +19,11 @@ from step_throughput import OurStep, Step, measure, monai_network, peak
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainable.config import TrainConfig
-from trainable.inference import predict_logits
-from trainable.loop import algorithms
-from trainable.windows import window_starts
-from tune.progress import make_console
+from trainable.core.config import TrainConfig
+from trainable.core.device import kernel_selection
+from trainable.evaluation.inference import predict_logits
+from trainable.evaluation.sliding_window import window_starts
+from tune.run.report import make_console
 
 SIZE, BATCH, OVERLAP = 128, 2, 0.5
 
@@ -33,7 +33,7 @@ def our_prediction(volume: Tensor, *, fast: bool) -> Step:
     step = OurStep(SIZE, BATCH, fast=fast, overlap=OVERLAP)
 
     def predict() -> None:
-        with algorithms(step.config):
+        with kernel_selection(step.config):
             predict_logits(step.training.network, volume, step.config)
 
     return predict
@@ -81,7 +81,7 @@ def main() -> None:
         }
         first = 0.0
         for name, make in sides.items():
-            with algorithms(TrainConfig()):  # cudnn tries its kernels out, but where ours asks it not to
+            with kernel_selection(TrainConfig()):  # cudnn tries its kernels out, but where ours asks it not to
                 ms, gib, _ = measure(make)
             share = 100 * windows * work / (ms / 1000) / top
             first = first or ms

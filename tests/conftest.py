@@ -12,9 +12,9 @@ if not Path("/dev/nvidiactl").exists():  # before torch, which imports Triton: w
 import pytest
 import torch
 
-from trainable.config import TrainConfig
-from trainable.data import Data, prepare_data
-from trainable.phantom import write_phantoms
+from trainable.core.config import TrainConfig
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import Data, prepare_data
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores Ctrl-C

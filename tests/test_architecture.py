@@ -1,35 +1,120 @@
-"""The direction of imports: tune -> trainable, and Ray in one file of trainable."""
+"""The layers of the code: each file imports only what is below it, and Ray only in tune/driver."""
+
+from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
+# From the bottom up; folders of one line do not import each other. "trainable" and "tune" are the files in the roots.
+LAYERS = (
+    ("trainable/core",),
+    ("trainable/data", "trainable/model"),
+    ("trainable/evaluation",),
+    ("trainable/training",),
+    ("trainable",),
+    ("tune/spec",),
+    ("tune/search",),
+    ("tune/run",),
+    ("tune/driver",),
+    ("tune",),
+)
+RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
+RAY_FOLDER = "tune/driver"
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level names of the packages that a file imports, anywhere in it."""
-    found = set()
+def folder_of(path: Path) -> str:
+    """The layer's folder of a file, given relative to the checkout."""
+    return "/".join(path.parent.parts[:2])
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """The dotted name of each module, or of a name in it, that a file imports anywhere."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write absolute imports"
-            found.add((node.module or "").split(".")[0])
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def import_graph(root: Path) -> dict[Path, set[Path]]:
+    """For each file of trainable and tune those that it imports, relative to the checkout."""
+    files = sorted(path for name in ("trainable", "tune") for path in (root / name).rglob("*.py"))
+    by_module = {".".join(path.relative_to(root).with_suffix("").parts): path.relative_to(root) for path in files}
+    graph = {}
+    for path in files:
+        names = set(imported_names(path))
+        names |= {name.rpartition(".")[0] for name in names}
+        graph[path.relative_to(root)] = {by_module[name] for name in names if name in by_module}
+    return graph
+
+
+def imports_upwards(root: Path) -> list[str]:
+    """Each import that the layers forbid."""
+    found = []
+    for path, targets in import_graph(root).items():
+        for target in targets:
+            own, other = folder_of(path), folder_of(target)
+            if own != other and RANK[other] >= RANK[own]:
+                found.append(f"{path} imports {target}")
+        if folder_of(path) != RAY_FOLDER and any(name.split(".")[0] == "ray" for name in imported_names(root / path)):
+            found.append(f"{path} imports ray")
     return found
 
 
-FILES = sorted((ROOT / "trainable").rglob("*.py"))
+def circles(graph: dict[Path, set[Path]]) -> list[Path]:
+    """The files that import each other in a circle, or import such files."""
+    left = dict(graph)
+    while free := [path for path, targets in left.items() if not targets & left.keys()]:
+        for path in free:
+            del left[path]
+    return list(left)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_trainable_knows_nothing_of_sweeps(path: Path):
-    assert not imports(path) & {"tune", "optuna"}
-    assert "ray" not in imports(path) or path.name == "trial.py"
+def test_each_file_imports_only_what_is_below_it() -> None:
+    assert imports_upwards(ROOT) == []
 
 
-def test_the_rule_sees_something():
-    assert len(FILES) > 15
-    assert "ray" in imports(ROOT / "trainable" / "trial.py")
-    assert "trainable" in imports(ROOT / "tune" / "sweep.py")
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles(import_graph(ROOT)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "finding"),
+    [
+        ("trainable/model/losses.py", "from trainable.training.loop import fit", "imports trainable/training/loop.py"),
+        ("trainable/data/cache.py", "import trainable.model.unet3d", "imports trainable/model/unet3d.py"),
+        ("trainable/training/loop.py", "from tune.spec import space", "imports tune/spec/space.py"),
+        ("tune/run/verify.py", "from tune.driver.worker import run_trial", "imports tune/driver/worker.py"),
+        ("tune/run/verify.py", "def late():\n    from ray import tune", "imports ray"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path: Path, file: str, line: str, finding: str) -> None:
+    for name in ("trainable", "tune"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / file).open("a") as source:
+        source.write(f"\n{line}\n")
+    assert imports_upwards(tmp_path) == [f"{file} {finding}"]
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    for name in ("trainable", "tune"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "trainable/core/errors.py").open("a") as source:
+        source.write("\nimport trainable.core.options\n")
+    found = circles(import_graph(tmp_path))
+    assert {Path("trainable/core/errors.py"), Path("trainable/core/options.py")} <= set(found)
+
+
+@pytest.mark.parametrize("module", ["tune.run.verify", "tune.run.results", "tune.cli", "trainable.core.options"])
+def test_what_only_reads_imports_neither_ray_nor_torch(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in ('ray', 'torch') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

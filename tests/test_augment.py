@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from trainable.augment import augment, blur, gamma_correct, move, normalise, regions_tensor
-from trainable.config import TrainConfig
-from trainable.metrics import regions_of
+from trainable.core.brats import labels_to_regions, labels_to_regions_torch
+from trainable.core.config import TrainConfig
+from trainable.data.augment import augment, blur, gamma_correct, normalise, rotate_and_zoom
 
 KINDS = ("flip", "rotate", "zoom", "scale", "shift", "gamma", "noise", "blur")
 SHAPE = (14, 20, 26)
@@ -31,7 +31,7 @@ def sample(seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> tuple[Tensor, 
     image[:, :, :3] = 0
     image[..., -4:] = 0
     label = rng.choice(np.array([0, 1, 2, 4], np.uint8), (1, *shape))
-    return torch.from_numpy(image), regions_tensor(torch.from_numpy(label))
+    return torch.from_numpy(image), labels_to_regions_torch(torch.from_numpy(label))
 
 
 def augmented(config: TrainConfig, index: int = 0, epoch: int = 1) -> tuple[Tensor, Tensor]:
@@ -79,9 +79,9 @@ def test_normalised_image_is_the_z_score_of_the_non_zero_voxels() -> None:
 
 def test_targets_are_the_regions_of_the_labels() -> None:
     label = np.random.default_rng(0).choice(np.array([0, 1, 2, 4], np.uint8), (2, 5, 6, 7))
-    target = regions_tensor(torch.from_numpy(label))
+    target = labels_to_regions_torch(torch.from_numpy(label))
     assert target.dtype == torch.bool
-    assert np.array_equal(target.numpy(), np.stack([regions_of(each) for each in label]))
+    assert np.array_equal(target.numpy(), np.stack([labels_to_regions(each) for each in label]))
 
 
 def test_nothing_changes_where_every_probability_is_0() -> None:
@@ -114,7 +114,7 @@ def test_rotation_equals_scipy_s_on_a_volume_that_is_no_cube(axis: int, degrees:
     x, y = sample()
     angles = np.zeros(3)
     angles[axis] = math.radians(degrees)
-    image, target = move(x[0], y[0], angles, 1.0)
+    image, target = rotate_and_zoom(x[0], y[0], angles, 1.0)
     plane = [other for other in range(3) if other != axis]
     turn = np.eye(3)
     turn[np.ix_(plane, plane)] = ndimage_turn(degrees)
@@ -175,7 +175,7 @@ def test_zoom_magnifies_every_axis_by_up_to_a_fifth() -> None:
 
 def test_zoom_of_one_and_a_half_stretches_distances_from_the_centre() -> None:
     x, y, before = balls()
-    image, _ = move(x[0], y[0], np.zeros(3), 1.5)
+    image, _ = rotate_and_zoom(x[0], y[0], np.zeros(3), 1.5)
     np.testing.assert_allclose(offsets_of(image[:3]), 1.5 * before, atol=0.02)
 
 
@@ -341,6 +341,6 @@ def test_labels_are_augmented_as_their_masks_are() -> None:
     for index in range(5):
         x, config = sample()[0][0], only("flip", "rotate", "zoom")
         of_labels = augment(x.clone(), label, config, 1, index)[1]
-        of_masks = augment(x.clone(), regions_tensor(label[0]), config, 1, index)[1]
+        of_masks = augment(x.clone(), labels_to_regions_torch(label[0]), config, 1, index)[1]
         assert of_labels.dtype == torch.uint8
-        assert torch.equal(regions_tensor(of_labels[0]), of_masks)
+        assert torch.equal(labels_to_regions_torch(of_labels[0]), of_masks)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainable.augment import normalise, regions_tensor
-from trainable.batches import Stopwatch, made_beside, to_network
-from trainable.config import TrainConfig
-from trainable.data import Data
-from trainable.patches import Batch, PatchLoader
+from trainable.core.brats import labels_to_regions_torch
+from trainable.core.config import TrainConfig
+from trainable.data.augment import normalise
+from trainable.data.batches import Stopwatch, prefetch_to_device, prepare_batch
+from trainable.data.patches import Batch, PatchLoader
+from trainable.data.prepare import Data
 
 CPU = torch.device("cpu")
 
@@ -35,24 +36,24 @@ def read(prepared: Data, config: TrainConfig) -> list[Batch]:
 def test_a_batch_is_normalised_and_its_targets_are_the_regions_of_its_labels(prepared: Data) -> None:
     config = config_of(augment=False, batch_size=2)
     for batch in read(prepared, config):
-        x, y = to_network(batch, config, CPU, 0, 0)
+        x, y = prepare_batch(batch, config, CPU, 0, 0)
         assert (x.dtype, y.dtype) == (torch.float32, torch.bool)
         assert torch.equal(x, normalise(batch["image"], batch["mean"], batch["std"]))
-        assert torch.equal(y, regions_tensor(batch["label"]))
+        assert torch.equal(y, labels_to_regions_torch(batch["label"]))
 
 
 def test_augmentation_can_be_switched_off(prepared: Data) -> None:
     for on in (True, False):
         config = config_of(augment=on, flip_prob=1.0)
         batch = read(prepared, config)[0]
-        x, _ = to_network(batch, config, CPU, 0, 0)
+        x, _ = prepare_batch(batch, config, CPU, 0, 0)
         assert torch.equal(x, normalise(batch["image"], batch["mean"], batch["std"])) != on
 
 
 def test_a_patch_is_augmented_by_its_place_in_the_epoch_whatever_its_batch(prepared: Data) -> None:
     def made(batch_size: int) -> list[Tensor]:
         config = config_of(batch_size=batch_size, flip_prob=0.5, noise_prob=0.5, rotate_prob=0.5)
-        found = list(made_beside(read(prepared, config), config, CPU, epoch=3))
+        found = list(prefetch_to_device(read(prepared, config), config, CPU, epoch=3))
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     whole = made(6)
@@ -63,7 +64,7 @@ def test_a_patch_is_augmented_by_its_place_in_the_epoch_whatever_its_batch(prepa
 def test_two_equal_patches_of_a_batch_are_augmented_differently(prepared: Data) -> None:
     config = config_of(shift_prob=1.0)
     batch = {name: torch.cat([tensor, tensor]) for name, tensor in read(prepared, config)[0].items()}
-    x, _ = to_network(batch, config, CPU, 0, 0)
+    x, _ = prepare_batch(batch, config, CPU, 0, 0)
     assert not torch.equal(x[0], x[1])
 
 
@@ -89,12 +90,12 @@ def test_a_gpu_gets_the_batches_of_a_cpu_and_holds_two_of_them(prepared: Data) -
         batch_size=1, patches_per_epoch=20, augment=False, fast=False, depth=3, target_shape=(64, 64, 64)
     )
     batches, device = read(prepared, config), torch.device("cuda")
-    for number, (_, *made) in enumerate(made_beside(batches, config, device, 0)):
-        expected = to_network(batches[number], config, CPU, 0, number)
+    for number, (_, *made) in enumerate(prefetch_to_device(batches, config, device, 0)):
+        expected = prepare_batch(batches[number], config, CPU, 0, number)
         torch.testing.assert_close([each.cpu() for each in made], list(expected), atol=1e-6, rtol=1e-6)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    for _ in made_beside(batches, config, device, 0):
+    for _ in prefetch_to_device(batches, config, device, 0):
         torch.cuda._sleep(20_000_000)  # a slow step
     of_a_batch = sum(each.nbytes for each in expected)
     assert torch.cuda.max_memory_allocated() - before < 6 * of_a_batch  # a patch takes some to be made

@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from trainable.cache import (
+from trainable.core.errors import InputError
+from trainable.data.cache import (
     FOREGROUND_LIMIT,
     brain_box,
     cache_folder,
@@ -20,17 +21,16 @@ from trainable.cache import (
     open_case,
     prepare,
 )
-from trainable.cases import Case, find_cases, load_case
-from trainable.config import InputError
-from trainable.phantom import write_phantoms
+from trainable.data.cases import Case, find_cases, load_case
+from trainable.data.phantom import write_phantoms
 
 REPOSITORY = Path(__file__).parents[1]
 SHAPE = (40, 40, 36)
 PREPARE = """
 import sys
 from pathlib import Path
-from trainable.cache import prepare
-from trainable.cases import find_cases
+from trainable.data.cache import prepare
+from trainable.data.cases import find_cases
 if __name__ == "__main__":
     cases, _ = find_cases(Path(sys.argv[1]), need_seg=True)
     print("start", flush=True)
@@ -57,7 +57,9 @@ def start_prepare(data: Path, folder: Path, workers: int = 1) -> subprocess.Pope
     command = [sys.executable, "-c", PREPARE, str(data), str(folder), str(workers)]
     if workers > 1:  # worker processes import the main module, so it must be a file
         script = folder.parent / "prepare_script.py"
-        script.write_text(PREPARE.replace("if __name__", "from trainable import cache\ncache.FEW = 0\nif __name__"))
+        script.write_text(
+            PREPARE.replace("if __name__", "from trainable.data import cache\ncache.THREADS_UP_TO = 0\nif __name__")
+        )
         command[1:3] = [str(script)]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE

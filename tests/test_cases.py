@@ -9,19 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from trainable.cases import (
-    Case,
-    CaseError,
-    Split,
-    find_case,
-    find_cases,
-    load_case,
-    load_split,
-    save_split,
-    split_cases,
-)
-from trainable.config import MODALITIES, InputError, TrainConfig
-from trainable.options import make_config
+from trainable.core.brats import MODALITIES
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.options import make_config
+from trainable.data.cases import Case, CaseError, find_case, find_cases, load_case
+from trainable.data.split import Split, load_split, save_split, split_cases
 
 SHAPE = (12, 10, 8)
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])

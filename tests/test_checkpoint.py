@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from trainable.checkpoint import (
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.options import to_dict
+from trainable.model.unet3d import UNet3D, build_network
+from trainable.training.checkpoint import (
     find_checkpoint,
     load_checkpoint,
-    load_last_good,
+    load_latest_valid,
     load_network,
     load_pretrained,
     save_checkpoint,
 )
-from trainable.config import InputError, TrainConfig
-from trainable.options import plain
-from trainable.unet3d import UNet3D, build_network
 
 STATE = {"epoch": 3, "network": {"weight": torch.arange(1000.0)}, "best": 0.5, "history": [1, None, "x"]}
 
@@ -136,12 +137,12 @@ def test_damaged_latest_is_replaced_by_the_newest_whole_one_and_said(
     folder = tmp_path / "checkpoints"
     for name, epoch in [("latest.pth", 9), ("best_model.pth", 4), ("epoch_0007.pth", 7), ("epoch_0008.pth", 8)]:
         save_checkpoint({"epoch": epoch}, folder / name)
-    assert load_last_good(tmp_path)[0] == folder / "latest.pth"
+    assert load_latest_valid(tmp_path)[0] == folder / "latest.pth"
     assert capsys.readouterr().out == ""
     for name in ("latest.pth", "epoch_0008.pth"):
         (folder / name).write_bytes((folder / name).read_bytes()[:-40])
     for given in (tmp_path, folder, folder / "latest.pth"):
-        source, state = load_last_good(given)
+        source, state = load_latest_valid(given)
         assert (source, state["epoch"]) == (folder / "epoch_0007.pth", 7)
         said = capsys.readouterr().out
         assert "latest.pth: damaged" in said
@@ -152,10 +153,10 @@ def test_damaged_file_that_was_named_is_not_replaced(tmp_path: Path) -> None:
     save_checkpoint({"epoch": 1}, tmp_path / "latest.pth")
     (tmp_path / "epoch_0002.pth").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"epoch_0002\.pth: damaged"):
-        load_last_good(tmp_path / "epoch_0002.pth")
+        load_latest_valid(tmp_path / "epoch_0002.pth")
     (tmp_path / "latest.pth").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"latest\.pth: damaged"):
-        load_last_good(tmp_path)
+        load_latest_valid(tmp_path)
 
 
 def test_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ def test_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_pa
     path = tmp_path / "latest.pth"
     save_checkpoint({"epoch": 1}, path)
     script = (
-        "import resource, signal, torch; from pathlib import Path; from trainable.checkpoint import save_checkpoint\n"
+        "import resource, signal, torch; from pathlib import Path; from trainable.training.checkpoint import save_checkpoint\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         f"try: save_checkpoint({{'epoch': 2, 'network': torch.zeros(10**6)}}, Path({str(path)!r}))\n"
         "except OSError as error: print(error.errno, error)"
@@ -182,7 +183,7 @@ def network(seed: int = 0, base_channels: int = 4, out_channels: int = 3) -> UNe
 def test_network_comes_back_ready_to_predict(tmp_path: Path) -> None:
     config = TrainConfig(depth=3, base_channels=4, target_shape=(16, 16, 16), dropout=0.5, lr=1e-5)
     given = build_network(config)
-    save_checkpoint({"config": plain(config), "network": given.state_dict()}, tmp_path / "best_model.pth")
+    save_checkpoint({"config": to_dict(config), "network": given.state_dict()}, tmp_path / "best_model.pth")
     back, same_config = load_network(tmp_path, torch.device("cpu"))
     assert same_config == config
     x = torch.randn(1, 4, 8, 8, 8)

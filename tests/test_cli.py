@@ -16,12 +16,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainable import checkpoint, cli
-from trainable.cases import load_split
-from trainable.config import TrainConfig
-from trainable.data import Data
-from trainable.lesions import score_lesions
-from trainable.metrics import score_case
+from trainable import cli
+from trainable.core.config import TrainConfig
+from trainable.data.prepare import Data
+from trainable.data.split import load_split
+from trainable.evaluation.lesions import score_lesions
+from trainable.evaluation.metrics import score_case
+from trainable.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 SMALL = "--depth 3 --base_channels 4 --target_shape 16 16 16 --num_workers 0 --device cpu --patches_per_epoch 4"
@@ -223,8 +224,8 @@ def test_resume_keeps_the_pictures_of_the_epochs_before(finished: Path):
 
 def test_output_dir_of_a_running_training_is_refused(finished: Path, capsys):
     script = (
-        "import sys; from pathlib import Path; from trainable.parallel import locked\n"
-        f"with locked(Path({str(finished)!r})): print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from trainable.core.files import lock_folder\n"
+        f"with lock_folder(Path({str(finished)!r})): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT

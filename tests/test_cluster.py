@@ -17,14 +17,14 @@ from ray.tune.execution.tune_controller import _get_max_pending_trials
 from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
-from trainable.config import InputError
-from tune import cluster
-from tune.cluster import Cluster, fitting
+from trainable.core.errors import InputError
+from tune.driver import cluster
+from tune.driver.cluster import Cluster, slots_for
 
 SCRIPT = """
 import signal, time
 from tune.__main__ import stop
-from tune.cluster import Cluster
+from tune.driver.cluster import Cluster
 
 signal.signal(signal.SIGTERM, stop)
 with Cluster() as cluster:
@@ -95,18 +95,18 @@ def test_ray_is_to_start_all_processes_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_shares_of_a_gpu_are_not_put_together_from_two() -> None:
-    assert fitting(2, 0.4) == 4
-    assert fitting(4, 0.3) == 12
-    assert fitting(1, 1 / 3) == 3
-    assert fitting(8, 1.0) == 8
-    assert fitting(7, 2.0) == 3
-    assert fitting(0, 0.5) == 0
+    assert slots_for(2, 0.4) == 4
+    assert slots_for(4, 0.3) == 12
+    assert slots_for(1, 1 / 3) == 3
+    assert slots_for(8, 1.0) == 8
+    assert slots_for(7, 2.0) == 3
+    assert slots_for(0, 0.5) == 0
 
 
 LISTENING = """
 import sys, time
 import ray
-from tune.cluster import Cluster
+from tune.driver.cluster import Cluster
 
 with Cluster() as cluster:
     cluster.wait()
@@ -205,7 +205,7 @@ def test_a_refused_token_is_named(tmp_path: Path, environment: dict[str, str]) -
     try:
         assert process.stdout is not None
         gcs = process.stdout.readline().strip()
-        script = f"from tune.cluster import start_ray; start_ray({gcs!r})"
+        script = f"from tune.driver.cluster import start_ray; start_ray({gcs!r})"
         other = subprocess.run(
             [sys.executable, "-c", script],
             capture_output=True, text=True, check=False, env=clean | environment | {"HOME": str(tmp_path)},

@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from trainable.config import InputError, TrainConfig
-from trainable.options import allowed, fields_of_role, load_options, make_config, nearest, plain, save_options
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.options import (
+    allowed,
+    did_you_mean,
+    fields_of_role,
+    load_options,
+    make_config,
+    save_options,
+    to_dict,
+)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +142,8 @@ def test_every_option_says_what_it_may_be() -> None:
 
 
 def test_nearest_name_is_given_only_where_it_is_near() -> None:
-    assert nearest("schedular", ["scheduler", "seed"]) == " (did you mean scheduler?)"
-    assert nearest("zzz", ["scheduler", "seed"]) == ""
+    assert did_you_mean("schedular", ["scheduler", "seed"]) == " (did you mean scheduler?)"
+    assert did_you_mean("zzz", ["scheduler", "seed"]) == ""
 
 
 def test_what_defines_scores_is_no_part_of_the_recipe() -> None:
@@ -175,9 +184,9 @@ def test_options_come_back_from_their_file(tmp_path: Path) -> None:
 def test_plain_options_are_those_that_differ_where_asked() -> None:
     config = make_config({"lr": 1e-5, "target_shape": [64, 64, 64], "cache_dir": "cache"})
     changed = {"lr": 1e-5, "target_shape": [64, 64, 64], "cache_dir": "cache"}
-    assert plain(config, changed_only=True) == changed
-    assert plain(config).items() >= changed.items()
-    assert set(plain(config)) == set(TrainConfig.model_fields)
+    assert to_dict(config, changed_only=True) == changed
+    assert to_dict(config).items() >= changed.items()
+    assert set(to_dict(config)) == set(TrainConfig.model_fields)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainable.config import InputError, TrainConfig
-from trainable.data import Data, prepare_data
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.data.prepare import Data, prepare_data
 
 
 def test_cases_of_data_dir_are_prepared_in_cache_dir(phantoms: Path, tmp_path: Path) -> None:

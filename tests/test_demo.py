@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trainable.config import InputError
+from trainable.core.errors import InputError
 from tune.demo import free_folder, run_demo
 
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from trainable.config import InputError
-from tune.early_stopping import RungScheduler, cutoff
-from tune.journal import CONTINUE, JOURNAL, STOP, Journal, cut_half_line, read_trials
-from tune.results import Run, read_run
-from tune.searcher import StudySearcher
-from tune.study import EarlyStopping, StudyConfig, make_study
-from tune.study_file import dump
+from trainable.core.errors import InputError
+from tune.driver.scheduler import RungScheduler
+from tune.driver.searcher import OptunaSearcher
+from tune.run.results import Run, read_run
+from tune.search.asha import cutoff
+from tune.search.journal import CONTINUE, STOP, Journal, read_trials
+from tune.search.journal_file import JOURNAL, truncate_partial_line
+from tune.spec.sweep_config import EarlyStopping, SweepConfig, make_sweep_config
+from tune.spec.sweep_file import dump
 
 STUDY = {
     "study": {"trials": 20, "seed": 3},
@@ -30,8 +32,8 @@ STUDY = {
 
 
 @pytest.fixture
-def study() -> StudyConfig:
-    return make_study(STUDY)
+def study() -> SweepConfig:
+    return make_sweep_config(STUDY)
 
 
 def row(epoch: int, score: float, best: float | None = None, end_reason: str = "") -> dict[str, Any]:
@@ -44,7 +46,7 @@ def row(epoch: int, score: float, best: float | None = None, end_reason: str = "
     }  # fmt: skip
 
 
-def start(run: Path, study: StudyConfig) -> tuple[Journal, RungScheduler]:
+def start(run: Path, study: SweepConfig) -> tuple[Journal, RungScheduler]:
     journal = Journal(run, study)
     return journal, RungScheduler(journal, study, lambda *_: None)
 
@@ -69,17 +71,17 @@ def test_cutoff_is_the_quantile_that_the_best_third_passes():
 
 def test_the_median_rule_compares_at_each_validated_epoch_once_three_were_there(tmp_path: Path):
     values = {**STUDY, "early_stopping": {"type": "median", "grace_period": 4}, "train": {"epochs": 9, "val_freq": 2}}
-    study = make_study(values)
+    study = make_sweep_config(values)
     assert study.rungs == (4, 6, 8)
     assert cutoff([0.1, 0.9], study.early_stopping) == -np.inf
     assert cutoff([0.1, 0.9, 0.3], study.early_stopping) == pytest.approx(0.3)
 
 
-def test_rungs_are_below_the_last_epoch(study: StudyConfig):
+def test_rungs_are_below_the_last_epoch(study: SweepConfig):
     assert study.rungs == (1, 3)
 
 
-def test_the_first_at_a_rung_goes_on_and_a_worse_one_is_stopped(tmp_path: Path, study: StudyConfig):
+def test_the_first_at_a_rung_goes_on_and_a_worse_one_is_stopped(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     for _ in range(3):
         journal.ask()
@@ -89,14 +91,14 @@ def test_the_first_at_a_rung_goes_on_and_a_worse_one_is_stopped(tmp_path: Path, 
     assert asha.rungs == {1: {0: 0.5, 1: 0.4, 2: 0.6}, 3: {2: 0.6}}  # the best score up to the rung
 
 
-def test_a_trial_that_reaches_its_last_epoch_is_not_compared(tmp_path: Path, study: StudyConfig):
+def test_a_trial_that_reaches_its_last_epoch_is_not_compared(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     journal.ask()
     assert report(journal, asha, 0, row(3, 0.1, end_reason="patience")) == CONTINUE
     assert asha.rungs[3] == {}
 
 
-def test_stopped_is_pruned_with_its_last_value_at_its_epoch(tmp_path: Path, study: StudyConfig):
+def test_stopped_is_pruned_with_its_last_value_at_its_epoch(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     journal.ask()
     journal.ask()
@@ -107,7 +109,7 @@ def test_stopped_is_pruned_with_its_last_value_at_its_epoch(tmp_path: Path, stud
     assert (told.value, told.last_step, told.intermediate_values) == (0.1, 3, {1: 0.9, 2: 0.2, 3: 0.1})
 
 
-def test_ended_by_itself_is_complete_with_its_best_score(tmp_path: Path, study: StudyConfig):
+def test_ended_by_itself_is_complete_with_its_best_score(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     journal.ask()
     report(journal, asha, 0, row(1, 0.5), row(2, 0.4, 0.5), row(9, 0.3, 0.5, "epochs"))
@@ -118,7 +120,7 @@ def test_ended_by_itself_is_complete_with_its_best_score(tmp_path: Path, study: 
     assert told.user_attrs["progress"]["end_reason"] == "epochs"
 
 
-def test_not_finite_is_pruned_and_an_error_is_fail(tmp_path: Path, study: StudyConfig):
+def test_not_finite_is_pruned_and_an_error_is_fail(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     journal.ask()
     journal.ask()
@@ -129,7 +131,7 @@ def test_not_finite_is_pruned_and_an_error_is_fail(tmp_path: Path, study: StudyC
     assert read_trials(tmp_path)[1].user_attrs["error"] == "ValueError: boom"
 
 
-def test_out_of_memory_is_complete_and_infeasible(tmp_path: Path, study: StudyConfig):
+def test_out_of_memory_is_complete_and_infeasible(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     journal.ask()
     assert report(journal, asha, 0, {"epoch": 0, "end_reason": "oom"}) == CONTINUE
@@ -139,7 +141,7 @@ def test_out_of_memory_is_complete_and_infeasible(tmp_path: Path, study: StudyCo
     assert any("gpu_memory" in name and value > 0 for name, value in told.system_attrs.items())
 
 
-def test_interrupted_stays_running_and_is_handed_out_again(tmp_path: Path, study: StudyConfig):
+def test_interrupted_stays_running_and_is_handed_out_again(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     number, values = journal.ask()
     report(journal, asha, number, row(1, 0.5))
@@ -151,7 +153,7 @@ def test_interrupted_stays_running_and_is_handed_out_again(tmp_path: Path, study
     assert asha.rungs[1] == {0: 0.5}
 
 
-def test_a_decision_that_was_not_told_yet_is_told_on_reattaching(tmp_path: Path, study: StudyConfig):
+def test_a_decision_that_was_not_told_yet_is_told_on_reattaching(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     journal.ask()
     journal.ask()
@@ -165,7 +167,7 @@ def test_a_decision_that_was_not_told_yet_is_told_on_reattaching(tmp_path: Path,
     assert states == [TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE]
 
 
-def test_a_repeated_report_changes_nothing_and_gets_its_decision_again(tmp_path: Path, study: StudyConfig):
+def test_a_repeated_report_changes_nothing_and_gets_its_decision_again(tmp_path: Path, study: SweepConfig):
     journal, asha = start(tmp_path, study)
     journal.ask()
     journal.ask()
@@ -178,7 +180,7 @@ def test_a_repeated_report_changes_nothing_and_gets_its_decision_again(tmp_path:
     assert asha.rungs[1] == {0: 0.5, 1: 0.1}
 
 
-def test_a_report_recorded_without_its_decision_is_decided_when_repeated(tmp_path: Path, study: StudyConfig):
+def test_a_report_recorded_without_its_decision_is_decided_when_repeated(tmp_path: Path, study: SweepConfig):
     """Killed between the two: the restored trial repeats its epoch, and the rung is not skipped."""
     journal, asha = start(tmp_path, study)
     journal.ask()
@@ -190,10 +192,10 @@ def test_a_report_recorded_without_its_decision_is_decided_when_repeated(tmp_pat
     assert report(again, asha, 1, row(1, 0.4)) == STOP
 
 
-def sweep(run: Path, study: StudyConfig, *, interrupt: tuple[int, ...] = ()) -> list[tuple[Any, ...]]:
+def sweep(run: Path, study: SweepConfig, *, interrupt: tuple[int, ...] = ()) -> list[tuple[Any, ...]]:
     """One trial at a time on a toy objective; the journal is closed and opened again at these trials."""
     journal, asha = start(run, study)
-    for index in range(study.study.trials):
+    for index in range(study.budget.trials):
         number, values = journal.ask()
         if index in interrupt:
             journal, asha = start(run, study)
@@ -205,17 +207,17 @@ def sweep(run: Path, study: StudyConfig, *, interrupt: tuple[int, ...] = ()) -> 
     return [(trial.params, trial.state, trial.last_step) for trial in read_trials(run)]
 
 
-def test_proposals_and_stops_do_not_depend_on_interruptions(tmp_path: Path, study: StudyConfig):
+def test_proposals_and_stops_do_not_depend_on_interruptions(tmp_path: Path, study: SweepConfig):
     for name in ("whole", "parts", "other"):
         (tmp_path / name).mkdir()
     whole = sweep(tmp_path / "whole", study)
     assert sweep(tmp_path / "parts", study, interrupt=(0, 4, 5, 11, 19)) == whole
     assert {state for _, state, _ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
-    other = make_study({**STUDY, "study": {"trials": 20, "seed": 4}})
+    other = make_sweep_config({**STUDY, "study": {"trials": 20, "seed": 4}})
     assert sweep(tmp_path / "other", other) != whole
 
 
-def test_half_a_line_is_cut_and_the_journal_goes_on(tmp_path: Path, study: StudyConfig, capsys):
+def test_half_a_line_is_cut_and_the_journal_goes_on(tmp_path: Path, study: SweepConfig, capsys):
     journal, asha = start(tmp_path, study)
     journal.ask()
     report(journal, asha, 0, row(1, 0.5))
@@ -227,13 +229,13 @@ def test_half_a_line_is_cut_and_the_journal_goes_on(tmp_path: Path, study: Study
     assert len(again.reattach()) == 1
     again.ask()
     assert len(read_trials(tmp_path)) == 2
-    assert cut_half_line(tmp_path / JOURNAL) == 0
+    assert truncate_partial_line(tmp_path / JOURNAL) == 0
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "random", "gp", "cmaes"])
 def test_each_searcher_learns_over_journals_that_are_opened_anew(tmp_path: Path, searcher: str):
     """Proposals do not depend on interruptions: the journal opened anew before each gives the same ones."""
-    study = make_study(
+    study = make_sweep_config(
         {
             "study": {"trials": 9, "seed": 3},
             "searcher": {"type": searcher, "startup_trials": 3},
@@ -258,7 +260,7 @@ def test_each_searcher_learns_over_journals_that_are_opened_anew(tmp_path: Path,
 @pytest.mark.parametrize("searcher", ["tpe", "gp", "cmaes"])
 @pytest.mark.filterwarnings("ignore:Constraints have been set, but CmaEsSampler")
 def test_each_searcher_goes_on_after_a_trial_out_of_memory(tmp_path: Path, searcher: str):
-    study = make_study(
+    study = make_sweep_config(
         {
             "searcher": {"type": searcher, "startup_trials": 2},
             "space": {"lr": {"loguniform": [1e-5, 1e-2]}, "weight_decay": {"loguniform": [1e-6, 1e-2]}},
@@ -274,7 +276,7 @@ def test_each_searcher_goes_on_after_a_trial_out_of_memory(tmp_path: Path, searc
     assert infeasible == [1, 4]
 
 
-def test_an_epoch_that_a_kill_had_trained_anew_has_its_new_score(tmp_path: Path, study: StudyConfig):
+def test_an_epoch_that_a_kill_had_trained_anew_has_its_new_score(tmp_path: Path, study: SweepConfig):
     journal = Journal(tmp_path, study)
     number, _ = journal.ask()
     journal.record(number, row(1, 0.4))
@@ -299,7 +301,7 @@ def test_a_trial_whose_end_is_on_record_is_finished_though_its_process_dies(tmp_
     assert journal.tell(number, failed=True) == TrialState.COMPLETE
 
 
-def test_a_journal_that_is_damaged_is_named(tmp_path: Path, study: StudyConfig):
+def test_a_journal_that_is_damaged_is_named(tmp_path: Path, study: SweepConfig):
     Journal(tmp_path, study).ask()
     text = (tmp_path / JOURNAL).read_text()
     for damaged in ("#" + text[1:], text.replace("op_code", "code", 1)):
@@ -309,7 +311,7 @@ def test_a_journal_that_is_damaged_is_named(tmp_path: Path, study: StudyConfig):
 
 
 def test_a_score_and_a_cost_are_told_together_and_stopped_trials_stay_pruned(tmp_path: Path):
-    study = make_study(
+    study = make_sweep_config(
         {**STUDY, "study": {"trials": 20, "metric": ["val_dice_mean", "seconds"]}, "train": {"epochs": 2}}
     )
     (tmp_path / "study.yaml").write_text(dump(study))
@@ -319,7 +321,7 @@ def test_a_score_and_a_cost_are_told_together_and_stopped_trials_stay_pruned(tmp
         reports = [row(1, score), row(2, score, end_reason="epochs")]
         if report(journal, scheduler, number, {**reports[0], "time_this_iter_s": seconds}) != STOP or number in (1, 3):
             journal.record(number, reports[1])
-            journal._live[number].set_user_attr("rungs", {})  # those that are to end by themselves
+            journal._running[number].set_user_attr("rungs", {})  # those that are to end by themselves
         journal.tell(number)
     trials = read_trials(tmp_path)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4 + [TrialState.PRUNED]
@@ -331,16 +333,16 @@ def test_a_score_and_a_cost_are_told_together_and_stopped_trials_stay_pruned(tmp
         journal.tell(number)
 
 
-def test_trials_beyond_the_startup_wait_for_its_end_where_that_is_asked_for(tmp_path: Path, study: StudyConfig):
+def test_trials_beyond_the_startup_wait_for_its_end_where_that_is_asked_for(tmp_path: Path, study: SweepConfig):
     values = {**STUDY, "searcher": {"startup_trials": 3, "wait_for_startup": True}}
-    waiting = make_study(values).model_copy(update={"record": {"cache_dir": "/cache", "attempts": []}})
+    waiting = make_sweep_config(values).model_copy(update={"record": {"cache_dir": "/cache", "attempts": []}})
 
     class Many:
         def count(self) -> int:
             return 100
 
     journal = Journal(tmp_path, waiting)
-    searcher = StudySearcher(journal, Run(tmp_path, waiting, []), Many())  # type: ignore[arg-type]
+    searcher = OptunaSearcher(journal, Run(tmp_path, waiting, []), Many())  # type: ignore[arg-type]
     handed = [searcher.suggest(str(index)) for index in range(5)]
     assert [spec and spec["number"] for spec in handed] == [0, 1, 2, None, None]
     assert handed[0]["recipe"]["device"] == "cpu"  # resources.gpu is 0
@@ -350,7 +352,7 @@ def test_trials_beyond_the_startup_wait_for_its_end_where_that_is_asked_for(tmp_
     assert searcher.suggest("later")["number"] == 3
 
 
-def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, study: StudyConfig, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, study: SweepConfig, monkeypatch: pytest.MonkeyPatch):
     journal = Journal(tmp_path, study)
     journal.ask()
     before = (tmp_path / JOURNAL).read_bytes()

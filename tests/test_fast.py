@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainable import unet3d
-from trainable.config import TrainConfig
-from trainable.data import Data
-from trainable.loop import EpochResult, fit
-from trainable.losses import make_loss
-from trainable.options import make_config
-from trainable.step import captured
-from trainable.training import Training
-from trainable.unet3d import build_network
+from trainable.core.config import TrainConfig
+from trainable.core.options import make_config
+from trainable.data.prepare import Data
+from trainable.model import unet3d
+from trainable.model.losses import make_loss
+from trainable.model.unet3d import build_network
+from trainable.training.epoch_result import EpochResult
+from trainable.training.loop import fit
+from trainable.training.state import TrainingState
+from trainable.training.step import capture_graph
 
 pytestmark = pytest.mark.gpu
 
@@ -60,10 +61,10 @@ def trained(
     base |= {"patches_per_epoch": 21, "device": "cuda", "dropout": 0.1, "scheduler": "poly", "output_dir": folder}
     kept: list[Tensor] = []
 
-    def keep(training: Training) -> None:
+    def keep(training: TrainingState) -> None:
         kept.extend(training.network.parameters())
         if monkeypatch is not None:
-            training.graphed = False
+            training.use_cuda_graphs = False
 
     result = fit(make_config({**base, **options}), data, on_start=keep)
     return torch.cat([p.detach().flatten() for p in kept]), result
@@ -90,8 +91,8 @@ def test_a_training_from_cuda_graphs_equals_one_without_bit_for_bit(
     graphed, one = trained(tmp_path / "graphed", prepared, deterministic=True, **options)
     plain, other = trained(tmp_path / "plain", prepared, monkeypatch, deterministic=True, **options)
     assert torch.equal(graphed, plain)
-    assert one.stats["avg_total_loss"] == other.stats["avg_total_loss"]
-    assert one.stats["max_gpu_memory"] > 1
+    assert one.stats.avg_total_loss == other.stats.avg_total_loss
+    assert one.stats.max_gpu_memory > 1
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
@@ -99,17 +100,17 @@ def test_a_fast_training_learns_like_a_plain_one(prepared: Data, tmp_path: Path,
     losses = []
     for fast in (True, False):
         _, result = trained(tmp_path / str(fast), prepared, fast=fast, amp=amp, augment=False, dropout=0.0)
-        losses.append(result.stats["avg_total_loss"])
+        losses.append(result.stats.avg_total_loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_gpu_trains_fast_unless_told_otherwise(fast: bool) -> None:
     config = make_config({"depth": 3, "target_shape": (32, 32, 32), "device": "cuda", "fast": fast})
-    training = Training(config)
+    training = TrainingState(config)
     weight = training.network.encoder[1].conv1.weight  # type: ignore[union-attr]
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) is fast
-    assert (training.graphed, training.network.fused, config.fused) == (fast, fast, fast)
+    assert (training.use_cuda_graphs, training.network.fused, config.fused) == (fast, fast, fast)
 
 
 def test_a_step_that_no_graph_can_hold_says_why_and_what_to_do() -> None:
@@ -117,8 +118,8 @@ def test_a_step_that_no_graph_can_hold_says_why_and_what_to_do() -> None:
         return torch.full((), float(torch.ones(3, device="cuda").sum()))  # the CPU asks for a value
 
     with pytest.raises(RuntimeError, match="(?s)cannot hold this step as a CUDA graph: .*captur.*try `fast: false`"):
-        captured(work, torch.cuda.graph_pool_handle())
-    graph, result = captured(lambda: torch.ones(3, device="cuda").sum(), torch.cuda.graph_pool_handle())
+        capture_graph(work, torch.cuda.graph_pool_handle())
+    graph, result = capture_graph(lambda: torch.ones(3, device="cuda").sum(), torch.cuda.graph_pool_handle())
     graph.replay()
     assert result.item() == 3
 

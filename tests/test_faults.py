@@ -4,9 +4,9 @@ import pytest
 from faults import faulty, leaky, small_study
 from optuna.trial import TrialState
 
-from tune.cluster import Cluster
-from tune.journal import read_trials
-from tune.sweep import launch, resume
+from tune.driver.cluster import Cluster
+from tune.driver.sweep import launch, resume
+from tune.search.journal import read_trials
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 

@@ -13,12 +13,13 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from trainable.cache import open_case
-from trainable.cases import LoadedCase, find_case, load_case
-from trainable.checkpoint import save_checkpoint
-from trainable.config import InputError, TrainConfig
-from trainable.data import Data
-from trainable.inference import (
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.options import to_dict
+from trainable.data.cache import open_case
+from trainable.data.cases import LoadedCase, find_case, load_case
+from trainable.data.prepare import Data
+from trainable.evaluation.inference import (
     MIRRORS,
     on_full_grid,
     postprocess,
@@ -27,9 +28,9 @@ from trainable.inference import (
     predict_logits,
     save_label,
 )
-from trainable.options import plain
+from trainable.model.unet3d import UNet3D, build_network
 from trainable.predict import BadCases, predict_cases
-from trainable.unet3d import UNet3D, build_network
+from trainable.training.checkpoint import save_checkpoint
 from tune.cli import predict
 
 CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(16, 12, 8))
@@ -231,7 +232,7 @@ def test_saved_label_is_read_back_on_the_same_grid(tmp_path: Path) -> None:
 def model(tmp_path: Path) -> Path:
     """The checkpoint of a network that learnt nothing."""
     path = tmp_path / "model.pth"
-    save_checkpoint({"config": plain(CONFIG), "network": build_network(CONFIG).state_dict()}, path)
+    save_checkpoint({"config": to_dict(CONFIG), "network": build_network(CONFIG).state_dict()}, path)
     return path
 
 

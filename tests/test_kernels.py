@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainable.losses import region_sums
-from trainable.unet3d import SLOPE, norm_act
+from trainable.model.losses import region_sums
+from trainable.model.unet3d import SLOPE, norm_act
 
 pytest.importorskip("triton")
 
@@ -42,7 +42,7 @@ def leaf(x: Tensor) -> Tensor:
 @each_shape
 @pytest.mark.parametrize("residual", [False, True])
 def test_norm_act_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, residual: bool, device: str) -> None:
-    from trainable.kernels.norm_act import NormAct
+    from trainable.model.kernels.norm_act import NormAct
 
     norm = nn.InstanceNorm3d(shape[1], affine=True).to(device)
     with torch.no_grad():
@@ -67,7 +67,7 @@ def test_norm_act_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, 
 @each_shape
 @pytest.mark.parametrize("alone", [False, True])
 def test_head_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, alone: bool, device: str) -> None:
-    from trainable.kernels.head import Head
+    from trainable.model.kernels.head import Head
 
     if device == "cpu" and dtype == torch.bfloat16:
         pytest.skip("the interpreter multiplies no bfloat16 matrices")
@@ -90,7 +90,7 @@ def test_head_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, alon
 
 
 def test_join_puts_channels_beside_each_other_and_their_gradients_apart(device: str) -> None:
-    from trainable.kernels.join import Join
+    from trainable.model.kernels.join import Join
 
     a, b = (leaf(drawn((2, channels, 6, 5, 4), torch.float16, device, channels)) for channels in (12, 7))
     joined = Join.apply(a, b)
@@ -107,7 +107,7 @@ def test_join_puts_channels_beside_each_other_and_their_gradients_apart(device: 
 def test_region_sums_and_their_gradient(
     dtype: torch.dtype, last: bool, gamma: float, weights: tuple[float, float], device: str
 ) -> None:
-    from trainable.kernels.region_sums import RegionSums
+    from trainable.model.kernels.region_sums import RegionSums
 
     logits = drawn((2, 3, 10, 9, 11), dtype, device, 3) * 3
     ours = leaf(logits if last else logits.contiguous())
@@ -127,7 +127,7 @@ def test_region_sums_and_their_gradient(
 
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 def test_region_sums_are_finite_at_extreme_logits(gamma: float, device: str) -> None:
-    from trainable.kernels.region_sums import RegionSums
+    from trainable.model.kernels.region_sums import RegionSums
 
     target = (drawn((1, 3, 4, 4, 4), torch.float32, device, 4) > 0).float()
     for logit in (-1e4, -80.0, 80.0, 1e4):

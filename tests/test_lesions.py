@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainable.lesions import lesion_wise, score_lesions
-from trainable.metrics import WORST_HD95, Bools
+from trainable.core.brats import Bools
+from trainable.evaluation.lesions import lesion_wise, score_lesions
+from trainable.evaluation.metrics import WORST_HD95
 
 Voxel = tuple[int, int, int]
 Ints = NDArray[np.int64]

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainable.logs import COLOURS, RunLog, epoch_line, outline, picture, read_rows
+from trainable.evaluation.pictures import COLOURS, outline, picture
+from trainable.training.run_log import RunLog, epoch_line, read_rows
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:

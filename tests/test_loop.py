@@ -13,18 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from trainable import checkpoint, cli, loop
-from trainable.config import InputError, TrainConfig
-from trainable.data import Data, prepare_data
-from trainable.inference import autocast
-from trainable.logs import COLOURS
-from trainable.loop import EpochResult, fit, seed_epoch, share_of_step, train_one_epoch
-from trainable.options import fixed_on_resume, make_config, plain
-from trainable.patches import PatchLoader
-from trainable.phantom import write_phantoms
-from trainable.step import update
-from trainable.training import Training, refuse_changes
-from trainable.trial import LEFT_OVER, free_memory
+from trainable import cli
+from trainable.core.config import TrainConfig
+from trainable.core.device import autocast
+from trainable.core.errors import InputError
+from trainable.core.options import fixed_on_resume, make_config, to_dict
+from trainable.data.patches import PatchLoader
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import Data, prepare_data
+from trainable.evaluation.pictures import COLOURS
+from trainable.training import checkpoint, loop
+from trainable.training.epoch_result import EpochResult
+from trainable.training.loop import fit, micro_batch_weight, seed_epoch, train_one_epoch
+from trainable.training.state import TrainingState, check_resumable
+from trainable.training.step import update
+from tune.driver.worker import MAX_LEAKED_BYTES, free_memory
 
 TINY = {
     **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
@@ -84,7 +87,7 @@ def test_resume_in_another_folder_takes_the_best_model_along(prepared: Data, tmp
 
 def test_training_learns_and_its_best_model_is_that_of_the_best_epoch(prepared: Data, tmp_path: Path):
     results = run(config_in(tmp_path, epochs=6, patches_per_epoch=24), prepared)
-    assert results[-1].stats["avg_total_loss"] < 0.9 * results[0].stats["avg_total_loss"]
+    assert results[-1].stats.avg_total_loss < 0.9 * results[0].stats.avg_total_loss
     scores = [result.val["dice_mean"] for result in results if result.val]
     best = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "best_model.pth")
     assert best["best_score"] == max(scores) == results[-1].best_score
@@ -96,14 +99,14 @@ def test_metric_chooses_the_region_that_picks_the_best_epoch(prepared: Data, tmp
     assert results[-1].best_score == max(result.val["dice_ET"] for result in results if result.val)
 
 
-def trained(config: TrainConfig, data: Data) -> Training:
+def trained(config: TrainConfig, data: Data) -> TrainingState:
     """A training after one epoch, without checkpoints."""
-    training = Training(config)
+    training = TrainingState(config)
     train_one_epoch(training, PatchLoader(data.folder, data.split.train, config, pin_memory=False))
     return training
 
 
-def weights_of(training: Training) -> torch.Tensor:
+def weights_of(training: TrainingState) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in training.network.parameters()])
 
 
@@ -111,7 +114,7 @@ def differences_by_accumulation(prepared: Data, tmp_path: Path, **options: objec
     """How far 2 x 2 and 4 x 1 micro-batches end from 1 x 4, as a share of the way that was gone."""
     common = {"patches_per_epoch": 7, "dropout": 0.0, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1, **options}
     configs = [config_in(tmp_path, batch_size=size, accumulation_steps=4 // size, **common) for size in (4, 2, 1)]
-    start, ends = weights_of(Training(configs[0])), [weights_of(trained(config, prepared)) for config in configs]
+    start, ends = weights_of(TrainingState(configs[0])), [weights_of(trained(config, prepared)) for config in configs]
     way = (ends[0] - start).norm()
     assert way > 0.01
     return [((end - ends[0]).norm() / way).item() for end in ends[1:]]
@@ -131,13 +134,13 @@ def test_batch_dice_is_of_each_micro_batch_so_accumulation_changes_it(prepared: 
 def test_share_of_step_sums_to_one_in_every_step():
     config = make_config({**TINY, "batch_size": 2, "accumulation_steps": 3})
     sizes = [2, 2, 2, 2, 2, 2, 2, 1]  # 15 patches: steps of 6, 6 and 3
-    shares = [share_of_step(index, size, 15, config) for index, size in enumerate(sizes)]
+    shares = [micro_batch_weight(index, size, 15, config) for index, size in enumerate(sizes)]
     assert [sum(shares[:3]), sum(shares[3:6]), sum(shares[6:])] == pytest.approx([1, 1, 1])
 
 
 def test_clipping_limits_the_update_and_reports_the_norm_before_it(prepared: Data, tmp_path: Path):
     config = config_in(tmp_path, gradient_clipping=0.5, optimizer="sgd", momentum=0.0, lr=1.0, weight_decay=0.0)
-    training = Training(config)
+    training = TrainingState(config)
     before = [p.detach().clone() for p in training.network.parameters()]
     training.scaler.scale(sum(3 * p.sum() for p in training.network.parameters())).backward()
     count = sum(p.numel() for p in training.network.parameters())
@@ -149,7 +152,7 @@ def test_clipping_limits_the_update_and_reports_the_norm_before_it(prepared: Dat
 
 def test_clipping_comes_after_the_loss_scale_is_taken_out(tmp_path: Path):
     config = config_in(tmp_path, gradient_clipping=0.5, optimizer="sgd", momentum=0.0, lr=1.0, weight_decay=0.0)
-    training = Training(config)
+    training = TrainingState(config)
     training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = weights_of(training)
     training.scaler.scale(sum(3 * p.sum() for p in training.network.parameters())).backward()
@@ -172,7 +175,7 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer(
     tmp_path: Path, value: float, clipping: float, optimizer: str, device: str, amp: str
 ):
     options = {"gradient_clipping": clipping, "weight_decay": 0.1, "optimizer": optimizer, "device": device, "amp": amp}
-    training = Training(config_in(tmp_path, **options))
+    training = TrainingState(config_in(tmp_path, **options))
     for factor in (1.0, value):
         before = weights_of(training), copy.deepcopy(training.optimizer.state_dict())
         training.scaler.scale(sum(factor * p.sum() for p in training.network.parameters())).backward()
@@ -190,7 +193,7 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer(
 class NotFinite:
     """A loss that is the real one but for the batches named."""
 
-    def __init__(self, training: Training, batches: set[int]) -> None:
+    def __init__(self, training: TrainingState, batches: set[int]) -> None:
         self.loss, self.batches, self.count = training.loss, batches, 0
 
     def __call__(self, heads, target):
@@ -205,11 +208,11 @@ class NotFinite:
 
 def test_a_batch_that_is_not_finite_costs_its_step_and_no_more(prepared: Data, tmp_path: Path):
     config = config_in(tmp_path, max_skipped_steps=2)
-    training = Training(config)
+    training = TrainingState(config)
     training.loss = NotFinite(training, {1, 3})
     stats = train_one_epoch(training, PatchLoader(prepared.folder, prepared.split.train, config, pin_memory=False))
-    assert (stats["steps"], training.step, training.skipped.in_a_row) == (1, 1, 1)
-    assert all(math.isfinite(stats[name]) for name in ("avg_total_loss", "avg_base_loss", "grad_norm"))
+    assert (stats.steps, training.step, training.skipped.in_a_row) == (1, 1, 1)
+    assert all(math.isfinite(getattr(stats, name)) for name in ("avg_total_loss", "avg_base_loss", "grad_norm"))
     assert weights_of(training).isfinite().all()
 
 
@@ -218,13 +221,13 @@ def test_too_many_skipped_steps_in_a_row_end_the_training_and_say_where(
 ):
     """12 patches make 6 steps an epoch: the fifth of epoch 2 is the first of three."""
     config = config_in(tmp_path, max_skipped_steps=3, patches_per_epoch=12, scheduler="exponential")
-    make = Training.__init__
+    make = TrainingState.__init__
 
-    def broken(self: Training, config: TrainConfig) -> None:
+    def broken(self: TrainingState, config: TrainConfig) -> None:
         make(self, config)
         self.loss = NotFinite(self, {2, 3, *range(11, 99)})
 
-    monkeypatch.setattr(Training, "__init__", broken)
+    monkeypatch.setattr(TrainingState, "__init__", broken)
     results = run(config, prepared)
     assert [(result.epoch, result.end_reason) for result in results] == [(1, ""), (2, ""), (3, "non_finite")]
     said = re.fullmatch(
@@ -292,7 +295,7 @@ def test_plateau_and_patience_watch_the_metric_at_each_validation(
     monkeypatch.setattr(loop, "validate", scored)
     options = {"epochs": 10, "val_freq": 2, "plateau_patience": 0, "patience": 3, "metric": metric}
     results = run(config_in(tmp_path, **options), prepared)
-    lrs = [result.stats["lr"] / 5e-3 for result in results]
+    lrs = [result.stats.lr / 5e-3 for result in results]
     if metric == "val_dice_ET":
         assert (lrs, results[-1].end_reason, results[-1].best_epoch) == ([1.0] * 10, "epochs", 10)
     else:
@@ -301,7 +304,7 @@ def test_plateau_and_patience_watch_the_metric_at_each_validation(
 
 
 def test_seed_draws_the_initial_weights_and_the_dropout(prepared: Data, tmp_path: Path):
-    first, again, other = (Training(config_in(tmp_path, seed=seed)) for seed in (3, 3, 4))
+    first, again, other = (TrainingState(config_in(tmp_path, seed=seed)) for seed in (3, 3, 4))
     assert torch.equal(weights_of(first), weights_of(again))
     assert not torch.equal(weights_of(first), weights_of(other))
     drawn = []
@@ -357,7 +360,7 @@ def test_a_new_lr_on_resume_takes_effect(prepared: Data, tmp_path: Path):
     run(config_in(tmp_path, scheduler="exponential", exponential_gamma=0.5), prepared, interrupt_after=2)
     options = {"scheduler": "exponential", "exponential_gamma": 0.5, "lr": 8e-4}
     results = run(config_in(tmp_path, resume=tmp_path, **options), prepared)
-    assert [result.stats["lr"] for result in results] == pytest.approx([2e-4, 1e-4])
+    assert [result.stats.lr for result in results] == pytest.approx([2e-4, 1e-4])
 
 
 def test_global_generators_go_on_where_a_checkpoint_left_them(prepared: Data, tmp_path: Path):
@@ -367,12 +370,12 @@ def test_global_generators_go_on_where_a_checkpoint_left_them(prepared: Data, tm
         return random.random(), float(np.random.random()), torch.rand(1).item()  # noqa: NPY002
 
     drawn: list[tuple[float, float, float]] = []
-    training = Training(config_in(tmp_path))
+    training = TrainingState(config_in(tmp_path))
     state = training.state(prepared, {"epoch": 0})
     checkpoint.save_checkpoint(state, tmp_path / "latest.pth")
     drawn.append(draws())
     draws()
-    again = Training(config_in(tmp_path))
+    again = TrainingState(config_in(tmp_path))
     again.load_state(checkpoint.load_checkpoint(tmp_path), prepared)
     drawn.append(draws())
     assert drawn[0] == drawn[1]
@@ -420,13 +423,13 @@ def test_pictures_are_of_the_first_two_validation_cases_and_of_validated_epochs(
 
 @pytest.mark.parametrize("option", fixed_on_resume())
 def test_each_option_that_a_resumed_training_cannot_change_is_refused(option: str):
-    saved = plain(make_config({"folds": 3}))
+    saved = to_dict(make_config({"folds": 3}))
     kind = TrainConfig.model_fields[option].annotation
     others = {"metric": "val_dice_ET", "optimizer": "sgd", "scheduler": "step", "depth": 4}
     other = others.get(option) or (not saved[option] if kind is bool else saved[option] + (0.1 if kind is float else 1))
     with pytest.raises(InputError, match=f"{option} is .* in the checkpoint and .* now; it cannot change on resume"):
-        refuse_changes(make_config({"folds": 3, option: other}), saved)
-    refuse_changes(make_config({"folds": 3, "lr": 1.0, "epochs": 7, "batch_size": 1, "amp": "bf16"}), saved)
+        check_resumable(make_config({"folds": 3, option: other}), saved)
+    check_resumable(make_config({"folds": 3, "lr": 1.0, "epochs": 7, "batch_size": 1, "amp": "bf16"}), saved)
 
 
 def test_resume_of_a_damaged_latest_goes_on_from_the_newest_whole_one(prepared: Data, tmp_path: Path, capsys):
@@ -458,7 +461,7 @@ def test_other_options_on_resume_take_effect(prepared: Data, tmp_path: Path):
     run(config_in(tmp_path, optimizer="sgd"), prepared, interrupt_after=1)
     options = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.25, "plateau_patience": 3, "plateau_factor": 0.1}
     config = config_in(tmp_path, resume=tmp_path, **options)
-    training = Training(config)
+    training = TrainingState(config)
     training.load_state(checkpoint.load_checkpoint(tmp_path), prepared)
     assert [group["momentum"] for group in training.optimizer.param_groups] == [0.5, 0.5]
     assert [group["weight_decay"] for group in training.optimizer.param_groups] == [0.25, 0.0]
@@ -483,7 +486,7 @@ def test_resume_of_a_finished_training_says_to_raise_epochs(prepared: Data, tmp_
 @pytest.mark.gpu
 @pytest.mark.parametrize(("amp", "dtype"), [("off", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)])
 def test_amp_computes_in_its_precision_on_a_gpu(tmp_path: Path, amp: str, dtype: torch.dtype):
-    training = Training(config_in(tmp_path, device="cuda", amp=amp))
+    training = TrainingState(config_in(tmp_path, device="cuda", amp=amp))
     with autocast(training.config, training.device):
         logits = training.network(torch.randn(1, 4, 16, 16, 16, device="cuda"))[0]
     assert logits.dtype == dtype
@@ -506,13 +509,13 @@ def test_a_training_leaves_no_gpu_memory_behind(prepared: Data, tmp_path: Path):
     options = {"device": "cuda", "epochs": 6, "blur_prob": 1.0, "rotate_prob": 1.0}
     for name in ("one", "other"):
         run(config_in(tmp_path / name, **options), prepared)
-        assert free_memory() < LEFT_OVER
+        assert free_memory() < MAX_LEAKED_BYTES
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("may_keep", "keeps"), [(2**40, True), (0, False)])
 def test_a_process_keeps_as_much_pinned_memory_between_trials_as_it_may(monkeypatch, may_keep: int, keeps: bool):
-    monkeypatch.setattr("trainable.trial.PINNED", may_keep)
+    monkeypatch.setattr("tune.driver.worker.MAX_PINNED_BYTES", may_keep)
     torch.cuda.init()
     torch.empty(2**26, dtype=torch.uint8, pin_memory=True)
     free_memory()
@@ -523,7 +526,7 @@ def test_a_process_keeps_as_much_pinned_memory_between_trials_as_it_may(monkeypa
 def test_gradient_checkpointing_takes_less_memory_on_a_gpu(prepared: Data, tmp_path: Path):
     options = {"device": "cuda", "target_shape": (64, 64, 64), "base_channels": 32, "epochs": 1, "fast": False}
     peaks = [
-        run(config_in(tmp_path / str(on), **options, gradient_checkpointing=on), prepared)[0].stats["max_gpu_memory"]
+        run(config_in(tmp_path / str(on), **options, gradient_checkpointing=on), prepared)[0].stats.max_gpu_memory
         for on in (False, True)
     ]
     assert peaks[1] < 0.8 * peaks[0]
@@ -550,5 +553,5 @@ def test_out_of_gpu_memory_says_what_was_tried_and_what_to_lower(
 def test_mixed_precision_learns_like_float32_on_a_gpu(prepared: Data, tmp_path: Path, amp: str):
     config = config_in(tmp_path, device="cuda", amp=amp, epochs=6, patches_per_epoch=24, deep_supervision=True)
     results = run(config, prepared)
-    assert results[-1].stats["avg_total_loss"] < 0.9 * results[0].stats["avg_total_loss"]
-    assert results[-1].stats["max_gpu_memory"] > 1
+    assert results[-1].stats.avg_total_loss < 0.9 * results[0].stats.avg_total_loss
+    assert results[-1].stats.max_gpu_memory > 1

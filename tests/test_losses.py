@@ -10,8 +10,8 @@ import torch
 from monai.losses import DiceLoss, FocalLoss, TverskyLoss
 from torch import Tensor
 
-from trainable.config import TrainConfig
-from trainable.losses import SMOOTH, bce_loss, dice_loss, focal_loss, head_weights, make_loss, tversky_loss
+from trainable.core.config import TrainConfig
+from trainable.model.losses import SMOOTH, bce_loss, dice_loss, focal_loss, head_weights, make_loss, tversky_loss
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 LN3 = math.log(3)  # its sigmoid is 3/4

@@ -10,18 +10,8 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from scipy import ndimage
 
-from trainable.metrics import (
-    WORST_HD95,
-    Bools,
-    dice,
-    hd95,
-    label_of,
-    mean_scores,
-    regions_of,
-    score_case,
-    sensitivity,
-    specificity,
-)
+from trainable.core.brats import Bools, labels_to_regions, regions_to_labels
+from trainable.evaluation.metrics import WORST_HD95, dice, hd95, mean_scores, score_case, sensitivity, specificity
 
 Voxel = tuple[int, int, int]
 
@@ -173,7 +163,7 @@ def test_sensitivity_and_specificity_by_hand() -> None:
     )
     assert sensitivity(prediction, truth) == 3 / 4
     assert specificity(prediction, truth) == pytest.approx(1 - 1 / (9**3 - 4))
-    assert specificity(prediction, truth, around=1000) == pytest.approx(1 - 1 / (9**3 - 4 + 1000))
+    assert specificity(prediction, truth, outside_voxels=1000) == pytest.approx(1 - 1 / (9**3 - 4 + 1000))
 
 
 def test_sensitivity_and_specificity_of_empty_masks() -> None:
@@ -185,8 +175,8 @@ def test_sensitivity_and_specificity_of_empty_masks() -> None:
 def test_all_scores_of_a_case_are_of_the_right_pair_of_masks() -> None:
     rng = np.random.default_rng(3)
     prediction, truth = (rng.choice(np.array([0, 1, 2, 4], np.uint8), (6, 7, 8)) for _ in range(2))
-    scores = score_case(prediction, truth, spacing=(1, 2, 3), around=50)
-    for region, a, b in zip(("WT", "TC", "ET"), regions_of(prediction), regions_of(truth), strict=True):
+    scores = score_case(prediction, truth, spacing=(1, 2, 3), outside_voxels=50)
+    for region, a, b in zip(("WT", "TC", "ET"), labels_to_regions(prediction), labels_to_regions(truth), strict=True):
         assert scores[f"dice_{region}"] == dice(a, b)
         assert scores[f"hd95_{region}"] == hd95(a, b, (1, 2, 3))
         assert scores[f"sensitivity_{region}"] == sensitivity(a, b) != sensitivity(b, a)
@@ -195,7 +185,7 @@ def test_all_scores_of_a_case_are_of_the_right_pair_of_masks() -> None:
 
 def test_regions_hold_their_labels() -> None:
     label = np.array([0, 1, 2, 4], np.uint8).reshape(4, 1, 1)
-    wt, tc, et = (region.ravel().tolist() for region in regions_of(label))
+    wt, tc, et = (region.ravel().tolist() for region in labels_to_regions(label))
     assert wt == [False, True, True, True]
     assert tc == [False, True, False, True]
     assert et == [False, False, False, True]
@@ -203,14 +193,14 @@ def test_regions_hold_their_labels() -> None:
 
 def test_labels_come_back_from_their_regions() -> None:
     label = np.random.default_rng(0).choice(np.array([0, 1, 2, 4], np.uint8), (7, 6, 5))
-    back = label_of(torch.from_numpy(regions_of(label))).numpy()
+    back = regions_to_labels(torch.from_numpy(labels_to_regions(label))).numpy()
     assert back.dtype == np.uint8
     assert np.array_equal(back, label)
 
 
 def test_labels_are_nested_whatever_the_regions() -> None:
     regions = np.array(list(product([False, True], repeat=3))).T.reshape(3, 8, 1, 1)
-    wt, tc, et = regions_of(label_of(torch.from_numpy(regions)).numpy())
+    wt, tc, et = labels_to_regions(regions_to_labels(torch.from_numpy(regions)).numpy())
     assert np.array_equal(et, regions[2])
     assert np.array_equal(tc, regions[1] | regions[2])
     assert np.array_equal(wt, regions.any(0))

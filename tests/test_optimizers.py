@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, PolynomialLR, StepLR
 
-from trainable.config import TrainConfig
-from trainable.optimizers import Schedule, make_optimizer
+from trainable.core.config import TrainConfig
+from trainable.training.optimizers import Schedule, make_optimizer
 
 
 def network() -> nn.Module:
@@ -236,15 +236,15 @@ def test_a_training_by_default_does_not_import_torch_s_compiler() -> None:
     code = """
 import sys
 import torch
-from trainable.config import TrainConfig
-from trainable.loop import algorithms
-from trainable.training import Training
+from trainable.core.config import TrainConfig
+from trainable.core.device import kernel_selection
+from trainable.training.state import TrainingState
 
 for name in ("adam", "adamw", "sgd"):
     config = TrainConfig(optimizer=name, depth=2, base_channels=4, target_shape=(8, 8, 8), batch_size=1, device="cpu")
-    with algorithms(config):
-        training = Training(config)
-        training.steps.micro_batch(torch.randn(1, 4, 8, 8, 8), torch.zeros(1, 3, 8, 8, 8, dtype=torch.bool), 1.0)
+    with kernel_selection(config):
+        training = TrainingState(config)
+        training.steps.forward_backward(torch.randn(1, 4, 8, 8, 8), torch.zeros(1, 3, 8, 8, 8, dtype=torch.bool), 1.0)
         before = [p.clone() for p in training.network.parameters()]
         training.steps.update()
         assert not all(map(torch.equal, before, training.network.parameters()))

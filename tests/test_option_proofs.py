@@ -12,8 +12,8 @@ import pytest
 from option_proofs import PROOFS, ROOT, Proof
 from pydantic import ValidationError
 
-from trainable.config import TrainConfig
-from trainable.options import plain
+from trainable.core.config import TrainConfig
+from trainable.core.options import to_dict
 
 BY_A_LINE = [proof for proof in PROOFS if proof.file]
 
@@ -57,6 +57,6 @@ def test_the_option_that_is_pinned_has_its_default_and_no_other(option: str, mon
     config = TrainConfig(**given)  # its checks see what was given: depth 6 would not take this patch
     assert {name: getattr(config, name) for name in TrainConfig.model_fields} == expected
     assert getattr(config.model_copy(update={"seed": 1}), option) == expected[option]
-    assert plain(config) == plain(free)
+    assert to_dict(config) == to_dict(free)
     with pytest.raises(ValidationError, match="do not fit"):
         TrainConfig(depth=4, target_shape=(12, 12, 12))

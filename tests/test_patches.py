@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from trainable.cache import open_case, prepare
-from trainable.cases import find_cases
-from trainable.config import MODALITIES, TrainConfig
-from trainable.data import Data
-from trainable.metrics import regions_of
-from trainable.patches import Batch, Key, PatchLoader, PatchReader, cut
+from trainable.core.brats import MODALITIES, labels_to_regions
+from trainable.core.config import TrainConfig
+from trainable.data.cache import open_case, prepare
+from trainable.data.cases import find_cases
+from trainable.data.patches import Batch, Key, PatchLoader, PatchReader, copy_patch
+from trainable.data.prepare import Data
 
 SMALL = {"depth": 2, "target_shape": (4, 4, 4)}
 WITHOUT_ET = "Phantom_00005"
@@ -88,7 +88,7 @@ def region_at_centre(patch: Batch) -> list[bool]:
     """Whether the centre voxel is WT, TC, ET."""
     label = patch["label"].numpy()
     d, h, w = (size // 2 for size in label.shape)
-    return [bool(region) for region in regions_of(label)[:, d, h, w]]
+    return [bool(region) for region in labels_to_regions(label)[:, d, h, w]]
 
 
 def test_patch_is_a_piece_of_its_case_with_its_statistics(prepared: Data) -> None:
@@ -269,7 +269,7 @@ def test_patch_by_the_border_is_moved_inside_and_keeps_its_tumour_voxel(rulers: 
         for index in range(12):
             patch = patches[epoch, index]
             assert start_of(patch) == (0, 0, 0)  # all of this tumour is nearer to the corner than half a patch
-            assert regions_of(patch["label"].numpy())[(epoch + index) % 3].any()
+            assert labels_to_regions(patch["label"].numpy())[(epoch + index) % 3].any()
     far = Patches(rulers, ["Middle"], TrainConfig(depth=2, target_shape=(18, 18, 26), tumour_share=1))
     starts = np.array([start_of(far[0, index]) for index in range(40)])
     assert (starts <= np.array(SIZE) - (18, 18, 26)).all()
@@ -326,7 +326,7 @@ def test_case_smaller_along_one_axis_is_padded_along_it_alone(prepared: Data) ->
 
 def piece(array: np.ndarray[Any, Any], start: tuple[int, int, int], *shape: int) -> np.ndarray[Any, Any]:
     out = np.full(shape, 99, array.dtype)  # what was there before must not show
-    cut(array, start, out)
+    copy_patch(array, start, out)
     return out
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from trainable.cases import find_cases, load_case
-from trainable.config import MODALITIES, InputError
-from trainable.phantom import make_case, write_phantoms
+from trainable.core.brats import MODALITIES
+from trainable.core.errors import InputError
+from trainable.data.cases import find_cases, load_case
+from trainable.data.phantom import make_case, write_phantoms
 
 SHAPE = (48, 48, 40)
 

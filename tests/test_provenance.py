@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tune import provenance
+from tune.run import provenance
 
 
 def git(folder: Path, *words: str) -> str:

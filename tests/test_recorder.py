@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tune import recorder
-from tune.recorder import Recorder
+from tune.driver import recorder
+from tune.driver.recorder import Recorder
 
 
 def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> tuple[Recorder, list[str]]:
@@ -22,9 +22,9 @@ def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> tuple
             raise outcome
         return bool(outcome)
 
-    monkeypatch.setattr(recorder, "bring_up_to_date", work)
+    monkeypatch.setattr(recorder, "sync_outputs", work)
     monkeypatch.setattr(recorder, "Retention", lambda run: None)
-    monkeypatch.setattr(Recorder, "current", lambda self: self.run)
+    monkeypatch.setattr(Recorder, "read_current", lambda self: self.run)
     run: Any = SimpleNamespace(folder=Path("run"), trial=lambda number: None)
     table: Any = SimpleNamespace(due=lambda: False, say=said.append, ended=lambda trial, run: None)
     snapshot: Any = SimpleNamespace(due=lambda: False)
@@ -33,7 +33,7 @@ def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> tuple
 
 def step(made: Recorder) -> None:
     made.on_step_end(0, [])
-    made.behind.wait()
+    made.worker.wait()
 
 
 @pytest.mark.parametrize("error", [OSError("full"), ValueError("no such bucket"), RuntimeError("torch")])
@@ -44,12 +44,12 @@ def test_what_fails_behind_a_sweep_is_said_once_and_tried_again(
     made, said = make_recorder(monkeypatch, outcomes)
     step(made)
     assert len(outcomes) == 5  # nothing was to do
-    made.due = 0.0
+    made.next_sync = 0.0
     step(made)
     step(made)
     assert len(outcomes) == 4  # it waits before it tries again
     monkeypatch.setattr(recorder, "RETRY", 0.0)
-    made.due = 0.0
+    made.next_sync = 0.0
     for left in (3, 2, 1, 1):  # said again, on its way, done, nothing to do
         step(made)
         assert len(outcomes) == left

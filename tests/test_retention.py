@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from trainable.config import InputError
-from tune.results import Run, TrialResult
-from tune.retention import Retention, check_room
-from tune.study import make_study
+from trainable.core.errors import InputError
+from tune.run.results import Run, TrialResult
+from tune.run.retention import Retention, check_disk_space
+from tune.spec.sweep_config import make_sweep_config
 
 
 def run_of(folder: Path, trials: list[TrialResult], keep_top: int = 5) -> Run:
-    study = make_study({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}, "resources": {"keep_top": keep_top}})
+    study = make_sweep_config({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}, "resources": {"keep_top": keep_top}})
     return Run(folder, study.model_copy(update={"record": {"attempts": ["run-1", "run-2"]}}), trials)
 
 
@@ -51,7 +51,7 @@ def test_each_kind_of_trial_keeps_what_it_needs(tmp_path: Path) -> None:
     other = run_folder / "ray" / "another_run-1" / "0002" / "checkpoint_000001"
     other.mkdir(parents=True)  # runs may share one storage
     run = run_of(run_folder, trials, keep_top=2)
-    Retention(run).tidy(run)
+    Retention(run).apply(run)
     assert other.exists()
     assert left(run_folder, 0) == ["run-2/0000/checkpoint_000002/best_model.pth"]
     assert left(run_folder, 1) == ["run-2/0001/checkpoint_000002/best_model.pth"]  # the second best of all
@@ -65,7 +65,7 @@ def test_a_stopped_trial_that_falls_out_of_the_best_loses_its_checkpoint(tmp_pat
     for number in range(6):
         write(tmp_path, number)
         trials.append(trial(number, TrialState.PRUNED, score=0.1 * number))
-        retention.tidy(run_of(tmp_path, trials, keep_top=2))
+        retention.apply(run_of(tmp_path, trials, keep_top=2))
         assert [n for n in range(number + 1) if left(tmp_path, n)] == [n for n in (number - 1, number) if n >= 0]
 
 
@@ -74,7 +74,7 @@ def test_the_best_keeps_its_checkpoint_whatever_keep_top_is(tmp_path: Path) -> N
     for each in trials:
         write(tmp_path, each.number)
     run = run_of(tmp_path, trials, keep_top=0)
-    Retention(run).tidy(run)
+    Retention(run).apply(run)
     assert left(tmp_path, 0) == []
     assert left(tmp_path, 1) == ["run-2/0001/checkpoint_000002/best_model.pth"]
 
@@ -83,9 +83,9 @@ def test_a_checkpoint_that_is_not_on_record_yet_is_waited_for(tmp_path: Path) ->
     retention = Retention(run_of(tmp_path, [], keep_top=1))
     write(tmp_path, 0)
     early = trial(0, TrialState.COMPLETE, 0.5, "run-2/0000/checkpoint_000001", "epochs")
-    retention.tidy(run_of(tmp_path, [early]))
+    retention.apply(run_of(tmp_path, [early]))
     assert len(left(tmp_path, 0)) == 6
-    retention.tidy(run_of(tmp_path, [trial(0, TrialState.COMPLETE, 0.5, end_reason="epochs")]))
+    retention.apply(run_of(tmp_path, [trial(0, TrialState.COMPLETE, 0.5, end_reason="epochs")]))
     assert left(tmp_path, 0) == ["run-2/0000/checkpoint_000002/best_model.pth"]
 
 
@@ -94,7 +94,7 @@ def test_a_hundred_stopped_trials_leave_the_best_alone(tmp_path: Path) -> None:
     for each in trials:
         write(tmp_path, each.number)
     run = run_of(tmp_path, trials)
-    Retention(run).tidy(run)
+    Retention(run).apply(run)
     kept = {path.parent.parent.name for path in (tmp_path / "ray").glob("*/*/*/*.pth")}
     assert kept == {f"{each.number:04d}" for each in sorted(trials, key=lambda t: -(t.score or 0))[:5]}
     assert len(list((tmp_path / "ray").glob("*/*/*/*.pth"))) == 5
@@ -103,30 +103,30 @@ def test_a_hundred_stopped_trials_leave_the_best_alone(tmp_path: Path) -> None:
 def test_a_trial_without_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     infeasible = trial(0, TrialState.COMPLETE, 0.0, None, "oom")
     run = run_of(tmp_path, [infeasible])
-    Retention(run).tidy(run)
+    Retention(run).apply(run)
 
 
 def test_room_is_forecast_for_living_and_ended_trials(tmp_path: Path) -> None:
     """31,196,675 parameters of 12 bytes are 357 MiB; 8 living trials have 4 checkpoints each."""
-    study = run_of(tmp_path, []).study
-    said = check_room(study, "s3://bucket/sweep", slots=8)
+    study = run_of(tmp_path, []).config
+    said = check_disk_space(study, "s3://bucket/sweep", slots=8)
     assert said == "checkpoints: at most 65 of 357.0 MiB, 22.7 GiB in all, at s3://bucket/sweep"
-    assert "at most 37 of" in check_room(study, "s3://bucket/sweep", slots=1)
+    assert "at most 37 of" in check_disk_space(study, "s3://bucket/sweep", slots=1)
 
 
 def test_a_run_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=int(22.6 * 2**30)))
     with pytest.raises(InputError, match=rf"22.7 GiB in all; {tmp_path} has 22.6 GiB free: make room"):
-        check_room(run_of(tmp_path, []).study, str(tmp_path / "run" / "ray"), slots=8)
+        check_disk_space(run_of(tmp_path, []).config, str(tmp_path / "run" / "ray"), slots=8)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=23 * 2**30))
-    assert "23.0 GiB are free" in check_room(run_of(tmp_path, []).study, str(tmp_path / "run" / "ray"), slots=8)
+    assert "23.0 GiB are free" in check_disk_space(run_of(tmp_path, []).config, str(tmp_path / "run" / "ray"), slots=8)
 
 
 def test_on_a_uri_a_running_trial_keeps_what_the_snapshot_names_and_all_newer_ones(tmp_path: Path) -> None:
     """Ray deletes none of them there; of those before the one that is known, one stays."""
     run = run_of(tmp_path, [])
-    study = run.study.model_copy(update={"record": {**run.study.record, "storage": f"file://{tmp_path}/ray"}})
+    study = run.config.model_copy(update={"record": {**run.config.record, "storage": f"file://{tmp_path}/ray"}})
     retention = Retention(Run(tmp_path, study, []))
     for index in range(6):
         home = tmp_path / "ray" / "run-2" / "0000" / f"checkpoint_{index:06d}"
@@ -137,5 +137,5 @@ def test_on_a_uri_a_running_trial_keeps_what_the_snapshot_names_and_all_newer_on
         (TrialState.RUNNING, 4, [3, 4, 5]),
         (TrialState.FAIL, 5, [4, 5]),
     ):
-        retention.tidy(Run(tmp_path, study, [trial(0, state, 0.5, f"run-2/0000/checkpoint_{known:06d}")]))
+        retention.apply(Run(tmp_path, study, [trial(0, state, 0.5, f"run-2/0000/checkpoint_{known:06d}")]))
         assert left(tmp_path, 0) == [f"run-2/0000/checkpoint_{index:06d}/latest.pth" for index in kept]

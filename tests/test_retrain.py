@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from trainable.config import TrainConfig
-from trainable.optimizers import Schedule
-from tune.retrain import stretched
+from trainable.core.config import TrainConfig
+from trainable.training.optimizers import Schedule
+from tune.retrain import scale_to_epochs
 
 
 def lrs(config: TrainConfig) -> list[float]:
@@ -29,7 +29,7 @@ def lrs(config: TrainConfig) -> list[float]:
 )
 def test_a_schedule_stretched_fourfold_is_the_same_at_each_fourth_epoch(options):
     short = TrainConfig(epochs=12, **options)
-    long = stretched(short, 48)
+    long = scale_to_epochs(short, 48)
     assert long.epochs == 48
     first = 2 if options["scheduler"] == "cosine" else 0  # a warm-up has more and smaller steps
     assert lrs(long)[4 * first :: 4] == pytest.approx(lrs(short)[first:])
@@ -37,5 +37,5 @@ def test_a_schedule_stretched_fourfold_is_the_same_at_each_fourth_epoch(options)
 
 def test_plateau_waits_longer_and_the_same_horizon_changes_nothing():
     recipe = TrainConfig(epochs=10, plateau_patience=2, step_size=3, exponential_gamma=0.9)
-    assert stretched(recipe, 40).plateau_patience == 8
-    assert stretched(recipe, 10) == recipe
+    assert scale_to_epochs(recipe, 40).plateau_patience == 8
+    assert scale_to_epochs(recipe, 10) == recipe

@@ -8,26 +8,32 @@ import optuna
 import pytest
 from optuna.search_space import IntersectionSearchSpace
 
-from trainable.config import TrainConfig
-from trainable.options import plain
-from tune.journal import Journal
-from tune.sampler import EvenSampler, FittingTPESampler, asks_no_less, first_recipes, make_sampler
-from tune.space import Parameter
-from tune.study import StudyConfig, make_study
-from tune.study_file import load_study
+from trainable.core.config import TrainConfig
+from trainable.core.options import to_dict
+from tune.search.journal import Journal
+from tune.search.sampler import (
+    MemoryAwareTPESampler,
+    SobolStartupSampler,
+    dominates_in_memory,
+    first_recipes,
+    make_sampler,
+)
+from tune.spec.space import Parameter
+from tune.spec.sweep_config import SweepConfig, make_sweep_config
+from tune.spec.sweep_file import load_sweep_config
 
-DEFAULT = plain(TrainConfig())
+DEFAULT = to_dict(TrainConfig())
 
 
 @pytest.fixture
-def study() -> StudyConfig:
+def study() -> SweepConfig:
     """Two options that memory grows with and one that it does not depend on."""
     space = {
         "base_channels": {"randint": [8, 64]},
         "batch_size": {"randint": [1, 8]},
         "lr": {"loguniform": [1e-5, 0.1]},
     }
-    return make_study({"space": space, "searcher": {"startup_trials": 4}})
+    return make_sweep_config({"space": space, "searcher": {"startup_trials": 4}})
 
 
 @pytest.mark.parametrize(
@@ -47,22 +53,22 @@ def study() -> StudyConfig:
     ],
 )
 def test_asks_no_less_than_the_default(change: dict[str, Any], expected: bool) -> None:
-    assert asks_no_less(DEFAULT | change, DEFAULT) is expected
+    assert dominates_in_memory(DEFAULT | change, DEFAULT) is expected
 
 
 def test_nothing_is_known_of_an_option_that_is_not_drawn_yet() -> None:
     without = {name: value for name, value in DEFAULT.items() if name != "batch_size"}
-    assert not asks_no_less(without, DEFAULT)
+    assert not dominates_in_memory(without, DEFAULT)
 
 
 def proposals(
-    config: StudyConfig, sampler: type[optuna.samplers.TPESampler] | None, trials: int, *, room: int = 100
+    config: SweepConfig, sampler: type[optuna.samplers.TPESampler] | None, trials: int, *, room: int = 100
 ) -> list[dict[str, Any]]:
     """The params of trials of which those above `room` channels times patches run out of memory; larger is better."""
     study, common = optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
     for number in range(trials):
         ours = make_sampler(config, number, common, study.trials)
-        assert isinstance(ours, FittingTPESampler if number >= 4 else EvenSampler)
+        assert isinstance(ours, MemoryAwareTPESampler if number >= 4 else SobolStartupSampler)
         study.sampler = ours if sampler is None else sampler(seed=number, n_startup_trials=4, multivariate=True)
         trial = study.ask()
         config.space.suggest(trial)
@@ -77,7 +83,7 @@ def repeated(params: list[dict[str, Any]], *, room: int = 100) -> int:
     too_large = [each["base_channels"] * each["batch_size"] > room for each in params]
     return sum(
         any(
-            large and asks_no_less(DEFAULT | each, DEFAULT | than)
+            large and dominates_in_memory(DEFAULT | each, DEFAULT | than)
             for large, than in zip(too_large[:number], params[:number], strict=True)
         )
         for number, each in enumerate(params)
@@ -85,7 +91,7 @@ def repeated(params: list[dict[str, Any]], *, room: int = 100) -> int:
     )
 
 
-def test_tpe_proposes_nothing_that_is_known_not_to_fit(study: StudyConfig) -> None:
+def test_tpe_proposes_nothing_that_is_known_not_to_fit(study: SweepConfig) -> None:
     ours, plain_tpe = proposals(study, None, 40), proposals(study, optuna.samplers.TPESampler, 40)
     assert repeated(ours) == 0
     assert repeated(plain_tpe) > 0
@@ -96,7 +102,7 @@ def test_tpe_proposes_nothing_that_is_known_not_to_fit(study: StudyConfig) -> No
 def test_nor_where_all_that_tpe_draws_is_known_not_to_fit(seed: int) -> None:
     space = {"batch_size": {"choice": [1, 2, 4]}, "base_channels": {"choice": [8, 16, 32]}}
     space["lr"] = {"loguniform": [1e-4, 1e-2]}
-    few = make_study({"space": space, "study": {"seed": seed}, "searcher": {"startup_trials": 4}})
+    few = make_sweep_config({"space": space, "study": {"seed": seed}, "searcher": {"startup_trials": 4}})
     assert repeated(proposals(few, None, 20, room=16), room=16) == 0
 
 
@@ -110,7 +116,9 @@ def startup(seed: int, trials: int, kind: str = "tpe") -> list[dict[str, Any]]:
         "batch_size": {"randint": [1, 4]},
         "dropout": {"quniform": [0.0, 0.3, 0.1]},
     }
-    config = make_study({"space": space, "study": {"seed": seed}, "searcher": {"type": kind, "startup_trials": trials}})
+    config = make_sweep_config(
+        {"space": space, "study": {"seed": seed}, "searcher": {"type": kind, "startup_trials": trials}}
+    )
     study, common = optuna.create_study(direction="maximize"), IntersectionSearchSpace(include_pruned=True)
     found = []
     for number in range(trials):
@@ -144,7 +152,7 @@ def test_a_random_search_is_random() -> None:
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 @pytest.mark.parametrize("trials", [3, 20])
 def test_the_first_recipes_are_those_that_the_sweep_asks_for(tmp_path: Path, kind: str, trials: int) -> None:
-    study = load_study("brats", [f"searcher.type={kind}", f"study.trials={trials}", "study.seed=3"])
+    study = load_sweep_config("brats", [f"searcher.type={kind}", f"study.trials={trials}", "study.seed=3"])
     journal = Journal(tmp_path, study)
     journal.enqueue_first((study.space.default_params(),))
     assert [journal.ask()[1] for _ in range(min(trials, 5))] == first_recipes(study, 5)
@@ -152,12 +160,12 @@ def test_the_first_recipes_are_those_that_the_sweep_asks_for(tmp_path: Path, kin
 
 def test_of_a_sampler_that_begins_with_one_trial_one_recipe_is_known() -> None:
     for startup in (0, 1):
-        assert len(first_recipes(load_study("quick", [f"searcher.startup_trials={startup}"]), 5)) == 1
+        assert len(first_recipes(load_sweep_config("quick", [f"searcher.startup_trials={startup}"]), 5)) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1 - 2**-30])
 def test_a_share_of_a_range_lies_in_it(share: float) -> None:
     for kind, values in (("loguniform", [1e-5, 0.1]), ("uniform", [0.8, 0.99]), ("randint", [1, 4])):
         parameter = Parameter("x", kind, tuple(values), {})
-        assert parameter.holds(parameter.at(share)), (kind, parameter.at(share))
-    assert Parameter("x", "quniform", (0.0, 0.3, 0.1), {}).at(share) == [0.0, 0.1, 0.2, 0.3][int(4 * share)]
+        assert parameter.contains(parameter.from_unit(share)), (kind, parameter.from_unit(share))
+    assert Parameter("x", "quniform", (0.0, 0.3, 0.1), {}).from_unit(share) == [0.0, 0.1, 0.2, 0.3][int(4 * share)]

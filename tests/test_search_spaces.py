@@ -5,8 +5,8 @@ from importlib import resources
 import optuna
 import pytest
 
-from trainable.config import TrainConfig
-from tune.study_file import dump, load_study
+from trainable.core.config import TrainConfig
+from tune.spec.sweep_file import dump, load_sweep_config
 
 FILES = sorted(
     entry.name for entry in resources.files("search_spaces").iterdir() if entry.name.endswith((".yaml", ".yml"))
@@ -19,7 +19,7 @@ def test_all_are_there() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_loads_and_samples_valid_recipes(name: str) -> None:
-    study = load_study(name)
+    study = load_sweep_config(name)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     seen: set[str] = set()
@@ -33,13 +33,13 @@ def test_loads_and_samples_valid_recipes(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_trial_0_is_the_default_recipe_where_the_space_holds_it(name: str) -> None:
-    study = load_study(name)
+    study = load_sweep_config(name)
     space = study.space
     trials = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     trials.enqueue_trial(space.default_params())
     values = space.suggest(trials.ask())
     default = TrainConfig().model_dump(mode="json")
-    left_out = {p.name for p in space.parameters if not p.holds(default[p.name])}
+    left_out = {p.name for p in space.parameters if not p.contains(default[p.name])}
     assert {k: v for k, v in values.items() if k not in left_out} == {k: default[k] for k in values.keys() - left_out}
     assert left_out == ({"lr", "gradient_clipping"} if name == "finetune.yaml" else set())
 
@@ -47,8 +47,8 @@ def test_trial_0_is_the_default_recipe_where_the_space_holds_it(name: str) -> No
 @pytest.mark.parametrize("name", FILES)
 def test_round_trip_and_header(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.mktemp("dump") / "study.yaml"
-    file.write_text(dump(load_study(name)))
-    assert load_study(file) == load_study(name)
+    file.write_text(dump(load_sweep_config(name)))
+    assert load_sweep_config(file) == load_sweep_config(name)
     text = (resources.files("search_spaces") / name).read_text()
     assert text.startswith("# ")
     assert f"voxtune launch search_spaces/{name} --data DIR --out RUN" in text
@@ -56,20 +56,20 @@ def test_round_trip_and_header(name: str, tmp_path_factory: pytest.TempPathFacto
 
 def test_the_trainers_advice_is_kept() -> None:
     """配置建议 in the seed: the quick prototype and the fine-tuning."""
-    quick, finetune = load_study("quick"), load_study("finetune")
+    quick, finetune = load_sweep_config("quick"), load_sweep_config("finetune")
     assert {key: quick.train[key] for key in ("epochs", "val_freq", "save_freq")} == {
         "epochs": 50,
         "val_freq": 2,
         "save_freq": 10,
     }
     ranges = {parameter.name: parameter for parameter in finetune.space.parameters}
-    assert ranges["lr"].holds(5e-5)
-    assert ranges["gradient_clipping"].holds(0.5)
+    assert ranges["lr"].contains(5e-5)
+    assert ranges["gradient_clipping"].contains(0.5)
     assert finetune.train["scheduler"] == "cosine"
 
 
 def test_demo_fits_two_cores_without_a_gpu() -> None:
-    demo = load_study("demo")
+    demo = load_sweep_config("demo")
     assert (demo.resources.cpu, demo.resources.gpu, demo.train["device"]) == (1, 0, "cpu")
-    assert demo.study.trials >= 12
+    assert demo.budget.trials >= 12
     assert len(demo.space.parameters) >= 5

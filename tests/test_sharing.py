@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from trainable import sharing
-from trainable.config import TrainConfig
-from trainable.options import plain
-from trainable.sharing import best_count, measure_sharing, share_memory, train_together
-from tune.cluster import Cluster, largest_recipe, with_gpus
-from tune.space import Problems
-from tune.study import make_study
+from trainable.core.config import TrainConfig
+from trainable.core.options import to_dict
+from tune.driver import gpu_sharing as sharing
+from tune.driver.cluster import Cluster, largest_recipe, resolve_auto_gpu
+from tune.driver.gpu_sharing import best_count, measure_concurrent, measure_sharing, share_memory
+from tune.spec.space import Problems
+from tune.spec.sweep_config import make_sweep_config
 
 TINY = {"depth": 3, "base_channels": 4, "target_shape": [16, 16, 16], "device": "cpu", "accumulation_steps": 2}
 
@@ -40,7 +40,7 @@ def test_counts_are_tried_until_more_do_not_fit_or_gain_little(monkeypatch: pyte
         asked.append(count)
         return rates[count]
 
-    monkeypatch.setattr(sharing, "train_together", together)
+    monkeypatch.setattr(sharing, "measure_concurrent", together)
     assert measure_sharing({}, 8) == {1: 10.0, 2: 19.0, 4: 20.0}
     assert asked == [1, 2, 4]
     assert measure_sharing({}, 1) == {1: 10.0}
@@ -49,12 +49,12 @@ def test_counts_are_tried_until_more_do_not_fit_or_gain_little(monkeypatch: pyte
 
 
 def test_processes_train_a_recipe_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = plain(TrainConfig.model_validate(TINY))
-    rate = train_together(recipe, 2)
+    recipe = to_dict(TrainConfig.model_validate(TINY))
+    rate = measure_concurrent(recipe, 2)
     assert rate is not None
     assert rate > 1
     with pytest.raises(RuntimeError, match="depth is 99"):
-        train_together({**recipe, "depth": 99}, 1)
+        measure_concurrent({**recipe, "depth": 99}, 1)
 
 
 def test_the_largest_recipe_of_a_space_is_tried() -> None:
@@ -64,7 +64,7 @@ def test_the_largest_recipe_of_a_space_is_tried() -> None:
         "target_shape": {"choice": [[64, 64, 64], [96, 96, 96]]},
         "lr": {"loguniform": [1e-5, 1e-2]},
     }
-    config = largest_recipe(make_study({"space": space}))
+    config = largest_recipe(make_sweep_config({"space": space}))
     assert (config.batch_size, config.amp, config.target_shape) == (4, "off", (96, 96, 96))
 
 
@@ -74,9 +74,9 @@ def test_without_a_gpu_auto_is_none_unless_gpu_hours_are_counted() -> None:
     said: list[str] = []
     with Cluster() as cluster:
         cluster.wait()
-        assert with_gpus(make_study(values), said.append).resources.gpu == 0
+        assert resolve_auto_gpu(make_sweep_config(values), said.append).resources.gpu == 0
         with pytest.raises(Problems, match=r"study.gpu_hours would never be spent, since resources.gpu is 0"):
-            with_gpus(make_study({**values, "study": {"gpu_hours": 3.0}}), said.append)
+            resolve_auto_gpu(make_sweep_config({**values, "study": {"gpu_hours": 3.0}}), said.append)
     assert said[0] == "resources.gpu: auto is 0 (the cluster has no GPU)"
 
 
@@ -95,5 +95,5 @@ def test_a_trial_takes_no_more_than_its_share() -> None:
 
 @pytest.mark.gpu
 def test_a_recipe_that_does_not_fit_into_its_share_is_not_tried_by_more() -> None:
-    recipe = plain(TrainConfig(depth=3, target_shape=(224, 224, 224), batch_size=8, base_channels=64, device="cuda"))
-    assert train_together(recipe, 4) is None
+    recipe = to_dict(TrainConfig(depth=3, target_shape=(224, 224, 224), batch_size=8, base_channels=64, device="cuda"))
+    assert measure_concurrent(recipe, 4) is None

@@ -9,10 +9,10 @@ from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from trainable.config import TrainConfig
-from trainable.options import make_config
-from tune.space import DEFAULTS, Problems, Space
-from tune.space_reader import read_space
+from trainable.core.config import TrainConfig
+from trainable.core.options import make_config
+from tune.spec.space import DEFAULTS, Problems, Space
+from tune.spec.space_reader import read_space
 
 SPACE: dict[str, Any] = {
     "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
@@ -72,7 +72,7 @@ def test_conditions_decide_what_is_asked(tmp_path: Path) -> None:
         assert ("weight_decay" in values) == wanted
         make_config(values)
     read = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(file))))
-    assert [space.values(trial.params) for trial in read.trials] == given
+    assert [space.decode_params(trial.params) for trial in read.trials] == given
 
 
 def test_condition_on_a_fixed_option() -> None:
@@ -127,7 +127,7 @@ def test_choices_and_conditions_are_read_as_the_trainer_reads_them() -> None:
 
 def test_plain_reads_back_equal() -> None:
     space = read_space(SPACE, {"epochs": 9})
-    assert read_space(space.plain(), {"epochs": 9}) == space
+    assert read_space(space.to_dict(), {"epochs": 9}) == space
 
 
 def test_describe() -> None:

@@ -20,17 +20,17 @@ import yaml
 from optuna.trial import TrialState
 from test_sweep import SPACE, rows, voxtune, wait_for
 
-from trainable import checkpoint
-from trainable.config import InputError
-from trainable.data import Data
-from trainable.phantom import write_phantoms
-from tune import snapshot
-from tune.journal import progress_of, read_trials
-from tune.results import Run, read_run
-from tune.snapshot import Snapshot, check_storage, fetch
-from tune.study import make_study
-from tune.sweep import launch
-from tune.verify import verify
+from trainable.core.errors import InputError
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import Data
+from trainable.training import checkpoint
+from tune.driver.sweep import launch
+from tune.run import snapshot
+from tune.run.results import Run, read_run
+from tune.run.snapshot import Snapshot, check_storage, restore_snapshot
+from tune.run.verify import verify
+from tune.search.journal import progress_of, read_trials
+from tune.spec.sweep_config import make_sweep_config
 
 BUCKET = "sweeps"
 ENVIRONMENT = {
@@ -162,7 +162,7 @@ def test_kill_9_then_resume_then_resume_elsewhere_from_the_snapshot_equals_unint
     assert facts(other)[: len(ended)] == ended
     assert findings(other) == []
     assert (tmp_path / "data.cache").is_dir()
-    assert read_run(other).study.option("data_dir") == str(tmp_path / "data")
+    assert read_run(other).config.fixed("data_dir") == str(tmp_path / "data")
     best = read_run(other).best()
     assert checkpoint.load_checkpoint(other / "best" / "best_model.pth")["epoch"] == best.best_epoch
     for trial in read_run(other).trials:
@@ -185,7 +185,7 @@ def kill(process: subprocess.Popen[str]) -> None:
 # What `voxtune` does, but with one snapshot only after the first, once trial 0 has reported.
 ONCE = """
 from tune.__main__ import main
-from tune.snapshot import Snapshot
+from tune.run.snapshot import Snapshot
 
 def due(self):
     before, self.made = getattr(self, "made", False), (self.folder / "trials" / "0000" / "metrics.csv").exists()
@@ -207,7 +207,7 @@ def test_a_killed_trial_goes_on_elsewhere_from_the_checkpoint_that_an_older_snap
     wait_for(lambda: len(rows(folder / "trials" / "0000")) >= 5, launched)
     kill(launched)
     shutil.rmtree(folder)
-    fetch(uri, tmp_path / "seen")
+    restore_snapshot(uri, tmp_path / "seen")
     progress = progress_of(read_trials(tmp_path / "seen")[0].user_attrs)
     assert progress["epoch"] in (1, 2)
     assert {f"{progress['checkpoint']}/{name}" for name in ("latest.pth", "best_model.pth")} & set(server.keys("one-"))
@@ -243,9 +243,9 @@ def test_a_taken_name_and_a_copy_that_the_snapshot_has_left_behind_are_refused(
 
 
 def test_data_that_is_not_there_is_asked_for_and_other_data_is_refused(run: Path, server: Server, tmp_path: Path):
-    fetch(server.uri(f"{BUCKET}/dir/whole"), tmp_path / "moved")
+    restore_snapshot(server.uri(f"{BUCKET}/dir/whole"), tmp_path / "moved")
     text = (tmp_path / "moved" / "study.yaml").read_text()
-    data = read_run(run).study.option("data_dir")
+    data = read_run(run).config.fixed("data_dir")
     (tmp_path / "moved" / "study.yaml").write_text(text.replace(data, "/nowhere/data"))
     missing = voxtune("resume", tmp_path / "moved")
     assert missing.returncode == 2
@@ -271,7 +271,7 @@ def test_a_storage_that_cannot_be_used_is_refused_before_anything_starts(
 ):
     uri = uri.replace("?SERVER", server.uri("").removeprefix("s3://"))
     with pytest.raises(InputError, match=message) as error:
-        launch(make_study({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}}), tmp_path / "run", storage=uri)
+        launch(make_sweep_config({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}}), tmp_path / "run", storage=uri)
     assert "secret@" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -301,13 +301,13 @@ def test_credentials_that_the_server_does_not_know_are_refused(server: Server, t
 def test_from_what_is_no_snapshot_is_refused_and_leaves_nothing(uri: str, server: Server, tmp_path: Path):
     uri = server.uri(f"{BUCKET}/dir/nothing") if uri.startswith("SERVER") else uri
     with pytest.raises(InputError, match=r"expected STORAGE/NAME"):
-        fetch(uri, tmp_path / "run")
+        restore_snapshot(uri, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 def small_run(folder: Path, storage: str) -> Run:
     """The text files of a run, without trainings."""
-    study = make_study({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}})
+    study = make_sweep_config({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}})
     study = study.model_copy(update={"record": {"storage": storage, "attempts": []}})
     home = folder / "trials" / "0000"
     home.mkdir(parents=True)
@@ -377,7 +377,7 @@ def test_a_snapshot_is_due_after_its_period_and_never_for_a_folder(
     assert kept.update()
     assert local.update()
     assert not kept.due()
-    monkeypatch.setattr(snapshot, "PERIOD", 0)
+    monkeypatch.setattr(snapshot, "PERIOD_SECONDS", 0)
     assert kept.due()
     assert not local.due()
     assert not (tmp_path / "storage").exists()

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from trainable.config import InputError, TrainConfig
-from tune.study import StudyConfig, make_study
-from tune.study_file import dump, load_study
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from tune.spec.sweep_config import SweepConfig, make_sweep_config
+from tune.spec.sweep_file import dump, load_sweep_config
 
 GOOD = """\
 study: {trials: 8, time_budget: 12h}
@@ -35,13 +36,13 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_reads(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, GOOD))
-    assert (study.study.trials, study.study.time_budget, study.study.score) == (8, 43200.0, "val_dice_mean")
+    study = load_sweep_config(write(tmp_path, GOOD))
+    assert (study.budget.trials, study.budget.time_budget, study.objective.score) == (8, 43200.0, "val_dice_mean")
     assert (study.resources.gpu, study.resources.max_failures) == (0.5, 2)
     assert (study.searcher.type, study.early_stopping.type) == ("tpe", "asha")
     assert study.train == {"epochs": 20, "val_freq": 2, "min_lr": 1e-7}
     assert study.space.parameters[0].values == (1e-5, 1e-2)
-    assert study.option("patience") == 0
+    assert study.fixed("patience") == 0
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_reads(tmp_path: Path) -> None:
     ],
 )
 def test_rungs(grace: int, factor: int, epochs: int, kind: str, rungs: tuple[int, ...]) -> None:
-    study = make_study(
+    study = make_sweep_config(
         {
             "early_stopping": {"type": kind, "grace_period": grace, "reduction_factor": factor},
             "train": {"epochs": epochs},
@@ -66,7 +67,7 @@ def test_rungs(grace: int, factor: int, epochs: int, kind: str, rungs: tuple[int
 
 
 def test_train_config_overlays(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, GOOD))
+    study = load_sweep_config(write(tmp_path, GOOD))
     config = study.train_config({"lr": 0.01}, seed=7, epochs=30)
     assert config == TrainConfig(lr=0.01, seed=7, epochs=30, val_freq=2, min_lr=1e-7)
 
@@ -76,58 +77,60 @@ def test_train_config_overlays(tmp_path: Path) -> None:
     [("12h", 43200), ("90m", 5400), ("45s", 45), ("1h30m", 5400), ("2d", 172800), ("3600", 3600), ("1.5", 1.5)],
 )
 def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
-    assert load_study(write(tmp_path, GOOD), [f"study.time_budget={text}"]).study.time_budget == seconds
+    assert load_sweep_config(write(tmp_path, GOOD), [f"study.time_budget={text}"]).budget.time_budget == seconds
 
 
 def test_round_trip(tmp_path: Path) -> None:
     """Also of strings that look like numbers: a commit 12e4567 must not come back as inf."""
     record = {"commit": "12e4567", "hash": "1e5", "versions": {"ray": "2.60"}, "word": "off"}
-    study = load_study(write(tmp_path, GOOD), ["train.amp=true", "space.residual={choice: [true, false]}"])
+    study = load_sweep_config(write(tmp_path, GOOD), ["train.amp=true", "space.residual={choice: [true, false]}"])
     study = study.model_copy(update={"record": record})
-    again = load_study(write(tmp_path, dump(study)))
+    again = load_sweep_config(write(tmp_path, dump(study)))
     assert again == study
     assert again.record == record
     assert dump(again) == dump(study)
 
 
 def test_words_of_the_seed_become_plain_options(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, GOOD), ["train.amp=true", "train.focal_loss=true"])
+    study = load_sweep_config(write(tmp_path, GOOD), ["train.amp=true", "train.focal_loss=true"])
     assert (study.train["amp"], study.train["base_loss"]) == ("fp16", "focal")
 
 
 def test_overrides(tmp_path: Path) -> None:
     changes = ["train.epochs=4", "study.trials=3", "space.lr={loguniform: [1e-4, 1e-2]}", "study.time_budget=null"]
-    study = load_study(write(tmp_path, GOOD), [*changes, "searcher.type=random", "train.val_freq=1"])
-    assert (study.train["epochs"], study.study.trials, study.searcher.type) == (4, 3, "random")
-    assert study.study.time_budget is None
+    study = load_sweep_config(write(tmp_path, GOOD), [*changes, "searcher.type=random", "train.val_freq=1"])
+    assert (study.train["epochs"], study.budget.trials, study.searcher.type) == (4, 3, "random")
+    assert study.budget.time_budget is None
     assert study.space.parameters[0].values == (1e-4, 1e-2)
 
 
 def test_a_searched_option_is_fixed_by_dropping_it(tmp_path: Path) -> None:
-    study = load_study(write(tmp_path, GOOD), ["train.lr=1e-3", "space.lr=null"])
+    study = load_sweep_config(write(tmp_path, GOOD), ["train.lr=1e-3", "space.lr=null"])
     assert study.train["lr"] == 1e-3
     assert "lr" not in [parameter.name for parameter in study.space.parameters]
 
 
 def test_depth_and_patch_may_be_fixed_and_searched_apart(tmp_path: Path) -> None:
     """A patch of 144 suits no depth of 6, the default, but the depths that are searched."""
-    study = load_study(write(tmp_path, GOOD), ["train.target_shape=[144, 144, 144]", "space.depth={randint: [4, 5]}"])
+    study = load_sweep_config(
+        write(tmp_path, GOOD), ["train.target_shape=[144, 144, 144]", "space.depth={randint: [4, 5]}"]
+    )
     assert study.train_config({"depth": 5}).target_shape == (144, 144, 144)
 
 
 def test_a_cost_in_gpu_seconds_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gpu_seconds would always be 0, since resources.gpu is 0; use seconds"):
-        load_study(write(tmp_path, GOOD), ["study.metric=[val_dice_mean, gpu_seconds]", "resources.gpu=0"])
-    study = load_study(write(tmp_path, GOOD), ["study.metric=[val_dice_WT, gpu_seconds]"])
-    assert (study.study.score, study.study.cost) == ("val_dice_WT", "gpu_seconds")
+        load_sweep_config(write(tmp_path, GOOD), ["study.metric=[val_dice_mean, gpu_seconds]", "resources.gpu=0"])
+    study = load_sweep_config(write(tmp_path, GOOD), ["study.metric=[val_dice_WT, gpu_seconds]"])
+    assert (study.objective.score, study.objective.cost) == ("val_dice_WT", "gpu_seconds")
     assert study.cost_of({"seconds": 10.0}) == 5.0
 
 
 def test_a_searcher_whose_package_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune.study.find_spec", lambda name: None)
+    monkeypatch.setattr("tune.spec.sweep_config.find_spec", lambda name: None)
     changes = ["searcher.type=cmaes", "space.weight_decay={loguniform: [1e-6, 1e-3]}"]
     with pytest.raises(InputError, match=r"needs the package cmaes: pip install 'voxtune\[cmaes\]'"):
-        load_study(write(tmp_path, GOOD), changes)
+        load_sweep_config(write(tmp_path, GOOD), changes)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_a_searcher_whose_package_is_missing_is_named(tmp_path: Path, monkeypatc
 )
 def test_what_a_searcher_cannot_model_is_listed(tmp_path: Path, searcher: str, names: list[str]) -> None:
     changes = [f"searcher.type={searcher}", "space.weight_decay={loguniform: [1e-6, 1e-3]}"]
-    assert load_study(write(tmp_path, GOOD), changes).at_random == names
+    assert load_sweep_config(write(tmp_path, GOOD), changes).unmodelled_options == names
 
 
 REPLACED: list[tuple[str, str, str]] = [
@@ -214,7 +217,7 @@ REPLACED: list[tuple[str, str, str]] = [
 def test_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert GOOD.count(old) == 1
     with pytest.raises(InputError, match=message):
-        load_study(write(tmp_path, GOOD.replace(old, new)))
+        load_sweep_config(write(tmp_path, GOOD.replace(old, new)))
 
 
 OVERRIDDEN: list[tuple[str, str]] = [
@@ -234,13 +237,13 @@ OVERRIDDEN: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("change", "message"), OVERRIDDEN)
 def test_refused_overrides(tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load_study(write(tmp_path, GOOD), [change])
+        load_sweep_config(write(tmp_path, GOOD), [change])
 
 
 def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = GOOD.replace("trials: 8", "trials: 0").replace("epochs: 20", "epochs: 0").replace("[adam, sgd]", "[]")
     with pytest.raises(InputError) as caught:
-        load_study(write(tmp_path, text), ["resources.cpu=0"])
+        load_sweep_config(write(tmp_path, text), ["resources.cpu=0"])
     assert [line.split(": ")[0].split("/")[-1] for line in str(caught.value).splitlines()] == [
         "my.yaml:1",
         "my.yaml:6",
@@ -252,17 +255,17 @@ def test_all_problems_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
 def test_shipped_by_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()  # a folder of that name does not hide it
-    assert load_study("demo") == load_study("demo.yaml")
+    assert load_sweep_config("demo") == load_sweep_config("demo.yaml")
     with pytest.raises(InputError, match=r"demi: no such file \(did you mean demo\?\); shipped are brats, demo"):
-        load_study("demi")
+        load_sweep_config("demi")
     with pytest.raises(InputError, match="cannot be read as text"):
-        load_study(tmp_path)
+        load_sweep_config(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read as text"):
-        load_study("binary.yaml")
+        load_sweep_config("binary.yaml")
 
 
 def test_every_key_has_a_description() -> None:
-    sections: list[Any] = [field.annotation for field in StudyConfig.model_fields.values()]
+    sections: list[Any] = [field.annotation for field in SweepConfig.model_fields.values()]
     for section in (s for s in sections if hasattr(s, "model_fields")):
         assert all(field.description for field in section.model_fields.values())

@@ -15,21 +15,21 @@ from faults import small_study
 from optuna.trial import TrialState
 from rich.console import Console
 
-from trainable.logs import read_rows
-from tune.ending import Ending
-from tune.journal import read_trials
-from tune.results import Run, read_run
-from tune.study_file import dump
-from tune.verify import verify
+from trainable.training.run_log import read_rows
+from tune.driver.stopping import SweepStopper
+from tune.run.results import Run, read_run
+from tune.run.verify import verify
+from tune.search.journal import read_trials
+from tune.spec.sweep_file import dump
 
 HANG = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from faults import faulty
-from tune.study_file import load_study
-from tune.sweep import launch
-launch(load_study(Path({space!r})), Path({run!r}), fit=faulty({{0: "hang", 1: "hang"}}))
+from tune.spec.sweep_file import load_sweep_config
+from tune.driver.sweep import launch
+launch(load_sweep_config(Path({space!r})), Path({run!r}), fit=faulty({{0: "hang", 1: "hang"}}))
 """
 
 
@@ -96,7 +96,7 @@ def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms
 @pytest.mark.slow
 def test_a_signal_does_not_wait_for_trials_that_hang(space, tmp_path):
     run = tmp_path / "run"
-    process = start("-c", HANG.format(tests=str(Path(__file__).parent), space=str(space), run=str(run)))
+    process = start("-c", HANG.format(tests=str(Path(__file__).parent / "drills"), space=str(space), run=str(run)))
     wait_for(process, lambda: epochs_of(run, 0) == 1)
     sent = time.monotonic()
     os.kill(process.pid, signal.SIGINT)
@@ -177,17 +177,17 @@ def test_a_full_disk_ends_a_sweep_with_the_cause_and_it_goes_on_after_room_is_ma
 def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
     """As Ray's processes may send one when they end; its own handler would then end the driver with exit code 1."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ending = Ending(Run(tmp_path, small_study(prepared, phantoms), []))
+    ending = SweepStopper(Run(tmp_path, small_study(prepared, phantoms), []))
     try:
-        with ending.listening():
+        with ending.handle_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             assert ending.stop_all()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(SystemExit) as caught:
-            ending.say(Console(), Run(tmp_path, ending.study, []))
+            ending.exit(Console(), Run(tmp_path, ending.config, []))
     finally:
-        ending.over.set()
+        ending.finished.set()
         for number, handler in before.items():
             signal.signal(number, handler)
     assert caught.value.code == 143
@@ -195,7 +195,7 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
 
 def test_the_last_report_of_a_trial_is_counted_once(tmp_path: Path, prepared, phantoms):
     """Ray repeats it when the trial is done."""
-    ending = Ending(Run(tmp_path, small_study(prepared, phantoms, resources={"gpu": 2}), []))
+    ending = SweepStopper(Run(tmp_path, small_study(prepared, phantoms, resources={"gpu": 2}), []))
     last = {"time_this_iter_s": 3.0, "end_reason": "epochs", "best_score": 0.5}
     for result in ({**last, "end_reason": ""}, last, {**last, "done": True}):
         assert ending("trial", result) is False

@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from trainable import checkpoint
 from trainable import cli as train_cli
-from trainable.cases import Split, load_split, save_split
-from trainable.config import InputError
-from trainable.data import Data
-from trainable.options import load_options, make_config
-from trainable.parallel import locked
-from tune.journal import Journal, read_trials
-from tune.results import STUDY_FILE, place_in, read_run, recipe_text
+from trainable.core.errors import InputError
+from trainable.core.files import lock_folder
+from trainable.core.options import load_options, make_config
+from trainable.data.prepare import Data
+from trainable.data.split import Split, load_split, save_split
+from trainable.training import checkpoint
+from tune.driver.sweep import launch, resume, with_absolute_paths
 from tune.retrain import retrain
-from tune.study import make_study
-from tune.study_file import dump, load_study
-from tune.sweep import launch, resume, with_whole_paths
+from tune.run.results import STUDY_FILE, read_run, recipe_text, resolve_checkpoint
+from tune.search.journal import Journal, read_trials
+from tune.spec.sweep_config import make_sweep_config
+from tune.spec.sweep_file import dump, load_sweep_config
 
 SPACE = """
 study: {trials: 5, seed: 1}
@@ -149,7 +149,7 @@ def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
         words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     wait_for(lambda: len(rows(folder / "trials" / "0000")) >= 1, launched)
-    with pytest.raises(InputError, match=rf"in use by process {launched.pid} on .* since"), locked(folder):
+    with pytest.raises(InputError, match=rf"in use by process {launched.pid} on .* since"), lock_folder(folder):
         pass  # what a second launch or resume tries first
     launched.send_signal(signal.SIGINT)
     output, _ = launched.communicate(timeout=60)
@@ -275,7 +275,7 @@ def test_gpu_hours_are_summed_over_launch_and_resume(
 WAITS = """
 import time
 from tune import cli, recorder
-plain = recorder.update_best
+plain = recorder.sync_best
 
 def waits(run):
     later, until = run.folder / "trials" / "0001" / "config.yaml", time.monotonic() + 60
@@ -284,7 +284,7 @@ def waits(run):
     print("the next trial has started:", later.exists(), flush=True)
     return plain(run)
 
-recorder.update_best = waits
+recorder.sync_best = waits
 cli.app()
 """
 
@@ -309,7 +309,7 @@ def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
     done = voxtune("resume", run, "--trials", "4")
     assert done.returncode == 2
     assert f"study.trials is 4, but {run} has 5 already; ask for no fewer" in done.stderr
-    assert read_run(run).study.study.trials == 5
+    assert read_run(run).config.budget.trials == 5
 
 
 def exchange_train_and_val(path: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_run_whose_journal_or_split_was_changed_is_not_gone_on_with(run, tmp_p
 
 
 def test_a_folder_of_something_else_takes_no_sweep_and_a_sweep_no_training(run: Path, phantoms: Path, tmp_path: Path):
-    study = make_study({"space": {"lr": {"uniform": [0.1, 0.2]}}})
+    study = make_sweep_config({"space": {"lr": {"uniform": [0.1, 0.2]}}})
     (tmp_path / "split.json").touch()
     for folder in (phantoms, tmp_path):
         with pytest.raises(InputError, match=r"holds .* already, which is of something else"):
@@ -351,27 +351,27 @@ def test_a_folder_of_something_else_takes_no_sweep_and_a_sweep_no_training(run: 
 def test_pretrained_weights_are_looked_for_before_a_sweep_starts(phantoms: Path, tmp_path: Path):
     for overrides in ([], [f"train.pretrained={tmp_path}/x.pth"]):
         with pytest.raises(InputError, match=r"best_model.pth: no checkpoint there|x.pth: no checkpoint there"):
-            launch(load_study("finetune", overrides), tmp_path / "run")
+            launch(load_sweep_config("finetune", overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_status_says_how_to_go_on_where_no_process_drives_a_sweep(run: Path, tmp_path: Path):
     shutil.copytree(run, tmp_path / "a run")
-    study = load_study(run / STUDY_FILE, ["study.trials=6"])
+    study = load_sweep_config(run / STUDY_FILE, ["study.trials=6"])
     (tmp_path / "a run" / STUDY_FILE).write_text(dump(study))
     said = f"no process drives it now; go on with: voxtune resume '{tmp_path}/a run'"
     assert said in voxtune("status", tmp_path / "a run").stdout.replace("\n", "")
-    with locked(tmp_path / "a run"):
+    with lock_folder(tmp_path / "a run"):
         assert "no process" not in voxtune("status", tmp_path / "a run").stdout
 
 
 def test_paths_in_study_yaml_are_whole_and_those_of_checkpoints_lie_below_the_storage(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train = {"data_dir": "data", "cache_dir": None}
-    study = with_whole_paths(make_study({"train": train, "space": {"lr": {"uniform": [0.1, 0.2]}}}))
+    study = with_absolute_paths(make_sweep_config({"train": train, "space": {"lr": {"uniform": [0.1, 0.2]}}}))
     assert study.train == {"data_dir": str(tmp_path / "data"), "cache_dir": None}
-    assert place_in("/what?/ray", "run-1/0000") == "/what?/ray/run-1/0000"
-    assert place_in("s3://bucket/sweeps?region=x", "run-1/0000") == "s3://bucket/sweeps/run-1/0000?region=x"
+    assert resolve_checkpoint("/what?/ray", "run-1/0000") == "/what?/ray/run-1/0000"
+    assert resolve_checkpoint("s3://bucket/sweeps?region=x", "run-1/0000") == "s3://bucket/sweeps/run-1/0000?region=x"
 
 
 def test_status_shows_every_trial(run: Path):
@@ -530,7 +530,7 @@ def test_an_address_where_no_cluster_answers_is_refused(space: Path, phantoms: P
 
 
 def test_a_run_of_another_format_of_checkpoints_is_refused(tmp_path: Path) -> None:
-    study = make_study({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}}).with_record(format=3, attempts=[])
+    study = make_sweep_config({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}}).with_record(format=3, attempts=[])
     (tmp_path / STUDY_FILE).write_text(dump(study))
     Journal(tmp_path, study)
     done = voxtune("resume", str(tmp_path))

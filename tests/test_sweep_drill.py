@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+DRILLS = Path(__file__).parent / "drills"
 
 
 @pytest.mark.slow
@@ -19,6 +19,6 @@ TESTS = Path(__file__).parent
     ],
 )
 def test_nothing_is_lost(drill: str, words: list[str], expected: str):
-    done = subprocess.run([sys.executable, TESTS / drill, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, DRILLS / drill, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert expected in done.stdout

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from trainable.config import InputError
-from tune.journal import Journal, read_trials
-from tune.results import read_run
-from tune.study import StudyConfig, make_study
-from tune.study_file import dump
-from tune.takeover import change_space, warm_start
+from trainable.core.errors import InputError
+from tune.run.import_trials import change_space, warm_start
+from tune.run.results import read_run
+from tune.search.journal import Journal, read_trials
+from tune.spec.sweep_config import SweepConfig, make_sweep_config
+from tune.spec.sweep_file import dump
 
 SPACE: dict[str, Any] = {
     "lr": {"loguniform": [1e-4, 1e-2]},
@@ -44,8 +44,8 @@ def study_values(space: dict[str, Any], **sections: dict[str, Any]) -> dict[str,
     return {name: {**section, **sections.get(name, {})} for name, section in values.items()}
 
 
-def study_of(space: dict[str, Any], record: dict[str, Any] = RECORD, **sections: dict[str, Any]) -> StudyConfig:
-    return make_study(study_values(space, **sections)).model_copy(update={"record": record})
+def study_of(space: dict[str, Any], record: dict[str, Any] = RECORD, **sections: dict[str, Any]) -> SweepConfig:
+    return make_sweep_config(study_values(space, **sections)).model_copy(update={"record": record})
 
 
 def row(epoch: int, score: float, end_reason: str = "") -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_a_changed_space_takes_over_what_lies_in_it_under_the_same_numbers(run: 
     assert "takes over 3 of 4 trials\n  not trial 1: lr is 0.005, not of 0.0001 to 0.003" in capsys.readouterr().out
     found = read_run(run)
     assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE", "RUNNING"]
-    assert [trial.ended for trial in found.trials] == ["complete", "outside the space", "out of memory", "running"]
+    assert [trial.status for trial in found.trials] == ["complete", "outside the space", "out of memory", "running"]
     assert found.trials[0].values == {"lr": 3e-4, "optimizer": "adam", "dropout": 0.0}
     assert (found.trials[0].score, found.trials[0].checkpoint) == (0.5, "run-1/0000/checkpoint_000003")
     frozen = read_trials(run, "voxtune-2")
@@ -112,7 +112,7 @@ def test_a_kill_before_study_yaml_is_written_changes_nothing(run: Path, tmp_path
 
 def test_the_same_space_goes_on_with_the_same_study(run: Path, tmp_path: Path, capsys):
     changed = change_space(read_run(run), written(tmp_path / "new.yaml", SPACE), ["study.trials=20"])
-    assert changed.study.trials == 20
+    assert changed.budget.trials == 20
     assert "study" not in changed.record
     assert "the space is that of" in capsys.readouterr().out
 
@@ -132,11 +132,11 @@ def test_a_warm_start_begins_with_the_ended_trials_of_earlier_runs(run: Path, tm
     space = {name: SPACE[name] for name in ("lr", "optimizer")}  # momentum is fixed at its default, 0.9
     study = study_of(space, study={"seed": 7, "trials": 3})
     (folder / "study.yaml").write_text(dump(study))
-    journal = Journal(folder, study, anew=True)
+    journal = Journal(folder, study, reset=True)
     warm_start(journal, [run])
     assert f"warm start from {run}: takes over 2 of 3 trials" in capsys.readouterr().out
     found = read_run(folder)
-    assert [trial.source for trial in found.trials] == [f"{run} trial 0", f"{run} trial 1"]
+    assert [trial.imported_from for trial in found.trials] == [f"{run} trial 0", f"{run} trial 1"]
     assert (found.best().score, found.best().checkpoint) == (0.5, str(model.parent))
     assert found.recipe(found.best()).seed == 0
     assert found.own_trials == []
@@ -154,9 +154,9 @@ def test_a_trial_outside_the_space_keeps_its_recipe_and_comes_back_with_its_scor
         found = read_run(run)
         assert [found.recipe(trial) for trial in found.trials] == [before.recipe(trial) for trial in before.trials]
         if space is not SPACE:
-            assert [trial.ended for trial in found.trials] == ["complete", *["outside the space"] * 3]
+            assert [trial.status for trial in found.trials] == ["complete", *["outside the space"] * 3]
     assert "voxtune-4 takes over 4 of 4 trials" in capsys.readouterr().out
-    assert [trial.ended for trial in found.trials] == [trial.ended for trial in before.trials]
+    assert [trial.status for trial in found.trials] == [trial.status for trial in before.trials]
     assert [trial.score for trial in found.trials] == [trial.score for trial in before.trials]
     frozen = read_trials(run, "voxtune-4")
     assert [trial.values for trial in frozen] == [[0.5], None, [0.0], None]
@@ -176,7 +176,7 @@ def test_another_searcher_is_told_of_all_trials_in_its_own_way(run: Path, tmp_pa
 
 def test_what_ran_out_of_memory_on_a_share_of_a_gpu_may_fit_on_a_larger_one(run: Path, tmp_path: Path, capsys):
     for gpu, taken in ((0.25, 4), (0.5, 4), (1, 3)):
-        old = make_study(study_values(SPACE, resources={"gpu": 0.5})).model_copy(update={"record": RECORD})
+        old = make_sweep_config(study_values(SPACE, resources={"gpu": 0.5})).model_copy(update={"record": RECORD})
         (run / "study.yaml").write_text(dump(old))
         change_space(read_run(run), written(tmp_path / "new.yaml", DROPOUT, resources={"gpu": gpu}), [])
         said = capsys.readouterr().out
@@ -186,7 +186,9 @@ def test_what_ran_out_of_memory_on_a_share_of_a_gpu_may_fit_on_a_larger_one(run:
 
 def test_a_share_that_was_measured_at_launch_stays_in_another_space(run: Path, tmp_path: Path, capsys):
     cost = {"metric": ["val_dice_mean", "gpu_seconds"]}
-    old = make_study(study_values(SPACE, resources={"gpu": 0.5}, study=cost)).model_copy(update={"record": RECORD})
+    old = make_sweep_config(study_values(SPACE, resources={"gpu": 0.5}, study=cost)).model_copy(
+        update={"record": RECORD}
+    )
     (run / "study.yaml").write_text(dump(old))
     file = written(tmp_path / "new.yaml", DROPOUT, resources={"gpu": "auto"}, study=cost)
     changed = change_space(read_run(run), file, [])
@@ -201,8 +203,8 @@ def test_a_warm_start_takes_each_trial_once(run: Path, tmp_path: Path, capsys):
         folder.mkdir()
         study = study_of(SPACE)
         (folder / "study.yaml").write_text(dump(study))
-        warm_start(Journal(folder, study, anew=True), earlier)
-    assert [trial.source for trial in read_run(third).trials] == [f"{run} trial {number}" for number in range(3)]
+        warm_start(Journal(folder, study, reset=True), earlier)
+    assert [trial.imported_from for trial in read_run(third).trials] == [f"{run} trial {number}" for number in range(3)]
     said = capsys.readouterr().out
     assert f"warm start from {second}: takes over 0 of 3 trials\n  not trial 0: it is there already" in said
 
@@ -226,4 +228,4 @@ def test_a_recipe_outside_the_space_is_named(change: dict[str, Any], reason: str
     study = study_of(SPACE)
     recipe = {**study.base_config().model_dump(mode="json"), **change}
     with pytest.raises(ValueError, match=reason):
-        study.space.params_of(recipe)
+        study.space.encode_recipe(recipe)

@@ -13,15 +13,20 @@ from typing import BinaryIO
 import pytest
 import torch
 
-from trainable import checkpoint, training
-from trainable.config import InputError, TrainConfig
-from trainable.data import Data
-from trainable.loop import EpochResult, fit
-from trainable.optimizers import OPTIMIZERS
-from trainable.options import make_config
-from trainable.step import TurnedAtOnce, update
-from trainable.training import SkippedSteps, Training, choose_device
-from trainable.trial import fit_trial
+from trainable.core import files
+from trainable.core.config import TrainConfig
+from trainable.core.device import choose_device
+from trainable.core.errors import InputError
+from trainable.core.options import make_config
+from trainable.data.prepare import Data
+from trainable.training import checkpoint
+from trainable.training import state as training
+from trainable.training.epoch_result import EpochResult
+from trainable.training.loop import fit
+from trainable.training.optimizers import OPTIMIZERS
+from trainable.training.state import SkippedSteps, TrainingState
+from trainable.training.step import CastTensors, update
+from tune.driver.worker import fit_to_storage
 
 TINY = {
     **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
@@ -51,7 +56,7 @@ def test_device_is_the_one_asked_for(asked: str, there: bool, found: str, monkey
         choose_device(TrainConfig(device="cuda"))
 
 
-def backward(state: Training, factor: float) -> None:
+def backward(state: TrainingState, factor: float) -> None:
     state.scaler.scale(sum(factor * p.sum() for p in state.network.parameters())).backward()
 
 
@@ -65,7 +70,7 @@ def test_a_first_step_that_is_skipped_leaves_no_trace(
     monkeypatch.setitem(OPTIMIZERS, optimizer, lambda groups, config, _: make(groups, config, fused))
     ends = []
     for factors in [(1.0, 2.0), (math.nan, 1.0, math.inf, 2.0)]:
-        state = Training(tiny(tmp_path, optimizer=optimizer, weight_decay=0.1))
+        state = TrainingState(tiny(tmp_path, optimizer=optimizer, weight_decay=0.1))
         for factor in factors:
             backward(state, factor)
             update(state)
@@ -76,7 +81,7 @@ def test_a_first_step_that_is_skipped_leaves_no_trace(
 
 @pytest.mark.parametrize("clipping", [0.0, 1.0])
 def test_a_gradient_whose_norm_overflows_is_skipped_as_it_is_counted(tmp_path: Path, clipping: float) -> None:
-    state = Training(tiny(tmp_path, gradient_clipping=clipping, weight_decay=0.1))
+    state = TrainingState(tiny(tmp_path, gradient_clipping=clipping, weight_decay=0.1))
     before = [p.detach().clone() for p in state.network.parameters()]
     backward(state, 1e25)
     assert not update(state).isfinite()
@@ -93,7 +98,7 @@ def test_a_training_goes_on_with_the_optimizer_of_the_device_of_the_day(
     state: dict[str, object] = {}
     for fused in (then, now):
         monkeypatch.setitem(OPTIMIZERS, optimizer, lambda groups, config, _, fused=fused: make(groups, config, fused))
-        one = Training(tiny(tmp_path, optimizer=optimizer))
+        one = TrainingState(tiny(tmp_path, optimizer=optimizer))
         if state:
             one.load_state(state, prepared)
         backward(one, 1.0)
@@ -117,14 +122,14 @@ def test_a_schedule_changed_on_resume_counts_from_the_first_epoch_on(
     def lrs(**options: object) -> list[float]:
         found: list[EpochResult] = []
         fit(tiny(tmp_path, **{"scheduler": scheduler, "step_size": 3, **options}), prepared, found.append)
-        return [result.stats["lr"] for result in found]
+        return [result.stats.lr for result in found]
 
     lrs(epochs=3)
     resumed = lrs(**{"epochs": 5, "resume": tmp_path, **change})
     whole: list[EpochResult] = []
     options = {"scheduler": scheduler, "step_size": 3, "epochs": 5, **change}
     fit(tiny(tmp_path / "whole", **options), prepared, whole.append)
-    assert resumed == pytest.approx([result.stats["lr"] for result in whole[3:]])
+    assert resumed == pytest.approx([result.stats.lr for result in whole[3:]])
 
 
 def test_skipped_steps_are_too_many_once_and_for_all() -> None:
@@ -153,18 +158,20 @@ def test_resume_goes_on_from_best_model_where_a_kill_came_before_latest(
 ) -> None:
     """Each epoch of this training is better than the one before."""
     scores = iter(0.1 * number for number in range(1, 9))
-    monkeypatch.setattr("trainable.loop.validate", partial(scored, scores))
-    write, latest = checkpoint.write_aside, iter((1, 2, 3))
+    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, scores))
+    write, latest = checkpoint.atomic_write, iter((1, 2, 3))
 
     def dying(path: Path, content: Callable[[BinaryIO], None], **how: bool) -> None:
         if path.name == checkpoint.LATEST and next(latest) == 3:
             raise Killed
         write(path, content, **how)
 
-    monkeypatch.setattr(checkpoint, "write_aside", dying)
+    for module in (checkpoint, files):
+        monkeypatch.setattr(module, "atomic_write", dying)
     with pytest.raises(Killed):
         fit(tiny(tmp_path), prepared)
-    monkeypatch.setattr(checkpoint, "write_aside", write)
+    for module in (checkpoint, files):
+        monkeypatch.setattr(module, "atomic_write", write)
     assert checkpoint.load_checkpoint(tmp_path)["epoch"] == 2
     results: list[EpochResult] = []
     fit(tiny(tmp_path, resume=tmp_path), prepared, results.append)
@@ -176,7 +183,7 @@ def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.1, 0.2, 0.9, 0.3, 0.15])
-    monkeypatch.setattr("trainable.loop.validate", partial(scored, scores))
+    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, scores))
     fit(tiny(tmp_path, save_freq=2), prepared)
     folder = tmp_path / "checkpoints"
     last = fit(tiny(tmp_path, save_freq=2, epochs=3, resume=folder / "epoch_0002.pth"), prepared)
@@ -186,13 +193,13 @@ def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_
     assert {path.name for path in aside.iterdir()} == {"latest.pth", "best_model.pth", "epoch_0004.pth"}
     assert checkpoint.load_checkpoint(aside / "best_model.pth")["best_score"] == 0.9
     (folder / "latest.pth").write_bytes(b"PK")
-    assert checkpoint.load_last_good(tmp_path)[1]["best_score"] == 0.15
+    assert checkpoint.load_latest_valid(tmp_path)[1]["best_score"] == 0.15
 
 
 @pytest.fixture
 def trained(prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a training of four epochs, each kept, whose best was the second."""
-    monkeypatch.setattr("trainable.loop.validate", partial(scored, iter([0.1, 0.9, 0.3, 0.4])))
+    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.1, 0.9, 0.3, 0.4])))
     fit(tiny(tmp_path / "out", save_freq=1), prepared)
     return tmp_path / "out"
 
@@ -203,14 +210,14 @@ def test_a_kill_in_the_first_epoch_after_an_earlier_one_was_resumed_leaves_what_
 ) -> None:
     resumed = trained / "checkpoints" / "epoch_0003.pth"
     with monkeypatch.context() as patch:
-        patch.setattr("trainable.loop.train_one_epoch", kill)
+        patch.setattr("trainable.training.loop.train_one_epoch", kill)
         with pytest.raises(Killed):
             fit(tiny(tmp_path / output, resume=resumed), prepared)
-    source, state = checkpoint.load_last_good(tmp_path / output)
+    source, state = checkpoint.load_latest_valid(tmp_path / output)
     assert source == tmp_path / output / "checkpoints" / "latest.pth"
     weights = checkpoint.load_checkpoint(resumed)["network"]
     assert all(torch.equal(state["network"][name], tensor) for name, tensor in weights.items())
-    monkeypatch.setattr("trainable.loop.validate", partial(scored, iter([0.5])))
+    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.5])))
     results: list[EpochResult] = []
     fit(tiny(tmp_path / output, resume=tmp_path / output), prepared, results.append)
     assert [(result.epoch, result.best_epoch, result.best_score) for result in results] == [(4, 2, 0.9)]
@@ -235,12 +242,14 @@ def test_a_kill_at_any_write_of_a_resume_leaves_the_old_state_or_the_resumed_one
         source, folder = (tmp_path / str(count) / name / "checkpoints" for name in ("out", output))
         shutil.copytree(trained, source.parent)
         with monkeypatch.context() as patch:
-            patch.setattr("trainable.loop.train_one_epoch", kill)
+            patch.setattr("trainable.training.loop.train_one_epoch", kill)
             patch.setattr(Path, "replace", renaming)
             patch.setattr(Path, "rename", renaming)
             with pytest.raises(Killed):
                 fit(tiny(folder.parent, resume=source / "epoch_0001.pth"), prepared)
-        found.append(checkpoint.load_last_good(folder)[1]["epoch"] if folder.exists() and any(folder.iterdir()) else 0)
+        found.append(
+            checkpoint.load_latest_valid(folder)[1]["epoch"] if folder.exists() and any(folder.iterdir()) else 0
+        )
     old = 4 if output == "out" else 0  # none
     assert (found[0], found[-1], set(found)) == (old, 1, {old, 1})
 
@@ -248,8 +257,9 @@ def test_a_kill_at_any_write_of_a_resume_leaves_the_old_state_or_the_resumed_one
 def test_a_resume_of_latest_writes_nothing_before_its_first_epoch(
     trained: Path, prepared: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "write_aside", None)
-    monkeypatch.setattr("trainable.loop.train_one_epoch", kill)
+    for module in (checkpoint, files):
+        monkeypatch.setattr(module, "atomic_write", None)
+    monkeypatch.setattr("trainable.training.loop.train_one_epoch", kill)
     with pytest.raises(Killed):
         fit(tiny(trained, epochs=5, resume=trained), prepared)
 
@@ -259,10 +269,10 @@ def test_a_restored_trial_forces_nothing_to_the_disk_and_writes_no_latest_before
 ) -> None:
     """It lies in the trial's scratch folder already, where nothing outlives its process."""
     (trained / "checkpoints").rename(trained / "restored")
-    monkeypatch.setattr("trainable.loop.train_one_epoch", kill)
+    monkeypatch.setattr("trainable.training.loop.train_one_epoch", kill)
     monkeypatch.setattr("os.fsync", None)
     with pytest.raises(Killed):
-        fit_trial(tiny(trained, epochs=5, resume=trained / "restored" / "latest.pth"), prepared, lambda _: None)
+        fit_to_storage(tiny(trained, epochs=5, resume=trained / "restored" / "latest.pth"), prepared, lambda _: None)
     assert [path.name for path in (trained / "checkpoints").iterdir()] == [checkpoint.BEST]
 
 
@@ -272,7 +282,7 @@ def test_a_damaged_best_model_is_said_and_the_next_validation_is_the_best(
 ) -> None:
     best = trained / "checkpoints" / checkpoint.BEST
     best.write_bytes(best.read_bytes()[:-40])
-    monkeypatch.setattr("trainable.loop.validate", partial(scored, iter([0.2, 0.1])))
+    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.2, 0.1])))
     result = fit(tiny(tmp_path / output, epochs=6, resume=trained), prepared)
     [said] = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
     assert said.startswith(f"{best}: damaged or not a checkpoint (")
@@ -284,21 +294,21 @@ def test_a_damaged_best_model_is_said_and_the_next_validation_is_the_best(
 def test_a_trial_s_checkpoints_are_written_once_and_gone_on_from(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainable.loop.validate", partial(scored, iter([0.5, 0.3, 0.6, 0.4])))
+    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.5, 0.3, 0.6, 0.4])))
     folder, seen = tmp_path / "checkpoints", list[set[str]]()
 
     def on_epoch_end(result: EpochResult) -> None:
         seen.append({path.name for path in folder.iterdir()})
         shutil.copytree(folder, tmp_path / str(result.epoch))
 
-    fit_trial(tiny(tmp_path, epochs=4, save_freq=9), prepared, on_epoch_end)
+    fit_to_storage(tiny(tmp_path, epochs=4, save_freq=9), prepared, on_epoch_end)
     best, latest = checkpoint.BEST, checkpoint.LATEST
     assert seen == [{best}, {best, latest}, {best}, {best, latest}]
     for epoch, scores, expected in ((1, [0.3, 0.6, 0.4], (3, 0.6)), (2, [0.1, 0.2], (1, 0.5))):
-        monkeypatch.setattr("trainable.loop.validate", partial(scored, iter(scores)))
+        monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter(scores)))
         resume = checkpoint.find_checkpoint(tmp_path / str(epoch))
         options = {"epochs": 4, "save_freq": 9, "resume": resume}
-        result = fit_trial(tiny(tmp_path / f"from {epoch}", **options), prepared, lambda _: None)
+        result = fit_to_storage(tiny(tmp_path / f"from {epoch}", **options), prepared, lambda _: None)
         assert (result.epoch, result.best_epoch, result.best_score) == (4, *expected)
         state = checkpoint.load_checkpoint(tmp_path / f"from {epoch}" / "checkpoints" / best)
         assert state["epoch"] == expected[0]
@@ -308,7 +318,7 @@ def test_moments_are_loaded_in_the_layout_of_their_parameters(prepared: Data, tm
     """Fused updates on a GPU take no other, and a fast training's lie channels last."""
     fit(tiny(tmp_path, epochs=1), prepared)
     state = checkpoint.load_checkpoint(tmp_path)
-    later = Training(tiny(tmp_path))
+    later = TrainingState(tiny(tmp_path))
     later.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     later.load_state(state, prepared)
     moments = [later.optimizer.state[parameter]["exp_avg"] for parameter in later.network.parameters()]
@@ -334,7 +344,7 @@ def test_gradients_through_weights_that_are_turned_at_once_equal_those_of_each_t
     for at_once in (True, False):
         torch.manual_seed(1)
         weights = [torch.randn(4, 4, 3, 3, 3).to(memory_format=torch.channels_last_3d).requires_grad_() for _ in "ab"]
-        turned = TurnedAtOnce.apply(torch.bfloat16, *weights) if at_once else [w.bfloat16() for w in weights]
+        turned = CastTensors.apply(torch.bfloat16, *weights) if at_once else [w.bfloat16() for w in weights]
         assert all(t.dtype == torch.bfloat16 and t.stride() == w.stride() for t, w in zip(turned, weights, strict=True))
         y = x
         for weight in turned:

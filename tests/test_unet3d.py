@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainable.config import TrainConfig
-from trainable.unet3d import ConvBlock, UNet3D, build_network, draw_weights, parameters_of
+from trainable.core.config import TrainConfig
+from trainable.model.unet3d import ConvBlock, UNet3D, build_network, draw_weights, parameters_of
 
 
 def small(depth: int = 4, **options: Any) -> UNet3D:
@@ -170,7 +170,7 @@ def test_same_seed_gives_same_weights() -> None:
 
 def test_weights_do_not_depend_on_how_many_threads_draw_them(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [small().state_dict() for _ in range(5)]
-    monkeypatch.setattr("trainable.parallel.cores", lambda: 1)
+    monkeypatch.setattr("trainable.core.workers.cores", lambda: 1)
     one = small().state_dict()
     assert all(torch.equal(each[name], one[name]) for each in many for name in one)
 

@@ -9,21 +9,22 @@ from typing import Any
 import pytest
 from test_early_stopping import STUDY, row
 
-from trainable.cases import Split, save_split
-from trainable.config import InputError
-from trainable.logs import RunLog
-from tune.early_stopping import RungScheduler
-from tune.journal import JOURNAL, Journal
-from tune.results import read_run
-from tune.study import make_study
-from tune.study_file import dump
-from tune.verify import verify
+from trainable.core.errors import InputError
+from trainable.data.split import Split, save_split
+from trainable.training.run_log import RunLog
+from tune.driver.scheduler import RungScheduler
+from tune.run.results import read_run
+from tune.run.verify import verify
+from tune.search.journal import Journal
+from tune.search.journal_file import JOURNAL
+from tune.spec.sweep_config import make_sweep_config
+from tune.spec.sweep_file import dump
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Five trials, reported in turns: some stopped by ASHA, one running."""
-    study = make_study({**STUDY, "study": {"trials": 5, "seed": 3}, "train": {"epochs": 4}})
+    study = make_sweep_config({**STUDY, "study": {"trials": 5, "seed": 3}, "train": {"epochs": 4}})
     split = Split(("a", "b"), ("c",), ())
     save_split(split, tmp_path / "split.json")
     (tmp_path / "study.yaml").write_text(dump(study.with_record(split=split.digest())))

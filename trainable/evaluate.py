@@ -8,16 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainable import checkpoint
-from trainable.cache import CachedCase
-from trainable.config import REGIONS, InputError, TrainConfig
-from trainable.data import Data, prepare_data
-from trainable.inference import on_full_grid, save_label
-from trainable.lesions import score_lesions
-from trainable.loop import algorithms, validate
-from trainable.metrics import Labels, Scores, mean_scores, spacing_of
-from trainable.options import plain
-from trainable.training import choose_device
+from trainable.core.brats import REGIONS, Labels
+from trainable.core.config import TrainConfig
+from trainable.core.device import choose_device, kernel_selection
+from trainable.core.errors import InputError
+from trainable.core.options import to_dict
+from trainable.data.cache import CachedCase
+from trainable.data.prepare import Data, prepare_data
+from trainable.evaluation.inference import on_full_grid, save_label
+from trainable.evaluation.lesions import score_lesions
+from trainable.evaluation.metrics import Scores, mean_scores, spacing_of
+from trainable.evaluation.validate import validate
+from trainable.training import checkpoint
 
 # The groups of columns of a table: heading, what their scores' names begin with, digits, what has a column.
 COLUMNS = (
@@ -28,7 +30,6 @@ COLUMNS = (
     ("Dice by lesion", "lesion_dice", 4, REGIONS),
     ("HD95 by lesion, mm", "lesion_hd95", 2, REGIONS),
 )
-
 
 # The options that a prediction depends on, beside its checkpoint.
 SCORED_BY = ("target_shape", "overlap", "mirror", "min_component", "et_threshold", "amp")
@@ -49,7 +50,7 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
         raise InputError(
             f"the split is not that of {config.resume}: a test case may have been trained on; restore --split_file"
         )
-    network, _ = checkpoint.network_of(state, choose_device(config))
+    network, _ = checkpoint.build_from_state(state, choose_device(config))
     by_lesion: dict[str, Scores] = {}
 
     def on_case(case: CachedCase, prediction: Labels) -> None:
@@ -59,12 +60,12 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
             path = config.output_dir / "predictions" / f"{case.name}.nii.gz"
             save_label(on_full_grid(prediction, case), case.affine, path)
 
-    with algorithms(config):
+    with kernel_selection(config):
         scores = validate(network, config, data.folder, data.split.test, full=True, on_case=on_case)
     scores = {name: each | by_lesion.get(name, {}) for name, each in scores.items()}
     print(f"{len(scores)} test cases, {config.resume}\n{score_table(scores)}")
     about = {"checkpoint": str(config.resume), "epoch": state["epoch"]} | {
-        name: plain(config)[name] for name in SCORED_BY
+        name: to_dict(config)[name] for name in SCORED_BY
     }
     save_scores(scores, config.output_dir / "test_scores", about)
     predictions = config.output_dir / "predictions"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from trainable.cases import Case, CaseError, find_case, find_cases, load_case
-from trainable.checkpoint import load_network
-from trainable.config import InputError
-from trainable.inference import predict_case, save_label
-from trainable.logs import picture
-from trainable.metrics import Scores, score_case, spacing_of
-from trainable.options import make_config
-from trainable.training import choose_device
+from trainable.core.device import choose_device
+from trainable.core.errors import InputError
+from trainable.core.options import make_config
+from trainable.data.cases import Case, CaseError, find_case, find_cases, load_case
+from trainable.evaluation.inference import predict_case, save_label
+from trainable.evaluation.metrics import Scores, score_case, spacing_of
+from trainable.evaluation.pictures import picture
+from trainable.training.checkpoint import load_network
 
 
 class BadCases(InputError):

@@ -6,7 +6,7 @@ from types import FrameType
 
 import typer
 
-from trainable.config import InputError
+from trainable.core.errors import InputError
 from tune.cli import app
 
 
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def stop(number: int, _: FrameType | None) -> None:
-    """End a verb that a signal came to; a running sweep ends by itself, see tune.sweep.Ending."""
+    """End a verb that a signal came to; a running sweep ends by itself, see tune.driver.sweep.Ending."""
     typer.echo(f"\nstopped by {signal.Signals(number).name}; what was finished is kept", err=True)
     sys.exit(128 + number)
 

@@ -10,14 +10,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from trainable.config import TrainConfig
-from trainable.options import plain, plain_text
-from trainable.parallel import held
-from tune.progress import counts, make_console, trial_table
-from tune.results import Run, TrialResult, read_run, recipe_text
-from tune.sampler import first_recipes
-from tune.study import StudyConfig
-from tune.study_file import load_study
+from trainable.core.config import TrainConfig
+from trainable.core.files import is_locked
+from trainable.core.options import format_value, to_dict
+from tune.run.report import make_console, summary_line, trial_table
+from tune.run.results import Run, TrialResult, read_run, recipe_text
+from tune.search.sampler import first_recipes
+from tune.spec.sweep_config import SweepConfig
+from tune.spec.sweep_file import load_sweep_config
 
 app = typer.Typer(
     help="Find, prove and retrain the best 3D U-Net recipe for brain-tumour MRI.",
@@ -42,7 +42,7 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="Another seed, other cases.")] = 0,
 ) -> None:
     """Write synthetic cases in BraTS's file format."""
-    from trainable.phantom import write_phantoms
+    from trainable.data.phantom import write_phantoms
 
     write_phantoms(out, cases=cases, shape=shape, seed=seed)
 
@@ -54,38 +54,40 @@ def prepare(
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Go on without bad cases.")] = False,
 ) -> None:
     """Check the cases of a folder and preprocess them once for all trainings."""
-    from trainable.data import prepare_data
+    from trainable.data.prepare import prepare_data
 
     config = TrainConfig(data_dir=data.resolve(), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases)
     found = prepare_data(config)
-    say(f"cache: {found.folder}")
+    echo(f"cache: {found.folder}")
 
 
 @app.command()
 def check(space: Space, set_: Set = None) -> None:
     """Check a YAML; show the space as a table and the first trials of its sweep."""
-    study = load_study(space, set_ or [])
-    show_space(study)
+    config = load_sweep_config(space, set_ or [])
+    show_space(config)
     console.print("\n[bold]the first trials[/]")
-    for number, values in enumerate(first_recipes(study, 5)):
-        study.train_config(values)
+    for number, values in enumerate(first_recipes(config, 5)):
+        config.train_config(values)
         console.print(f"  {number}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
     console.print("\nok")
 
 
-def show_space(study: StudyConfig) -> None:
+def show_space(config: SweepConfig) -> None:
     """The space as a table, and how the sweep will go about it."""
     table = Table("option", "kind", "range", "when", box=None, header_style="bold")
-    for row in study.space.describe():
+    for row in config.space.describe():
         table.add_row(*row)
     console.print(table)
-    rungs = ", ".join(map(str, study.rungs))
-    stopping = f"{study.early_stopping.type} at epochs {rungs}" if study.rungs else "no early stopping"
-    horizon = study.option("epochs")
-    need = f"{study.resources.cpu} CPU, {plain_text(study.resources.gpu)} GPU a trial"
-    console.print(f"\n{study.study.trials} trials of up to {horizon} epochs; {study.searcher.type}; {stopping}; {need}")
-    if study.at_random:
-        console.print(f"{study.searcher.type} cannot model {', '.join(study.at_random)}: drawn at random")
+    rungs = ", ".join(map(str, config.rungs))
+    stopping = f"{config.early_stopping.type} at epochs {rungs}" if config.rungs else "no early stopping"
+    horizon = config.fixed("epochs")
+    need = f"{config.resources.cpu} CPU, {format_value(config.resources.gpu)} GPU a trial"
+    console.print(
+        f"\n{config.budget.trials} trials of up to {horizon} epochs; {config.searcher.type}; {stopping}; {need}"
+    )
+    if config.unmodelled_options:
+        console.print(f"{config.searcher.type} cannot model {', '.join(config.unmodelled_options)}: drawn at random")
 
 
 @app.command()
@@ -115,15 +117,15 @@ def launch(
     overrides += [f"study.trials={trials}"] * (trials is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
     overrides += ["resources.fail_fast=true"] * fail_fast
-    study = load_study(space, overrides)
-    show_space(study)
+    config = load_sweep_config(space, overrides)
+    show_space(config)
     earlier = [folder.resolve() for folder in warm_start or []]
-    from tune.cluster import Cluster  # after the YAML is checked: this imports Ray
+    from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
 
     with Cluster(address) as cluster:  # which starts beside the import of torch
-        from tune.sweep import launch as launch_sweep
+        from tune.driver.sweep import launch as launch_sweep
 
-        ending(launch_sweep(study, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
+        print_outcome(launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
 
 
 @app.command()
@@ -147,57 +149,57 @@ def resume(
     set_: Set = None,
 ) -> None:
     """Go on with a sweep that was interrupted, or extend it: more trials, another budget or target."""
-    from tune.cluster import Cluster
-    from tune.snapshot import fetch
-    from tune.sweep import resume as resume_sweep
+    from tune.driver.cluster import Cluster
+    from tune.driver.sweep import resume as resume_sweep
+    from tune.run.snapshot import restore_snapshot
 
     overrides = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
     run, data = run.resolve(), data and data.resolve()
     if from_ is not None:
-        fetch(from_, run)
-    ending(resume_sweep(run, cluster=Cluster(address), overrides=overrides, space=space, data_dir=data))
+        restore_snapshot(from_, run)
+    print_outcome(resume_sweep(run, cluster=Cluster(address), overrides=overrides, space=space, data_dir=data))
 
 
-def say(text: str) -> None:
+def echo(text: str) -> None:
     """Print a line as it is: a path may hold what the console would take for markup."""
     console.print(text, markup=False, soft_wrap=True)
 
 
-def ending(run: Run) -> None:
+def print_outcome(run: Run) -> None:
     """What a sweep found and what to type next."""
-    console.print(f"\n{counts(run)}")
-    if skipped := (run.study.record or {}).get("skipped_cases"):
-        say(f"{len(skipped)} bad cases were left out, see {run.folder}/study.yaml")
+    console.print(f"\n{summary_line(run)}")
+    if skipped := (run.config.record or {}).get("skipped_cases"):
+        echo(f"{len(skipped)} bad cases were left out, see {run.folder}/study.yaml")
     if not run.ranking:
-        say(f"no trial has a score; see {run.folder}/trials/*/error.txt and stdout.log")
+        echo(f"no trial has a score; see {run.folder}/trials/*/error.txt and stdout.log")
         raise typer.Exit(1)
-    console.print(trial_table([run.best()], run.study.option("epochs"), title="best trial"))
+    console.print(trial_table([run.best()], run.config.fixed("epochs"), title="best trial"))
     for verb in ("best", "retrain"):
-        say(f"next: voxtune {verb} {shlex.quote(str(run.folder))}")
+        echo(f"next: voxtune {verb} {shlex.quote(str(run.folder))}")
 
 
 @app.command()
 def status(run: RunFolder) -> None:
     """All trials of a sweep, running or not."""
     found = read_run(run)
-    console.print(counts(found))
-    console.print(trial_table(found.trials, found.study.option("epochs")))
-    if found.unfinished and not held(run):
-        say(f"no process drives it now; go on with: voxtune resume {shlex.quote(str(run))}")
+    console.print(summary_line(found))
+    console.print(trial_table(found.trials, found.config.fixed("epochs")))
+    if found.unfinished and not is_locked(run):
+        echo(f"no process drives it now; go on with: voxtune resume {shlex.quote(str(run))}")
 
 
 @app.command()
 def verify(run: RunFolder) -> None:
     """Check by its folder alone that nothing of a sweep is lost, doubled or decided wrongly."""
-    from tune.verify import verify as verify_run
+    from tune.run.verify import verify as verify_run
 
     found = read_run(run)
     results = verify_run(found)
-    say(counts(found))
+    echo(summary_line(found))
     for name, findings in results.items():
         console.print(f"{'ok   ' if not findings else 'WRONG'}  {name}", markup=False)
         for finding in findings:
-            say(f"         {finding}")
+            echo(f"         {finding}")
     if any(results.values()):
         raise typer.Exit(1)
 
@@ -211,22 +213,22 @@ def best(
     """The best trials, and the winner's recipe against the default."""
     found = read_run(run)
     winner = found.best()
-    console.print(counts(found))
-    console.print(trial_table(found.ranking[:top], found.study.option("epochs")))
-    if found.study.study.cost:
-        title = f"Pareto front: no other trial has more {found.study.study.score} for fewer {found.study.study.cost}"
-        console.print(trial_table(found.pareto_front(), found.study.option("epochs"), title=title))
-    console.print(against_default(found, winner))
+    console.print(summary_line(found))
+    console.print(trial_table(found.ranking[:top], found.config.fixed("epochs")))
+    if found.config.objective.cost:
+        title = f"Pareto front: no other trial has more {found.config.objective.score} for fewer {found.config.objective.cost}"
+        console.print(trial_table(found.pareto_front(), found.config.fixed("epochs"), title=title))
+    console.print(recipe_diff_table(found, winner))
     if export is not None:
         export.write_text(recipe_text(found, winner))
-        say(f"wrote {export}: python train.py --config {shlex.quote(str(export))} --data_dir DIR")
+        echo(f"wrote {export}: python train.py --config {shlex.quote(str(export))} --data_dir DIR")
 
 
-def against_default(run: Run, trial: TrialResult) -> Table:
+def recipe_diff_table(run: Run, trial: TrialResult) -> Table:
     """The searched options of a trial beside the default recipe."""
     table = Table("option", f"trial {trial.number}", "default", box=None, header_style="bold", title_justify="left")
-    default = plain(run.study.base_config())
-    for name, value in plain(run.recipe(trial)).items():
+    default = to_dict(run.config.base_config())
+    for name, value in to_dict(run.recipe(trial)).items():
         if name in trial.values:
             changed = value != default[name]
             table.add_row(name, f"[bold]{value}[/]" if changed else str(value), str(default[name]))
@@ -246,7 +248,7 @@ def retrain(
     from tune.retrain import retrain as retrain_trial
 
     folder = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
-    say(f"model: {folder}/checkpoints/best_model.pth")
+    echo(f"model: {folder}/checkpoints/best_model.pth")
 
 
 @app.command()
@@ -268,9 +270,9 @@ def predict(
     except BadCases as error:
         bad, scores = error, error.scores
     if scores:
-        say(score_table(scores))
+        echo(score_table(scores))
         save_scores(scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror})
-    say(f"wrote {out}")
+    echo(f"wrote {out}")
     if bad is not None:
         raise bad
 

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 
-from trainable.config import InputError
+from trainable.core.errors import InputError
+from trainable.data.phantom import write_phantoms
 from trainable.evaluate import score_table
-from trainable.loop import validate
-from trainable.metrics import mean_scores
-from trainable.phantom import write_phantoms
+from trainable.evaluation.metrics import mean_scores
+from trainable.evaluation.validate import validate
+from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
-from trainable.unet3d import build_network
-from tune.cli import best, ending
-from tune.progress import duration, make_console
-from tune.results import Run, read_run
+from tune.cli import best, print_outcome
+from tune.driver.sweep import launch
 from tune.retrain import retrain
-from tune.study_file import load_study
-from tune.sweep import launch
+from tune.run.report import duration, make_console
+from tune.run.results import Run, read_run
+from tune.spec.sweep_file import load_sweep_config
 
 CASES, SHAPE = 20, (64, 64, 48)
 
@@ -40,8 +40,8 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
     write_phantoms(out / "data", cases=CASES, shape=SHAPE, seed=0)
     chapter(2, "a sweep on Ray: demo.yaml")
     overrides = [f"train.data_dir={json.dumps(str(out / 'data'))}"] + [f"study.trials={trials}"] * (trials is not None)
-    run = launch(load_study("demo", overrides), out / "run")
-    ending(run)
+    run = launch(load_sweep_config("demo", overrides), out / "run")
+    print_outcome(run)
     chapter(3, "the best trials")
     best(run.folder, top=5, export=out / "best.yaml")
     chapter(4, f"the winner, retrained for {epochs} epochs")
@@ -70,5 +70,5 @@ def untrained(run: Run, names: list[str]) -> float:
     """Mean Dice of the winner's network before its first step."""
     recipe = run.recipe(run.best())
     torch.manual_seed(recipe.seed)
-    cache = Path(run.study.record["cache_dir"])
+    cache = Path(run.config.record["cache_dir"])
     return mean_scores(validate(build_network(recipe), recipe, cache, names).values())["dice_mean"]

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 
-from trainable import checkpoint, cli
-from trainable.cases import Split, load_split, save_split
-from trainable.config import InputError, TrainConfig
-from trainable.data import prepare_data
+from trainable import cli
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.options import fields_of_role, load_options, make_config, to_dict
+from trainable.data.prepare import prepare_data
+from trainable.data.split import Split, load_split, save_split
 from trainable.evaluate import evaluate
-from trainable.options import fields_of_role, load_options, make_config, plain
-from tune.provenance import digest_of
-from tune.results import read_run
+from trainable.training import checkpoint
+from tune.run.provenance import digest_of
+from tune.run.results import read_run
 
 
 def retrain(
@@ -33,7 +35,7 @@ def retrain(
     """
     run = read_run(folder)
     trial = run.best() if number is None else run.trial(number)
-    if number is None and config_file is None and not trial.comparable:
+    if number is None and config_file is None and not trial.finished:
         raise InputError(f"{folder}: no trial has ended by itself yet; wait, or name one with --trial")
     recipe = run.recipe(trial) if config_file is None else make_config(load_options(config_file), str(config_file))
     what = f"trial_{trial.number:04d}" if config_file is None else config_file.stem
@@ -48,22 +50,22 @@ def retrain(
     output.mkdir(parents=True, exist_ok=True)
     save_split(split, output / "split.json")
     latest = output / "checkpoints" / checkpoint.LATEST
-    done = int(checkpoint.load_last_good(latest)[1]["epoch"]) if latest.exists() else 0
+    done = int(checkpoint.load_latest_valid(latest)[1]["epoch"]) if latest.exists() else 0
     places = {
         "output_dir": output.resolve(),
-        "data_dir": run.study.option("data_dir"),
-        "cache_dir": run.study.record["cache_dir"],
+        "data_dir": run.config.fixed("data_dir"),
+        "cache_dir": run.config.record["cache_dir"],
         "split_file": (output / "split.json").resolve(),
         "resume": latest if done else None,
     }
-    config = make_config({**plain(stretched(recipe, epochs)), **places, "patience": 0}, str(output))
-    torch.set_num_threads(run.study.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
+    config = make_config({**to_dict(scale_to_epochs(recipe, epochs)), **places, "patience": 0}, str(output))
+    torch.set_num_threads(run.config.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
     if with_val and config.scheduler == "plateau":
         print(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
     if done:
         refuse_other_recipe(output, config)
     data = prepare_data(config)
-    if digest_of(data) != run.study.record["data"]:
+    if digest_of(data) != run.config.record["data"]:
         raise InputError(f"{config.data_dir}: the cases are not those that {folder} began with; restore them")
     if done < epochs:
         print(f"goes on after epoch {done} of {output}\n" if done else "", end="")
@@ -88,7 +90,7 @@ def refuse_other_split(output: Path, split: Split) -> None:
 
 def refuse_other_recipe(output: Path, config: TrainConfig) -> None:
     """Raise InputError where a retraining was begun with another recipe or horizon."""
-    begun, now = load_options(output / "training_config.json"), plain(config)
+    begun, now = load_options(output / "training_config.json"), to_dict(config)
     for name in ["epochs", *fields_of_role("recipe")]:
         if begun[name] != now[name]:
             raise InputError(
@@ -96,7 +98,7 @@ def refuse_other_recipe(output: Path, config: TrainConfig) -> None:
             )
 
 
-def stretched(recipe: TrainConfig, epochs: int) -> TrainConfig:
+def scale_to_epochs(recipe: TrainConfig, epochs: int) -> TrainConfig:
     """The recipe over another number of epochs, its lr schedule of the same shape over that horizon."""
     factor = epochs / recipe.epochs
     return recipe.model_copy(

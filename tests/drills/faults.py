@@ -1,0 +1,83 @@
+"""Faults injected into real trainings of a real sweep, for the tests and drills."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import cloudpickle
+
+from trainable.core.config import TrainConfig
+from trainable.data.prepare import Data
+from trainable.training.epoch_result import EpochResult
+from tune.driver.worker import Fit, fit_to_storage
+from tune.spec.sweep_config import SweepConfig, make_sweep_config
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not have this folder on their path
+
+SMALL = {
+    "depth": 2, "base_channels": 2, "target_shape": [16, 16, 16], "patches_per_epoch": 4, "num_workers": 0,
+    "device": "cpu", "max_skipped_steps": 1, "epochs": 3,
+}  # fmt: skip
+SEED = 1000  # of the study; trial n trains with SEED + n, by which a fault finds it
+
+
+def small_study(data: Data, data_dir: Path, **sections: dict[str, Any]) -> SweepConfig:
+    """A sweep whose trials take a second, its options overlaid by sections; None drops one."""
+    values: dict[str, dict[str, Any]] = {
+        "study": {"trials": 4, "seed": SEED},
+        "early_stopping": {"type": "none"},
+        "searcher": {"type": "random"},
+        "resources": {"gpu": 0, "cpu": 1, "max_failures": 1},
+        "train": {**SMALL, "data_dir": str(data_dir), "cache_dir": str(data.folder)},
+        "space": {"lr": {"loguniform": [1e-4, 1e-2]}, "optimizer": {"choice": ["adam", "sgd"]}},
+    }
+    merged = {name: {**section, **sections.get(name, {})} for name, section in values.items()}
+    given = {name: {k: v for k, v in section.items() if v is not None} for name, section in merged.items()}
+    return make_sweep_config(given)
+
+
+def faulty(faults: Mapping[int, str]) -> Fit:
+    """fit, with a fault after the first epoch of each life, or once, in the trials of these numbers."""
+
+    def faulty_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
+        fault = faults.get(config.seed - SEED, "")
+
+        def after(result: EpochResult) -> None:
+            on_epoch_end(result)
+            if result.epoch == 1 or not fault.endswith("once"):
+                happen(fault)
+
+        if fault == "not finite":
+            config = config.model_copy(update={"lr": 1e30, "optimizer": "sgd", "gradient_clipping": 0.0})
+        return fit_to_storage(config, data, after)
+
+    return faulty_fit
+
+
+def happen(fault: str) -> None:
+    """Let a fault happen, here and now."""
+    if fault == "out of memory":
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory (injected)")
+    if fault.startswith("error"):
+        raise RuntimeError("injected error")
+    if fault.startswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "disk full":
+        raise OSError(errno.ENOSPC, "No space left on device", "/injected")
+    if fault == "hang":
+        time.sleep(3600)
+
+
+def leaky(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
+    """fit that leaves 200 MiB of GPU memory behind in the process of trial 0."""
+    if config.seed == SEED:
+        sys.modules["torch"].left_behind = torch.zeros(50 * 2**20, device="cuda")  # type: ignore[attr-defined]
+    return fit_to_storage(config, data, on_epoch_end)

@@ -1,0 +1,127 @@
+"""Kills a training at random moments and resumes it, until it is done; its weights must equal an untouched one's.
+
+    python tests/drills/kill_drill.py [--kills 20] [--seed 0]
+
+Each kill is a kill -9 of train.py and of whatever it has started. Prints a line a kill and what was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from trainable.data.phantom import write_phantoms
+from trainable.training.checkpoint import LATEST, load_checkpoint
+from trainable.training.run_log import read_rows
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 150
+SMALL = "--depth 3 --base_channels 4 --target_shape 16 16 16 --device cpu --num_workers 1 --patches_per_epoch 24"
+OPTIONS = (
+    f"{SMALL} --optimizer adamw --lr 5e-3 --scheduler plateau --plateau_patience 1 --dropout 0.1 --deep_supervision"
+)
+OPTIONS += f" --accumulation_steps 2 --gradient_clipping 1.0 --save_freq 7 --epochs {EPOCHS}"
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """train.py in a process group of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+
+
+def kill_after(process: subprocess.Popen[str], epochs: int, delay: float) -> list[int]:
+    """kill -9 so many seconds after so many epochs of this life; the epochs that it said were done."""
+    said: list[int] = []
+    assert process.stdout is not None
+    while len(said) < epochs:
+        line = process.stdout.readline()
+        assert line, "the training ended before it was killed"
+        if match := re.match(r"epoch +(\d+)/", line):
+            said.append(int(match[1]))
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGKILL)
+    rest = process.communicate()[0]
+    return said + [int(epoch) for epoch in re.findall(r"^epoch +(\d+)/", rest, re.MULTILINE)]
+
+
+def drill(folder: Path, kills: int, seed: int) -> bool:
+    """Run it; True where nothing but the epochs in progress was lost and the weights are the same."""
+    write_phantoms(folder / "data", cases=8, shape=(48, 48, 40), workers=1)
+    rng = random.Random(seed)
+    common = ["--data_dir", str(folder / "data"), "--cache_dir", str(folder / "cache"), *OPTIONS.split()]
+    whole = start(*common, "--output_dir", str(folder / "whole"))
+    said = whole.communicate()[0]
+    assert whole.returncode == 0, said
+    out, good, done = folder / "killed", True, 0
+    latest = out / "checkpoints" / LATEST
+    print(f" kill  {'moment':24}  said done  on disk  lost")
+    for number in range(1, kills + 1):
+        words = ["--resume", str(out)] if latest.exists() else [*common, "--output_dir", str(out)]
+        epochs = rng.choice([0, 1, 1, 2, 3])  # with 0, somewhere from its start into its first epochs
+        delay = rng.uniform(0, 0.6 if epochs else 7)
+        said = kill_after(start(*words), epochs, delay)
+        before, done = done, load_checkpoint(latest)["epoch"] if latest.exists() else 0
+        lost = sorted(set(said) - set(range(1, done + 1)))
+        doubled = [epoch for epoch in said if epoch <= before]
+        good &= not lost and not doubled
+        moment = f"{delay:.2f} s after {f'epoch {said[epochs - 1]}' if epochs else 'its start'}"
+        print(f"{number:5}  {moment:24}  {max(said, default=before):9}  {done:7}  {lost or 'nothing'}", flush=True)
+    process = start("--resume", str(out))
+    process.communicate()
+    return good and process.returncode == 0 and same(folder / "whole", out)
+
+
+def same(whole: Path, killed: Path) -> bool:
+    """Compare the end of both: weights bit for bit, optimizer, schedule, best epoch, and the rows of metrics.csv."""
+    one, other = (load_checkpoint(folder) for folder in (whole, killed))
+    verdicts = {"epoch": one["epoch"] == other["epoch"] == EPOCHS}
+    verdicts["weights"] = all(torch.equal(one["network"][name], other["network"][name]) for name in one["network"])
+    moments = [state["optimizer"]["state"] for state in (one, other)]
+    verdicts["optimizer"] = all(
+        torch.equal(value, moments[1][number][name])
+        for number, values in moments[0].items()
+        for name, value in values.items()
+    )
+    for name in ("step", "schedule", "best_score", "best_epoch", "validations_without_gain"):
+        verdicts[name] = one[name] == other[name]
+    rows = [
+        [
+            (row["epoch"], row["avg_total_loss"], row["val_dice_mean"], row["lr"])
+            for row in read_rows(folder / "metrics.csv")
+        ]
+        for folder in (whole, killed)
+    ]
+    verdicts["metrics.csv"] = rows[0] == rows[1] and len(rows[0]) == EPOCHS
+    print(
+        "the same as untouched: " + ", ".join(f"{name} {'yes' if equal else 'NO'}" for name, equal in verdicts.items())
+    )
+    return all(verdicts.values())
+
+
+def main() -> int:
+    """Run the drill in a folder of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        good = drill(Path(folder), arguments.kills, arguments.seed)
+    print("passed" if good else "FAILED")
+    return int(not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Normalises and augments a patch on its device.
+
+What is done to a sample is drawn on the CPU from (seed, epoch, index), so that it does not depend on the device or on
+the number of workers; only the noise's values come from the device's own generator. Background voxels stay 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainable.core.config import TrainConfig
+
+ROTATION = math.radians(15)
+ZOOM = 0.2
+SCALE = SHIFT = NOISE = 0.1
+GAMMA = 0.3
+BLUR = 1.0  # voxels
+
+
+def normalise(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """int16 (..., 4, D, H, W), mean and std (..., 4) -> float32 z-scores of the non-zero voxels; zero stays zero."""
+    values = image.float()  # a copy, worked on in place: one of a volume is 64 MiB
+    values -= mean[..., None, None, None]
+    values /= std[..., None, None, None]
+    values *= image != 0
+    return values
+
+
+def augment(x: Tensor, y: Tensor, config: TrainConfig, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+    """Augment one patch as the config's probabilities say; x may be overwritten.
+
+    Args:
+        x: float32 (4, D, H, W), normalised.
+        y: labels or masks (C, D, H, W), of any dtype.
+        index: of the patch in its epoch.
+    """
+    rng = np.random.default_rng([config.seed, epoch, index, 2])
+    strength = config.augment_strength
+    rotate, zoom = rng.random() < config.rotate_prob, rng.random() < config.zoom_prob
+    if rotate or zoom:
+        angles = rng.uniform(-ROTATION, ROTATION, 3) * strength * rotate
+        x, y = rotate_and_zoom(x, y, angles, float(1 + zoom * strength * rng.uniform(-ZOOM, ZOOM)))
+    axes = [axis for axis in (1, 2, 3) if rng.random() < config.flip_prob]
+    if axes:
+        x, y = x.flip(axes), y.flip(axes)
+    brain = x != 0
+    if rng.random() < config.blur_prob:
+        x = blur(x, max(0.1, float(rng.uniform(0.5, 1.0)) * BLUR * strength))
+    if rng.random() < config.noise_prob:
+        generator = torch.Generator(x.device).manual_seed(int(rng.integers(2**31)))
+        noise = torch.randn(x.shape, generator=generator, device=x.device)
+        x += noise.mul_(float(rng.uniform(0, NOISE) * strength))
+    if rng.random() < config.gamma_prob:
+        x = gamma_correct(x, float(np.exp(rng.uniform(-GAMMA, GAMMA) * strength)))
+    if rng.random() < config.scale_prob:
+        x *= per_channel(1 + rng.uniform(-SCALE, SCALE, 4) * strength, x)
+    if rng.random() < config.shift_prob:
+        x += per_channel(rng.uniform(-SHIFT, SHIFT, 4) * strength, x)
+    return x.mul_(brain), y
+
+
+def per_channel(values: np.ndarray, like: Tensor) -> Tensor:
+    """Four numbers as a (4, 1, 1, 1) tensor beside `like`."""
+    return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)[:, None, None, None]
+
+
+def rotate_and_zoom(x: Tensor, y: Tensor, angles: np.ndarray, zoom: float) -> tuple[Tensor, Tensor]:
+    """Rotate by `angles` (radians, about depth, height, width) and magnify by `zoom` about the centre.
+
+    Image by linear interpolation, target by nearest neighbour, zero outside.
+    """
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        i, j = [other for other in range(3) if other != axis]
+        turn = np.eye(3)
+        turn[[i, j], [i, j]] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        matrix = matrix @ turn
+    # grid_sample counts from -1 to 1 in the order width, height, depth: turn in voxels, not in those units
+    size = np.array(x.shape[1:], float)
+    matrix = (np.diag(1 / size) @ (matrix / zoom) @ np.diag(size))[::-1, ::-1]
+    theta = torch.zeros(1, 3, 4, device=x.device)
+    theta[0, :, :3] = torch.from_numpy(matrix.astype(np.float32).copy()).to(x.device, non_blocking=True)
+    grid = F.affine_grid(theta, [1, 1, *x.shape[1:]], align_corners=False)
+    image = F.grid_sample(x[None], grid, mode="bilinear", align_corners=False)
+    target = F.grid_sample(y[None].to(x.dtype), grid, mode="nearest", align_corners=False)
+    return image[0], target[0].to(y.dtype)
+
+
+def blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of (C, D, H, W), sigma in voxels, one axis after the other."""
+    radius = max(1, round(3 * sigma))
+    whole = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype) / sigma) ** 2).sum()
+    for axis in (1, 2, 3):
+        places = torch.arange(x.shape[axis], device=x.device, dtype=x.dtype)
+        offsets = places[:, None] - places
+        # as a matrix: cudnn takes long to find a kernel for a single channel, and memory
+        matrix = torch.where(offsets.abs() <= radius, torch.exp(-0.5 * (offsets / sigma) ** 2) / whole, 0)
+        x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
+    return x
+
+
+def gamma_correct(x: Tensor, gamma: float) -> Tensor:
+    """x^gamma on each channel scaled to [0, 1], scaled back."""
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    span = (high - low).clamp(min=1e-6)
+    return (x - low).div_(span).pow_(gamma).mul_(span).add_(low)

@@ -1,0 +1,107 @@
+"""Split cases into train, val and test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.files import atomic_write_text
+from trainable.core.options import did_you_mean
+
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case names of each part, each sorted."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def digest(self) -> str:
+        """12 hex digits that differ where the split does."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def split_cases(names: Sequence[str], config: TrainConfig) -> Split:
+    """Split cases by config's split_file, folds, or fractions; the order of names does not matter.
+
+    With folds the test part is taken first and is the same for every fold. With fractions each part that
+    is asked for has a case where there are three or more.
+    Errors: InputError for repeated names, a wrong split file, or no case left to train on.
+    """
+    _refuse_repeats(names, "the cases")
+    if config.split_file:
+        return _split_by_file(config.split_file, sorted(names))
+    order = [str(name) for name in np.random.default_rng(config.seed).permutation(sorted(names))]
+    count = len(order)
+
+    def share(fraction: float) -> int:
+        least = 1 if fraction > 0 and count >= 3 else 0
+        return max(least, round(fraction * count))
+
+    test, rest = order[: share(config.test_fraction)], order[share(config.test_fraction) :]
+    if len(rest) < config.folds:
+        raise InputError(f"folds is {config.folds}, but of {count} cases {len(rest)} are left beside test; lower it")
+    val = rest[config.fold :: config.folds] if config.folds else rest[: share(config.val_fraction)]
+    train = set(rest) - set(val)
+    if not train:
+        raise InputError(
+            f"of {count} cases none is left to train on: test takes {len(test)}, val {len(val)}; "
+            f"add cases, or lower test_fraction or val_fraction"
+        )
+    return Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
+
+
+def _split_by_file(path: Path, names: list[str]) -> Split:
+    split = load_split(path)
+    known = set(names)
+    for part in PARTS:
+        unknown = [name for name in getattr(split, part) if name not in known]
+        if unknown:
+            raise InputError(
+                f"{path}: {part} names {unknown[0]}{did_you_mean(unknown[0], names)}, which is not among the "
+                f"{len(names)} usable cases ({len(unknown)} such names in {part}); correct the name or add the case"
+            )
+    return split
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write a split as JSON that load_split and --split_file read."""
+    atomic_write_text(Path(path), json.dumps(asdict(split), indent=2) + "\n")
+
+
+def load_split(path: Path) -> Split:
+    """Read a split: JSON {"train": [...], "val": [...], "test": [...]}, of which val and test may be empty.
+
+    Errors: InputError for a file that is not that, a name that appears twice, or nothing to train on.
+    """
+    layout = 'JSON {"train": [names], "val": [names], "test": [names]}'
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected {layout}") from None
+    if not isinstance(content, dict) or set(content) != set(PARTS):
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: holds {found}; expected {layout}")
+    for part, names in content.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{path}: {part} is not a list of names; expected {layout}")
+    _refuse_repeats([name for part in PARTS for name in content[part]], str(path))
+    if not content["train"]:
+        raise InputError(f"{path}: train is empty; expected the name of at least one case")
+    return Split(**{part: tuple(sorted(content[part])) for part in PARTS})
+
+
+def _refuse_repeats(names: Sequence[str], source: str) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise InputError(f"{source}: {', '.join(repeated[:5])} appears more than once; each case belongs to one part")

@@ -1,0 +1,98 @@
+"""Whole-volume prediction by a Gaussian sliding window, and its export as NIfTI on the original grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor, nn
+
+from trainable.core.brats import Labels, regions_to_labels
+from trainable.core.config import TrainConfig
+from trainable.core.device import autocast, to_network_format
+from trainable.data.augment import normalise
+from trainable.data.cache import CachedCase, brain_box, channel_stats
+from trainable.data.cases import LoadedCase
+from trainable.evaluation.sliding_window import sliding_window
+
+MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
+
+
+@torch.inference_mode()
+def predict_logits(network: nn.Module, image: Tensor, config: TrainConfig) -> Tensor:
+    """float32 (1, 4, D, H, W), normalised, of any size -> logits float32 (1, 3, D, H, W).
+
+    A window is a patch, and batch_size of them are predicted at once, so that validation fits where training does.
+    Volumes smaller than the window are padded. With `mirror`, the mean over the 8 mirrored volumes.
+    """
+    network.eval()
+    predictor: Callable[[Tensor], Tensor] = lambda window: network(to_network_format(window, config))[0].float()  # noqa: E731
+    total = torch.zeros((), device=image.device)
+    for axes in MIRRORS if config.mirror else MIRRORS[:1]:
+        with autocast(config, image.device):
+            logits = sliding_window(image.flip(axes), config.target_shape, config.batch_size, predictor, config.overlap)
+        total = total + logits.flip(axes)
+    return total / (len(MIRRORS) if config.mirror else 1)
+
+
+def predict_label(
+    network: nn.Module,
+    image: NDArray[np.int16],
+    mean: NDArray[np.float32],
+    std: NDArray[np.float32],
+    config: TrainConfig,
+) -> Labels:
+    """int16 (4, D, H, W) and its channels' mean and std (4,) -> uint8 (D, H, W) of labels 0, 1, 2, 4."""
+    device = next(network.parameters()).device
+    raw = torch.from_numpy(np.array(image))[None].to(device)
+    x = normalise(raw, torch.from_numpy(mean)[None].to(device), torch.from_numpy(std)[None].to(device))
+    label = regions_to_labels(predict_logits(network, x, config)[0] > 0)
+    return postprocess(label.cpu().numpy(), config)
+
+
+def postprocess(label: Labels, config: TrainConfig) -> Labels:
+    """A label map (D, H, W) without tumours below min_component voxels, and without ET where it has few in all.
+
+    Tumours are components of WT, voxels being connected by faces, edges and corners. ET below et_threshold voxels
+    becomes label 1, necrosis, as the BraTS challenge's winners do (Isensee et al. 2020, arXiv 2011.00848).
+    """
+    if config.min_component:
+        components, _ = ndimage.label(label, np.ones((3, 3, 3)))
+        small = np.bincount(components.ravel()) < config.min_component
+        small[0] = False
+        label = np.where(small[components], np.uint8(0), label)
+    if config.et_threshold and np.count_nonzero(label == 4) < config.et_threshold:
+        label = np.where(label == 4, np.uint8(1), label)
+    return label
+
+
+def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> Labels:
+    """The label map of a case as it lies on disk: uint8 of its full shape."""
+    box = brain_box(case.image)
+    mean, std = channel_stats(case.image)
+    label = np.zeros(case.image.shape[1:], np.uint8)
+    label[box] = predict_label(network, case.image[(slice(None), *box)], mean, std, config)
+    return label
+
+
+def on_full_grid(label: Labels, case: CachedCase) -> Labels:
+    """The label map of a cached case's crop -> that of its full volume, 0 around the crop."""
+    full = np.zeros(case.full_shape, np.uint8)
+    full[tuple(slice(first, first + size) for first, size in zip(case.offset, label.shape, strict=True))] = label
+    return full
+
+
+def save_label(label: Labels, affine: NDArray[np.float64], path: Path) -> None:
+    """Write a label map as NIfTI: uint8, in millimetres, on the affine of its case."""
+    image = nib.Nifti1Image(label, affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    image.header.set_xyzt_units("mm")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)

@@ -1,0 +1,78 @@
+"""What one epoch of a training did, and why a training ends."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable.evaluation.metrics import Scores
+
+Pictures = dict[str, NDArray[np.uint8]]
+Row = dict[str, float | int | str]  # a line of metrics.csv
+
+
+class EndReason(StrEnum):
+    """Why a training ended by itself; in rows, checkpoints and the journal as plain text."""
+
+    NONE = ""  # it goes on
+    EPOCHS = "epochs"
+    PATIENCE = "patience"
+    NON_FINITE = "non_finite"
+    OUT_OF_MEMORY = "oom"
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """Statistics of an epoch, under the names of metrics.csv.
+
+    Losses are means over patches, grad_norm over steps. steps: those that were not skipped. Times in seconds, memory in
+    MiB, data_wait_share as a share of 1. val_time: None without validation.
+    """
+
+    avg_total_loss: float
+    avg_base_loss: float
+    avg_dice_loss: float
+    grad_norm: float
+    steps: float
+    lr: float
+    epoch_time: float
+    avg_batch_time: float
+    patches_per_second: float
+    data_wait_share: float
+    avg_gpu_memory: float
+    max_gpu_memory: float
+    val_time: float | None = None
+
+    def row(self) -> dict[str, float]:
+        """The statistics by name; val_time only if the epoch was validated."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch did.
+
+    epoch: number of finished epochs, from 1. val: mean scores over the validation cases, None if the epoch was not
+    validated. note: a non-finite end in words. checkpoints: the folder that they are written into. pictures: RGB uint8
+    (height, width, 3) of the first validation cases, if validated.
+    """
+
+    epoch: int
+    stats: EpochStats
+    val: Scores | None
+    best_score: float
+    best_epoch: int
+    end_reason: EndReason
+    checkpoints: Path
+    note: str = ""
+    pictures: Pictures = field(default_factory=dict)
+
+    def row(self) -> Row:
+        """The result as flat plain values: a line of metrics.csv, a report to a sweep."""
+        val = {f"val_{name}": value for name, value in (self.val or {}).items()}
+        best: Row = {"best_score": self.best_score, "best_epoch": self.best_epoch}
+        return {"epoch": self.epoch, **val, **best, "end_reason": self.end_reason.value, **self.stats.row()}

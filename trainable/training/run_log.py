@@ -1,0 +1,72 @@
+"""What a training leaves to look at: metrics.csv, TensorBoard scalars and pictures, a line an epoch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable.core.brats import REGIONS
+from trainable.training.board import Board
+
+
+class RunLog:
+    """Writes the rows of a training (or of a sweep's trial) as they come.
+
+    A row replaces those of its epoch and later ones, which a resumed training does again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path = folder, folder / "metrics.csv"
+        self.rows = read_rows(self.path)
+        self.board: Board | None = None
+
+    def write(self, row: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]] = MappingProxyType({})) -> None:
+        """Add an epoch's row, and pictures, RGB uint8 (height, width, 3), for TensorBoard."""
+        epoch = int(row["epoch"])
+        self.rows = [earlier for earlier in self.rows if int(earlier["epoch"]) < epoch]
+        self.rows.append({name: str(value) for name, value in row.items()})
+        names = list(dict.fromkeys(name for each in self.rows for name in each))
+        aside = self.path.with_suffix(".csv.new")
+        with aside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        aside.replace(self.path)
+        if self.board is None:
+            self.board = Board(self.folder, epoch)
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
+        self.board.add(epoch, numbers, {f"validation/{name}": rgb for name, rgb in pictures.items()})
+
+    def has(self, epoch: int) -> bool:
+        """Is there a row of this epoch?"""
+        return any(int(row["epoch"]) == epoch for row in self.rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    """An epoch in a line for people: what was learnt, then what it cost."""
+    loss = f"loss {row['avg_total_loss']:.4f} (base {row['avg_base_loss']:.4f}, Dice {row['avg_dice_loss']:.4f})"
+    parts = [f"epoch {row['epoch']:>3}/{epochs}", loss, f"grad {row['grad_norm']:.2f}", f"lr {row['lr']:.2e}"]
+    if "val_dice_mean" in row:
+        dice = "  ".join(f"{region} {row[f'val_dice_{region}']:.4f}" for region in REGIONS)
+        parts.append(f"val Dice {row['val_dice_mean']:.4f} ({dice})")
+        parts.append("best" if row["best_epoch"] == row["epoch"] else f"best {row['best_score']:.4f}")
+    cost = [f"{row['epoch_time']:.1f} s", f"{row['avg_batch_time']:.3f} s/batch"]
+    cost += [f"{row['patches_per_second']:.1f} patches/s", f"{row['data_wait_share']:.0%} waiting for data"]
+    if row["max_gpu_memory"]:
+        cost.append(f"GPU {row['avg_gpu_memory'] / 1024:.1f} GiB, peak {row['max_gpu_memory'] / 1024:.1f}")
+    return "  ".join(parts) + "  | " + ", ".join(cost)

@@ -1,0 +1,43 @@
+"""What crosses between the driver of a sweep and the process of a trial: the spec there, reports back."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+
+class TrialSpec(TypedDict):
+    """What the driver sends to a trial's process.
+
+    recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI of the folder to
+    resume from, or None. threads: CPU threads that torch may use. gpu_share: share of one GPU, or number of GPUs.
+    lock_file: the process holds a shared lock on it until it ends.
+    """
+
+    number: int
+    recipe: dict[str, Any]
+    checkpoint: str | None
+    threads: int
+    gpu_share: float
+    lock_file: str
+
+
+class Report(TypedDict):
+    """What a trial reports to the driver: a row of metrics.csv, with what only the driver reads.
+
+    epoch: the epoch that was trained; 0 for a report without one. end_reason: a value of EndReason; "" while the trial
+    runs. log: what the trial has printed since its last report. fresh_process: the trial asks for another process.
+    disk_full: what could not be written. The scores and statistics of the epoch have the names of metrics.csv.
+    """
+
+    epoch: int
+    end_reason: str
+    log: str
+    best_score: NotRequired[float]
+    best_epoch: NotRequired[int]
+    val_dice_mean: NotRequired[float]
+    val_dice_WT: NotRequired[float]
+    val_dice_TC: NotRequired[float]
+    val_dice_ET: NotRequired[float]
+    device: NotRequired[str]
+    fresh_process: NotRequired[bool]
+    disk_full: NotRequired[str]
