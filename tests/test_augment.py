@@ -14,7 +14,8 @@ from torch import Tensor
 
 from trainable.core.brats import labels_to_regions, labels_to_regions_torch
 from trainable.core.config import TrainConfig
-from trainable.data.augment import augment, blur, gamma_correct, normalise, rotate_and_zoom
+from trainable.data.augment import augment, blur, gamma_correct, rotate_and_zoom
+from trainable.data.normalise import normalise
 
 KINDS = ("flip", "rotate", "zoom", "scale", "shift", "gamma", "noise", "blur")
 SHAPE = (14, 20, 26)
@@ -73,8 +74,8 @@ def test_normalised_image_is_the_z_score_of_the_non_zero_voxels() -> None:
     assert out.dtype == torch.float32
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
     assert not out[:, :, :2].any()
-    found = out[1, 2][out[1, 2] != 0]
-    assert (found.mean().item(), found.std(correction=0).item()) == pytest.approx((0, 1), abs=1e-4)
+    result = out[1, 2][out[1, 2] != 0]
+    assert (result.mean().item(), result.std(correction=0).item()) == pytest.approx((0, 1), abs=1e-4)
 
 
 def test_targets_are_the_regions_of_the_labels() -> None:
@@ -84,7 +85,7 @@ def test_targets_are_the_regions_of_the_labels() -> None:
     assert np.array_equal(target.numpy(), np.stack([labels_to_regions(each) for each in label]))
 
 
-def test_nothing_changes_where_every_probability_is_0() -> None:
+def test_nothing_changes_if_every_probability_is_0() -> None:
     x, y = augmented(only())
     assert torch.equal(x, sample()[0])
     assert torch.equal(y, sample()[1])
@@ -119,8 +120,8 @@ def test_rotation_equals_scipy_s_on_a_volume_that_is_no_cube(axis: int, degrees:
     turn = np.eye(3)
     turn[np.ix_(plane, plane)] = ndimage_turn(degrees)
     centre = (np.array(SHAPE) - 1) / 2
-    for found, given, order in [(image, x[0], 1), (target, y[0], 0)]:
-        for volume, source in zip(found.numpy(), given.numpy(), strict=True):
+    for result, given, order in [(image, x[0], 1), (target, y[0], 0)]:
+        for volume, source in zip(result.numpy(), given.numpy(), strict=True):
             expected = ndimage.affine_transform(
                 source.astype(float), turn, centre - turn @ centre, order=order, mode="grid-constant"
             )
@@ -285,9 +286,9 @@ def test_gamma_keeps_each_channel_s_minimum_and_maximum_and_bends_between() -> N
             assert (new.min().item(), new.max().item()) == pytest.approx((old.min().item(), old.max().item()), abs=1e-5)
         unit = [(v - v.min()) / (v.max() - v.min()) for v in (before[1], after[1])]
         middle = (before[1] != 0) & (unit[0] > 0.2) & (unit[0] < 0.8)
-        found = unit[1][middle].log() / unit[0][middle].log()
-        assert found.max() - found.min() < 1e-3
-        gammas.append(found.mean().log().item())
+        result = unit[1][middle].log() / unit[0][middle].log()
+        assert result.max() - result.min() < 1e-3
+        gammas.append(result.mean().log().item())
     assert -0.301 < min(gammas) < -0.2
     assert 0.2 < max(gammas) < 0.301
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trainable.core.brats import labels_to_regions_torch
 from trainable.core.config import TrainConfig
-from trainable.data.augment import normalise
-from trainable.data.batches import Stopwatch, prefetch_to_device, prepare_batch
+from trainable.data.batches import TimedIterator, prefetch_to_device, prepare_batch
+from trainable.data.normalise import normalise
 from trainable.data.patches import Batch, PatchLoader
 from trainable.data.prepare import Data
 
@@ -50,11 +50,11 @@ def test_augmentation_can_be_switched_off(prepared: Data) -> None:
         assert torch.equal(x, normalise(batch["image"], batch["mean"], batch["std"])) != on
 
 
-def test_a_patch_is_augmented_by_its_place_in_the_epoch_whatever_its_batch(prepared: Data) -> None:
+def test_a_patch_is_augmented_by_its_position_in_the_epoch_in_every_batch(prepared: Data) -> None:
     def made(batch_size: int) -> list[Tensor]:
         config = config_of(batch_size=batch_size, flip_prob=0.5, noise_prob=0.5, rotate_prob=0.5)
-        found = list(prefetch_to_device(read(prepared, config), config, CPU, epoch=3))
-        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+        result = list(prefetch_to_device(read(prepared, config), config, CPU, epoch=3))
+        return [torch.cat(parts) for parts in zip(*result, strict=True)]
 
     whole = made(6)
     for size in (1, 2, 4):
@@ -68,7 +68,7 @@ def test_two_equal_patches_of_a_batch_are_augmented_differently(prepared: Data) 
     assert not torch.equal(x[0], x[1])
 
 
-def test_the_stopwatch_counts_what_is_waited_for_alone(monkeypatch: Any) -> None:
+def test_only_the_waiting_for_items_is_timed(monkeypatch: Any) -> None:
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
 
@@ -78,14 +78,14 @@ def test_the_stopwatch_counts_what_is_waited_for_alone(monkeypatch: Any) -> None
             now += 2
             yield {}
 
-    batches = Stopwatch(slow())
+    batches = TimedIterator(slow())
     for _ in batches:
         now += 5
     assert batches.seconds == 6
 
 
 @pytest.mark.gpu
-def test_a_gpu_gets_the_batches_of_a_cpu_and_holds_two_of_them(prepared: Data) -> None:
+def test_a_gpu_gets_the_batches_of_a_cpu_and_keeps_two_of_them(prepared: Data) -> None:
     config = config_of(
         batch_size=1, patches_per_epoch=20, augment=False, fast=False, depth=3, target_shape=(64, 64, 64)
     )

@@ -12,16 +12,10 @@ import numpy as np
 import pytest
 
 from trainable.core.errors import InputError
-from trainable.data.cache import (
-    FOREGROUND_LIMIT,
-    brain_box,
-    cache_folder,
-    channel_stats,
-    data_digest,
-    open_case,
-    prepare,
-)
+from trainable.data.cache import cache_folder, data_digest, open_case
+from trainable.data.cache_writer import FOREGROUND_LIMIT, prepare
 from trainable.data.cases import Case, find_cases, load_case
+from trainable.data.normalise import brain_box, channel_stats
 from trainable.data.phantom import write_phantoms
 
 REPOSITORY = Path(__file__).parents[1]
@@ -29,7 +23,7 @@ SHAPE = (40, 40, 36)
 PREPARE = """
 import sys
 from pathlib import Path
-from trainable.data.cache import prepare
+from trainable.data.cache_writer import prepare
 from trainable.data.cases import find_cases
 if __name__ == "__main__":
     cases, _ = find_cases(Path(sys.argv[1]), need_seg=True)
@@ -58,7 +52,9 @@ def start_prepare(data: Path, folder: Path, workers: int = 1) -> subprocess.Pope
     if workers > 1:  # worker processes import the main module, so it must be a file
         script = folder.parent / "prepare_script.py"
         script.write_text(
-            PREPARE.replace("if __name__", "from trainable.data import cache\ncache.THREADS_UP_TO = 0\nif __name__")
+            PREPARE.replace(
+                "if __name__", "from trainable.data import cache_writer\ncache_writer.THREADS_UP_TO = 0\nif __name__"
+            )
         )
         command[1:3] = [str(script)]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -67,7 +63,7 @@ def start_prepare(data: Path, folder: Path, workers: int = 1) -> subprocess.Pope
 
 
 def assert_whole(data: Path, folder: Path) -> None:
-    """The cache equals the crop of each source, and nothing else lies in it."""
+    """The cache equals the crop of each source, and contains nothing else."""
     cases = cases_of(data)
     assert sorted(path.name for path in folder.iterdir()) == [case.name for case in cases]
     for case in cases:
@@ -99,7 +95,7 @@ def test_a_folder_of_cases_is_no_cache(tmp_path: Path) -> None:
     write_phantoms(tmp_path / "data", cases=2, shape=(48, 48, 40), workers=1)
     before = sorted((tmp_path / "data").rglob("*"))
     cases, _ = find_cases(tmp_path / "data", need_seg=True)
-    with pytest.raises(InputError, match="data holds cases as NIfTI files, such as .*; give a cache_dir of its own"):
+    with pytest.raises(InputError, match="data contains cases as NIfTI files, such as .*; choose another cache_dir"):
         prepare(cases, tmp_path / "data", workers=1)
     assert sorted((tmp_path / "data").rglob("*")) == before
 

@@ -23,16 +23,16 @@ AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 def volumes() -> dict[str, Any]:
     """Voxels of a small case by the words of BraTS2021."""
     rng = np.random.default_rng(0)
-    found: dict[str, Any] = {}
+    images: dict[str, Any] = {}
     for word in MODALITIES:
         image = np.zeros(SHAPE, np.int16)
         image[2:9, 3:8, 1:6] = rng.integers(1, 900, (7, 5, 5))
-        found[word] = image
+        images[word] = image
     seg = np.zeros(SHAPE, np.uint8)
     seg[3:7, 4:7, 2:5] = 2
     seg[4:6, 4:6, 3:5] = 1
     seg[4, 4, 3] = 4
-    return found | {"seg": seg}
+    return images | {"seg": seg}
 
 
 @dataclass
@@ -76,15 +76,15 @@ def test_reads_a_case_of_2021(write: Writer, end: str) -> None:
 
 
 def test_reads_the_names_of_2023_and_makes_et_4(write: Writer) -> None:
-    found = volumes()
-    seg = np.where(found["seg"] == 4, 3, found["seg"]).astype(np.uint8)
-    new = dict(zip(("t2f", "t1n", "t1c", "t2w"), (found[word] for word in MODALITIES), strict=True))
+    originals = volumes()
+    seg = np.where(originals["seg"] == 4, 3, originals["seg"]).astype(np.uint8)
+    new = dict(zip(("t2f", "t1n", "t1c", "t2w"), (originals[word] for word in MODALITIES), strict=True))
     folder = write("BraTS-GLI-00001-000", sep="-", **dict.fromkeys(MODALITIES), **new, seg=seg)
     case = find_case(folder, need_seg=True)
     assert case.et_label == 3
     loaded = load_case(case)
-    np.testing.assert_array_equal(loaded.label, found["seg"])
-    np.testing.assert_array_equal(loaded.image[2], found["t1ce"])
+    np.testing.assert_array_equal(loaded.label, originals["seg"])
+    np.testing.assert_array_equal(loaded.image[2], originals["t1ce"])
 
 
 def test_a_folder_without_seg_serves_for_prediction_only(write: Writer) -> None:
@@ -92,13 +92,13 @@ def test_a_folder_without_seg_serves_for_prediction_only(write: Writer) -> None:
     loaded = load_case(find_case(folder, need_seg=False))
     assert loaded.label is None
     assert loaded.seg_dtype == np.uint8
-    with pytest.raises(CaseError, match=r"A: A_seg\.nii\.gz missing in .*, which holds A_flair"):
+    with pytest.raises(CaseError, match=r"A: A_seg\.nii\.gz missing in .*, which has A_flair"):
         find_case(folder, need_seg=True)
 
 
 def test_missing_modality_names_the_file_and_what_is_there(write: Writer) -> None:
     folder = write("A", t1ce=None)
-    with pytest.raises(CaseError, match=r"A: A_t1ce\.nii\.gz missing .*holds A_flair\.nii\.gz, A_seg\.nii\.gz"):
+    with pytest.raises(CaseError, match=r"A: A_t1ce\.nii\.gz missing .*has A_flair\.nii\.gz, A_seg\.nii\.gz"):
         find_case(folder, need_seg=True)
 
 
@@ -111,7 +111,7 @@ def test_uint16_labels_and_saturated_images_load(write: Writer) -> None:
     assert loaded.image[3].max() == 32767
 
 
-def test_float_images_are_kept_where_whole_and_scaled_by_one_factor_where_not(write: Writer) -> None:
+def test_float_images_are_kept_if_whole_and_else_scaled_by_one_factor(write: Writer) -> None:
     whole = volumes()["t1"].astype(np.float32)
     fraction = volumes()["t2"] * 0.01
     large = volumes()["flair"].astype(np.int32) * 1000
@@ -144,12 +144,12 @@ def changed(word: str, value: float, kind: Any = np.float32) -> dict[str, Any]:
         ({"t1": np.ones((12, 10, 9), np.int16)}, r"A: A_t1\.nii\.gz has shape \(12, 10, 9\); expected \(12, 10, 8\)"),
         ({"seg": np.ones((12, 9, 8), np.uint8)}, r"A_seg\.nii\.gz has shape \(12, 9, 8\)"),
         ({"flair": np.ones((*SHAPE, 2), np.int16)}, r"A_flair.* has shape \(12, 10, 8, 2\); expected one 3D volume"),
-        ({"t1ce": np.ones(SHAPE, np.complex64)}, "A_t1ce.* holds complex64; expected real numbers"),
+        ({"t1ce": np.ones(SHAPE, np.complex64)}, "A_t1ce.* has voxels of type complex64; expected real numbers"),
         (changed("t2", np.nan), r"A_t2\.nii\.gz has NaN or inf in 1 voxels"),
         (changed("t2", np.inf), r"A_t2\.nii\.gz has NaN or inf in 1 voxels"),
         ({"t1": np.zeros(SHAPE, np.int16)}, r"A_t1\.nii\.gz is 0 everywhere; expected a brain"),
         (changed("seg", 5, np.uint8), r"A_seg.* has labels \[0, 1, 2, 4, 5\]; expected \[0, 1, 2, 4\]"),
-        (changed("seg", 3, np.uint8), r"labels \[0, 1, 2, 3, 4\].* 3 where as in BraTS2023"),
+        (changed("seg", 3, np.uint8), r"labels \[0, 1, 2, 3, 4\].* 3 if as in BraTS2023"),
         (changed("seg", 1.5), r"A_seg\.nii\.gz has non-integer labels such as \[1\.5\]"),
         (changed("seg", np.nan), r"A_seg\.nii\.gz has non-integer labels such as \[nan\]"),
     ],
@@ -208,12 +208,12 @@ def test_find_cases_says_what_it_expects(write: Writer, tmp_path: Path) -> None:
         find_cases(tmp_path / "nowhere", need_seg=True)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="empty: holds no case; expected DATA/CASE"):
+    with pytest.raises(InputError, match="empty: contains no case; expected DATA/CASE"):
         find_cases(empty, need_seg=True)
     case = write("A")
     with pytest.raises(InputError, match="looks like one case, give the folder above it"):
         find_cases(case, need_seg=True)
-    with pytest.raises(InputError, match=r"holds no case.*did you mean .*data\?"):
+    with pytest.raises(InputError, match=r"contains no case.*did you mean .*data\?"):
         find_cases(tmp_path, need_seg=True)
 
 
@@ -289,9 +289,9 @@ def test_split_file_round_trip(tmp_path: Path) -> None:
         ({"train": ["case01", "case01"], "val": [], "test": []}, "case01 appears more than once"),
         ({"train": ["case01"], "val": ["case01"], "test": []}, "case01 appears more than once"),
         ({"train": [], "val": ["case01"], "test": []}, "train is empty"),
-        ({"train": ["case01"], "valid": [], "test": []}, r"holds \['test', 'train', 'valid'\]; expected JSON"),
+        ({"train": ["case01"], "valid": [], "test": []}, r"contains \['test', 'train', 'valid'\]; expected JSON"),
         ({"train": "case01", "val": [], "test": []}, "train is not a list of names"),
-        (["case01"], "holds list; expected JSON"),
+        (["case01"], "contains list; expected JSON"),
     ],
 )
 def test_split_file_errors(tmp_path: Path, content: Any, message: str) -> None:

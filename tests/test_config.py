@@ -1,8 +1,10 @@
-"""What a training may be told, what is refused, and in which words."""
+"""The options of a training: what is accepted, what is refused, and with which message."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ from pydantic import ValidationError
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.option_files import load_options, save_options
 from trainable.core.options import (
     allowed,
-    did_you_mean,
-    fields_of_role,
-    load_options,
+    checked_together,
     make_config,
-    save_options,
+    option_names,
+    path_options,
+    permissive_values,
     to_dict,
 )
 
@@ -34,6 +37,7 @@ from trainable.core.options import (
         ({"dropout": 1}, "dropout is 1; expected a number >= 0 and < 1"),
         ({"depth": 9}, "depth is 9; expected a whole number >= 2 and <= 8"),
         ({"optimizer": "rmsprop"}, "optimizer is 'rmsprop'; expected one of adam, adamw, sgd"),
+        ({"optimizer": "admw"}, "optimizer is 'admw'; expected one of adam, adamw, sgd (did you mean adamw?)"),
         ({"residual": "maybe"}, "residual is 'maybe'; expected true or false"),
         ({"focal_loss": "yes"}, "focal_loss is 'yes'; expected true or false"),
         ({"data_dir": 5}, "data_dir is 5; expected a path"),
@@ -95,7 +99,7 @@ def test_one_voxel_at_the_bottom_of_the_network_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("given", "meant"), [(True, "fp16"), (False, "off"), ("bf16", "bf16")])
-def test_amp_alone_is_fp16(given: Any, meant: str) -> None:
+def test_amp_without_a_value_is_fp16(given: Any, meant: str) -> None:
     assert make_config({"amp": given}).amp == meant
 
 
@@ -105,7 +109,7 @@ def test_focal_loss_is_short_for_the_base_loss() -> None:
     assert make_config({"focal_loss": False, "base_loss": "tversky"}).base_loss == "tversky"
 
 
-def test_reading_options_leaves_the_given_dict_alone() -> None:
+def test_reading_options_does_not_change_the_given_dict() -> None:
     values = {"amp": True, "focal_loss": True}
     make_config(values)
     assert values == {"amp": True, "focal_loss": True}
@@ -141,13 +145,40 @@ def test_every_option_says_what_it_may_be() -> None:
     assert [name for name in TrainConfig.model_fields if not re.fullmatch(shapes, allowed(name))] == []
 
 
-def test_nearest_name_is_given_only_where_it_is_near() -> None:
-    assert did_you_mean("schedular", ["scheduler", "seed"]) == " (did you mean scheduler?)"
-    assert did_you_mean("zzz", ["scheduler", "seed"]) == ""
+def test_each_fact_lists_the_options_that_have_it() -> None:
+    assert option_names(one_call=True) == ["resume", "test_only", "save_predictions", "lesion_wise"]
+    assert option_names(role="protocol", compared="value", fixed=True) == ["val_cases", "metric"]
+    assert option_names(over_epochs="count") == ["epochs", "warmup_epochs", "plateau_patience", "step_size"]
+    assert option_names(over_epochs="rate") == ["exponential_gamma"]
+    assert option_names(set_by="study") == ["seed", "metric"]
+    with pytest.raises(AttributeError, match="fixd"):
+        option_names(fixd=True)
+
+
+def test_options_that_are_paths() -> None:
+    expected = ["data_dir", "output_dir", "cache_dir", "resume", "pretrained", "split_file"]
+    assert path_options() == expected
+    assert [name for name in TrainConfig.model_fields if allowed(name) == "a path"] == expected
+
+
+def test_each_protocol_option_is_compared_by_value_or_hash() -> None:
+    """Else a sweep could take over trials whose scores mean something else."""
+    compared = option_names(role="protocol", compared="value") + option_names(role="protocol", compared="hash")
+    assert sorted(compared) == sorted(option_names(role="protocol"))
+
+
+def test_permissive_values_suit_every_value_of_the_options_that_they_are_checked_with() -> None:
+    values = permissive_values()
+    assert sorted(values) == ["depth", "target_shape"]
+    assert checked_together()[0] == ["depth", "target_shape"]
+    for depth in range(2, 9):
+        make_config({**values, "depth": depth})
+    for size in (4, 6, 8, 10, 32, 126):
+        make_config({**values, "target_shape": (size, size, size)})
 
 
 def test_what_defines_scores_is_no_part_of_the_recipe() -> None:
-    recipe, protocol, run = (fields_of_role(role) for role in ("recipe", "protocol", "run"))
+    recipe, protocol, run = (option_names(role=role) for role in ("recipe", "protocol", "run"))
     assert {"lr", "target_shape", "depth", "augment"} <= set(recipe)
     assert {"seed", "epochs", "val_freq", "split_file", "fold", "overlap", "metric"} <= set(protocol)
     assert sorted(recipe + protocol + run) == sorted(TrainConfig.model_fields)
@@ -181,7 +212,7 @@ def test_options_come_back_from_their_file(tmp_path: Path) -> None:
     assert make_config(load_options(tmp_path / "training_config.json")) == config
 
 
-def test_plain_options_are_those_that_differ_where_asked() -> None:
+def test_plain_options_are_only_those_that_differ_if_requested() -> None:
     config = make_config({"lr": 1e-5, "target_shape": [64, 64, 64], "cache_dir": "cache"})
     changed = {"lr": 1e-5, "target_shape": [64, 64, 64], "cache_dir": "cache"}
     assert to_dict(config, changed_only=True) == changed
@@ -199,7 +230,7 @@ def test_plain_options_are_those_that_differ_where_asked() -> None:
         (b"lr: !!python/object/apply:os.getcwd []\n", "cannot be read as YAML or JSON"),
     ],
 )
-def test_file_that_holds_no_options_is_refused_by_its_path(tmp_path: Path, content: bytes, message: str) -> None:
+def test_file_without_options_is_refused_by_its_path(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"{re.escape(str(path))}: {message}"):
@@ -209,3 +240,9 @@ def test_file_that_holds_no_options_is_refused_by_its_path(tmp_path: Path, conte
 def test_missing_file_is_refused_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
         load_options(tmp_path / "none.yaml")
+
+
+def test_options_need_no_locks_no_yaml_and_no_torch() -> None:
+    code = "import sys, trainable.core.options; print({'fcntl', 'yaml', 'torch', 'rich'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -17,11 +17,11 @@ def test_cases_of_data_dir_are_prepared_in_cache_dir(phantoms: Path, tmp_path: P
     data = tmp_path / "data"
     shutil.copytree(phantoms, data)
     shutil.rmtree(data / "Phantom_00007")
-    found = prepare_data(TrainConfig(data_dir=data, cache_dir=tmp_path / "elsewhere"), quiet=True)
-    assert found.folder == tmp_path / "elsewhere"
-    names = {path.name for path in found.folder.iterdir()}
+    result = prepare_data(TrainConfig(data_dir=data, cache_dir=tmp_path / "elsewhere"), quiet=True)
+    assert result.folder == tmp_path / "elsewhere"
+    names = {path.name for path in result.folder.iterdir()}
     assert names == {f"Phantom_{number:05}" for number in range(7)}
-    assert set(found.split.train + found.split.val + found.split.test) == names
+    assert set(result.split.train + result.split.val + result.split.test) == names
 
 
 def test_bad_cases_are_refused_or_left_out_and_listed(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
@@ -30,19 +30,19 @@ def test_bad_cases_are_refused_or_left_out_and_listed(phantoms: Path, prepared: 
     (data / "Phantom_00001" / "Phantom_00001_t2.nii.gz").unlink()
     with pytest.raises(InputError, match=r"1 of 8 cases cannot be used; .* --skip_bad_cases:\n  Phantom_00001: "):
         prepare_data(TrainConfig(data_dir=data, cache_dir=prepared.folder), quiet=True)
-    found = prepare_data(TrainConfig(data_dir=data, cache_dir=prepared.folder, skip_bad_cases=True), quiet=True)
-    assert len(found.skipped) == 1
-    assert "Phantom_00001" not in found.split.train + found.split.val + found.split.test
+    result = prepare_data(TrainConfig(data_dir=data, cache_dir=prepared.folder, skip_bad_cases=True), quiet=True)
+    assert len(result.skipped) == 1
+    assert "Phantom_00001" not in result.split.train + result.split.val + result.split.test
 
 
 def test_split_file_says_which_case_is_for_what(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
     split = {"train": ["Phantom_00001", "Phantom_00003"], "val": ["Phantom_00000"], "test": ["Phantom_00006"]}
     (tmp_path / "split.json").write_text(json.dumps(split))
     config = TrainConfig(data_dir=phantoms, cache_dir=prepared.folder, split_file=tmp_path / "split.json")
-    found = prepare_data(config, quiet=True).split
-    assert {part: list(getattr(found, part)) for part in split} == split
+    result = prepare_data(config, quiet=True).split
+    assert {part: list(getattr(result, part)) for part in split} == split
 
 
-def test_missing_data_dir_is_said() -> None:
+def test_missing_data_dir_is_reported() -> None:
     with pytest.raises(InputError, match="--data_dir is missing"):
         prepare_data(TrainConfig(), quiet=True)

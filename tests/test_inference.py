@@ -29,7 +29,7 @@ from trainable.evaluation.inference import (
     save_label,
 )
 from trainable.model.unet3d import UNet3D, build_network
-from trainable.predict import BadCases, predict_cases
+from trainable.predict import predict_cases
 from trainable.training.checkpoint import save_checkpoint
 from tune.cli import predict
 
@@ -51,7 +51,7 @@ class Pointwise(nn.Module):
 
 
 class Ramp(nn.Module):
-    """Logits that grow along the three axes of whatever it is given."""
+    """Logits that grow along the three axes of its input."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         d, h, w = (torch.arange(size, dtype=torch.float32) for size in x.shape[2:])
@@ -60,7 +60,7 @@ class Ramp(nn.Module):
 
 
 class FlairAbove(nn.Module):
-    """WT where the z-score of FLAIR is above a half, TC where that of T1ce is, never ET."""
+    """WT if the z-score of FLAIR is above a half, TC if that of T1ce is, never ET."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,12 +83,12 @@ def test_logits_equal_monai_s_gaussian_sliding_window_one_by_one(overlap: float,
     inferer = SlidingWindowInferer((16, 12, 8), sw_batch_size=1, overlap=overlap, mode="gaussian")
     with torch.inference_mode():
         expected = inferer(x, lambda window: network(window)[0])
-    found = predict_logits(network, x, CONFIG.model_copy(update={"overlap": overlap}))
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    result = predict_logits(network, x, CONFIG.model_copy(update={"overlap": overlap}))
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_windows_leave_no_trace_where_a_voxel_s_logits_are_its_own() -> None:
+def test_windows_leave_no_trace_if_a_voxel_s_logits_depend_only_on_it() -> None:
     network, x = Pointwise(), volume(27, 20, 19)
     torch.testing.assert_close(predict_logits(network, x, CONFIG), network.conv(x).detach(), atol=1e-4, rtol=1e-4)
     assert network.sizes == {(16, 12, 8)}
@@ -97,18 +97,18 @@ def test_windows_leave_no_trace_where_a_voxel_s_logits_are_its_own() -> None:
 @pytest.mark.parametrize("size", [(9, 20, 5), (16, 12, 8), (3, 3, 3)])
 def test_volume_smaller_than_the_window_is_padded_and_cut_back(size: tuple[int, int, int]) -> None:
     network, x = Pointwise(), volume(*size)
-    found = predict_logits(network, x, CONFIG)
-    assert tuple(found.shape) == (1, 3, *size)
-    torch.testing.assert_close(found, network.conv(x).detach(), atol=1e-4, rtol=1e-4)
+    result = predict_logits(network, x, CONFIG)
+    assert tuple(result.shape) == (1, 3, *size)
+    torch.testing.assert_close(result, network.conv(x).detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_mirror_averages_the_eight_mirrored_volumes() -> None:
     x = volume(16, 12, 8)  # one window
     ramp = Ramp()(x)[0]
     torch.testing.assert_close(predict_logits(Ramp(), x, CONFIG), ramp)
-    found = predict_logits(Ramp(), x, CONFIG.model_copy(update={"mirror": True}))
+    result = predict_logits(Ramp(), x, CONFIG.model_copy(update={"mirror": True}))
     middle = 15 / 2 + 10 * 11 / 2 + 100 * 7 / 2  # a ramp and its mirror image average to their middle
-    torch.testing.assert_close(found, torch.full_like(found, middle))
+    torch.testing.assert_close(result, torch.full_like(result, middle))
     assert len(set(MIRRORS)) == 8
 
 
@@ -172,18 +172,18 @@ def blobs() -> np.ndarray:
 @pytest.mark.parametrize(("least", "left"), [(0, 31), (1, 31), (2, 30), (3, 30), (4, 27), (27, 27), (28, 0)])
 def test_tumours_below_min_component_are_removed(least: int, left: int) -> None:
     label = blobs()
-    found = postprocess(label, CONFIG.model_copy(update={"min_component": least}))
-    assert found.dtype == np.uint8
-    assert np.count_nonzero(found) == left
-    assert np.array_equal(found[found != 0], label[found != 0])
-    assert np.count_nonzero(label) == 31  # the given one is left alone
+    result = postprocess(label, CONFIG.model_copy(update={"min_component": least}))
+    assert result.dtype == np.uint8
+    assert np.count_nonzero(result) == left
+    assert np.array_equal(result[result != 0], label[result != 0])
+    assert np.count_nonzero(label) == 31  # the input is not changed
 
 
 @pytest.mark.parametrize(("threshold", "kept"), [(0, True), (3, True), (4, False)])
 def test_et_below_its_threshold_becomes_tc(threshold: int, kept: bool) -> None:
     label = blobs()
-    found = postprocess(label, CONFIG.model_copy(update={"et_threshold": threshold}))
-    assert np.array_equal(found, label if kept else np.where(label == 4, 1, label))
+    result = postprocess(label, CONFIG.model_copy(update={"et_threshold": threshold}))
+    assert np.array_equal(result, label if kept else np.where(label == 4, 1, label))
 
 
 def test_et_is_counted_after_small_tumours_are_removed() -> None:
@@ -221,8 +221,8 @@ def test_saved_label_is_read_back_on_the_same_grid(tmp_path: Path) -> None:
     image = nib.load(tmp_path / "new" / "folder" / "case_seg.nii.gz")
     assert image.get_data_dtype() == np.uint8
     assert np.array_equal(np.asarray(image.dataobj), label)
-    for found, code in (image.get_sform(coded=True), image.get_qform(coded=True)):
-        np.testing.assert_allclose(found, affine, atol=1e-5)
+    for result, code in (image.get_sform(coded=True), image.get_qform(coded=True)):
+        np.testing.assert_allclose(result, affine, atol=1e-5)
         assert code == 1
     assert image.header.get_xyzt_units()[0] == "mm"
     assert image.header.get_zooms() == pytest.approx((1, 1, 2.5))
@@ -252,7 +252,7 @@ def test_bad_cases_keep_no_others_from_being_predicted_and_scored(
     file.write_bytes(file.read_bytes()[:1000])
     for given in (three, [three[0].parent]):
         out = tmp_path / str(len(given))
-        with pytest.raises(BadCases) as caught:
+        with pytest.raises(InputError) as caught:
             predict(model, given, out, pictures=True)
         first, *listing = str(caught.value).splitlines()
         assert first == "2 of 3 cases cannot be used, the others are predicted:"
@@ -263,9 +263,7 @@ def test_bad_cases_keep_no_others_from_being_predicted_and_scored(
         assert set(json.loads((out / "scores.json").read_text())["cases"]) == {good.name}
 
 
-def test_where_no_case_can_be_used_nothing_is_said_to_be_predicted(
-    model: Path, three: list[Path], tmp_path: Path
-) -> None:
+def test_if_no_case_can_be_used_no_prediction_is_reported(model: Path, three: list[Path], tmp_path: Path) -> None:
     (three[0] / f"{three[0].name}_t1.nii.gz").unlink()
     with pytest.raises(InputError, match=rf"^1 of 1 cases cannot be used:\n  {three[0].name}: .*_t1.nii.gz missing"):
         predict(model, three[:1], tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The Triton kernels against float64: compiled where there is a GPU (`make test-gpu`), else in Triton's interpreter."""
+"""The Triton kernels against float64: compiled if there is a GPU (`make test-gpu`), else in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainable.model.losses import region_sums
-from trainable.model.unet3d import SLOPE, norm_act
+from trainable.model.unet3d import LEAKY_RELU_SLOPE, norm_act
 
 pytest.importorskip("triton")
 
@@ -50,23 +50,23 @@ def test_norm_act_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, 
         norm.bias.uniform_(-1, 1)
     x, skip, grad = (drawn(shape, dtype, device, seed, mean) for seed, mean in enumerate((3, 0, 1)))
     ours = [leaf(x), *([leaf(skip)] if residual else [])]
-    y = NormAct.apply(ours[0], norm.weight, norm.bias, ours[1] if residual else None, norm.eps, SLOPE)
+    y = NormAct.apply(ours[0], norm.weight, norm.bias, ours[1] if residual else None, norm.eps, LEAKY_RELU_SLOPE)
     y.backward(grad.clone())  # it takes the memory
-    found = [y, *(each.grad for each in ours), norm.weight.grad.clone(), norm.bias.grad.clone()]  # type: ignore[union-attr]
+    result = [y, *(x.grad for x in ours), norm.weight.grad.clone(), norm.bias.grad.clone()]  # type: ignore[union-attr]
     norm.double().zero_grad()
-    exact = [leaf(each.detach().double()) for each in ours]
+    exact = [leaf(x.detach().double()) for x in ours]
     z = norm_act(exact[0], norm, *exact[1:])
     z.backward(grad.double())
     assert (y.shape, y.dtype) == (z.shape, dtype)
-    for one, other in zip(found, [z, *(each.grad for each in exact), norm.weight.grad, norm.bias.grad], strict=True):
-        # sums over voxels cancel, and the sign at 0 differs where y is rounded
+    for one, other in zip(result, [z, *(x.grad for x in exact), norm.weight.grad, norm.bias.grad], strict=True):
+        # sums over voxels cancel, and the sign at 0 differs if y is rounded
         assert error(one, other) < 10 * TOLERANCE[dtype]  # type: ignore[arg-type]
 
 
 @each_dtype
 @each_shape
-@pytest.mark.parametrize("alone", [False, True])
-def test_head_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, alone: bool, device: str) -> None:
+@pytest.mark.parametrize("reuse", [False, True])
+def test_head_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, reuse: bool, device: str) -> None:
     from trainable.model.kernels.head import Head
 
     if device == "cpu" and dtype == torch.bfloat16:
@@ -76,20 +76,20 @@ def test_head_and_its_gradients(shape: tuple[int, ...], dtype: torch.dtype, alon
         conv.weight.copy_(conv.weight.to(dtype))  # as autocast rounds it
     x, grad = leaf(drawn(shape, dtype, device, 0)), drawn((shape[0], 3, *shape[2:]), dtype, device, 1, mean=1)
     given = x.detach().clone()
-    y = Head.apply(x, conv.weight, conv.bias, alone)
+    y = Head.apply(x, conv.weight, conv.bias, reuse)
     y.backward(grad)
-    found = [y, x.grad, conv.weight.grad.clone(), conv.bias.grad.clone()]  # type: ignore[union-attr]
+    result = [y, x.grad, conv.weight.grad.clone(), conv.bias.grad.clone()]  # type: ignore[union-attr]
     conv.double().zero_grad()
-    assert torch.equal(x, given) is not alone
+    assert torch.equal(x, given) is not reuse
     exact = leaf(given.double())
     z = conv(exact)
     z.backward(grad.double())
     assert (y.shape, y.dtype) == (z.shape, dtype)
-    for one, other in zip(found, [z, exact.grad, conv.weight.grad, conv.bias.grad], strict=True):
+    for one, other in zip(result, [z, exact.grad, conv.weight.grad, conv.bias.grad], strict=True):
         assert error(one, other) < 2 * TOLERANCE[dtype]  # type: ignore[arg-type]
 
 
-def test_join_puts_channels_beside_each_other_and_their_gradients_apart(device: str) -> None:
+def test_join_concatenates_channels_and_splits_their_gradient(device: str) -> None:
     from trainable.model.kernels.join import Join
 
     a, b = (leaf(drawn((2, channels, 6, 5, 4), torch.float16, device, channels)) for channels in (12, 7))

@@ -80,7 +80,7 @@ def test_a_component_beyond_three_steps_is_a_false_positive(step: Voxel) -> None
     assert lesion_wise(ONE | speck, ONE) == (1 / 2, WORST_HD95 / 2)
 
 
-def test_a_component_beside_a_lesion_belongs_to_it_without_overlap() -> None:
+def test_a_component_next_to_a_lesion_belongs_to_it_without_overlap() -> None:
     assert lesion_wise(block((5, 5, 10)), ONE) == (0, 5)  # 16 of 56 surface voxels, each way, are 5 mm from the other
 
 
@@ -108,7 +108,7 @@ def test_small_is_a_volume_in_mm3_of_the_joined_lesion() -> None:
 
 
 def test_a_component_over_a_lesion_and_a_small_one_counts_for_the_lesion() -> None:
-    bar = block(AT, (4, 4, 26))  # its end is beside the small lesion
+    bar = block(AT, (4, 4, 26))  # its end is next to the small lesion
     score, distance = lesion_wise(bar, ONE | SMALL)
     assert score == pytest.approx(2 * 64 / (64 + 16 * 26))
     assert 0 < distance < WORST_HD95
@@ -205,14 +205,14 @@ def slow_pair(prediction: Ints, truth: Ints, spacing: Sequence[float]) -> tuple[
 def slow_lesion_wise(prediction: Bools, truth: Bools, spacing: Sequence[float]) -> tuple[float, float]:
     """The rules in terms of steps between pairs of voxels: nothing is dilated or labelled.
 
-    Three steps to faces and edges reach whatever is at most 3 away along each axis and 6 over all. So two truth
-    voxels have dilations that touch where they are at most 7 apart along each axis, and at most 12 over all once
+    Three steps to faces and edges reach every voxel at most 3 away along each axis and 6 over all. So two truth
+    voxels have dilations that touch if they are at most 7 apart along each axis, and at most 12 over all once
     one is spared along each axis.
     """
-    found, wanted = np.argwhere(prediction), np.argwhere(truth)
-    parts = list(groups(found, offsets(found, found).max(-1) <= 1))
-    apart = offsets(wanted, wanted)
-    lesions = list(groups(wanted, (apart.max(-1) <= 7) & (np.maximum(apart - 1, 0).sum(-1) <= 12)))
+    predicted, expected = np.argwhere(prediction), np.argwhere(truth)
+    parts = list(groups(predicted, offsets(predicted, predicted).max(-1) <= 1))
+    apart = offsets(expected, expected)
+    lesions = list(groups(expected, (apart.max(-1) <= 7) & (np.maximum(apart - 1, 0).sum(-1) <= 12)))
     claimed: set[int] = set()
     scores = []
     for lesion in lesions:
@@ -220,7 +220,7 @@ def slow_lesion_wise(prediction: Bools, truth: Bools, spacing: Sequence[float]) 
         mine = [i for i, step in enumerate(steps) if ((step.max(-1) <= 3) & (step.sum(-1) <= 6)).any()]
         claimed |= set(mine)
         if len(lesion) * spacing[0] * spacing[1] * spacing[2] > 50:
-            scores.append(slow_pair(np.concatenate([found[:0], *(parts[i] for i in mine)]), lesion, spacing))
+            scores.append(slow_pair(np.concatenate([predicted[:0], *(parts[i] for i in mine)]), lesion, spacing))
     scores += [(0, WORST_HD95)] * (len(parts) - len(claimed))
     dices, distances = zip(*scores, strict=True) if scores else ([1], [0])
     return float(np.mean(dices)), float(np.mean(distances))

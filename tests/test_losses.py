@@ -127,7 +127,7 @@ def test_focal_of_gamma_0_and_alpha_half_is_half_of_bce() -> None:
     assert ours.item() == pytest.approx(bce_loss(logits, target).item() / 2, rel=1e-6)
 
 
-def test_empty_region_costs_all_of_its_dice_where_predicted_and_nothing_where_not() -> None:
+def test_empty_region_costs_all_of_its_dice_if_predicted_and_else_nothing() -> None:
     nothing = torch.zeros(2, 1, 4, 4, 4)
     assert dice_loss(torch.zeros_like(nothing), nothing).item() == pytest.approx(1, abs=1e-5)
     assert dice_loss(torch.full_like(nothing, -80), nothing).item() == pytest.approx(0, abs=1e-6)
@@ -201,7 +201,7 @@ def test_loss_weights_are_base_then_dice() -> None:
 
 
 @pytest.mark.parametrize("base_loss", ["bce", "tversky"])
-def test_config_says_whether_dice_and_tversky_are_of_the_batch_or_of_each_patch(base_loss: str) -> None:
+def test_config_chooses_dice_and_tversky_per_batch_or_per_patch(base_loss: str) -> None:
     logits, target = some_batch(14)
     for batch in (True, False):
         config = TrainConfig(base_loss=base_loss, batch_dice=batch)

@@ -56,8 +56,8 @@ def test_hd95_of_single_voxels_is_their_distance_in_mm() -> None:
 
 
 def test_hd95_interpolates_the_95th_percentile() -> None:
-    # A line of 19 voxels, and the same with one more 10 mm aside: of 20 distances 19 are 0 and one is 10.
-    # The percentile lies at place .95 * 19 = 18.05, so a twentieth of the way from 0 to 10.
+    # A line of 19 voxels, and the same with one more, 10 mm away: of 20 distances 19 are 0 and one is 10.
+    # The percentile is at position .95 * 19 = 18.05, so a twentieth of the way from 0 to 10.
     line = [(0, 0, z) for z in range(19)]
     a, b = mask(*line, shape=(12, 3, 20)), mask(*line, (10, 0, 0), shape=(12, 3, 20))
     assert hd95(a, b) == pytest.approx(0.5)
@@ -82,7 +82,7 @@ def test_hd95_counts_the_volume_s_border_as_surface() -> None:
 def test_hd95_does_not_depend_on_empty_space_around() -> None:
     rng = np.random.default_rng(0)
     a, b = blob(rng), blob(rng)
-    wide = [np.pad(each, ((7, 0), (3, 9), (0, 4))) for each in (a, b)]
+    wide = [np.pad(array, ((7, 0), (3, 9), (0, 4))) for array in (a, b)]
     assert hd95(*wide, (1, 2, 0.5)) == pytest.approx(hd95(a, b, (1, 2, 0.5)))
 
 
@@ -91,7 +91,7 @@ def test_dice_and_hd95_equal_monai(seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = blob(rng), blob(rng)
     spacing = [1.0, 1.0, 1.0] if seed % 2 else [float(s) for s in rng.uniform(0.5, 3, 3)]
-    tensors = [torch.from_numpy(each)[None, None].float() for each in (a, b)]
+    tensors = [torch.from_numpy(array)[None, None].float() for array in (a, b)]
     expected = compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=spacing)
     assert hd95(a, b, spacing) == pytest.approx(expected.item(), abs=1e-3)
     assert dice(a, b) == pytest.approx(compute_dice(*tensors).item(), abs=1e-6)
@@ -198,7 +198,7 @@ def test_labels_come_back_from_their_regions() -> None:
     assert np.array_equal(back, label)
 
 
-def test_labels_are_nested_whatever_the_regions() -> None:
+def test_labels_are_nested_for_all_regions() -> None:
     regions = np.array(list(product([False, True], repeat=3))).T.reshape(3, 8, 1, 1)
     wt, tc, et = labels_to_regions(regions_to_labels(torch.from_numpy(regions)).numpy())
     assert np.array_equal(et, regions[2])

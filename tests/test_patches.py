@@ -1,4 +1,4 @@
-"""Patches: which case, where in it, and that they depend on (seed, epoch, index) alone."""
+"""Patches: which case, where in it, and that they depend only on (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import torch
 
 from trainable.core.brats import MODALITIES, labels_to_regions
 from trainable.core.config import TrainConfig
-from trainable.data.cache import open_case, prepare
+from trainable.data.cache import open_case
+from trainable.data.cache_writer import prepare
 from trainable.data.cases import find_cases
 from trainable.data.patches import Batch, Key, PatchLoader, PatchReader, copy_patch
 from trainable.data.prepare import Data
@@ -54,7 +55,7 @@ def same(first: Batch, second: Batch) -> bool:
 
 
 def names_drawn(prepared: Data, patches: Patches, epoch: int, count: int) -> list[str]:
-    """Which case each patch is of, told by its mean intensities."""
+    """Return the case of each patch, recognised by its mean intensities."""
     by_mean = {tuple(open_case(prepared.folder, name).mean.tolist()): name for name in names_of(prepared)}
     assert len(by_mean) == 8
     return [by_mean[tuple(patches[epoch, index]["mean"].tolist())] for index in range(count)]
@@ -62,7 +63,10 @@ def names_drawn(prepared: Data, patches: Patches, epoch: int, count: int) -> lis
 
 @pytest.fixture(scope="module")
 def rulers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache of cases whose image says where a voxel lies: Middle, with a tumour of 8 voxels a side; Corner, at 0."""
+    """A cache of cases whose voxels have their position as value.
+
+    The tumour, of 8 voxels per side, is in the middle of the case Middle, and at 0 in Corner.
+    """
     data = tmp_path_factory.mktemp("rulers")
     for name, corner in [("Middle", 8), ("Corner", 0)]:
         label = np.zeros(SIZE, np.uint8)
@@ -110,9 +114,9 @@ def test_patch_is_a_piece_of_its_case_with_its_statistics(prepared: Data) -> Non
 
 
 def test_workers_do_not_change_the_patches(prepared: Data) -> None:
-    alone, helped = loader(prepared, num_workers=0), loader(prepared, num_workers=2)
+    without, with_threads = loader(prepared, num_workers=0), loader(prepared, num_workers=2)
     for epoch in (1, 2):
-        first, second = list(alone.epoch(epoch)), list(helped.epoch(epoch))
+        first, second = list(without.epoch(epoch)), list(with_threads.epoch(epoch))
         assert len(first) == len(second) == 4
         assert all(same(a, b) for a, b in zip(first, second, strict=True))
 
@@ -123,7 +127,7 @@ def test_num_workers_threads_read_the_patches(prepared: Data, monkeypatch: pytes
 
     def read(self: PatchReader, keys: list[Key]) -> Batch:
         reading.add(threading.get_ident())
-        time.sleep(0.05)  # so that each of them comes to read
+        time.sleep(0.05)  # so that every thread gets to read
         return plain(self, keys)
 
     monkeypatch.setattr(PatchReader, "read", read)
@@ -159,7 +163,7 @@ def test_an_error_of_a_reading_thread_comes_up(prepared: Data, monkeypatch: pyte
 
 def test_batch_names_its_cases(prepared: Data) -> None:
     patches = loader(prepared)
-    drawn = [name for batch in patches.epoch(1) for name in patches.cases(batch["case"])]
+    drawn = [name for batch in patches.epoch(1) for name in patches.case_names(batch["case"])]
     assert drawn == names_drawn(prepared, dataset(prepared, target_shape=(16, 8, 12)), 1, 8)
 
 
@@ -171,8 +175,8 @@ def test_same_seed_gives_the_same_patches_and_another_other_ones(prepared: Data)
 
 def test_seed_draws_the_place_of_a_patch_and_the_order_of_the_cases(rulers: Path, prepared: Data) -> None:
     config = TrainConfig(depth=2, target_shape=(4, 4, 4), tumour_share=0)
-    alone = [Patches(rulers, ["Middle"], config.model_copy(update={"seed": seed})) for seed in (3, 3, 4)]
-    starts = [[start_of(patches[1, index]) for index in range(8)] for patches in alone]
+    datasets = [Patches(rulers, ["Middle"], config.model_copy(update={"seed": seed})) for seed in (3, 3, 4)]
+    starts = [[start_of(patches[1, index]) for index in range(8)] for patches in datasets]
     assert starts[0] == starts[1]
     assert not set(starts[0]) & set(starts[2])
     orders = [names_drawn(prepared, dataset(prepared, seed=seed), 1, 8) for seed in (3, 3, 4)]
@@ -183,8 +187,8 @@ def test_another_epoch_gives_other_patches_in_another_order(prepared: Data) -> N
     patches = dataset(prepared)
     orders = [names_drawn(prepared, patches, epoch, 8) for epoch in (1, 2, 3)]
     assert orders[0] != orders[1] != orders[2]
-    alone = dataset(prepared, names_of(prepared)[:1])
-    drawn = {alone[epoch, 0]["image"].numpy().tobytes() for epoch in range(1, 11)}
+    one_case = dataset(prepared, names_of(prepared)[:1])
+    drawn = {one_case[epoch, 0]["image"].numpy().tobytes() for epoch in range(1, 11)}
     assert len(drawn) >= 9
 
 
@@ -227,13 +231,13 @@ def test_every_case_comes_once_before_any_comes_twice(prepared: Data, epoch: int
     assert drawn[:8] != drawn[8:16]
 
 
-def test_epoch_has_one_patch_a_case_or_as_many_as_asked(prepared: Data) -> None:
+def test_epoch_has_one_patch_per_case_or_as_many_as_requested(prepared: Data) -> None:
     for options, sizes in [({}, [3, 3, 2]), ({"patches_per_epoch": 5}, [3, 2]), ({"patches_per_epoch": 12}, [3] * 4)]:
-        found = [len(batch["image"]) for batch in loader(prepared, batch_size=3, **options).epoch(1)]
-        assert found == sizes
+        result = [len(batch["image"]) for batch in loader(prepared, batch_size=3, **options).epoch(1)]
+        assert result == sizes
 
 
-def test_batch_holds_the_patches_of_its_place_in_the_epoch(prepared: Data) -> None:
+def test_batch_has_the_patches_of_its_position_in_the_epoch(prepared: Data) -> None:
     patches = dataset(prepared, target_shape=(16, 8, 12))
     for place, batch in enumerate(loader(prepared, batch_size=2).epoch(5)):
         for i in range(2):
@@ -245,7 +249,7 @@ def test_each_region_takes_its_turn_at_the_centre(rulers: Path) -> None:
     centres = [[region_at_centre(patches[epoch, index]) for index in range(30)] for epoch in range(3)]
     for epoch, index in product(range(3), range(30)):
         assert centres[epoch][index][(epoch + index) % 3]
-    # A turn of WT reaches oedema, one of TC the core beside ET: the turns differ.
+    # A turn of WT reaches oedema, one of TC the core next to ET: the turns differ.
     assert not all(tc for _, tc, _ in centres[0][0::3])
     assert not all(et for _, _, et in centres[0][1::3])
 
@@ -289,8 +293,8 @@ def test_tumour_share_0_draws_from_all_of_the_case(prepared: Data) -> None:
     name = names_of(prepared)[0]
     label = open_case(prepared.folder, name).label
     patches = dataset(prepared, [name], tumour_share=0)
-    found = np.mean([(patches[1, index]["label"] > 0).float().mean().item() for index in range(400)])
-    assert found == pytest.approx((np.asarray(label) > 0).mean(), abs=0.05)
+    result = np.mean([(patches[1, index]["label"] > 0).float().mean().item() for index in range(400)])
+    assert result == pytest.approx((np.asarray(label) > 0).mean(), abs=0.05)
 
 
 def test_every_place_of_a_case_is_drawn_alike(rulers: Path) -> None:
@@ -312,7 +316,7 @@ def test_case_smaller_than_the_patch_is_centred_in_zeros(prepared: Data, share: 
     assert np.array_equal(patch["image"], np.pad(case.image, [(0, 0), *pads]))
 
 
-def test_case_smaller_along_one_axis_is_padded_along_it_alone(prepared: Data) -> None:
+def test_case_smaller_along_one_axis_is_padded_only_along_it(prepared: Data) -> None:
     name = names_of(prepared)[0]
     case = open_case(prepared.folder, name)
     patch = dataset(prepared, [name], target_shape=(8, 64, 8), depth=3)[1, 0]["image"].numpy()

@@ -11,7 +11,8 @@ from scipy import ndimage
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
 from trainable.data.cases import find_cases, load_case
-from trainable.data.phantom import make_case, write_phantoms
+from trainable.data.phantom import write_phantoms
+from trainable.data.phantom_anatomy import make_case
 
 SHAPE = (48, 48, 40)
 
@@ -147,7 +148,7 @@ def test_writing_the_same_set_again_is_fine_and_another_is_refused(tmp_path: Pat
     small = (32, 32, 32)
     first = digest(write_phantoms(out, cases=1, shape=small)[0])
     assert digest(write_phantoms(out, cases=2, shape=small, workers=1)[0]) == first
-    with pytest.raises(InputError, match=r"holds Phantom_00000, made from .*'seed': 0.*asked for .*'seed': 1"):
+    with pytest.raises(InputError, match=r"contains Phantom_00000, made from .*'seed': 0.*requested are .*'seed': 1"):
         write_phantoms(out, cases=1, shape=small, seed=1)
     with pytest.raises(InputError, match="choose another folder"):
         write_phantoms(out, cases=1, shape=(32, 32, 33))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainable.core.config import TrainConfig
-from trainable.model.unet3d import ConvBlock, UNet3D, build_network, draw_weights, parameters_of
+from trainable.model.unet3d import ConvBlock, UNet3D, build_network, count_parameters, draw_weights
 
 
 def small(depth: int = 4, **options: Any) -> UNet3D:
@@ -71,7 +71,7 @@ def test_default_network_has_31_million_parameters() -> None:
     channels = [4, 32, 64, 128, 256, 320, 320]
     encoder = sum(block(a, b) for a, b in pairwise(channels))
     decoder = sum(block(2 * a, a) + 8 * b * a for a, b in pairwise(channels[1:]))
-    assert parameters_of(TrainConfig()) == encoder + decoder + 3 * (32 + 1) == 31_192_035
+    assert count_parameters(TrainConfig()) == encoder + decoder + 3 * (32 + 1) == 31_192_035
 
 
 def test_channels_double_up_to_the_limit() -> None:
@@ -100,7 +100,7 @@ def test_residual_block_adds_its_input() -> None:
         torch.testing.assert_close(block(x), expected)
 
 
-def test_residual_block_projects_its_input_where_the_shape_changes() -> None:
+def test_residual_block_projects_its_input_if_the_shape_changes() -> None:
     x = torch.randn(1, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     block = block_of(2, 5, stride=2, residual=True)
     torch.nn.init.zeros_(block.norm2.weight)
@@ -139,7 +139,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_also_with_dropout() -> 
     assert all(torch.equal(a, b) for a, b in zip(plain, saving, strict=True))
 
 
-def test_gradient_checkpointing_keeps_less_for_the_backward_pass_in_training_alone() -> None:
+def test_gradient_checkpointing_keeps_less_for_the_backward_pass_only_in_training() -> None:
     def kept(network: UNet3D) -> int:
         sizes: dict[int, int] = {}
 

@@ -1,6 +1,6 @@
-"""Each option's effect, and the tests that prove it: they fail where the option always has its default (pin_option.py).
+"""Each option's effect, and the tests that prove it: they fail if the option always has its default (pin_option.py).
 
-Where that does not show a place in which the option acts, a line of the code is changed instead.
+If that does not show one of the places in which the option acts, a line of the code is changed instead.
 
 python tests/proofs/option_proofs.py              run every test without the effect: it must fail; prints the table
 python tests/proofs/option_proofs.py lr momentum  only these options
@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import pin_option
 import torch
+from options_page import options_page
 
 from trainable.core.config import TrainConfig
-from trainable.core.options import format_value, options_table
+from trainable.core.options import format_value
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "options.md"
@@ -32,9 +33,9 @@ COPIED = ("trainable", "tune", "tests", "search_spaces", "train.py", "pyproject.
 
 
 class Proof(NamedTuple):
-    """What shows that an option does what it says: its test fails where the option always has its default.
+    """A test that fails if the option always has its default, which shows that the option does what it should.
 
-    Or, with a file: where `line` of trainable/**/file.py is changed to `broken`.
+    Or, with a file: a test that fails if `line` of trainable/**/file.py is changed to `broken`.
     """
 
     option: str
@@ -46,12 +47,12 @@ class Proof(NamedTuple):
 
 
 def pin(option: str, test: str, *, gpu: bool = False) -> Proof:
-    """A proof by the default; a test as "module::name", where tests/test_module.py::test_name is meant."""
+    """Return a proof by the default. test: "module::name" for tests/test_module.py::test_name."""
     return Proof(option, test, gpu=gpu)
 
 
 def cut(option: str, file: str, line: str, broken: str, test: str, *, gpu: bool = False) -> Proof:
-    """A proof by a line, of a place that the default does not show."""
+    """Return a proof by a line, for a place that the default does not show."""
     return Proof(option, test, file, line, broken, gpu)
 
 
@@ -63,14 +64,14 @@ SEED_OF_PATCHES = "patches::seed_draws_the_place_of_a_patch_and_the_order_of_the
 FAST = "fast::a_gpu_trains_fast_unless_told_otherwise"
 NETWORK = "unet3d::config_s_options_reach_the_network"
 BASE_LOSS = "losses::config_chooses_the_base_loss_and_its_parameters"
-BATCH_DICE = "losses::config_says_whether_dice_and_tversky_are_of_the_batch_or_of_each_patch"
+BATCH_DICE = "losses::config_chooses_dice_and_tversky_per_batch_or_per_patch"
 DECAY = "optimizers::weights_decay_and_biases_and_norms_do_not"
 MOMENTUM = "optimizers::momentum_is_nesterov_s_or_plain_as_torch_has_them"
 AMP = "loop::amp_computes_in_its_precision_on_a_gpu"
 PLATEAU = "loop::plateau_and_patience_watch_the_metric_at_each_validation"
 ADDS_INPUT = "unet3d::residual_block_adds_its_input"
 DROPS = "unet3d::dropout_acts_in_training_only_and_on_whole_channels"
-KEEPS_LESS = "unet3d::gradient_checkpointing_keeps_less_for_the_backward_pass_in_training_alone"
+KEEPS_LESS = "unet3d::gradient_checkpointing_keeps_less_for_the_backward_pass_only_in_training"
 ROTATION = "augment::rotation_keeps_lengths_and_angles_and_stays_within_15_degrees_an_axis"
 SCHEDULES = "optimizers::lr_over_epochs_equals_torch_s_own"
 
@@ -101,13 +102,13 @@ PROOFS = [
     pin("device", "training::device_is_the_one_asked_for[auto-True-cuda]"),  # in its second half, cuda without a GPU
     pin("deterministic", "loop::deterministic_algorithms_are_asked_for_during_the_training_alone"),
     pin("fast", FAST, gpu=True),
-    cut("fast", "state", "self.use_cuda_graphs = config.fast and", "self.use_cuda_graphs =", FAST, gpu=True),
-    cut("fast", "config", "return self.fast and", "return", FAST, gpu=True),
+    cut("fast", "step", "self.use_cuda_graphs = config.fast and", "self.use_cuda_graphs =", FAST, gpu=True),
+    cut("fast", "device", "return config.fast and", "return", FAST, gpu=True),
     pin("num_workers", "patches::num_workers_threads_read_the_patches"),
     # length
     pin("epochs", "loop::interrupted_and_resumed_equals_uninterrupted_bit_for_bit"),
     pin("epochs", SCHEDULES),
-    pin("patches_per_epoch", "patches::epoch_has_one_patch_a_case_or_as_many_as_asked"),
+    pin("patches_per_epoch", "patches::epoch_has_one_patch_per_case_or_as_many_as_requested"),
     pin("val_freq", "loop::val_freq_validates_every_so_many_epochs_and_the_last"),
     pin("val_cases", "loop::val_cases_are_the_same_ones_each_time_evenly_spread"),
     pin("save_freq", "loop::save_freq_keeps_numbered_checkpoints"),
@@ -130,8 +131,8 @@ PROOFS = [
     ),
     # patches
     pin("target_shape", "patches::patch_is_a_piece_of_its_case_with_its_statistics"),
-    pin("target_shape", "inference::windows_leave_no_trace_where_a_voxel_s_logits_are_its_own"),
-    pin("batch_size", "patches::epoch_has_one_patch_a_case_or_as_many_as_asked"),
+    pin("target_shape", "inference::windows_leave_no_trace_if_a_voxel_s_logits_depend_only_on_it"),
+    pin("batch_size", "patches::epoch_has_one_patch_per_case_or_as_many_as_requested"),
     pin("tumour_share", "patches::tumour_share_is_met_at_even_intervals"),
     # loss
     pin("base_loss", BASE_LOSS),
@@ -172,7 +173,7 @@ PROOFS = [
     pin("augment_strength", "augment::strength_0_leaves_everything_but_flips"),
     pin("flip_prob", "augment::flip_turns_image_and_target_alike"),
     cut("rotate_prob", "augment", "rng.random() < config.rotate_prob", "rng.random() < 0", ROTATION),
-    pin("rotate_prob", "augment::each_transform_comes_as_often_as_its_probability"),  # rotated where it is given as 0
+    pin("rotate_prob", "augment::each_transform_comes_as_often_as_its_probability"),  # given as 0
     pin("zoom_prob", "augment::zoom_magnifies_every_axis_by_up_to_a_fifth"),
     pin("scale_prob", "augment::scale_multiplies_each_channel_by_up_to_a_tenth"),
     pin("shift_prob", "augment::shift_adds_up_to_a_tenth_to_each_channel"),
@@ -188,29 +189,27 @@ PROOFS = [
 
 
 def node(test: str) -> str:
-    """A test as pytest names it."""
+    """Return the name that pytest has for a test."""
     module, name = test.split("::")
     return f"tests/test_{module}.py::test_{name}"
 
 
 def source(proof: Proof, root: Path) -> Path:
-    """The file of a proof by a line."""
+    """Return the file of a proof by a line."""
     (path,) = (root / "trainable").rglob(f"{proof.file}.py")
     return path
 
 
 def changed(proof: Proof, root: Path) -> str:
-    """The text of that file with the line changed."""
+    """Return the text of that file with the line changed."""
     path = source(proof, root)
     text = path.read_text()
-    assert text.count(proof.line) == 1, (
-        f"{proof.option}: {proof.line!r} stands {text.count(proof.line)} times in {path}"
-    )
+    assert text.count(proof.line) == 1, f"{proof.option}: {proof.line!r} is {text.count(proof.line)} times in {path}"
     return text.replace(proof.line, proof.broken)
 
 
 def without_effect(proof: Proof, root: Path) -> tuple[list[str], dict[str, str]]:
-    """Take the effect away from a copy of the code; the arguments and the environment that pytest needs for it."""
+    """Remove the effect from a copy of the code; returns the arguments and environment variables for pytest."""
     if not proof.file:
         return ["-p", pin_option.__name__], {pin_option.VARIABLE: proof.option}
     source(proof, root).write_text(changed(proof, root))
@@ -218,10 +217,10 @@ def without_effect(proof: Proof, root: Path) -> tuple[list[str], dict[str, str]]
 
 
 def run(tests: Sequence[str], proof: Proof | None = None) -> str:
-    """Run tests on a copy of the code, without the effect that a proof is of: "failed", "passed" or "skipped".
+    """Run tests on a copy of the code, without the effect of the proof's option: "failed", "passed" or "skipped".
 
     Raises:
-        RuntimeError: where no test was run to its end: a fixture failed, or there is no test of this name.
+        RuntimeError: if no test was completed: a fixture failed, or there is no test of this name.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -241,28 +240,29 @@ def run(tests: Sequence[str], proof: Proof | None = None) -> str:
 
 
 def verdict_of(proof: Proof) -> str:
-    """What a proof's test says without the effect."""
+    """Return the verdict of a proof's test without the effect."""
     return "needs a GPU" if proof.gpu and not torch.cuda.is_available() else run([proof.test], proof)
 
 
 def change_of(proof: Proof) -> str:
-    """What a proof changes, in words."""
+    """Return what a proof changes, in words."""
     if not proof.file:
         return f"always {format_value(TrainConfig.model_fields[proof.option].default)}"
     return f"{source(proof, ROOT).relative_to(ROOT)}: {proof.line} -> {proof.broken}"
 
 
 def page() -> str:
-    """The table of options for the docs, each with the tests that prove it."""
-    tests: dict[str, dict[str, None]] = {}
+    """Return the page of options for the docs."""
+    tests: dict[str, list[str]] = {}
     for proof in PROOFS:
         name = node(proof.test).removeprefix("tests/").partition("[")[0]
-        tests.setdefault(proof.option, {})[f"`{name}`"] = None
-    return options_table({option: "<br>".join(names) for option, names in tests.items()})
+        if name not in tests.setdefault(proof.option, []):
+            tests[proof.option].append(name)
+    return options_page(tests)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the proofs side by side and print the table; 1 where a test passed in spite of its change."""
+    """Run the proofs in parallel and print the table; returns 1 if a test passed in spite of its change."""
     if list(arguments) == ["--docs"]:
         PAGE.write_text(page())
         return 0

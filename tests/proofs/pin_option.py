@@ -1,4 +1,4 @@
-"""Pytest plugin: an option has its default in every TrainConfig that is read, whatever was given.
+"""Pytest plugin: an option has its default in every TrainConfig, in spite of the value that was given.
 
 VOXTUNE_PIN_OPTION=lr pytest -p pin_option ... with this folder in PYTHONPATH. The checks of a config and what is
 written of it (model_dump) keep the given value: only the effect is gone. Processes that a test starts are not pinned.
@@ -18,7 +18,7 @@ READ = "__getattribute__"
 
 
 def pinned(option: str) -> Callable[[TrainConfig, str], Any]:
-    """How a TrainConfig is read where this option always has its default."""
+    """Return the attribute access of a TrainConfig in which this option always has its default."""
     default = TrainConfig.model_fields[option].default
     checks = {check.func.__code__ for check in TrainConfig.__pydantic_decorators__.model_validators.values()}
     read = TrainConfig.__getattribute__

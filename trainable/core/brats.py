@@ -1,4 +1,4 @@
-"""What BraTS defines: modalities, labels, and the regions that are scored."""
+"""Definitions of BraTS: modalities, labels, and the regions that are scored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # torch takes seconds to import, and what only reads a run does without it
+if TYPE_CHECKING:  # torch takes seconds to import, and commands that only read a run do not need it
     from torch import Tensor
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -21,12 +21,12 @@ Labels = NDArray[np.uint8]
 
 
 def labels_to_regions(label: NDArray[np.integer]) -> Bools:
-    """Labels 0, 1, 2, 4 of shape (D, H, W) -> masks of WT, TC and ET, bool (3, D, H, W)."""
+    """Return the masks of WT, TC and ET, bool (3, ...), of labels 0, 1, 2, 4 of any shape."""
     return np.stack([np.isin(label, REGION_LABELS[region]) for region in REGIONS])
 
 
 def labels_to_regions_torch(label: Tensor) -> Tensor:
-    """Labels 0, 1, 2, 4, uint8 (..., D, H, W) -> masks of WT, TC and ET, bool (..., 3, D, H, W), on the same device."""
+    """Return the masks of WT, TC and ET, bool (..., 3, D, H, W), of labels 0, 1, 2, 4, uint8 (..., D, H, W)."""
     import torch
 
     masks = [reduce(or_, [label == value for value in values]) for values in REGION_LABELS.values()]
@@ -34,9 +34,10 @@ def labels_to_regions_torch(label: Tensor) -> Tensor:
 
 
 def regions_to_labels(regions: Tensor) -> Tensor:
-    """Masks of WT, TC and ET, bool (3, D, H, W) -> labels 0, 1, 2, 4, uint8 (D, H, W), on the same device.
+    """Return the labels 0, 1, 2, 4, uint8 (D, H, W), of masks of WT, TC and ET, bool (3, D, H, W).
 
-    The regions are nested by definition: a voxel of ET is also TC and WT, one of TC also WT, whatever the network says.
+    The regions are nested by definition: a voxel of ET is also TC and WT, and one of TC also WT, even if a network
+    predicts otherwise.
     """
     import torch
 

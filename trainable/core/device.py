@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
-from typing import Any
+from importlib.util import find_spec
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -13,30 +15,36 @@ from torch import Tensor
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # dtype on a GPU, by the option amp
+
+
+class InputFormat(TypedDict):
+    """The format of a network's input, as keywords of torch's functions."""
+
+    device: torch.device
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
 
 def choose_device(config: TrainConfig) -> torch.device:
-    """The device that a config asks for."""
+    """Return the device that a config requests.
+
+    Raises:
+        InputError: if that is a GPU and torch sees none.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA GPU here; use --device cpu or auto")
     return torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what the option amp computes in on a GPU
-
-
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Mixed precision as the config asks, on a GPU; the CPU always computes in float32."""
+    """Return the mixed-precision context of a config, for a GPU; the CPU always computes in float32."""
     dtype = AMP_DTYPES.get(config.amp)
     return torch.autocast(device.type, dtype, enabled=dtype is not None and device.type == "cuda")
 
 
-def to_network_format(x: Tensor, config: TrainConfig) -> Tensor:
-    """A batch (N, 4, D, H, W) in the layout and precision that a fast network computes in on a GPU."""
-    return x.to(**input_format(config, x.device))
-
-
-def input_format(config: TrainConfig, device: torch.device) -> dict[str, Any]:
-    """How a network reads its input, as torch's functions take it: device, dtype, memory_format."""
+def input_format(config: TrainConfig, device: torch.device) -> InputFormat:
+    """Return the format of the input of a config's network on a device."""
     if not (config.fast and device.type == "cuda"):
         return {"device": device, "dtype": torch.float32, "memory_format": torch.contiguous_format}
     return {
@@ -46,19 +54,32 @@ def input_format(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
+def to_network_format(x: Tensor, config: TrainConfig) -> Tensor:
+    """Return a batch (N, 4, D, H, W) in the `input_format` of its device."""
+    return x.to(**input_format(config, x.device))
+
+
+def has_fused_kernels(config: TrainConfig) -> bool:
+    """Return whether a GPU uses the Triton kernels: if Triton is installed, which torch for CUDA brings along on Linux,
+    and a C compiler, which Triton needs.
+    """
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return config.fast and find_spec("triton") is not None and compiler is not None
+
+
 @contextlib.contextmanager
 def kernel_selection(config: TrainConfig) -> Iterator[None]:
-    """How kernels are chosen in a training; then as before.
+    """Set how cudnn selects its kernels during a training, and restore the settings afterwards.
 
-    Of those for a fast training in mixed precision, cudnn names the fastest itself; to have it try all takes seconds in
-    each process. In plain PyTorch it does not, and in float32 it names some that no CUDA graph can hold. With
-    `deterministic` they repeat bit for bit.
+    In mixed precision cudnn's heuristic picks the fastest kernels, and trying them all takes seconds per process. In
+    plain PyTorch it does not, and in float32 it picks some that a CUDA graph cannot capture. With `deterministic` only
+    kernels that repeat bit for bit are used.
     """
     before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself with this alone
-    named = config.fast and config.amp != "off"
-    torch.backends.cudnn.benchmark = not (named or config.deterministic)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+    heuristic = config.fast and config.amp != "off"
+    torch.backends.cudnn.benchmark = not (heuristic or config.deterministic)
     use_deterministic_algorithms(config.deterministic)
     try:
         yield
@@ -68,7 +89,7 @@ def kernel_selection(config: TrainConfig) -> Iterator[None]:
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:
-    """torch's own, which imports its compiler, called where it changes something."""
+    """Call torch's function of this name only if it changes something, since it imports torch's compiler."""
     now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if now != (wanted, False):
         torch.use_deterministic_algorithms(wanted)

@@ -1,8 +1,7 @@
-"""Work over cores, ahead of other work or behind it, folders that one process holds at a time, files written whole."""
+"""Work in parallel: over cores, ahead of its use, in the background."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import threading
@@ -13,24 +12,15 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, Self, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from trainable.core.errors import InputError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-@contextlib.contextmanager
-def progress_bar(what: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """A bar on stderr where that is a terminal; yields what to call once an item is done (or with -1 to undo)."""
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count=1: progress.advance(task, count)
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_parallel(
@@ -41,9 +31,14 @@ def run_parallel(
     tick: Callable[..., None] = lambda: None,
     threads: bool = False,
 ) -> list[R]:
-    """work of each item, in their order, over processes (or threads); tick is called after each.
+    """Return work(item) of each item, in their order, computed by worker processes (or threads).
 
-    workers: 0 for all cores. Errors: work's own, and InputError where a process was killed.
+    Args:
+        workers: number of processes or threads; 0 for all cores.
+        tick: called after each item.
+
+    Raises:
+        InputError: if a worker process was killed. Exceptions of `work` are passed on.
     """
     workers = min(workers or cores(), len(items))
     if workers <= 1:
@@ -52,12 +47,7 @@ def run_parallel(
             results.append(work(item))
             tick()
         return results
-    pool: Executor
-    if threads:
-        pool = ThreadPoolExecutor(workers)
-    else:
-        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and rich's threads
-        pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+    pool = _start_pool(workers, threads)
     try:
         futures = [pool.submit(work, item) for item in items]
         for future in as_completed(futures):
@@ -72,8 +62,16 @@ def run_parallel(
         pool.shutdown(cancel_futures=True)
 
 
+def _start_pool(workers: int, threads: bool) -> Executor:
+    """Return a pool of threads, or of processes that end with this one."""
+    if threads:
+        return ThreadPoolExecutor(workers)
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and rich's threads
+    return ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+
+
 def _end_with_parent() -> None:
-    """Let a worker end when its parent is killed; it would otherwise wait for work for ever."""
+    """End this worker process when its parent is killed; it would otherwise wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -85,20 +83,20 @@ def _end_with_parent() -> None:
 
 
 def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """work of each item, in their order, done by threads before it is asked for: as many items as threads.
+    """Yield work(item) of each item, in their order, computed ahead by threads: as many items as threads.
 
-    0 threads: done when it is asked for.
+    With 0 threads each is computed when it is requested.
     """
     if not threads:
         return map(work, items)
-    pool, left = ThreadPoolExecutor(threads, "ahead"), iter(items)
-    under_way = deque(pool.submit(work, item) for item in islice(left, threads))
+    pool, remaining = ThreadPoolExecutor(threads, "prefetch"), iter(items)
+    pending = deque(pool.submit(work, item) for item in islice(remaining, threads))
 
     def results() -> Iterator[R]:
         try:
-            while under_way:
-                under_way.extend(pool.submit(work, item) for item in islice(left, 1))
-                yield under_way.popleft().result()  # without a name: what it raises would be kept by its own traceback
+            while pending:
+                pending.extend(pool.submit(work, item) for item in islice(remaining, 1))
+                yield pending.popleft().result()  # not named: the traceback of an exception would keep the future alive
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -106,15 +104,15 @@ def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
 
 
 class BackgroundWorker:
-    """Work done in a thread of its own, one piece after the other, behind what this thread does meanwhile.
+    """Runs one task at a time in a background thread.
 
-    What a piece raises, SystemExit too, comes up here at the next call. At the end of the context it is waited for, and
-    what it raised stands before what ended the context.
+    An exception of a task, SystemExit included, is re-raised by the next call. On exit from the context the running
+    task is waited for, and its exception replaces the one that ended the context.
     """
 
     def __init__(self) -> None:
-        self.thread = ThreadPoolExecutor(1, "behind")
-        self.work: Future[Any] | None = None
+        self.thread = ThreadPoolExecutor(1, "background")
+        self.task: Future[Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -124,30 +122,25 @@ class BackgroundWorker:
         self.wait()
 
     def start(self, work: Callable[[], object]) -> None:
-        """Begin a piece once the one before is done."""
+        """Start a task once the one before is done."""
         self.wait()
-        self.work = self.thread.submit(work)
+        self.task = self.thread.submit(work)
 
     def wait(self) -> None:
-        """Wait for the piece under way."""
-        work, self.work = self.work, None  # an exception that is kept would keep all that its frames hold
+        """Wait for the running task."""
+        task, self.task = self.task, None  # an exception that is kept would keep alive all that its frames refer to
         try:
-            if work is not None:
-                work.result()
+            if task is not None:
+                task.result()
         finally:
-            del work
+            del task
 
     @property
     def idle(self) -> bool:
-        """Is no piece under way?"""
-        return self.work is None or self.work.done()
+        """True if no task is running."""
+        return self.task is None or self.task.done()
 
     def check(self) -> None:
-        """Raise what the piece has raised; one that is under way is not waited for."""
+        """Re-raise the exception of a task that has ended; a running task is not waited for."""
         if self.idle:
             self.wait()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

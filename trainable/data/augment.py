@@ -1,7 +1,7 @@
-"""Normalises and augments a patch on its device.
+"""Augment a normalised patch on its device.
 
-What is done to a sample is drawn on the CPU from (seed, epoch, index), so that it does not depend on the device or on
-the number of workers; only the noise's values come from the device's own generator. Background voxels stay 0.
+The transforms of a sample are drawn on the CPU from (seed, epoch, index), so that they do not depend on the device or
+on the number of workers; only the values of the noise come from the device's own generator. Background voxels stay 0.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainable.core.config import TrainConfig
 
+# Largest transforms at augment_strength 1.
 ROTATION = math.radians(15)
 ZOOM = 0.2
 SCALE = SHIFT = NOISE = 0.1
@@ -22,17 +23,8 @@ GAMMA = 0.3
 BLUR = 1.0  # voxels
 
 
-def normalise(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """int16 (..., 4, D, H, W), mean and std (..., 4) -> float32 z-scores of the non-zero voxels; zero stays zero."""
-    values = image.float()  # a copy, worked on in place: one of a volume is 64 MiB
-    values -= mean[..., None, None, None]
-    values /= std[..., None, None, None]
-    values *= image != 0
-    return values
-
-
 def augment(x: Tensor, y: Tensor, config: TrainConfig, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-    """Augment one patch as the config's probabilities say; x may be overwritten.
+    """Augment one patch with the config's probabilities; x may be overwritten.
 
     Args:
         x: float32 (4, D, H, W), normalised.
@@ -65,14 +57,14 @@ def augment(x: Tensor, y: Tensor, config: TrainConfig, epoch: int, index: int) -
 
 
 def per_channel(values: np.ndarray, like: Tensor) -> Tensor:
-    """Four numbers as a (4, 1, 1, 1) tensor beside `like`."""
+    """Return four numbers as a float32 (4, 1, 1, 1) tensor on the device of `like`."""
     return torch.from_numpy(values.astype(np.float32)).to(like.device, non_blocking=True)[:, None, None, None]
 
 
 def rotate_and_zoom(x: Tensor, y: Tensor, angles: np.ndarray, zoom: float) -> tuple[Tensor, Tensor]:
     """Rotate by `angles` (radians, about depth, height, width) and magnify by `zoom` about the centre.
 
-    Image by linear interpolation, target by nearest neighbour, zero outside.
+    The image is interpolated linearly, the target by nearest neighbour; outside both are zero.
     """
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
@@ -81,7 +73,7 @@ def rotate_and_zoom(x: Tensor, y: Tensor, angles: np.ndarray, zoom: float) -> tu
         turn[[i, j], [i, j]] = math.cos(angle)
         turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
         matrix = matrix @ turn
-    # grid_sample counts from -1 to 1 in the order width, height, depth: turn in voxels, not in those units
+    # grid_sample's coordinates run from -1 to 1 in the order width, height, depth: the rotation is made in voxels
     size = np.array(x.shape[1:], float)
     matrix = (np.diag(1 / size) @ (matrix / zoom) @ np.diag(size))[::-1, ::-1]
     theta = torch.zeros(1, 3, 4, device=x.device)
@@ -93,20 +85,20 @@ def rotate_and_zoom(x: Tensor, y: Tensor, angles: np.ndarray, zoom: float) -> tu
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (C, D, H, W), sigma in voxels, one axis after the other."""
+    """Blur (C, D, H, W) with a Gaussian of `sigma` voxels, one axis after the other."""
     radius = max(1, round(3 * sigma))
     whole = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype) / sigma) ** 2).sum()
     for axis in (1, 2, 3):
-        places = torch.arange(x.shape[axis], device=x.device, dtype=x.dtype)
-        offsets = places[:, None] - places
-        # as a matrix: cudnn takes long to find a kernel for a single channel, and memory
+        positions = torch.arange(x.shape[axis], device=x.device, dtype=x.dtype)
+        offsets = positions[:, None] - positions
+        # a matrix product, since cudnn needs long to find a kernel for a single channel, and much memory
         matrix = torch.where(offsets.abs() <= radius, torch.exp(-0.5 * (offsets / sigma) ** 2) / whole, 0)
         x = (x.movedim(axis, -1) @ matrix).movedim(-1, axis)
     return x
 
 
 def gamma_correct(x: Tensor, gamma: float) -> Tensor:
-    """x^gamma on each channel scaled to [0, 1], scaled back."""
+    """Scale each channel of (C, D, H, W) to [0, 1], raise it to the power of gamma, scale it back."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp(min=1e-6)
     return (x - low).div_(span).pow_(gamma).mul_(span).add_(low)

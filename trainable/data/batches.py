@@ -1,4 +1,4 @@
-"""Batches on their way from the cache to the network: normalised and augmented on its device."""
+"""Turn the patches read into the network's batches: normalised and augmented on its device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch import Tensor
 from trainable.core.brats import REGIONS, labels_to_regions_torch
 from trainable.core.config import TrainConfig
 from trainable.core.device import input_format
-from trainable.data.augment import augment, normalise
+from trainable.data.augment import augment
+from trainable.data.normalise import normalise
 from trainable.data.patches import Batch
 
 
-class Stopwatch:
-    """An iterator, and the seconds that its items were waited for."""
+class TimedIterator:
+    """Wraps an iterator and sums up the seconds spent waiting for its items."""
 
     def __init__(self, items: Iterator[Batch]) -> None:
         self.items, self.seconds = items, 0.0
@@ -26,33 +27,33 @@ class Stopwatch:
         return self
 
     def __next__(self) -> Batch:
-        asked = time.perf_counter()
+        start = time.perf_counter()
         try:
             return next(self.items)
         finally:
-            self.seconds += time.perf_counter() - asked
+            self.seconds += time.perf_counter() - start
 
 
 def prefetch_to_device(
     batches: Iterable[Batch], config: TrainConfig, device: torch.device, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The batches of an epoch: places of their cases (N,), and x and y as prepare_batch makes them.
+    """Yield the batches of an epoch: indices of their cases (N,), and x and y of `prepare_batch`.
 
-    On a GPU each is made on a stream of its own while the step of the one before runs, and no earlier: a batch that
-    waits takes memory.
+    On a GPU, the next batch is prepared on a side stream during the current step, not earlier, because a waiting batch
+    occupies memory.
     """
     patches = 0
     for batch in batches:
         if device.type == "cuda":
-            beside, here = side_stream(device), torch.cuda.current_stream(device)
-            with torch.cuda.stream(beside):
+            side, main = side_stream(device), torch.cuda.current_stream(device)
+            with torch.cuda.stream(side):
                 x, y = prepare_batch(batch, config, device, epoch, patches)
-            here.wait_stream(beside)
+            main.wait_stream(side)
             for tensor in (x, y):
-                tensor.record_stream(here)
-            begins = here.record_event()
+                tensor.record_stream(main)
+            step_start = main.record_event()
             yield batch["case"], x, y
-            begins.synchronize()
+            step_start.synchronize()
         else:
             yield batch["case"], *prepare_batch(batch, config, device, epoch, patches)
         patches += len(batch["case"])
@@ -60,19 +61,24 @@ def prefetch_to_device(
 
 @lru_cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream that batches are made on in this process: torch keeps memory for each stream that was ever used."""
+    """Return this process's only stream for preparing batches: torch keeps memory for every stream ever used."""
     return torch.cuda.Stream(device)
 
 
 def prepare_batch(
     batch: Batch, config: TrainConfig, device: torch.device, epoch: int, first: int
 ) -> tuple[Tensor, Tensor]:
-    """A batch as read -> normalised, augmented image (N, 4, D, H, W), target bool (N, 3, D, H, W), on the device.
+    """Return a batch's image (N, 4, D, H, W), normalised and augmented, and its target, bool (N, 3, D, H, W).
 
-    first: index in the epoch of the batch's first patch. A patch is made at a time, since what that takes lies on the
-    GPU beside a whole step.
+    Both are on the device. Patches are prepared one at a time, since their memory adds to that of a whole step.
+
+    Args:
+        batch: of PatchReader.
+        first: index in the epoch of the batch's first patch.
     """
-    label, mean, std = (batch[name].to(device, non_blocking=True) for name in ("label", "mean", "std"))
+    label, mean, std = (
+        tensor.to(device, non_blocking=True) for tensor in (batch["label"], batch["mean"], batch["std"])
+    )
     x = torch.empty(batch["image"].shape, **input_format(config, device))
     y = torch.empty(len(label), len(REGIONS), *label.shape[1:], dtype=torch.bool, device=device)
     for i in range(len(x)):

@@ -1,4 +1,4 @@
-"""Find BraTS cases, check them, split them by case."""
+"""Find BraTS cases in a folder, read and check them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BRATS2023 = Naming("-", ("t2f", "t1n", "t1c", "t2w"), 3)
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one patient: images in the order of MODALITIES, seg where there is one."""
+    """Files of one patient: images in the order of MODALITIES, seg if there is one."""
 
     name: str
     images: tuple[Path, ...]
@@ -63,19 +63,20 @@ class LoadedCase:
 
 
 def find_case(folder: Path, *, need_seg: bool) -> Case:
-    """The case whose files lie in a folder that is named like it.
+    """Return the case in a folder, which has the case's name.
 
-    Errors: CaseError for a missing modality, or a missing seg where one is needed.
+    Raises:
+        CaseError: for a missing modality, or a missing seg if need_seg.
     """
     name = folder.name if folder.name not in ("", "..") else folder.resolve().name
     try:
-        held = {path.name for path in folder.iterdir() if path.is_file()}
+        files = {path.name for path in folder.iterdir() if path.is_file()}
     except OSError as error:
         raise CaseError(f"{name}: {folder} cannot be read ({error.strerror}); expected {LAYOUT}") from None
 
     def path_of(naming: Naming, word: str) -> Path | None:
         stem = f"{name}{naming.separator}{word}"
-        return next((folder / (stem + end) for end in ENDINGS if stem + end in held), None)
+        return next((folder / (stem + end) for end in ENDINGS if stem + end in files), None)
 
     naming = max(
         BRATS2021, BRATS2023, key=lambda naming: sum(path_of(naming, word) is not None for word in naming.images)
@@ -85,30 +86,32 @@ def find_case(folder: Path, *, need_seg: bool) -> Case:
     words = [*naming.images, "seg"] if need_seg else naming.images
     missing = [f"{name}{naming.separator}{word}.nii.gz" for word in words if not path_of(naming, word)]
     if missing:
-        holds = ", ".join(sorted(held)) or "no file"
-        raise CaseError(f"{name}: {' and '.join(missing)} missing in {folder}, which holds {holds}; expected {LAYOUT}")
+        present = ", ".join(sorted(files)) or "no file"
+        raise CaseError(f"{name}: {' and '.join(missing)} missing in {folder}, which has {present}; expected {LAYOUT}")
     return Case(name, images, seg, naming.et_label)
 
 
 def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[CaseError]]:
-    """The cases in a folder, sorted by name, and the errors of those that lack a file.
+    """Return the cases in a folder, sorted by name, and the errors of those that lack a file.
 
-    A folder is taken for a case if it holds a NIfTI file or is named BraTS*.
-    Errors: InputError where there is no such folder, with the layout that is expected.
+    A sub-folder is treated as a case if it contains a NIfTI file or is named BraTS*.
+
+    Raises:
+        InputError: if there is no such folder or no case in it; the message names the expected layout.
     """
     if not data_dir.is_dir():
         raise InputError(f"{data_dir}: no such folder; expected a folder laid out as {LAYOUT}")
     try:
         folders = sorted(path for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-        folders = [path for path in folders if path.name.lower().startswith("brats") or _holds_nifti(path)]
+        folders = [path for path in folders if path.name.lower().startswith("brats") or _has_nifti(path)]
     except OSError as error:
         raise InputError(f"{data_dir}: cannot be read: {error}") from None
-    if not any(map(_holds_nifti, folders)):
+    if not any(map(_has_nifti, folders)):
         deeper = next(data_dir.glob("*/*/*.nii*"), None)
         hint = f"; did you mean {deeper.parent.parent}?" if deeper else ""
-        if _holds_nifti(data_dir):
+        if _has_nifti(data_dir):
             hint = f"; this folder looks like one case, give the folder above it: {data_dir.resolve().parent}"
-        raise InputError(f"{data_dir}: holds no case; expected {LAYOUT}{hint}")
+        raise InputError(f"{data_dir}: contains no case; expected {LAYOUT}{hint}")
     cases, errors = [], []
     for path in folders:
         try:
@@ -118,20 +121,23 @@ def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[Case
     return cases, errors
 
 
-def _holds_nifti(folder: Path) -> bool:
+def _has_nifti(folder: Path) -> bool:
+    """Return whether a folder contains a NIfTI file."""
     return any(path.name.endswith(ENDINGS) for path in folder.iterdir())
 
 
 def load_case(case: Case) -> LoadedCase:
     """Read and check a case.
 
-    Integers within int16 are kept as they are; any other modality is scaled by one factor so that its
-    largest magnitude is 32767, which normalisation to z-scores later undoes. ET is 4 whatever the naming.
-    Errors: CaseError for a file that is unreadable or truncated, not 3D, of another shape or affine than
-    the first, with NaN or inf, all zero, or with labels outside the convention.
+    Integers within int16 are kept as they are; any other modality is scaled by one factor so that its largest magnitude
+    is 32767, which the normalisation to z-scores later undoes. ET becomes label 4 for both naming conventions.
+
+    Raises:
+        CaseError: for a file that is unreadable or truncated, not 3D, of another shape or affine than the first, with
+            NaN or inf, all zero, or with labels outside the convention.
     """
     first, voxels = _read(case, case.images[0])
-    # in the order of the files, x fastest, so that nothing but the crop is turned
+    # in the memory order of the files, x fastest, so that only the crop is transposed
     image = np.empty((len(case.images), *first.shape[::-1]), np.int16).transpose(0, 3, 2, 1)
     for channel, path in enumerate(case.images):
         if channel > 0:
@@ -146,16 +152,16 @@ def load_case(case: Case) -> LoadedCase:
 
 
 def _read(case: Case, path: Path) -> tuple[Any, NDArray[Any]]:
-    """The NIfTI image in a file and its voxels, in their type on disk or floating point where the header scales."""
+    """Return the NIfTI image in a file and its voxels, in their type on disk, or as floats if the header scales."""
     try:
         content = path.read_bytes()
-        # Unpacked to its end: nibabel stops at the last voxel and so misses a cut or damaged tail.
+        # Decompressed to its end: nibabel stops at the last voxel and so misses a truncated or damaged tail.
         if content[:2] == b"\x1f\x8b":
             content = igzip.decompress(content)
         kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
         volume = kind.from_bytes(content)
         voxels = np.asanyarray(volume.dataobj)
-    except (*NIFTI_ERRORS, *FILE_ERRORS) as error:  # type: ignore[misc]  # isal's stub takes its class for an object
+    except (*NIFTI_ERRORS, *FILE_ERRORS) as error:  # type: ignore[misc]  # isal's stub declares its class as an object
         raise CaseError(
             f"{case.name}: {path.name} cannot be read, truncated or damaged ({str(error) or type(error).__name__}); "
             f"expected a whole NIfTI file; copy or download it again to {path}"
@@ -163,11 +169,12 @@ def _read(case: Case, path: Path) -> tuple[Any, NDArray[Any]]:
     if voxels.ndim != 3:
         raise CaseError(f"{case.name}: {path.name} has shape {voxels.shape}; expected one 3D volume")
     if voxels.dtype.kind not in "iuf":
-        raise CaseError(f"{case.name}: {path.name} holds {voxels.dtype}; expected real numbers")
+        raise CaseError(f"{case.name}: {path.name} has voxels of type {voxels.dtype}; expected real numbers")
     return volume, voxels
 
 
 def _check_same_grid(case: Case, path: Path, volume: Any, first: Any) -> None:
+    """Raise CaseError if a volume has another shape or affine than the case's first."""
     expected = f"that of {case.images[0].name}"
     if volume.shape != first.shape:
         raise CaseError(f"{case.name}: {path.name} has shape {volume.shape}; expected {first.shape}, {expected}")
@@ -179,11 +186,11 @@ def _check_same_grid(case: Case, path: Path, volume: Any, first: Any) -> None:
 
 
 def _to_int16(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
-    """Voxels whose values int16 holds, scaled by one factor where needed."""
+    """Return voxels whose values fit into int16, scaled by one factor if needed."""
     if voxels.size == 0 or not voxels.any():
         raise CaseError(f"{case.name}: {path.name} is 0 everywhere; expected a brain on a background of 0")
     low, high = voxels.min(), voxels.max()
-    if not (np.isfinite(low) and np.isfinite(high)):  # a NaN anywhere is the minimum
+    if not (np.isfinite(low) and np.isfinite(high)):  # with a NaN anywhere the minimum is NaN
         bad = int(np.count_nonzero(~np.isfinite(voxels)))
         raise CaseError(f"{case.name}: {path.name} has NaN or inf in {bad} voxels; expected finite numbers")
     fits = low >= -INT16_MAX - 1 and high <= INT16_MAX
@@ -193,19 +200,19 @@ def _to_int16(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _to_label(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Labels 0, 1, 2, 4 from those of the case's own convention."""
+    """Return the labels 0, 1, 2, 4 of those in the case's own convention."""
     flat = voxels.ravel(order="K")
-    inside = flat[flat != 0]  # few: sorting them all takes long
+    inside = flat[flat != 0]  # a few percent; sorting all voxels would take long
     values = np.unique(inside if len(inside) == len(flat) else np.append(inside, flat.dtype.type(0)))
     whole = np.isfinite(values) & (np.rint(values) == values)
     if not whole.all():
-        odd = [float(value) for value in values[~whole]][:4]
-        raise CaseError(f"{case.name}: {path.name} has non-integer labels such as {odd}; expected whole numbers")
+        fractions = [float(value) for value in values[~whole]][:4]
+        raise CaseError(f"{case.name}: {path.name} has non-integer labels such as {fractions}; expected whole numbers")
     expected = [0, 1, 2, case.et_label]
     if not np.isin(values, expected).all():
-        found = [int(value) for value in values[:12]]
-        hint = "ET is 4 where files are named as in BraTS2021, 3 where as in BraTS2023"
-        raise CaseError(f"{case.name}: {path.name} has labels {found}; expected {expected}; {hint}")
+        present = [int(value) for value in values[:12]]
+        hint = "ET is 4 if files are named as in BraTS2021, 3 if as in BraTS2023"
+        raise CaseError(f"{case.name}: {path.name} has labels {present}; expected {expected}; {hint}")
     label = voxels.astype(np.uint8)
     if case.et_label != 4:
         label[label == case.et_label] = 4

@@ -1,4 +1,4 @@
-"""Draws patches from the cache. A patch depends on (seed, epoch, index) alone, not on the thread that reads it."""
+"""Draw patches from the cache. A patch depends only on (seed, epoch, index), not on the thread that reads it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +20,20 @@ from trainable.core.workers import prefetch
 from trainable.data.cache import CachedCase, open_case
 
 Key = tuple[int, int]  # epoch, index of the patch in it
-Batch = dict[str, Tensor]
+
+
+class Batch(TypedDict):
+    """N patches with the values that the cache has.
+
+    image: int16 (N, 4, D, H, W). label: uint8 (N, D, H, W). mean, std: float32 (N, 4), those of their cases. case:
+    int64 (N,), the indices of their cases in PatchReader.names.
+    """
+
+    image: Tensor
+    label: Tensor
+    mean: Tensor
+    std: Tensor
+    case: Tensor
 
 
 class PatchReader:
@@ -31,41 +44,41 @@ class PatchReader:
         self._open: dict[str, CachedCase] = {}
 
     def read(self, keys: Sequence[Key]) -> Batch:
-        """image int16 (N, 4, D, H, W), label uint8 (N, D, H, W), mean and std float32 (N, 4), case int64 (N,): its
-        place in names."""
-        made = partial(torch.empty, pin_memory=self.pin_memory)
+        """Read the patches of these keys."""
+        new = partial(torch.empty, pin_memory=self.pin_memory)
         shape, channels = self.config.target_shape, len(MODALITIES)
-        image = made((len(keys), channels, *shape), dtype=torch.int16)
-        label = made((len(keys), *shape), dtype=torch.uint8)
-        mean, std = made((len(keys), channels)), made((len(keys), channels))
-        places = [self._place(epoch, index) for epoch, index in keys]
+        image = new((len(keys), channels, *shape), dtype=torch.int16)
+        label = new((len(keys), *shape), dtype=torch.uint8)
+        mean, std = new((len(keys), channels)), new((len(keys), channels))
+        cases = [self._case_index(epoch, index) for epoch, index in keys]
         for i, (epoch, index) in enumerate(keys):
-            case = self._case(self.names[places[i]])
+            case = self._case(self.names[cases[i]])
             rng = np.random.default_rng([self.config.seed, epoch, index])
             start = self._start(case, rng, self._region(epoch, index))
             copy_patch(case.image, start, image[i].numpy())
             copy_patch(case.label, start, label[i].numpy())
             mean[i], std[i] = torch.from_numpy(case.mean), torch.from_numpy(case.std)
-        return {"image": image, "label": label, "mean": mean, "std": std, "case": torch.tensor(places)}
+        return {"image": image, "label": label, "mean": mean, "std": std, "case": torch.tensor(cases)}
 
-    def _place(self, epoch: int, index: int) -> int:
-        """Every case once before any comes twice, in an order of its own each time round."""
-        lap, place = divmod(index, len(self.names))
+    def _case_index(self, epoch: int, index: int) -> int:
+        """Return the case of a patch: every case once before any comes twice, in another order each time."""
+        lap, position = divmod(index, len(self.names))
         order = np.random.default_rng([self.config.seed, epoch, lap, 1]).permutation(len(self.names))
-        return int(order[place])
+        return int(order[position])
 
     def _case(self, name: str) -> CachedCase:
+        """Return a case, opened once."""
         if name not in self._open:
             self._open[name] = open_case(self.folder, name)
         return self._open[name]
 
     def _region(self, epoch: int, index: int) -> int | None:
-        """The region that this patch is centred on, each its turn; None for a patch anywhere."""
+        """Return the region that a patch is centred on, each in turn; None for a patch anywhere."""
         before, after = int(index * self.config.tumour_share), int((index + 1) * self.config.tumour_share)
         return (epoch + before) % len(REGIONS) if after > before else None
 
     def _start(self, case: CachedCase, rng: np.random.Generator, region: int | None) -> Shape3:
-        """First voxel of the patch; below 0 where the case is smaller than the patch."""
+        """Return the first voxel of a patch; below 0 along axes on which the case is smaller than the patch."""
         room = np.array(case.image.shape[1:]) - self.config.target_shape
         voxels = () if region is None else case.foreground[region]
         if not len(voxels) and region is not None:
@@ -79,7 +92,7 @@ class PatchReader:
 
 
 def copy_patch(array: NDArray[Any], start: Shape3, out: NDArray[Any]) -> None:
-    """Fill out with what an array holds from `start` on in the last three axes, and zero where it has none."""
+    """Fill `out` with an array's values from `start` on along the last three axes, and with zero outside the array."""
     source: list[Any] = [...]
     target: list[Any] = [...]
     for first, size, length in zip(start, array.shape[-3:], out.shape[-3:], strict=True):
@@ -93,7 +106,7 @@ def copy_patch(array: NDArray[Any], start: Shape3, out: NDArray[Any]) -> None:
 
 
 def batch_keys(epochs: Iterable[int], patches: int, config: TrainConfig) -> Iterator[list[Key]]:
-    """The keys of each batch of some epochs, of so many patches each; no batch is of two."""
+    """Yield the keys of each batch of these epochs, with N patches each; no batch spans two epochs."""
     size = config.batch_size
     for epoch in epochs:
         for first in range(0, patches, size):
@@ -101,30 +114,32 @@ def batch_keys(epochs: Iterable[int], patches: int, config: TrainConfig) -> Iter
 
 
 class PatchLoader:
-    """Micro-batches of an epoch, read ahead by threads (numpy lets others run while it copies), across the end of an
-    epoch too."""
+    """Micro-batches of an epoch, read ahead by threads, also across the end of an epoch.
+
+    Threads suffice: numpy releases the GIL while it copies.
+    """
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool) -> None:
         self._reader = PatchReader(folder, names, config, pin_memory=pin_memory)
         self._config = config
         self.names, self.patches = self._reader.names, config.patches_per_epoch or len(names)
         self._batches: Iterator[Batch] = iter(())
-        self._next: int | None = None  # the epoch that they begin with
+        self._next: int | None = None  # the epoch that _batches start with
 
     def begin(self, epoch: int) -> None:
-        """Let the threads read the batches of an epoch."""
+        """Start reading the batches of an epoch in the threads."""
         if self._next != epoch:
             self._next = epoch
             keys = batch_keys(range(epoch, max(self._config.epochs, epoch + 1)), self.patches, self._config)
             self._batches = prefetch(self._reader.read, keys, self._config.num_workers)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch: image (N, 4, D, H, W), label (N, D, H, W), mean and std (N, 4), case (N,)."""
+        """Yield the batches of an epoch, as PatchReader.read returns them."""
         self.begin(epoch)
-        self._next = None  # until all batches of this epoch were taken
+        self._next = None  # unknown until all batches of this epoch are consumed
         yield from islice(self._batches, math.ceil(self.patches / self._config.batch_size))
         self._next = epoch + 1
 
-    def cases(self, places: Tensor) -> list[str]:
-        """The names of the cases at these places: of a batch, its `case`."""
-        return [self.names[place] for place in places.tolist()]
+    def case_names(self, indices: Tensor) -> list[str]:
+        """Return the names of the cases with these indices, a batch's `case`."""
+        return [self.names[index] for index in indices.tolist()]

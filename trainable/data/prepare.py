@@ -7,14 +7,15 @@ from pathlib import Path
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.data.cache import cache_folder, prepare
+from trainable.data.cache import cache_folder
+from trainable.data.cache_writer import prepare
 from trainable.data.cases import find_cases
 from trainable.data.split import Split, split_cases
 
 
 @dataclass(frozen=True)
 class Data:
-    """Where the preprocessed cases lie, which are for what, and which were left out as bad."""
+    """The preprocessed cases: their folder, their split, and the reasons of those that were left out as bad."""
 
     folder: Path
     split: Split
@@ -25,10 +26,10 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
     """Find the cases of data_dir, preprocess those that are not cached yet, split them.
 
     Raises:
-        InputError: for bad cases (without skip_bad_cases), for no cases, for a split that cannot be made.
+        InputError: for bad cases (without skip_bad_cases), no cases, or a split that cannot be made.
     """
     if config.data_dir is None:
-        raise InputError("--data_dir is missing: the folder with one folder a case")
+        raise InputError("--data_dir is missing: the folder with one sub-folder per case")
     cases, incomplete = find_cases(config.data_dir, need_seg=True)
     folder = cache_folder(config.data_dir, config.cache_dir)
     names, bad = prepare(cases, folder, incomplete=incomplete, skip_bad=config.skip_bad_cases, quiet=quiet)

@@ -13,7 +13,7 @@ import numpy as np
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
-from trainable.core.options import did_you_mean
+from trainable.core.validation import did_you_mean
 
 PARTS = ("train", "val", "test")
 
@@ -27,16 +27,18 @@ class Split:
     test: tuple[str, ...]
 
     def digest(self) -> str:
-        """12 hex digits that differ where the split does."""
+        """Return 12 hex digits that differ if the split does."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def split_cases(names: Sequence[str], config: TrainConfig) -> Split:
-    """Split cases by config's split_file, folds, or fractions; the order of names does not matter.
+    """Split cases by the config's split_file, folds, or fractions; the order of names does not matter.
 
-    With folds the test part is taken first and is the same for every fold. With fractions each part that
-    is asked for has a case where there are three or more.
-    Errors: InputError for repeated names, a wrong split file, or no case left to train on.
+    With folds the test part is taken first and is the same for every fold. With fractions each part with a fraction
+    above 0 has at least one case if there are three cases or more.
+
+    Raises:
+        InputError: for repeated names, a wrong split file, or no case left to train on.
     """
     _refuse_repeats(names, "the cases")
     if config.split_file:
@@ -50,7 +52,7 @@ def split_cases(names: Sequence[str], config: TrainConfig) -> Split:
 
     test, rest = order[: share(config.test_fraction)], order[share(config.test_fraction) :]
     if len(rest) < config.folds:
-        raise InputError(f"folds is {config.folds}, but of {count} cases {len(rest)} are left beside test; lower it")
+        raise InputError(f"folds is {config.folds}, but of {count} cases {len(rest)} are left besides test; lower it")
     val = rest[config.fold :: config.folds] if config.folds else rest[: share(config.val_fraction)]
     train = set(rest) - set(val)
     if not train:
@@ -62,6 +64,7 @@ def split_cases(names: Sequence[str], config: TrainConfig) -> Split:
 
 
 def _split_by_file(path: Path, names: list[str]) -> Split:
+    """Return the split in a file, whose names must all be among these."""
     split = load_split(path)
     known = set(names)
     for part in PARTS:
@@ -82,7 +85,8 @@ def save_split(split: Split, path: Path) -> None:
 def load_split(path: Path) -> Split:
     """Read a split: JSON {"train": [...], "val": [...], "test": [...]}, of which val and test may be empty.
 
-    Errors: InputError for a file that is not that, a name that appears twice, or nothing to train on.
+    Raises:
+        InputError: for a file that is not that, a name that appears twice, or nothing to train on.
     """
     layout = 'JSON {"train": [names], "val": [names], "test": [names]}'
     try:
@@ -90,8 +94,8 @@ def load_split(path: Path) -> Split:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected {layout}") from None
     if not isinstance(content, dict) or set(content) != set(PARTS):
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: holds {found}; expected {layout}")
+        present = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: contains {present}; expected {layout}")
     for part, names in content.items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{path}: {part} is not a list of names; expected {layout}")
@@ -102,6 +106,7 @@ def load_split(path: Path) -> Split:
 
 
 def _refuse_repeats(names: Sequence[str], source: str) -> None:
+    """Raise InputError if a name appears twice."""
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated:
         raise InputError(f"{source}: {', '.join(repeated[:5])} appears more than once; each case belongs to one part")

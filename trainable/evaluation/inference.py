@@ -1,4 +1,4 @@
-"""Whole-volume prediction by a Gaussian sliding window, and its export as NIfTI on the original grid."""
+"""Whole-volume prediction with a Gaussian sliding window, and its export as NIfTI on the original grid."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from trainable.core.brats import Labels, regions_to_labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import autocast, to_network_format
-from trainable.data.augment import normalise
-from trainable.data.cache import CachedCase, brain_box, channel_stats
+from trainable.data.cache import CachedCase
 from trainable.data.cases import LoadedCase
+from trainable.data.normalise import brain_box, channel_stats, normalise
 from trainable.evaluation.sliding_window import sliding_window
 
 MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
@@ -26,10 +26,10 @@ MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)
 
 @torch.inference_mode()
 def predict_logits(network: nn.Module, image: Tensor, config: TrainConfig) -> Tensor:
-    """float32 (1, 4, D, H, W), normalised, of any size -> logits float32 (1, 3, D, H, W).
+    """Return the logits of a volume: float32 (1, 4, D, H, W), normalised -> float32 (1, 3, D, H, W).
 
-    A window is a patch, and batch_size of them are predicted at once, so that validation fits where training does.
-    Volumes smaller than the window are padded. With `mirror`, the mean over the 8 mirrored volumes.
+    A window has the size of a patch and batch_size windows are predicted at once, so that validation fits into memory
+    if training does. Volumes smaller than the window are padded. With `mirror`, the mean over the 8 mirrored volumes.
     """
     network.eval()
     predictor: Callable[[Tensor], Tensor] = lambda window: network(to_network_format(window, config))[0].float()  # noqa: E731
@@ -48,7 +48,11 @@ def predict_label(
     std: NDArray[np.float32],
     config: TrainConfig,
 ) -> Labels:
-    """int16 (4, D, H, W) and its channels' mean and std (4,) -> uint8 (D, H, W) of labels 0, 1, 2, 4."""
+    """Return the label map, uint8 (D, H, W) of 0, 1, 2, 4, of a volume int16 (4, D, H, W).
+
+    Args:
+        mean, std: of its channels' non-zero voxels, float32 (4,).
+    """
     device = next(network.parameters()).device
     raw = torch.from_numpy(np.array(image))[None].to(device)
     x = normalise(raw, torch.from_numpy(mean)[None].to(device), torch.from_numpy(std)[None].to(device))
@@ -57,10 +61,10 @@ def predict_label(
 
 
 def postprocess(label: Labels, config: TrainConfig) -> Labels:
-    """A label map (D, H, W) without tumours below min_component voxels, and without ET where it has few in all.
+    """Return a label map (D, H, W) without tumours below min_component voxels, and without ET if it has few in all.
 
-    Tumours are components of WT, voxels being connected by faces, edges and corners. ET below et_threshold voxels
-    becomes label 1, necrosis, as the BraTS challenge's winners do (Isensee et al. 2020, arXiv 2011.00848).
+    Tumours are components of WT, voxels being connected by faces, edges and corners. ET of fewer than et_threshold
+    voxels becomes label 1, necrosis, as in Isensee et al. 2020 (arXiv 2011.00848), winners of the BraTS challenge.
     """
     if config.min_component:
         components, _ = ndimage.label(label, np.ones((3, 3, 3)))
@@ -73,7 +77,7 @@ def postprocess(label: Labels, config: TrainConfig) -> Labels:
 
 
 def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> Labels:
-    """The label map of a case as it lies on disk: uint8 of its full shape."""
+    """Return the label map of a case read from disk, uint8 of its full shape (X, Y, Z)."""
     box = brain_box(case.image)
     mean, std = channel_stats(case.image)
     label = np.zeros(case.image.shape[1:], np.uint8)
@@ -82,14 +86,14 @@ def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> L
 
 
 def on_full_grid(label: Labels, case: CachedCase) -> Labels:
-    """The label map of a cached case's crop -> that of its full volume, 0 around the crop."""
+    """Return the label map of a cached case's full volume, from that of its crop (D, H, W); 0 around the crop."""
     full = np.zeros(case.full_shape, np.uint8)
     full[tuple(slice(first, first + size) for first, size in zip(case.offset, label.shape, strict=True))] = label
     return full
 
 
 def save_label(label: Labels, affine: NDArray[np.float64], path: Path) -> None:
-    """Write a label map as NIfTI: uint8, in millimetres, on the affine of its case."""
+    """Write a label map (X, Y, Z) as NIfTI: uint8, in mm, with its case's affine (4, 4)."""
     image = nib.Nifti1Image(label, affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)

@@ -13,7 +13,7 @@ from trainable.core.brats import Labels
 from trainable.core.config import TrainConfig
 from trainable.data.cache import CachedCase, open_case
 from trainable.evaluation.inference import predict_label
-from trainable.evaluation.metrics import Scores, dice_scores, score_case, spacing_of
+from trainable.evaluation.metrics import Scores, dice_scores, score_case, voxel_spacing
 
 
 def validate(
@@ -25,20 +25,25 @@ def validate(
     full: bool = False,
     on_case: Callable[[CachedCase, Labels], None] = lambda case, prediction: None,
 ) -> dict[str, Scores]:
-    """Scores of each of these cached cases, predicted whole: {case: {dice_WT: ..., ...}}.
+    """Predict these cached cases as whole volumes; returns their scores: {case: {dice_WT: ..., ...}}.
 
-    full: all scores of score_case, not Dice alone. on_case: called with each case and its prediction, uint8 (D, H, W).
+    Args:
+        folder: the cache.
+        names: of the cases.
+        full: all scores of score_case, not only Dice.
+        on_case: called with each case and its prediction, uint8 (D, H, W).
     """
     scores, device = {}, next(network.parameters()).device
     for name in names:
         case = open_case(folder, name)
         prediction = predict_label(network, case.image, case.mean, case.std, config)
         if full:
-            around = math.prod(case.full_shape) - case.label.size
-            scores[name] = score_case(prediction, case.label, spacing=spacing_of(case.affine), outside_voxels=around)
-        else:
-            scores[name] = dice_scores(
-                *(torch.from_numpy(np.array(each)).to(device) for each in (prediction, case.label))
+            outside = math.prod(case.full_shape) - case.label.size
+            scores[name] = score_case(
+                prediction, case.label, spacing=voxel_spacing(case.affine), outside_voxels=outside
             )
+        else:
+            maps = (torch.from_numpy(np.array(labels)).to(device) for labels in (prediction, case.label))
+            scores[name] = dice_scores(*maps)
         on_case(case, prediction)
     return scores

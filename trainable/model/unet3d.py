@@ -17,25 +17,26 @@ from torch.utils.checkpoint import checkpoint
 
 from trainable.core.brats import MODALITIES, REGIONS
 from trainable.core.config import TrainConfig
+from trainable.core.device import has_fused_kernels
 from trainable.core.workers import run_parallel
 
-SLOPE = 0.01  # of leaky ReLU
-MOST_HEADS = 4  # below an eighth of the resolution a target holds too little of a tumour
+LEAKY_RELU_SLOPE = 0.01  # of leaky ReLU
+MAX_HEADS = 4  # below an eighth of the resolution a target has too few voxels of a tumour
 
 
 def norm_act(x: Tensor, norm: nn.InstanceNorm3d, skip: Tensor | None = None, *, fused: bool = False) -> Tensor:
-    """leaky_relu(norm(x) [+ skip]), (N, C, D, H, W) -> the same. fused: in one kernel, on a GPU."""
+    """Return leaky_relu(norm(x) [+ skip]), (N, C, D, H, W) -> the same shape. fused: on a GPU, by a Triton kernel."""
     if fused and x.is_cuda:
         from trainable.model.kernels.norm_act import NormAct
 
-        z: Tensor = NormAct.apply(x, norm.weight, norm.bias, skip, norm.eps, SLOPE)
+        z: Tensor = NormAct.apply(x, norm.weight, norm.bias, skip, norm.eps, LEAKY_RELU_SLOPE)
         return z
     y = norm(x)
-    return F.leaky_relu(y if skip is None else y + skip, SLOPE, inplace=True)
+    return F.leaky_relu(y if skip is None else y + skip, LEAKY_RELU_SLOPE, inplace=True)
 
 
 def join(x: Tensor, skip: Tensor, *, fused: bool = False) -> Tensor:
-    """(N, A, D, H, W) and (N, B, D, H, W) -> (N, A + B, D, H, W). fused: in one kernel, on a GPU."""
+    """Concatenate (N, A, D, H, W) and (N, B, D, H, W) to (N, A + B, D, H, W). fused: on a GPU, by a Triton kernel."""
     if fused and x.is_cuda:
         from trainable.model.kernels.join import Join
 
@@ -45,9 +46,11 @@ def join(x: Tensor, skip: Tensor, *, fused: bool = False) -> Tensor:
 
 
 def head(x: Tensor, conv: nn.Module, *, fused: bool = False, reuse_input_memory: bool = False) -> Tensor:
-    """The 1x1x1 convolution (N, C, D, H, W) -> (N, 3, D, H, W). fused: in one kernel, on a GPU.
+    """Return the 1x1x1 convolution (N, C, D, H, W) -> (N, 3, D, H, W).
 
-    alone: nothing else reads x, then or for its gradient: that of the head may take its memory.
+    Args:
+        fused: on a GPU, by a Triton kernel.
+        reuse_input_memory: nothing else reads x, now or for its gradient, so the gradient of x may overwrite x.
     """
     if fused and x.is_cuda:
         from trainable.model.kernels.head import Head
@@ -59,43 +62,43 @@ def head(x: Tensor, conv: nn.Module, *, fused: bool = False, reuse_input_memory:
 
 
 class Conv3d(nn.Conv3d):
-    """nn.Conv3d that leaves its weights to draw_weights; torch's own would be drawn for nothing."""
+    """nn.Conv3d without torch's initial weights, which draw_weights would overwrite."""
 
     def reset_parameters(self) -> None:
-        pass
+        """Leave the weights uninitialised."""
 
 
 class ConvTranspose3d(nn.ConvTranspose3d):
-    """nn.ConvTranspose3d that leaves its weights to draw_weights."""
+    """nn.ConvTranspose3d without torch's initial weights."""
 
     def reset_parameters(self) -> None:
-        pass
+        """Leave the weights uninitialised."""
 
 
 def draw_weights(network: nn.Module) -> None:
-    """Draw those of all convolutions: Kaiming's normal for leaky ReLU (He et al. 2015), biases zero.
+    """Draw the weights of all convolutions: Kaiming normal for leaky ReLU (He et al. 2015), biases zero.
 
-    Each draws from a generator of its own, seeded by torch's global one, so that cores share the work. On the meta
-    device, which has shapes alone, nothing is drawn: that would import seconds of torch.
+    Each convolution has its own generator, seeded by torch's global one, so that they can be drawn on all cores. On the
+    meta device, which has only shapes, nothing is drawn: importing what torch needs for it takes seconds.
     """
 
     def draw(seeded: tuple[Conv3d | ConvTranspose3d, int]) -> None:
         convolution, seed = seeded
-        nn.init.kaiming_normal_(convolution.weight, a=SLOPE, generator=torch.Generator().manual_seed(seed))
+        nn.init.kaiming_normal_(convolution.weight, a=LEAKY_RELU_SLOPE, generator=torch.Generator().manual_seed(seed))
         if convolution.bias is not None:
             nn.init.zeros_(convolution.bias)
 
-    convolutions = [each for each in network.modules() if isinstance(each, Conv3d | ConvTranspose3d)]
+    convolutions = [module for module in network.modules() if isinstance(module, Conv3d | ConvTranspose3d)]
     if not convolutions[0].weight.is_meta:
         seeds = torch.randint(2**63 - 1, (len(convolutions),)).tolist()
         run_parallel(draw, list(zip(convolutions, seeds, strict=True)), threads=True)
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3x3 convolutions, each with instance norm and leaky ReLU; the first one may stride.
+    """Two 3x3x3 convolutions, each with instance norm and leaky ReLU; the first one may have a stride.
 
     (N, in_channels, D, H, W) -> (N, out_channels, D/stride, H/stride, W/stride). The convolutions have no bias, since
-    the norm takes every constant away.
+    the norm would remove it.
     """
 
     def __init__(
@@ -110,8 +113,8 @@ class ConvBlock(nn.Module):
         self.dropout = nn.Dropout3d(dropout)
         self.skip: nn.Module | None = None
         if residual:
-            same = stride == 1 and in_channels == out_channels
-            self.skip = nn.Identity() if same else Conv3d(in_channels, out_channels, 1, stride=stride)
+            same_shape = stride == 1 and in_channels == out_channels
+            self.skip = nn.Identity() if same_shape else Conv3d(in_channels, out_channels, 1, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dropout(norm_act(self.conv1(x), self.norm1, fused=self.fused))
@@ -120,16 +123,16 @@ class ConvBlock(nn.Module):
 
 
 class UNet3D(nn.Module):
-    """Logits of the regions from the four modalities.
+    """A 3D U-Net: logits of the regions from the four modalities.
 
     Args:
-        depth: resolutions; each spatial size must be a multiple of `stride` = 2^(depth-1).
+        depth: number of resolutions; each spatial size must be a multiple of `stride` = 2^(depth-1).
         base_channels: channels at full resolution, doubled at each lower one up to max_channels.
         residual: residual instead of plain blocks.
         deep_supervision: in training, return logits of up to four resolutions.
         dropout: probability of dropping a channel, in every block.
-        fused: on a GPU, norm and activation in one kernel.
-        gradient_checkpointing: in training, keep only each block's input and compute the rest again for the gradient
+        fused: on a GPU, use the Triton kernels.
+        gradient_checkpointing: in training, keep only each block's input and recompute the rest for the gradient
             (Chen et al. 2016, https://arxiv.org/abs/1604.06174). The result is the same.
     """
 
@@ -160,15 +163,17 @@ class UNet3D(nn.Module):
         levels = range(depth - 1)  # of the decoder, from full resolution down
         self.up = nn.ModuleList(ConvTranspose3d(channels[i + 1], channels[i], 2, stride=2, bias=False) for i in levels)
         self.decoder = nn.ModuleList(ConvBlock(2 * channels[i], channels[i], stride=1, **options) for i in levels)
-        heads = min(MOST_HEADS, depth - 1) if deep_supervision else 1
+        heads = min(MAX_HEADS, depth - 1) if deep_supervision else 1
         self.heads = nn.ModuleList(Conv3d(channels[i], out_channels, 1) for i in range(heads))
         draw_weights(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, 4, D, H, W) -> logits (N, 3, D, H, W), then in training those of each lower head, halved each time.
+        """Return the logits, (N, 4, D, H, W) -> (N, 3, D, H, W), in training followed by those of the lower heads.
+
+        Each lower head has half the resolution of the one before.
 
         Raises:
-            ValueError: where a spatial size is not a multiple of `stride`.
+            ValueError: if a spatial size is not a multiple of `stride`.
         """
         if any(size % self.stride for size in x.shape[2:]):
             raise ValueError(f"input of size {tuple(x.shape[2:])}; each must be a multiple of {self.stride}")
@@ -180,32 +185,32 @@ class UNet3D(nn.Module):
         for level in reversed(range(len(self.decoder))):
             x = self._run(partial(self._decode, level), x, skips[level])
             if level == 0 or (self.training and level < len(self.heads)):
-                # a residual block reads what it gave again for its gradient
-                alone = level == 0 and not self.residual
-                logits.insert(0, head(x, self.heads[level], fused=self.fused, reuse_input_memory=alone))
+                # a residual block reads its output again for its gradient
+                reuse = level == 0 and not self.residual
+                logits.insert(0, head(x, self.heads[level], fused=self.fused, reuse_input_memory=reuse))
         return logits
 
     def _decode(self, level: int, x: Tensor, skip: Tensor) -> Tensor:
-        """One level of the decoder: (N, C', D/2, H/2, W/2) and its skip (N, C, D, H, W) -> (N, C, D, H, W)."""
+        """Run one level of the decoder: (N, C', D/2, H/2, W/2) and its skip (N, C, D, H, W) -> (N, C, D, H, W)."""
         y: Tensor = self.decoder[level](join(self.up[level](x), skip, fused=self.fused))
         return y
 
     def _run(self, block: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """A block's output; with gradient checkpointing nothing else of it is kept."""
+        """Run a block; with gradient checkpointing only its input and output are kept."""
         if self.gradient_checkpointing and self.training:
             y: Tensor = checkpoint(block, *inputs, use_reentrant=False)
             return y
         return block(*inputs)
 
 
-def parameters_of(config: TrainConfig) -> int:
-    """How many parameters the network of a config has, without building it."""
+def count_parameters(config: TrainConfig) -> int:
+    """Return the number of parameters of a config's network, without allocating it."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in build_network(config).parameters())
 
 
 def build_network(config: TrainConfig) -> UNet3D:
-    """The network of a config, on the CPU, its weights drawn from torch's global generator."""
+    """Build the network of a config on the CPU, its weights drawn from torch's global generator."""
     return UNet3D(
         config.depth,
         config.base_channels,
@@ -213,6 +218,6 @@ def build_network(config: TrainConfig) -> UNet3D:
         residual=config.residual,
         deep_supervision=config.deep_supervision,
         dropout=config.dropout,
-        fused=config.fused,
+        fused=has_fused_kernels(config),
         gradient_checkpointing=config.gradient_checkpointing,
     )

@@ -1,5 +1,5 @@
-"""Triton kernels of what reads and writes a step's largest tensors beside the convolutions, forward and backward.
+"""Triton kernels for the memory-bound parts of a training step besides the convolutions, forward and backward.
 
-The plain versions, against which they are tested, stand in unet3d.py and losses.py, which call these on a GPU. All
-tensors lie channels last, all sums are in float32.
+The plain PyTorch versions, with which the tests compare them, are in unet3d.py and losses.py, which call these kernels
+on a GPU. All tensors are in channels-last memory format, all sums are in float32.
 """

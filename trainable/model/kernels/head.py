@@ -1,4 +1,4 @@
-"""The 1x1x1 convolution to the logits of few regions, which cudnn pads to eight channels."""
+"""The 1x1x1 convolution to the logits; cudnn would pad its three output channels to eight."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.autograd.function import once_differentiable
 
 from trainable.model.kernels.tiles import PROGRAMS, TILE, empty_like
 
-OUT = 16  # rows of weight in a tile, the least that a matrix product takes
+OUT = 16  # output channels of a tile, the minimum of a matrix product
 
 
 @triton.jit
 def _head(x, weight, bias, y, rows, channels, out, OUT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """y[s, o] = sum over c of x[s, c] weight[o, c], + bias[o]."""
+    """Compute y[s, o] = sum over c of x[s, c] weight[o, c], + bias[o]."""
     s, c, o = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_C), tl.arange(0, OUT)
     mask = (s < rows)[:, None] & (c < channels)[None, :]
     value = tl.load(x + s[:, None] * channels + c[None, :], mask=mask, other=0.0)
@@ -45,7 +45,7 @@ def _head_grad(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """dx; each chunk's part of the gradients of weight (chunks, out, channels) and bias (chunks, out)."""
+    """Compute dx, and each chunk's part of the gradients of weight (chunks, out, channels) and bias (chunks, out)."""
     k, c, o = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_C), tl.arange(0, OUT)
     inside = (o < out)[:, None] & (c < channels)[None, :]
     w = tl.load(weight + o[:, None] * channels + c[None, :], mask=inside, other=0.0).to(x.dtype.element_ty)
@@ -54,12 +54,12 @@ def _head_grad(
     for start in range(k * chunk, min((k + 1) * chunk, rows), BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         mask = (s < rows)[:, None] & (c < channels)[None, :]
-        place = s[:, None] * channels + c[None, :]
-        value = tl.load(x + place, mask=mask, other=0.0)
+        offset = s[:, None] * channels + c[None, :]
+        value = tl.load(x + offset, mask=mask, other=0.0)
         g = tl.load(grad + s[:, None] * out + o[None, :], mask=(s < rows)[:, None] & (o < out)[None, :], other=0.0)
         g = g.to(value.dtype)
-        tl.debug_barrier()  # dx may be x, and another thread may still read there
-        tl.store(dx + place, tl.dot(g, w, input_precision="ieee").to(dx.dtype.element_ty), mask=mask)
+        tl.debug_barrier()  # dx may be x, which another thread may still read
+        tl.store(dx + offset, tl.dot(g, w, input_precision="ieee").to(dx.dtype.element_ty), mask=mask)
         weights += tl.dot(tl.trans(g), value, input_precision="ieee")
         biases += tl.sum(g.to(tl.float32), 0)
     tl.store(of_weight + (k * out + o[:, None]) * channels + c[None, :], weights, mask=inside)
@@ -70,10 +70,12 @@ class Head(torch.autograd.Function):
     """unet3d.head on a GPU."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, alone: bool) -> Tensor:
-        """x (N, C, D, H, W), weight (O, C, 1, 1, 1), bias (O,), O <= 16 -> (N, O, D, H, W).
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, reuse_input_memory: bool) -> Tensor:
+        """Return the convolution of x (N, C, D, H, W) with weight (O, C, 1, 1, 1) and bias (O,): (N, O, D, H, W).
 
-        alone: nothing else reads x any more, so that its gradient may take its memory.
+        Args:
+            bias: of at most 16 output channels.
+            reuse_input_memory: nothing else reads x any more, so its gradient may overwrite it.
         """
         x = x.contiguous(memory_format=torch.channels_last_3d)
         channels, out = x.shape[1], len(bias)
@@ -83,16 +85,17 @@ class Head(torch.autograd.Function):
         grid = (triton.cdiv(rows, sizes["BLOCK_S"]),)
         _head[grid](x, weight, bias, y, rows, channels, out, **sizes)
         ctx.save_for_backward(x, weight)
-        ctx.alone = alone
+        ctx.reuse_input_memory = reuse_input_memory
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """The gradients of x, weight and bias."""
+        """Return the gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last_3d)
-        channels, out, dx = x.shape[1], weight.shape[0], x if ctx.alone else torch.empty_like(x)
+        channels, out = x.shape[1], weight.shape[0]
+        dx = x if ctx.reuse_input_memory else torch.empty_like(x)
         rows = x.numel() // channels
         sizes = Head.sizes(channels)
         blocks = triton.cdiv(rows, sizes["BLOCK_S"])
@@ -105,6 +108,6 @@ class Head(torch.autograd.Function):
 
     @staticmethod
     def sizes(channels: int) -> dict[str, int]:
-        """Of a tile; a matrix product takes 16 rows at least."""
+        """Return the sizes of a tile; a matrix product needs at least 16 rows."""
         block_c = max(16, triton.next_power_of_2(channels))
         return {"OUT": OUT, "BLOCK_S": max(16, TILE // block_c), "BLOCK_C": block_c}

@@ -1,4 +1,4 @@
-"""The skip connection: two tensors beside each other, and their gradients apart again."""
+"""The skip connection: concatenate two tensors along their channels, and split the gradient."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainable.model.kernels.tiles import TILE, empty_like
 
 @triton.jit
 def _join(a, b, out, rows, of_a, of_b, SPLIT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Rows of a and of b beside each other in out, or with SPLIT the other way."""
+    """Copy the rows of a and b into out, side by side, or with SPLIT out into a and b."""
     s, c = tl.program_id(0).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)[:, None], tl.arange(0, BLOCK_C)[None, :]
     row = out + s * (of_a + of_b)
     in_a, in_b = (s < rows) & (c < of_a), (s < rows) & (c < of_b)
@@ -32,8 +32,8 @@ class Join(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        """(N, A, D, H, W) and (N, B, D, H, W) -> (N, A + B, D, H, W)."""
-        a, b = (each.contiguous(memory_format=torch.channels_last_3d) for each in (a, b))
+        """Concatenate (N, A, D, H, W) and (N, B, D, H, W) to (N, A + B, D, H, W)."""
+        a, b = (x.contiguous(memory_format=torch.channels_last_3d) for x in (a, b))
         ctx.channels = a.shape[1], b.shape[1]
         out = empty_like(a, a.shape[1] + b.shape[1])
         Join.launch(a, b, out, split=False)
@@ -42,7 +42,7 @@ class Join(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of both."""
+        """Return the gradients of both."""
         grad = grad.contiguous(memory_format=torch.channels_last_3d)
         a, b = (empty_like(grad, channels) for channels in ctx.channels)
         Join.launch(a, b, grad, split=True)
@@ -50,7 +50,7 @@ class Join(torch.autograd.Function):
 
     @staticmethod
     def launch(a: Tensor, b: Tensor, out: Tensor, *, split: bool) -> None:
-        """Copy in one direction."""
+        """Copy a and b into out, or with split out into a and b."""
         of_a, of_b = a.shape[1], b.shape[1]
         rows, block_c = out.numel() // (of_a + of_b), triton.next_power_of_2(max(of_a, of_b))
         block_s = max(1, TILE // block_c)

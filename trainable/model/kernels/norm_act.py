@@ -15,7 +15,7 @@ from trainable.model.kernels.tiles import tiling
 
 @triton.jit
 def _channel(x, sums, weight, bias, n, c, inside, voxels, channels, eps):
-    """Of each channel of a sample: mean, 1/deviation, weight, bias. x: where the sample begins."""
+    """Return per channel of a sample: mean, 1 / deviation, weight, bias. x: pointer to the sample's first voxel."""
     pivot = tl.load(x + c, mask=inside, other=0.0).to(tl.float32)
     first = tl.load(sums + (n * 2) * channels + c, mask=inside, other=0.0) / voxels
     second = tl.load(sums + (n * 2 + 1) * channels + c, mask=inside, other=0.0) / voxels
@@ -27,7 +27,7 @@ def _channel(x, sums, weight, bias, n, c, inside, voxels, channels, eps):
 
 @triton.jit
 def _store_sums(partial, one, two, n, k, c, inside, channels):
-    """Both sums of each channel over chunk k."""
+    """Store both sums of each channel over chunk k."""
     partial += (n * tl.num_programs(1) + k) * 2 * channels
     tl.store(partial + c, tl.sum(one, 0), mask=inside)
     tl.store(partial + channels + c, tl.sum(two, 0), mask=inside)
@@ -35,7 +35,7 @@ def _store_sums(partial, one, two, n, k, c, inside, channels):
 
 @triton.jit
 def _norm_sums(x, partial, voxels, channels, chunk, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Sums over a chunk of voxels of x - pivot and of its square; the pivot is the sample's first voxel."""
+    """Sum x - pivot and its square over a chunk of voxels; the pivot is the sample's first voxel."""
     n, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.arange(0, BLOCK_C)
     inside = c < channels
@@ -69,7 +69,7 @@ def _norm_apply(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y = leaky_relu((x - mean) / deviation * weight + bias [+ skip])."""
+    """Compute y = leaky_relu((x - mean) / deviation * weight + bias [+ skip])."""
     n, s = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     c = tl.arange(0, BLOCK_C)
     inside = c < channels
@@ -77,23 +77,23 @@ def _norm_apply(
     mean, scale, w, b = _channel(x + base, sums, weight, bias, n, c, inside, voxels, channels, eps)
     scale *= w
     shift = b - mean * scale
-    place = base + s[:, None] * channels + c[None, :]
+    offset = base + s[:, None] * channels + c[None, :]
     mask = (s < voxels)[:, None] & inside[None, :]
-    z = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) * scale[None, :] + shift[None, :]
+    z = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32) * scale[None, :] + shift[None, :]
     if SKIP:
-        z += tl.load(skip + place, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y + place, tl.where(z > 0, z, z * slope).to(y.dtype.element_ty), mask=mask)
+        z += tl.load(skip + offset, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y + offset, tl.where(z > 0, z, z * slope).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _gradient_of_z(x, y, grad, place, mask, mean, scale, weight, bias, slope, SKIP: tl.constexpr):
-    """The normalised x and the gradient before the leaky ReLU, whose sign is that of y or comes again from x."""
-    hat = (tl.load(x + place, mask=mask, other=0.0).to(tl.float32) - mean[None, :]) * scale[None, :]
-    if SKIP:  # noqa: SIM108 - Triton compiles one of the two
-        z = tl.load(y + place, mask=mask, other=0.0).to(tl.float32)
+def _gradient_of_z(x, y, grad, offset, mask, mean, scale, weight, bias, slope, SKIP: tl.constexpr):
+    """Return the normalised x and the gradient before the leaky ReLU, whose branch follows from y or is recomputed."""
+    hat = (tl.load(x + offset, mask=mask, other=0.0).to(tl.float32) - mean[None, :]) * scale[None, :]
+    if SKIP:  # noqa: SIM108 - Triton compiles only one branch
+        z = tl.load(y + offset, mask=mask, other=0.0).to(tl.float32)
     else:
         z = hat * weight[None, :] + bias[None, :]
-    incoming = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
+    incoming = tl.load(grad + offset, mask=mask, other=0.0).to(tl.float32)
     return hat, tl.where(z > 0, incoming, incoming * slope)
 
 
@@ -115,7 +115,7 @@ def _norm_grad_sums(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums over a chunk of voxels of the gradient before the leaky ReLU and of it times the normalised x."""
+    """Sum the gradient before the leaky ReLU, and its product with the normalised x, over a chunk of voxels."""
     n, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.arange(0, BLOCK_C)
     inside = c < channels
@@ -126,8 +126,8 @@ def _norm_grad_sums(
     for start in range(k * chunk, min((k + 1) * chunk, voxels), BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         mask = (s < voxels)[:, None] & inside[None, :]
-        place = base + s[:, None] * channels + c[None, :]
-        hat, dz = _gradient_of_z(x, y, grad, place, mask, mean, scale, w, b, slope, SKIP)
+        offset = base + s[:, None] * channels + c[None, :]
+        hat, dz = _gradient_of_z(x, y, grad, offset, mask, mean, scale, w, b, slope, SKIP)
         one += dz
         two += dz * hat
     _store_sums(partial, one, two, n, k, c, inside, channels)
@@ -152,7 +152,7 @@ def _norm_grad_apply(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The gradient of x, and of skip."""
+    """Compute the gradients of x and of skip."""
     n, s = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     c = tl.arange(0, BLOCK_C)
     inside = c < channels
@@ -161,26 +161,26 @@ def _norm_grad_apply(
     one = tl.load(grad_sums + (n * 2) * channels + c, mask=inside, other=0.0) / voxels
     two = tl.load(grad_sums + (n * 2 + 1) * channels + c, mask=inside, other=0.0) / voxels
     mask = (s < voxels)[:, None] & inside[None, :]
-    place = base + s[:, None] * channels + c[None, :]
-    hat, dz = _gradient_of_z(x, y, grad, place, mask, mean, scale, w, b, slope, SKIP)
+    offset = base + s[:, None] * channels + c[None, :]
+    hat, dz = _gradient_of_z(x, y, grad, offset, mask, mean, scale, w, b, slope, SKIP)
     value = (dz - one[None, :] - hat * two[None, :]) * (scale * w)[None, :]
-    tl.store(dx + place, value.to(dx.dtype.element_ty), mask=mask)
+    tl.store(dx + offset, value.to(dx.dtype.element_ty), mask=mask)
     if SKIP:
-        tl.store(dskip + place, dz.to(dskip.dtype.element_ty), mask=mask)
+        tl.store(dskip + offset, dz.to(dskip.dtype.element_ty), mask=mask)
 
 
 class NormAct(torch.autograd.Function):
-    """unet3d.norm_act for tensors that lie channels last.
+    """unet3d.norm_act for channels-last tensors.
 
-    The gradient of x takes the memory of that of y, which nothing else may hold: what reads y must give a gradient of
-    its own, as convolutions do and an addition does not.
+    The gradient of x overwrites that of y, so nothing else may refer to it: every operation that reads y must return a
+    new tensor as its gradient, as convolutions do and an addition does not.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, eps: float, slope: float
     ) -> Tensor:
-        """x: (N, C, D, H, W) of any floating dtype, which y has too; weight, bias: (C,)."""
+        """Return y of the shape and dtype of x, (N, C, D, H, W) of any floating dtype; weight, bias: (C,)."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if skip is not None:
             skip = skip.contiguous(memory_format=torch.channels_last_3d)
@@ -213,7 +213,7 @@ class NormAct(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x, weight, bias and skip."""
+        """Return the gradients of x, weight, bias and skip."""
         x, sums, weight, bias, *rest = ctx.saved_tensors
         y = rest[0] if ctx.skipped else x
         grad = grad.contiguous(memory_format=torch.channels_last_3d)

@@ -1,4 +1,4 @@
-"""What the losses sum over voxels, in one pass, and its gradient in another."""
+"""The sums over voxels that the losses need, in one pass, and their gradient in another."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trainable.model.kernels.tiles import tiling
 
 @triton.jit
 def _terms(x, t, gamma, positive, negative):
-    """Of logits and targets: probability, sign and size of the miss, its power, cross-entropy, weight."""
+    """Return per voxel: probability, sign and size of its error, the error^gamma, cross-entropy, weight."""
     sign = 1.0 - 2.0 * t
     s = x * sign
     entropy = tl.maximum(s, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(s)))  # softplus(s)
-    miss = tl.sigmoid(s)
-    power = tl.exp(gamma * (s - entropy))  # miss^gamma; log miss = s - softplus(s)
-    return tl.sigmoid(x), sign, miss, power, entropy, t * positive + (1.0 - t) * negative
+    error = tl.sigmoid(s)
+    power = tl.exp(gamma * (s - entropy))  # error^gamma; log error = s - softplus(s)
+    return tl.sigmoid(x), sign, error, power, entropy, t * positive + (1.0 - t) * negative
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _region_sums(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """Sums over a chunk of voxels. ln, lc, lv, tn, tc, tv: strides of sample, channel and voxel."""
+    """Sum over a chunk of voxels. ln, lc, lv, tn, tc, tv: strides of sample, channel and voxel of logits and target."""
     n, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c = tl.arange(0, BLOCK_C)
     prob = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
@@ -88,25 +88,25 @@ def _region_sums_grad(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """The gradient of the logits, in their layout. grad: (4, N, CHANNELS)."""
+    """Compute the gradient of the logits, in their layout. grad: (4, N, CHANNELS)."""
     n, s = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     c = tl.arange(0, BLOCK_C)
     mask = (s < voxels)[:, None] & (c < CHANNELS)[None, :]
-    place = n * ln + s[:, None] * lv + c[None, :] * lc
-    x = tl.load(logits + place, mask=mask, other=0.0).to(tl.float32)
+    offset = n * ln + s[:, None] * lv + c[None, :] * lc
+    x = tl.load(logits + offset, mask=mask, other=0.0).to(tl.float32)
     t = tl.load(target + n * tn + s[:, None] * tv + c[None, :] * tc, mask=mask, other=0).to(tl.float32)
-    p, sign, miss, power, entropy, weight = _terms(x, t, gamma, positive, negative)
+    p, sign, error, power, entropy, weight = _terms(x, t, gamma, positive, negative)
     row = tl.num_programs(1) * CHANNELS
     of_prob = tl.load(grad + n * CHANNELS + c, mask=c < CHANNELS, other=0.0)[None, :]
     of_hit = tl.load(grad + 2 * row + n * CHANNELS + c, mask=c < CHANNELS, other=0.0)[None, :]
     of_cost = tl.load(grad + 3 * row + n * CHANNELS + c, mask=c < CHANNELS, other=0.0)[None, :]
     value = (of_prob + of_hit * t) * p * (1.0 - p)
-    value += of_cost * weight * sign * power * (miss + gamma * (1.0 - miss) * entropy)
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+    value += of_cost * weight * sign * power * (error + gamma * (1.0 - error) * entropy)
+    tl.store(out + offset, value.to(out.dtype.element_ty), mask=mask)
 
 
 def layout(x: Tensor) -> tuple[int, int, int]:
-    """Strides of sample, channel and voxel of (N, C, D, H, W), whose voxels lie evenly."""
+    """Return the strides of sample, channel and voxel of (N, C, D, H, W), whose voxels have one stride."""
     assert x.stride(3) == x.stride(4) * x.shape[4]
     assert x.stride(2) == x.stride(3) * x.shape[3]
     return x.stride(0), x.stride(1), x.stride(4)
@@ -117,23 +117,23 @@ class RegionSums(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, gamma: float, positive: float, negative: float) -> Tensor:
-        """logits (N, C, D, H, W) of any floating dtype, target of any dtype, 0 or 1 -> float32 (4, N, C)."""
+        """Return float32 (4, N, C) of logits (N, C, D, H, W) of any floating dtype and a target of 0 and 1."""
         samples, channels, voxels = logits.shape[0], logits.shape[1], logits[0, 0].numel()
         block_s, block_c, chunks, chunk = tiling(voxels, channels, samples)
         partial = torch.empty(samples, chunks, 4, channels, device=logits.device)
         sizes = {"CHANNELS": channels, "BLOCK_C": block_c, "BLOCK_S": block_s}
-        ctx.words, ctx.sizes = (gamma, positive, negative, *layout(logits), *layout(target)), sizes
-        _region_sums[samples, chunks](logits, target, partial, voxels, chunk, *ctx.words, **sizes)
+        ctx.arguments, ctx.sizes = (gamma, positive, negative, *layout(logits), *layout(target)), sizes
+        _region_sums[samples, chunks](logits, target, partial, voxels, chunk, *ctx.arguments, **sizes)
         ctx.save_for_backward(logits, target)
         return partial.sum(1).transpose(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradient of the logits."""
+        """Return the gradient of the logits."""
         logits, target = ctx.saved_tensors
         out, voxels = torch.empty_like(logits), logits[0, 0].numel()
         assert out.stride() == logits.stride()
         grid = triton.cdiv(voxels, ctx.sizes["BLOCK_S"]), logits.shape[0]
-        _region_sums_grad[grid](logits, target, grad.contiguous(), out, voxels, *ctx.words, **ctx.sizes)
+        _region_sums_grad[grid](logits, target, grad.contiguous(), out, voxels, *ctx.arguments, **ctx.sizes)
         return out, None, None, None, None

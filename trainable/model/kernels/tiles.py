@@ -1,15 +1,15 @@
-"""How tensors are cut into the tiles of programs."""
+"""How tensors are divided into the tiles of a kernel's programs."""
 
 import torch
 import triton
 from torch import Tensor
 
-TILE = 4096  # elements that a program holds at once
-PROGRAMS = 528  # of a reduction: four for each multiprocessor
+TILE = 4096  # elements that a program processes at once
+PROGRAMS = 528  # of a reduction: four per multiprocessor of an H100
 
 
 def tiling(voxels: int, channels: int, samples: int) -> tuple[int, int, int, int]:
-    """Voxels and channels of a tile, chunks of voxels that a reduction is cut into, voxels of a chunk."""
+    """Return voxels and channels per tile, number of chunks of voxels of a reduction, voxels per chunk."""
     block_c = triton.next_power_of_2(channels)
     block_s = max(1, TILE // block_c)
     blocks = triton.cdiv(voxels, block_s)
@@ -18,6 +18,6 @@ def tiling(voxels: int, channels: int, samples: int) -> tuple[int, int, int, int
 
 
 def empty_like(x: Tensor, channels: int) -> Tensor:
-    """(N, channels, D, H, W), channels last, for an x of (N, C, D, H, W)."""
+    """Return an empty tensor (N, channels, D, H, W), channels last, with dtype and device of x (N, C, D, H, W)."""
     shape = x.shape[0], channels, *x.shape[2:]
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)

@@ -1,0 +1,128 @@
+"""Locks between processes: folders locked by one process, files locked by many workers, temporary folders.
+
+All are flock locks, which the kernel releases when the process ends, also by kill -9.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from trainable.core.errors import InputError
+from trainable.core.logger import logger
+
+LOCK = ".lock"  # file in a folder that the process that uses the folder locks
+IN_USE = ".in_use"  # file in a scratch folder that its process locks
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock the folder of a training or a sweep; create it if it does not exist.
+
+    A folder that was created here and is still empty at the end is removed.
+
+    Raises:
+        InputError: if it cannot be written, or is locked; the message names the process that locked it.
+    """
+    new, path = not folder.exists(), folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{folder} is in use by {file.read().strip()}; wait for it or end it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        try:
+            yield
+        finally:
+            if new and list(folder.iterdir()) == [path]:
+                path.unlink()
+                folder.rmdir()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process has locked a folder with `lock_folder`."""
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it was never locked
+        return False
+    return False
+
+
+_shared_locks: dict[Path, TextIO] = {}  # open files that this process has locked until it exits
+
+
+def hold_shared_lock(path: Path) -> None:
+    """Hold a shared lock on a file until this process exits, so that `wait_for_exclusive_lock` can tell when all
+    workers are gone. Does nothing if the file's folder does not exist.
+    """
+    if path not in _shared_locks and path.parent.is_dir():
+        file = path.open("a")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _shared_locks[path] = file
+
+
+def wait_for_exclusive_lock(path: Path, timeout: float) -> None:
+    """Wait until no process holds a shared lock on a file.
+
+    Raises:
+        InputError: after `timeout` seconds.
+    """
+    warned, end = False, time.monotonic() + timeout
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise InputError(
+                        f"{path.parent}: processes of its trials still run after {timeout:g} s, though nothing drives "
+                        f"them; `fuser {path}` on each node names them: end them"
+                    ) from None
+                if not warned:
+                    logger.info("waiting for the processes of trials that were left behind to end")
+                warned = True
+                time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def scratch_dir(prefix: str) -> Iterator[Path]:
+    """Make a temporary folder, removed at the end; those of this prefix whose process was killed are removed now."""
+    for file in Path(tempfile.gettempdir()).glob(f"{prefix}*/{IN_USE}"):
+        with contextlib.suppress(OSError), file.open("a") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(file.parent, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix) as name, Path(name, f"{IN_USE}.new").open("w") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        Path(own.name).rename(Path(name, IN_USE))  # visible to other processes only once it is locked
+        yield Path(name)
+
+
+def process_exists(pid: int) -> bool:
+    """Return whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # alive, and another user's
+        pass
+    return True

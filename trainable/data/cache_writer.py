@@ -1,0 +1,215 @@
+"""Write the cache: preprocess each case once.
+
+A case's folder is finished under another name and then renamed, so it is whole or does not exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+
+from trainable.core.brats import REGION_LABELS
+from trainable.core.errors import InputError
+from trainable.core.files import fsync_path
+from trainable.core.locks import process_exists
+from trainable.core.progress_bar import progress_bar
+from trainable.core.workers import cores, run_parallel
+from trainable.data.cache import ARRAYS, METADATA, VERSION, CaseMetadata, FileInfo, read_metadata
+from trainable.data.cases import Case, CaseError, LoadedCase, load_case
+from trainable.data.normalise import brain_box, channel_stats
+
+FOREGROUND_LIMIT = 4096
+THREADS_UP_TO = 8  # cases per worker; up to this many threads are used: processes scale better but start in seconds
+LEFTOVER_AGE = 3600  # seconds; a writer on another machine seems dead from this one, but does not take that long
+
+
+def prepare(
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    incomplete: Sequence[CaseError] = (),
+    skip_bad: bool = False,
+    workers: int = 0,
+    quiet: bool = False,
+) -> tuple[list[str], list[CaseError]]:
+    """Bring the cache of these cases up to date; return the names of the good cases, sorted, and the bad cases' errors.
+
+    A cached case is verified by size, checksum and source, and prepared again if it differs.
+
+    Args:
+        incomplete: errors of find_cases; listed with the others.
+        skip_bad: continue without bad cases.
+        workers: number of processes or threads; 0 for all cores.
+        quiet: print nothing on stderr.
+
+    Raises:
+        InputError: for bad cases, all listed (unless skip_bad), no good case, or a folder that cannot be written.
+    """
+    start = time.monotonic()
+    folder = Path(folder)
+    cases = sorted(cases, key=lambda case: case.name)
+    for case in cases:  # a prepared case replaces a folder of its name
+        if any((folder / case.name).glob("*.nii*")):
+            raise InputError(f"{folder} contains cases as NIfTI files, such as {case.name}; choose another cache_dir")
+    try:
+        outcomes = _update(cases, folder, workers, quiet)
+    except OSError as error:
+        raise InputError(f"{folder}: the cache cannot be written ({error}); choose a cache_dir that can be") from None
+    errors = [*incomplete, *(error for error in outcomes.values() if error is not None)]
+    if not quiet:
+        summary = f"prepared {list(outcomes.values()).count(None)} cases in {time.monotonic() - start:.1f} s"
+        print(f"{summary}, {len(cases) - len(outcomes)} were ready: {folder}", file=sys.stderr)
+    good = [case.name for case in cases if outcomes.get(case.name) is None]
+    message = f"{len(errors)} of {len(cases) + len(incomplete)} cases cannot be used"
+    listing = "".join(f"\n  {error}" for error in errors)
+    if not good or (errors and not skip_bad):
+        advice = "repair them, or continue without them with --skip_bad_cases" if good else "no case is left"
+        raise InputError(f"{message}; {advice}:{listing}")
+    if errors and not quiet:
+        print(f"{message} and are left out:{listing}", file=sys.stderr)
+    return good, errors
+
+
+def _update(cases: Sequence[Case], folder: Path, workers: int, quiet: bool) -> dict[str, CaseError | None]:
+    """Prepare the cases that the cache does not have or that have changed; returns the error of each that is bad."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    with progress_bar("cases", len(cases), quiet=quiet) as tick:
+        current = run_parallel(partial(_is_current, folder), cases, workers=workers, tick=tick, threads=True)
+        for _ in range(len(cases) - sum(current)):
+            tick(-1)
+        outdated = [case for case, ready in zip(cases, current, strict=True) if not ready]
+        few = len(outdated) <= THREADS_UP_TO * (workers or cores())
+        errors = run_parallel(partial(_prepare_case, folder), outdated, workers=workers, tick=tick, threads=few)
+    return {case.name: error for case, error in zip(outdated, errors, strict=True)}
+
+
+def _fingerprint(case: Case) -> list[list[Any]]:
+    """Return names, sizes and modification times of a case's files, which tell whether they have changed."""
+    paths = [*case.images, *([case.seg] if case.seg else [])]
+    return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths]
+
+
+def _checksums(path: Path) -> dict[str, FileInfo]:
+    """Return size and CRC32 of each array of a prepared case."""
+    contents = {file: (path / file).read_bytes() for file in ARRAYS}
+    return {file: {"size": len(content), "crc32": isal_zlib.crc32(content)} for file, content in contents.items()}
+
+
+def _is_current(folder: Path, case: Case) -> bool:
+    """Return whether the cache has this case, whole and prepared from its present source."""
+    path = folder / case.name
+    try:
+        metadata = read_metadata(path)
+        return bool(metadata["source"] == _fingerprint(case) and metadata["files"] == _checksums(path))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _prepare_case(folder: Path, case: Case) -> CaseError | None:
+    """Prepare one case; returns its error, if it is bad."""
+    if case.seg is None:
+        return CaseError(
+            f"{case.name}: has no seg; expected one next to {case.images[0]}, as only labelled cases train"
+        )
+    mark = f"{case.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    temp = folder / f".{mark}.tmp"
+    try:
+        # The fingerprint is taken first: a source that changes while it is read is then prepared again next time.
+        source = _fingerprint(case)
+        loaded = load_case(case)
+        temp.mkdir()
+        _write(temp, case.name, loaded, source)
+        _publish(temp, folder, case)
+    except CaseError as error:
+        return error
+    except FileNotFoundError as error:
+        return CaseError(f"{case.name}: {error.filename} vanished while it was read; expected it to stay")
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    return None
+
+
+def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]]) -> None:
+    """Write the files of a labelled case and flush them to the disk."""
+    image, label = case.image, case.label
+    assert label is not None
+    box = brain_box(image, label)
+    crop, inside = np.ascontiguousarray(image[:, *box]), np.ascontiguousarray(label[box])
+    voxels = _foreground(inside, name)
+    arrays: list[NDArray[Any]] = [crop, inside, np.concatenate(voxels)]
+    for file, array in zip(ARRAYS, arrays, strict=True):
+        np.save(temp / file, array, allow_pickle=False)
+    mean, std = channel_stats(crop)
+    metadata: CaseMetadata = {
+        "version": VERSION,
+        "offset": [side.start for side in box],
+        "full_shape": list(label.shape),
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "foreground": [len(region) for region in voxels],
+        "files": _checksums(temp),
+        "source": source,
+        "affine": case.affine.tolist(),
+    }
+    (temp / METADATA).write_text(json.dumps(metadata))
+    for file in (*ARRAYS, METADATA, "."):
+        fsync_path(temp / file)
+
+
+def _foreground(label: NDArray[np.uint8], name: str) -> list[NDArray[np.int16]]:
+    """Return at most FOREGROUND_LIMIT voxels (n, 3) of each region, drawn by a seed made from the case's name."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    drawn = []
+    for labels in REGION_LABELS.values():
+        flat = np.flatnonzero(np.isin(label, labels))
+        if len(flat) > FOREGROUND_LIMIT:
+            flat = np.sort(rng.choice(flat, FOREGROUND_LIMIT, replace=False))
+        drawn.append(np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int16))
+    return drawn
+
+
+def _publish(temp: Path, folder: Path, case: Case) -> None:
+    """Rename a finished case to its final name; another writer may be doing the same."""
+    path = folder / case.name
+    for _ in range(20):
+        if _is_current(folder, case):
+            return
+        old = temp.with_suffix(".old")
+        # Renamed, not overwritten: trials that have mapped the old arrays keep them.
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            temp.rename(path)
+            fsync_path(folder)
+            return
+        except OSError:  # another writer's folder appeared between the two renames
+            if not path.exists():
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+    raise InputError(f"{path}: other processes keep replacing it; let one prepare run at a time")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove unfinished folders of writers that died long ago."""
+    for path in folder.glob(".*.*.*"):
+        match = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.(tmp|old)", path.name)
+        with contextlib.suppress(OSError):
+            if match and time.time() - path.stat().st_mtime > LEFTOVER_AGE and not process_exists(int(match[1])):
+                shutil.rmtree(path, ignore_errors=True)
