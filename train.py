@@ -4,8 +4,8 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from trainable.cli import main  # here, as importing takes seconds, and Ctrl-C may come in them
+        from trainable.cli import main  # here, as importing takes seconds, during which Ctrl-C may come
 
-        sys.exit(main())
+        sys.exit(main(prog="python train.py"))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -164,7 +164,8 @@ def test_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_pa
     path = tmp_path / "latest.pth"
     save_checkpoint({"epoch": 1}, path)
     script = (
-        "import resource, signal, torch; from pathlib import Path; from trainable.training.checkpoint import save_checkpoint\n"
+        "import resource, signal, torch; from pathlib import Path\n"
+        "from trainable.training.checkpoint import save_checkpoint\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
         f"try: save_checkpoint({{'epoch': 2, 'network': torch.zeros(10**6)}}, Path({str(path)!r}))\n"
         "except OSError as error: print(error.errno, error)"
@@ -239,7 +240,7 @@ def test_weights_are_found_under_the_usual_names(tmp_path: Path, key: str) -> No
 @pytest.mark.parametrize("content", [{"format": 2, "network": {}}, {"a": 1}, [torch.zeros(1)], torch.zeros(3)])
 def test_file_without_weights_is_refused(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(InputError, match=r"a\.pth: holds no weights; expected a checkpoint of voxtune or a state_dict"):
+    with pytest.raises(InputError, match=r"a\.pth: contains no weights; expected a checkpoint of voxtune or a state"):
         load_pretrained(network(), tmp_path / "a.pth")
 
 

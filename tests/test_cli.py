@@ -29,7 +29,7 @@ SMALL = "--depth 3 --base_channels 4 --target_shape 16 16 16 --num_workers 0 --d
 
 
 def train(*words: object) -> subprocess.CompletedProcess[str]:
-    """python train.py in a process of its own."""
+    """Run python train.py in a separate process."""
     command = [sys.executable, str(ROOT / "train.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
@@ -104,7 +104,7 @@ def test_an_output_dir_in_use_is_refused(phantoms: Path, prepared: Data, tmp_pat
     assert cli.main(words) == 0
     before = torch.load(tmp_path / "checkpoints" / "latest.pth", weights_only=True)["network"]
     assert cli.main(words) == 2
-    assert f"holds a training already; go on with --resume {tmp_path}" in capsys.readouterr().err
+    assert f"already contains a training; go on with --resume {tmp_path}" in capsys.readouterr().err
     after = torch.load(tmp_path / "checkpoints" / "latest.pth", weights_only=True)["network"]
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -124,6 +124,21 @@ def test_test_only_keeps_the_split_of_the_training_when_the_folder_grows(phantom
     (output / "split.json").write_text(json.dumps({"train": ["A"], "val": [], "test": ["Phantom_00000"]}))
     assert cli.main(["--resume", model, "--test_only"]) == 2
     assert "a test case may have been trained on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [((), "voxtune train"), (("python train.py",), "python train.py")],
+    ids=["default", "given"],
+)
+def test_help_and_messages_name_the_command_in_use(arguments: tuple[str, ...], command: str, capsys):
+    assert cli.main(["--learning_rate", "1"], *arguments) == 2
+    assert f"see {command} --help" in capsys.readouterr().err
+    assert cli.main(["--lr", "abc", "--data_dir", "X"], *arguments) == 2
+    assert f"error: {command}: lr is 'abc'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["--help"], *arguments)
+    assert f"  {command} --resume DIR --test_only" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -224,7 +239,7 @@ def test_resume_keeps_the_pictures_of_the_epochs_before(finished: Path):
 
 def test_output_dir_of_a_running_training_is_refused(finished: Path, capsys):
     script = (
-        "import sys; from pathlib import Path; from trainable.core.files import lock_folder\n"
+        "import sys; from pathlib import Path; from trainable.core.locks import lock_folder\n"
         f"with lock_folder(Path({str(finished)!r})): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -266,7 +281,10 @@ def test_full_disk_ends_a_training_with_its_last_epoch_kept(
         assert cli.main(words.split()) == 2
         error = capsys.readouterr().err
         assert "No space left on device" in error
-        assert "there is no room for it; make some. The last finished epoch is kept; go on with: python " in error
+        assert (
+            "there is no space for it; free some. The last finished epoch is kept; go on with: voxtune train --resume "
+            in error
+        )
         state = checkpoint.load_checkpoint(disk / "out")
         assert state["epoch"] in (1, 2)
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
@@ -349,7 +367,7 @@ def test_the_options_of_a_training_start_another_and_never_a_resume(finished: Pa
     assert cli.main(f"--resume {finished} --epochs 2".split()) == 0
     file = finished / "training_config.json"
     assert cli.main(f"--config {file}".split()) == 2
-    assert "holds a training already" in capsys.readouterr().err
+    assert "already contains a training" in capsys.readouterr().err
     assert cli.main(f"--config {file} --output_dir {tmp_path / 'other'} --epochs 1".split()) == 0
     assert checkpoint.load_checkpoint(tmp_path / "other")["epoch"] == 1
     for line, message in [

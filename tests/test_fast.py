@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainable.core.config import TrainConfig
+from trainable.core.device import has_fused_kernels
 from trainable.core.options import make_config
 from trainable.data.prepare import Data
 from trainable.model import unet3d
@@ -42,7 +43,7 @@ def test_network_and_its_gradients_are_as_near_to_float64_as_the_plain_ones(
     residual: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    monkeypatch.setattr(unet3d, "SLOPE", 1.0)  # at a kink float32's own error grows a hundredfold, by chance
+    monkeypatch.setattr(unet3d, "LEAKY_RELU_SLOPE", 1.0)  # at a kink float32's own error grows a hundredfold, by chance
     exact = gradients(torch.float64, fast=False, residual=residual)
     fast, plain = (gradients(torch.float32, fast=fast, residual=residual) for fast in (True, False))
     ours, theirs = (
@@ -64,7 +65,7 @@ def trained(
     def keep(training: TrainingState) -> None:
         kept.extend(training.network.parameters())
         if monkeypatch is not None:
-            training.use_cuda_graphs = False
+            training.train_step.use_cuda_graphs = False
 
     result = fit(make_config({**base, **options}), data, on_start=keep)
     return torch.cat([p.detach().flatten() for p in kept]), result
@@ -110,7 +111,11 @@ def test_a_gpu_trains_fast_unless_told_otherwise(fast: bool) -> None:
     training = TrainingState(config)
     weight = training.network.encoder[1].conv1.weight  # type: ignore[union-attr]
     assert weight.is_contiguous(memory_format=torch.channels_last_3d) is fast
-    assert (training.use_cuda_graphs, training.network.fused, config.fused) == (fast, fast, fast)
+    assert (training.train_step.use_cuda_graphs, training.network.fused, has_fused_kernels(config)) == (
+        fast,
+        fast,
+        fast,
+    )
 
 
 def test_a_step_that_no_graph_can_hold_says_why_and_what_to_do() -> None:

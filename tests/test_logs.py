@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from trainable.evaluation.pictures import COLOURS, outline, picture
+from trainable.evaluation.pictures import COLOURS, draw_case, outline
 from trainable.training.run_log import RunLog, epoch_line, read_rows
 
 
@@ -110,7 +110,7 @@ def a_case() -> tuple[np.ndarray, np.ndarray]:
 def test_picture_outlines_truth_above_and_prediction_below() -> None:
     image, label = a_case()
     prediction = np.where(label == 1, 2, label).astype(np.uint8)
-    drawn = picture(image, label, prediction)
+    drawn = draw_case(image, label, prediction)
     assert drawn.shape == (2 * Y, 4 * X, 3)  # rows are y, columns x of each modality
     assert drawn.dtype == np.uint8
     for tile in range(4):
@@ -126,14 +126,14 @@ def test_picture_shows_the_slice_with_most_of_the_truth() -> None:
     image, label = a_case()
     elsewhere = np.zeros_like(label)
     elsewhere[:, :, 0] = 2
-    drawn = picture(image, label, elsewhere)
+    drawn = draw_case(image, label, elsewhere)
     assert tuple(drawn[24, 36]) == COLOURS["WT"]
     assert (drawn[Y:] == 255).all()  # the prediction has nothing in that slice
 
 
 def test_picture_of_a_case_without_truth_has_the_prediction_alone() -> None:
     image, label = a_case()
-    drawn = picture(image, None, label)
+    drawn = draw_case(image, None, label)
     assert drawn.shape == (Y, 4 * X, 3)
     assert tuple(drawn[24, 36]) == COLOURS["WT"]
 
@@ -142,7 +142,7 @@ def test_picture_of_a_case_without_tumour_is_its_middle_slice_in_grey() -> None:
     image = np.zeros((4, X, Y, Z), np.int16)
     image[0, :, :, Z // 2] = np.arange(X)[:, None]
     nothing = np.zeros((X, Y, Z), np.uint8)
-    drawn = picture(image, nothing, nothing)
+    drawn = draw_case(image, nothing, nothing)
     assert (drawn[..., 0] == drawn[..., 1]).all()
     assert drawn[100, 0, 0] == 0
     assert (np.diff(drawn[100, :X, 0].astype(int)) >= 0).all()
@@ -152,14 +152,14 @@ def test_picture_of_a_case_without_tumour_is_its_middle_slice_in_grey() -> None:
 
 def test_picture_magnifies_small_volumes_and_captions_each_slice() -> None:
     image, label = np.ones((4, 60, 50, 4), np.int16), np.zeros((60, 50, 4), np.uint8)
-    drawn = picture(image * 0, label, label)
+    drawn = draw_case(image * 0, label, label)
     assert drawn.shape == (2 * 200, 4 * 240, 3)
     assert all(drawn[row : row + 16, column : column + 60].any() for row in (0, 200) for column in range(0, 960, 240))
 
 
 def test_pictures_are_in_tensorboard_as_they_are(tmp_path: Path) -> None:
     image, label = a_case()
-    rgb = picture(image, label, label)
+    rgb = draw_case(image, label, label)
     log = RunLog(tmp_path)
     log.write({"epoch": 4}, {"case_a": rgb, "case_b": rgb[:100]})
     events = EventAccumulator(str(tmp_path)).Reload()

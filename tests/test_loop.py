@@ -17,7 +17,7 @@ from trainable import cli
 from trainable.core.config import TrainConfig
 from trainable.core.device import autocast
 from trainable.core.errors import InputError
-from trainable.core.options import fixed_on_resume, make_config, to_dict
+from trainable.core.options import make_config, option_names, to_dict
 from trainable.data.patches import PatchLoader
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
@@ -26,7 +26,6 @@ from trainable.training import checkpoint, loop
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit, micro_batch_weight, seed_epoch, train_one_epoch
 from trainable.training.state import TrainingState, check_resumable
-from trainable.training.step import update
 from tune.driver.worker import MAX_LEAKED_BYTES, free_memory
 
 TINY = {
@@ -111,7 +110,7 @@ def weights_of(training: TrainingState) -> torch.Tensor:
 
 
 def differences_by_accumulation(prepared: Data, tmp_path: Path, **options: object) -> list[float]:
-    """How far 2 x 2 and 4 x 1 micro-batches end from 1 x 4, as a share of the way that was gone."""
+    """Return how far 2 x 2 and 4 x 1 micro-batches end from 1 x 4, relative to the length of the update."""
     common = {"patches_per_epoch": 7, "dropout": 0.0, "optimizer": "sgd", "momentum": 0.0, "lr": 0.1, **options}
     configs = [config_in(tmp_path, batch_size=size, accumulation_steps=4 // size, **common) for size in (4, 2, 1)]
     start, ends = weights_of(TrainingState(configs[0])), [weights_of(trained(config, prepared)) for config in configs]
@@ -144,7 +143,7 @@ def test_clipping_limits_the_update_and_reports_the_norm_before_it(prepared: Dat
     before = [p.detach().clone() for p in training.network.parameters()]
     training.scaler.scale(sum(3 * p.sum() for p in training.network.parameters())).backward()
     count = sum(p.numel() for p in training.network.parameters())
-    assert update(training).item() == pytest.approx(3 * math.sqrt(count), rel=1e-4)
+    assert training.train_step.update().item() == pytest.approx(3 * math.sqrt(count), rel=1e-4)
     after = training.network.parameters()
     moved = torch.cat([(a - b).flatten() for a, b in zip(before, after, strict=True)])
     assert moved.norm().item() == pytest.approx(0.5, rel=1e-3)
@@ -153,10 +152,10 @@ def test_clipping_limits_the_update_and_reports_the_norm_before_it(prepared: Dat
 def test_clipping_comes_after_the_loss_scale_is_taken_out(tmp_path: Path):
     config = config_in(tmp_path, gradient_clipping=0.5, optimizer="sgd", momentum=0.0, lr=1.0, weight_decay=0.0)
     training = TrainingState(config)
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    training.scaler = training.train_step.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = weights_of(training)
     training.scaler.scale(sum(3 * p.sum() for p in training.network.parameters())).backward()
-    assert update(training).item() == pytest.approx(3 * math.sqrt(len(before)), rel=1e-4)
+    assert training.train_step.update().item() == pytest.approx(3 * math.sqrt(len(before)), rel=1e-4)
     assert (weights_of(training) - before).norm().item() == pytest.approx(0.5, rel=1e-3)
 
 
@@ -179,7 +178,7 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer(
     for factor in (1.0, value):
         before = weights_of(training), copy.deepcopy(training.optimizer.state_dict())
         training.scaler.scale(sum(factor * p.sum() for p in training.network.parameters())).backward()
-        norm = update(training)
+        norm = training.train_step.update()
     assert not norm.isfinite()
     assert torch.equal(weights_of(training), before[0])
     state = training.optimizer.state_dict()["state"]
@@ -191,10 +190,10 @@ def test_a_skipped_step_changes_neither_weights_nor_optimizer(
 
 
 class NotFinite:
-    """A loss that is the real one but for the batches named."""
+    """The real loss, except that it is NaN in these batches (counted from 1)."""
 
     def __init__(self, training: TrainingState, batches: set[int]) -> None:
-        self.loss, self.batches, self.count = training.loss, batches, 0
+        self.loss, self.batches, self.count = training.train_step.loss, batches, 0
 
     def __call__(self, heads, target):
         self.count += 1
@@ -209,7 +208,7 @@ class NotFinite:
 def test_a_batch_that_is_not_finite_costs_its_step_and_no_more(prepared: Data, tmp_path: Path):
     config = config_in(tmp_path, max_skipped_steps=2)
     training = TrainingState(config)
-    training.loss = NotFinite(training, {1, 3})
+    training.train_step.loss = NotFinite(training, {1, 3})
     stats = train_one_epoch(training, PatchLoader(prepared.folder, prepared.split.train, config, pin_memory=False))
     assert (stats.steps, training.step, training.skipped.in_a_row) == (1, 1, 1)
     assert all(math.isfinite(getattr(stats, name)) for name in ("avg_total_loss", "avg_base_loss", "grad_norm"))
@@ -225,7 +224,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_training_and_say_where(
 
     def broken(self: TrainingState, config: TrainConfig) -> None:
         make(self, config)
-        self.loss = NotFinite(self, {2, 3, *range(11, 99)})
+        self.train_step.loss = NotFinite(self, {2, 3, *range(11, 99)})
 
     monkeypatch.setattr(TrainingState, "__init__", broken)
     results = run(config, prepared)
@@ -243,7 +242,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_training_and_say_where(
 
 
 def test_only_train_and_val_cases_are_opened(prepared: Data, tmp_path: Path):
-    """What selects must not see the test part: every file that training opens is noted."""
+    """Model selection must not see the test part: every file that training opens is recorded."""
     opened: list[str] = []
     listening = True
 
@@ -391,7 +390,7 @@ def test_pretrained_weights_are_those_a_training_starts_from(prepared: Data, tmp
 
 
 def test_deterministic_algorithms_are_asked_for_during_the_training_alone(prepared: Data, tmp_path: Path):
-    """And cudnn tries all its kernels out, but for a fast training in mixed precision, or a deterministic one."""
+    """cudnn also benchmarks its kernels, except in a fast training in mixed precision, or a deterministic one."""
 
     def seen(**options: Any) -> list[tuple[bool, bool]]:
         found = []
@@ -421,7 +420,7 @@ def test_pictures_are_of_the_first_two_validation_cases_and_of_validated_epochs(
         assert {tuple(colour) for colour in rgb.reshape(-1, 3)} >= {COLOURS["WT"], COLOURS["TC"]}
 
 
-@pytest.mark.parametrize("option", fixed_on_resume())
+@pytest.mark.parametrize("option", option_names(fixed=True))
 def test_each_option_that_a_resumed_training_cannot_change_is_refused(option: str):
     saved = to_dict(make_config({"folds": 3}))
     kind = TrainConfig.model_fields[option].annotation
@@ -465,7 +464,9 @@ def test_other_options_on_resume_take_effect(prepared: Data, tmp_path: Path):
     training.load_state(checkpoint.load_checkpoint(tmp_path), prepared)
     assert [group["momentum"] for group in training.optimizer.param_groups] == [0.5, 0.5]
     assert [group["weight_decay"] for group in training.optimizer.param_groups] == [0.25, 0.0]
-    assert (training.schedule.scheduler.patience, training.schedule.scheduler.factor) == (3, 0.1)
+    plateau = training.schedule.plateau
+    assert plateau is not None
+    assert (plateau.patience, plateau.factor) == (3, 0.1)
 
 
 def test_resume_of_an_earlier_checkpoint_does_not_keep_a_later_best_model(prepared: Data, tmp_path: Path):
@@ -505,7 +506,7 @@ def test_deterministic_training_repeats_bit_for_bit_on_a_gpu(prepared: Data, tmp
 
 @pytest.mark.gpu
 def test_a_training_leaves_no_gpu_memory_behind(prepared: Data, tmp_path: Path):
-    """Batches are made on a stream of their own, and need workspaces and temporaries."""
+    """Batches are prepared on a side stream, and need workspaces and temporaries."""
     options = {"device": "cuda", "epochs": 6, "blur_prob": 1.0, "rotate_prob": 1.0}
     for name in ("one", "other"):
         run(config_in(tmp_path / name, **options), prepared)

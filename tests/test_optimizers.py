@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LRScheduler, PolynomialLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    LRScheduler,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
 from trainable.core.config import TrainConfig
-from trainable.training.optimizers import Schedule, make_optimizer
+from trainable.training.optimizers import FACTORS, Schedule, make_optimizer
 
 
 def network() -> nn.Module:
@@ -68,6 +76,73 @@ def test_lr_over_epochs_equals_torch_s_own(options: dict[str, Any], torchs_own: 
         optimizer.step()
         reference.step()
     assert lrs(schedule_of(lr=0.01, epochs=20, **options), 20) == pytest.approx(expected, rel=1e-9)
+
+
+CLOSED_FORMS: list[dict[str, Any]] = [
+    {"scheduler": "cosine", "min_lr": 1e-5, "warmup_epochs": 3},
+    {"scheduler": "step", "step_size": 3, "step_gamma": 0.3},
+    {"scheduler": "exponential", "exponential_gamma": 0.93},
+    {"scheduler": "poly", "poly_power": 1.7},
+]
+GROUPS = ("float", "tensor")  # lr of the groups: a plain number, or a tensor, which a CUDA graph reads
+
+
+def set_lr_of_kind(optimizer: torch.optim.Optimizer, kind: str) -> None:
+    """Make the lr of each group a tensor, as capturing a step does."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"]) if kind == "tensor" else group["lr"]
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+@pytest.mark.parametrize("options", CLOSED_FORMS, ids=lambda options: options["scheduler"])
+def test_lr_of_a_closed_form_equals_that_of_torch_s_lambda_lr_to_the_last_bit(
+    options: dict[str, Any], kind: str
+) -> None:
+    config = TrainConfig(lr=3e-4, epochs=20, **options)
+    optimizer = make_optimizer(network(), config)
+    reference = LambdaLR(optimizer, lambda epoch: FACTORS[config.scheduler](epoch, config))
+    schedule = schedule_of(lr=3e-4, epochs=20, **options)
+    for each in (optimizer, schedule.optimizer):
+        set_lr_of_kind(each, kind)
+    for _ in range(25):
+        assert [float(group["lr"]) for group in optimizer.param_groups] == [schedule.lr] * 2
+        optimizer.step()
+        reference.step()
+        schedule.step(None)
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_lr_of_plateau_equals_that_of_torch_s_to_the_last_bit(kind: str) -> None:
+    options = {"lr": 3e-4, "plateau_patience": 1, "plateau_factor": 0.3, "min_lr": 1e-6}
+    optimizer = make_optimizer(network(), TrainConfig(**options))
+    reference = ReduceLROnPlateau(optimizer, mode="max", factor=0.3, patience=1, min_lr=1e-6, threshold=0)
+    schedule = schedule_of(scheduler="plateau", **options)
+    for each in (optimizer, schedule.optimizer):
+        set_lr_of_kind(each, kind)
+    lrs_seen = set()
+    for score in (0.1, 0.3, 0.3, 0.2, 0.29, 0.4, 0.4, 0.1, *[0.2] * 20):
+        reference.step(score)
+        schedule.step(score)
+        assert [float(group["lr"]) for group in optimizer.param_groups] == [schedule.lr] * 2
+        lrs_seen.add(schedule.lr)
+    assert len(lrs_seen) == 6
+
+
+@pytest.mark.parametrize("options", CLOSED_FORMS, ids=lambda options: options["scheduler"])
+def test_a_closed_form_goes_on_from_a_checkpoint_that_was_written_with_lambda_lr(options: dict[str, Any]) -> None:
+    whole = lrs(schedule_of(lr=0.1, epochs=12, **options), 12)
+    schedule = schedule_of(lr=0.1, epochs=12, **options)
+    schedule.load_state_dict({"base_lrs": [0.1, 0.1], "last_epoch": 5, "_step_count": 6, "_last_lr": [whole[5]] * 2})
+    assert lrs(schedule, 7) == whole[5:]
+
+
+def test_plateau_goes_on_from_a_checkpoint_that_was_written_with_all_that_torch_keeps() -> None:
+    schedule = schedule_of(lr=0.1, scheduler="plateau", plateau_patience=2)
+    state = {"best": 0.5, "num_bad_epochs": 2, "cooldown_counter": 0, "last_epoch": 3, "_last_lr": [0.1, 0.1]}
+    schedule.load_state_dict(state)
+    schedule.step(0.5)
+    assert schedule.lr == pytest.approx(0.05)
+    assert schedule.state_dict() == {"best": 0.5, "num_bad_epochs": 0, "cooldown_counter": 0, "last_epoch": 4}
 
 
 def test_warm_up_rises_linearly_to_lr_and_the_cosine_takes_the_epochs_left() -> None:
@@ -244,9 +319,10 @@ for name in ("adam", "adamw", "sgd"):
     config = TrainConfig(optimizer=name, depth=2, base_channels=4, target_shape=(8, 8, 8), batch_size=1, device="cpu")
     with kernel_selection(config):
         training = TrainingState(config)
-        training.steps.forward_backward(torch.randn(1, 4, 8, 8, 8), torch.zeros(1, 3, 8, 8, 8, dtype=torch.bool), 1.0)
+        x, y = torch.randn(1, 4, 8, 8, 8), torch.zeros(1, 3, 8, 8, 8, dtype=torch.bool)
+        training.train_step.forward_backward(x, y, 1.0)
         before = [p.clone() for p in training.network.parameters()]
-        training.steps.update()
+        training.train_step.update()
         assert not all(map(torch.equal, before, training.network.parameters()))
         training.optimizer.load_state_dict(training.optimizer.state_dict())
 print("torch._dynamo" in sys.modules)

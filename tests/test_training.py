@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -17,16 +19,20 @@ from trainable.core import files
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
-from trainable.core.options import make_config
+from trainable.core.options import make_config, to_dict
 from trainable.data.prepare import Data
+from trainable.data.split import save_split
 from trainable.training import checkpoint
 from trainable.training import state as training
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
 from trainable.training.optimizers import OPTIMIZERS
 from trainable.training.state import SkippedSteps, TrainingState
-from trainable.training.step import CastTensors, update
+from trainable.training.step import CastTensors
+from trainable.training.training_dir import BEST, LATEST
+from tune.driver import worker
 from tune.driver.worker import fit_to_storage
+from tune.spec.trial_spec import TrialSpec
 
 TINY = {
     **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
@@ -65,7 +71,7 @@ def backward(state: TrainingState, factor: float) -> None:
 def test_a_first_step_that_is_skipped_leaves_no_trace(
     tmp_path: Path, optimizer: str, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fused is what a GPU uses; torch has it on the CPU too."""
+    """A GPU uses fused optimizers; torch has them on the CPU too."""
     make = OPTIMIZERS[optimizer]
     monkeypatch.setitem(OPTIMIZERS, optimizer, lambda groups, config, _: make(groups, config, fused))
     ends = []
@@ -73,7 +79,7 @@ def test_a_first_step_that_is_skipped_leaves_no_trace(
         state = TrainingState(tiny(tmp_path, optimizer=optimizer, weight_decay=0.1))
         for factor in factors:
             backward(state, factor)
-            update(state)
+            state.train_step.update()
         ends.append(torch.cat([p.detach().flatten() for p in state.network.parameters()]))
     assert ends[0].isfinite().all()
     assert torch.equal(ends[0], ends[1])
@@ -84,7 +90,7 @@ def test_a_gradient_whose_norm_overflows_is_skipped_as_it_is_counted(tmp_path: P
     state = TrainingState(tiny(tmp_path, gradient_clipping=clipping, weight_decay=0.1))
     before = [p.detach().clone() for p in state.network.parameters()]
     backward(state, 1e25)
-    assert not update(state).isfinite()
+    assert not state.train_step.update().isfinite()
     assert all(torch.equal(a, b) for a, b in zip(before, state.network.parameters(), strict=True))
 
 
@@ -102,7 +108,7 @@ def test_a_training_goes_on_with_the_optimizer_of_the_device_of_the_day(
         if state:
             one.load_state(state, prepared)
         backward(one, 1.0)
-        assert update(one).isfinite()
+        assert one.train_step.update().isfinite()
         assert {group["fused"] for group in one.optimizer.param_groups} == {fused}
         state = one.state(prepared, {"epoch": 0})
 
@@ -141,7 +147,7 @@ def test_skipped_steps_are_too_many_once_and_for_all() -> None:
 
 
 def scored(scores: Iterator[float], *_: object, **__: object) -> dict[str, dict[str, float]]:
-    """In the place of validate: the next of these scores."""
+    """Replaces validate: return the next of these scores."""
     return {"case": dict.fromkeys(("dice_WT", "dice_TC", "dice_ET", "dice_mean"), next(scores))}
 
 
@@ -162,7 +168,7 @@ def test_resume_goes_on_from_best_model_where_a_kill_came_before_latest(
     write, latest = checkpoint.atomic_write, iter((1, 2, 3))
 
     def dying(path: Path, content: Callable[[BinaryIO], None], **how: bool) -> None:
-        if path.name == checkpoint.LATEST and next(latest) == 3:
+        if path.name == LATEST and next(latest) == 3:
             raise Killed
         write(path, content, **how)
 
@@ -221,14 +227,14 @@ def test_a_kill_in_the_first_epoch_after_an_earlier_one_was_resumed_leaves_what_
     results: list[EpochResult] = []
     fit(tiny(tmp_path / output, resume=tmp_path / output), prepared, results.append)
     assert [(result.epoch, result.best_epoch, result.best_score) for result in results] == [(4, 2, 0.9)]
-    assert checkpoint.load_checkpoint(source.with_name(checkpoint.BEST))["epoch"] == 2
+    assert checkpoint.load_checkpoint(source.with_name(BEST))["epoch"] == 2
 
 
 @pytest.mark.parametrize("output", ["out", "other"])
 def test_a_kill_at_any_write_of_a_resume_leaves_the_old_state_or_the_resumed_one(
     trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
 ) -> None:
-    """The kill comes in the place of a renaming, with which the writing of a file ends too."""
+    """The kill replaces a renaming, which also ends the writing of a file."""
 
     def renaming(path: Path, target: Path) -> Path:
         if not next(left, False):
@@ -267,20 +273,20 @@ def test_a_resume_of_latest_writes_nothing_before_its_first_epoch(
 def test_a_restored_trial_forces_nothing_to_the_disk_and_writes_no_latest_before_its_first_epoch(
     trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lies in the trial's scratch folder already, where nothing outlives its process."""
+    """It is in the trial's scratch folder already, which is removed when its process ends."""
     (trained / "checkpoints").rename(trained / "restored")
     monkeypatch.setattr("trainable.training.loop.train_one_epoch", kill)
     monkeypatch.setattr("os.fsync", None)
     with pytest.raises(Killed):
         fit_to_storage(tiny(trained, epochs=5, resume=trained / "restored" / "latest.pth"), prepared, lambda _: None)
-    assert [path.name for path in (trained / "checkpoints").iterdir()] == [checkpoint.BEST]
+    assert [path.name for path in (trained / "checkpoints").iterdir()] == [BEST]
 
 
 @pytest.mark.parametrize("output", ["out", "other"])
 def test_a_damaged_best_model_is_said_and_the_next_validation_is_the_best(
     trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, output: str
 ) -> None:
-    best = trained / "checkpoints" / checkpoint.BEST
+    best = trained / "checkpoints" / BEST
     best.write_bytes(best.read_bytes()[:-40])
     monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.2, 0.1])))
     result = fit(tiny(tmp_path / output, epochs=6, resume=trained), prepared)
@@ -288,7 +294,7 @@ def test_a_damaged_best_model_is_said_and_the_next_validation_is_the_best(
     assert said.startswith(f"{best}: damaged or not a checkpoint (")
     assert said.endswith("); the next validation counts as the best")
     assert (result.best_epoch, result.best_score) == (5, 0.2)
-    assert checkpoint.load_checkpoint(tmp_path / output / "checkpoints" / checkpoint.BEST)["epoch"] == 5
+    assert checkpoint.load_checkpoint(tmp_path / output / "checkpoints" / BEST)["epoch"] == 5
 
 
 def test_a_trial_s_checkpoints_are_written_once_and_gone_on_from(
@@ -302,20 +308,19 @@ def test_a_trial_s_checkpoints_are_written_once_and_gone_on_from(
         shutil.copytree(folder, tmp_path / str(result.epoch))
 
     fit_to_storage(tiny(tmp_path, epochs=4, save_freq=9), prepared, on_epoch_end)
-    best, latest = checkpoint.BEST, checkpoint.LATEST
-    assert seen == [{best}, {best, latest}, {best}, {best, latest}]
+    assert seen == [{BEST}, {BEST, LATEST}, {BEST}, {BEST, LATEST}]
     for epoch, scores, expected in ((1, [0.3, 0.6, 0.4], (3, 0.6)), (2, [0.1, 0.2], (1, 0.5))):
         monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter(scores)))
         resume = checkpoint.find_checkpoint(tmp_path / str(epoch))
         options = {"epochs": 4, "save_freq": 9, "resume": resume}
         result = fit_to_storage(tiny(tmp_path / f"from {epoch}", **options), prepared, lambda _: None)
         assert (result.epoch, result.best_epoch, result.best_score) == (4, *expected)
-        state = checkpoint.load_checkpoint(tmp_path / f"from {epoch}" / "checkpoints" / best)
+        state = checkpoint.load_checkpoint(tmp_path / f"from {epoch}" / "checkpoints" / BEST)
         assert state["epoch"] == expected[0]
 
 
 def test_moments_are_loaded_in_the_layout_of_their_parameters(prepared: Data, tmp_path: Path) -> None:
-    """Fused updates on a GPU take no other, and a fast training's lie channels last."""
+    """Fused updates on a GPU take no other, and a fast training uses channels last."""
     fit(tiny(tmp_path, epochs=1), prepared)
     state = checkpoint.load_checkpoint(tmp_path)
     later = TrainingState(tiny(tmp_path))
@@ -353,3 +358,27 @@ def test_gradients_through_weights_that_are_turned_at_once_equal_those_of_each_t
         found.append([weight.grad for weight in weights])
     assert all(grad is not None and grad.dtype == torch.float32 for grad in found[0])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_trial_reports_each_kind_of_full_disk_and_is_not_a_failure(
+    prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker.ray_tune, "report", lambda report, checkpoint=None: reports.append(report))
+    monkeypatch.setattr(worker, "restore_checkpoint", lambda *_: None)
+    monkeypatch.setattr(worker, "freeze_imports", lambda: None)
+    save_split(prepared.split, tmp_path / "split.json")
+    recipe = to_dict(tiny(tmp_path, cache_dir=prepared.folder, split_file=tmp_path / "split.json"))
+    spec = TrialSpec(
+        number=3, recipe=recipe, checkpoint=None, threads=1, gpu_share=0, lock_file=str(tmp_path / "none" / "lock"),
+        stdout_log=str(tmp_path / "a" / "b" / "stdout.log"), report_timeout=None,
+    )  # fmt: skip
+
+    def full(*_: object) -> EpochResult:
+        raise OSError(code, os.strerror(code), "/injected")
+
+    worker.run_trial(spec, full)
+    [report] = reports
+    assert (report["epoch"], report["end_reason"]) == (0, "")
+    assert re.match(rf"a full disk on .*: \[Errno {code}\] {os.strerror(code)}: '/injected'", report["disk_full"])

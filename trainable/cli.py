@@ -1,4 +1,4 @@
-"""The command `python train.py`: flags made from TrainConfig, then fit or test."""
+"""The command `voxtune train`, or `python train.py` in a checkout: flags made from TrainConfig, then train or test."""
 
 from __future__ import annotations
 
@@ -10,45 +10,46 @@ from typing import Any, get_args
 
 import torch
 
+from trainable.core.command import DEFAULT, set_train_command, train_command
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.options import (
-    CALL_OPTIONS,
-    did_you_mean,
-    field_metadata,
-    help_text,
-    load_options,
-    make_config,
-    to_dict,
-)
+from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.core.logger import init_logger, logger
+from trainable.core.option_files import load_options
+from trainable.core.options import help_text, make_config, option_info, option_names, path_options, to_dict
+from trainable.core.validation import did_you_mean
 from trainable.evaluate import evaluate
-from trainable.train_run import (
-    NO_ROOM,
-    ROOM,
-    out_of_memory,
-    refuse_used,
-    resume_hint,
-    train,
-)
-from trainable.training import checkpoint
+from trainable.train_run import FULL_DISK_HINT, out_of_memory, refuse_used, resume_hint, train
+from trainable.training.checkpoint import find_checkpoint, load_latest_valid
+from trainable.training.epoch_result import EndReason
 from trainable.training.state import check_resumable
+from trainable.training.training_dir import BEST, LATEST, TrainingDir
 
 INTERRUPTED = 130
 USAGE = """
-  python train.py --data_dir DIR --output_dir DIR [options]        a new training
-  python train.py --config FILE --data_dir DIR --output_dir DIR    a new training by an exported recipe
-  python train.py --resume DIR [--lr N ...]                        go on with a training
-  python train.py --resume DIR --test_only [--save_predictions]    score its test cases"""
+  %(prog)s --data_dir DIR --output_dir DIR [options]        a new training
+  %(prog)s --config FILE --data_dir DIR --output_dir DIR    a new training with an exported recipe
+  %(prog)s --resume DIR [--lr N ...]                        go on with a training
+  %(prog)s --resume DIR --test_only [--save_predictions]    score its test cases"""
 EPILOG = (
-    "DIR/checkpoints holds latest.pth, to go on from, and best_model.pth; DIR/metrics.csv and TensorBoard in DIR show "
-    "the epochs. Exit codes: 0 done, 1 the training diverged, 2 something to mend, 130 Ctrl-C. docs/options.md has all "
-    "options as tables."
+    "DIR/checkpoints contains latest.pth, to go on from, and best_model.pth; DIR/metrics.csv and TensorBoard in DIR "
+    "show the epochs. Exit codes: 0 done, 1 the training diverged, 2 something to correct, 130 Ctrl-C. "
+    "docs/options.md has all options as tables."
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run train.py; returns its exit code: 0, 1 for a training that diverged, 2 for what the user must mend, 130 for
-    Ctrl-C."""
+def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
+    """Train or test as the flags say.
+
+    Args:
+        argv: the flags; those of this process if None.
+        prog: the command in use, as help and messages print it.
+
+    Returns:
+        The exit code: 0, 1 if the training diverged, 2 for what the user must correct, 130 after Ctrl-C.
+    """
+    init_logger()
+    set_train_command(prog)
     try:
         config = resolve(read_flags(sys.argv[1:] if argv is None else argv))
     except (InputError, OSError) as error:
@@ -58,43 +59,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if config.test_only:
             evaluate(config)
-        elif train(config).end_reason == "non_finite":
+        elif train(config).end_reason == EndReason.NON_FINITE:
             return 1
     except InputError as error:
         return report_error(error)
     except OSError as error:
-        return report_error(f"{error}{ROOM if error.errno in NO_ROOM else ''}{resume_hint(config)}")
+        return report_error(f"{error}{FULL_DISK_HINT if error.errno in FULL_DISK_ERRNOS else ''}{resume_hint(config)}")
     except torch.OutOfMemoryError:
         return report_error(f"{out_of_memory(config)}{resume_hint(config)}")
     except KeyboardInterrupt:
-        print(f"\nstopped{resume_hint(config) or '; no epoch was finished yet'}")
+        logger.info(f"\nstopped{resume_hint(config) or '; no epoch was finished yet'}")
         return INTERRUPTED
     return 0
 
 
 def report_error(error: object) -> int:
-    """Say what the user must mend."""
-    print(f"error: {error}", file=sys.stderr)
+    """Print what the user must correct; return the exit code."""
+    logger.error(f"error: {error}")
     return 2
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """One flag for each option of TrainConfig, in its groups. Values stay text: TrainConfig checks them."""
+    """Return a parser with one flag per option of TrainConfig, in its groups.
+
+    Values stay text: TrainConfig checks them.
+    """
     parser = argparse.ArgumentParser(
-        prog="train.py",
+        prog=train_command(),
         usage=USAGE,
         description="Train a 3D U-Net on BraTS cases, go on with a training, or score its held-out test cases.",
         epilog=EPILOG,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, help="YAML or JSON of options; flags come before it")
+    parser.add_argument("--config", type=Path, help="YAML or JSON file of options; flags override it")
     parser.add_argument(
         "--focal_loss", action="store_true", default=argparse.SUPPRESS, help="short for --base_loss focal"
     )
     groups: dict[str, Any] = {}
     for name, field in TrainConfig.model_fields.items():
-        facts = field_metadata(field)
-        group = groups.setdefault(facts["group"], parser.add_argument_group(facts["group"]))
+        heading = option_info(name).group
+        group = groups.setdefault(heading, parser.add_argument_group(heading))
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name}
         keywords["help"] = help_text(name).replace("%", "%%")
         arguments = [a for a in get_args(field.annotation) if a is not type(None)]
@@ -111,19 +115,23 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """The options given as flags, or in the file of --config."""
+    """Return the options given as flags or in the file of --config.
+
+    Raises:
+        InputError: for an unknown flag or option, or a file that cannot be read.
+    """
     parser = make_parser()
     known, unknown = parser.parse_known_args(argv)
     names = [f"--{name}" for name in [*TrainConfig.model_fields, "config", "focal_loss"]]
     for word in unknown:
-        raise InputError(f"unknown argument {word!r}{did_you_mean(word, names)}; see python train.py --help")
+        raise InputError(f"unknown argument {word!r}{did_you_mean(word, names)}; see {train_command()} --help")
     flags = vars(known)
     config_file = flags.pop("config")
     if flags.get("focal_loss") and flags.setdefault("base_loss", "focal") == "focal":
         del flags["focal_loss"]  # with another base loss it stays, and is refused
     options = load_options(config_file) if config_file else {}
     for name in options:
-        if name in CALL_OPTIONS:
+        if name in option_names(one_call=True):
             raise InputError(f"{config_file}: {name} belongs on the command line, not in a file; remove it there")
         if f"--{name}" not in names:
             close = did_you_mean(str(name), list(TrainConfig.model_fields))
@@ -132,26 +140,31 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def resolve(options: dict[str, Any]) -> TrainConfig:
-    """The config of this call: defaults, below the resumed checkpoint's options, below the given ones."""
+    """Return the config of this call: the given options override those of a resumed checkpoint, these the defaults.
+
+    Raises:
+        InputError: naming each option that is wrong, or that cannot change on resume.
+    """
     if options.get("resume") is None:
-        config = make_config(options, "train.py")
+        config = make_config(options, train_command())
         if config.test_only:
             raise InputError("--test_only needs a checkpoint: --resume OUTPUT_DIR/checkpoints/best_model.pth")
     else:
         if options.get("pretrained") is not None:
             raise InputError("--pretrained is what a new training starts from, and --resume goes on with one; drop one")
-        wanted = checkpoint.BEST if options.get("test_only") else checkpoint.LATEST
-        source, state = checkpoint.load_latest_valid(checkpoint.find_checkpoint(Path(options["resume"]), wanted=wanted))
+        wanted = BEST if options.get("test_only") else LATEST
+        source, state = load_latest_valid(find_checkpoint(Path(options["resume"]), wanted=wanted))
         saved = state["config"]
-        home = source.parent.parent if source.parent.name == "checkpoints" else source.parent
-        split = {"split_file": home / "split.json"} if (home / "split.json").exists() else {}
-        kept_options = {**saved, **split, "output_dir": home, "pretrained": None}
-        config = make_config({**kept_options, **options, "resume": source}, "train.py")
+        training_dir = TrainingDir.of_checkpoint(source)
+        split = {"split_file": training_dir.split} if training_dir.split.exists() else {}
+        kept_options = {**saved, **split, "output_dir": training_dir.path, "pretrained": None}
+        config = make_config({**kept_options, **options, "resume": source}, train_command())
         check_resumable(config, saved)
-        if config.output_dir.resolve() != home.resolve():
+        if config.output_dir.resolve() != training_dir.path.resolve():
             refuse_used(config.output_dir)
         for name, value in to_dict(config).items():
-            if name in options and value != saved[name] and name not in CALL_OPTIONS:
-                print(f"resume: {name} is {value} now, {saved[name]} before")
-    paths = {name: getattr(config, name) for name in ("data_dir", "output_dir", "cache_dir", "split_file")}
+            if name in options and value != saved[name] and name not in option_names(one_call=True):
+                logger.info(f"resume: {name} is {value} now, {saved[name]} before")
+    kept_paths = [name for name in path_options() if not option_info(name).starting_point]
+    paths = {name: getattr(config, name) for name in kept_paths}
     return config.model_copy(update={name: path.resolve() for name, path in paths.items() if path is not None})

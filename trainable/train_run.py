@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
 from pathlib import Path
 
 import torch
 
+from trainable.core.command import train_command
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_write_text, lock_folder
-from trainable.core.options import (
-    save_options,
-)
+from trainable.core.files import atomic_write_text
+from trainable.core.locks import lock_folder
+from trainable.core.logger import logger
+from trainable.core.option_files import save_options
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split
-from trainable.training import checkpoint
-from trainable.training.epoch_result import EpochResult
+from trainable.training.checkpoint import find_checkpoint
+from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.run_log import RunLog, epoch_line
 from trainable.training.state import TrainingState
+from trainable.training.training_dir import BEST, TrainingDir
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ROOM = ": there is no room for it; make some"
+FULL_DISK_HINT = ": there is no space for it; free some"
 
 
 def resume_hint(config: TrainConfig) -> str:
-    """What of an interrupted training is safe, and how to go on from it; nothing before its first checkpoint."""
-    latest = config.output_dir / "checkpoints" / checkpoint.LATEST
-    if config.test_only or not latest.exists():
+    """Return how to go on with an interrupted training; "" before its first checkpoint."""
+    if config.test_only or not TrainingDir(config.output_dir).latest.exists():
         return ""
     folder = shlex.quote(str(config.output_dir))
-    return f". The last finished epoch is kept; go on with: python train.py --resume {folder}"
+    return f". The last finished epoch is kept; go on with: {train_command()} --resume {folder}"
 
 
 def out_of_memory(config: TrainConfig) -> str:
-    """What did not fit into the GPU, and what to lower."""
+    """Return what did not fit into the GPU's memory, and what to lower."""
     free, total = torch.cuda.mem_get_info(choose_device(config))
     patch = " x ".join(map(str, config.target_shape))
     used = torch.cuda.max_memory_allocated()
@@ -46,7 +45,7 @@ def out_of_memory(config: TrainConfig) -> str:
         ways.append("--amp bf16 (half the memory)")
     if config.batch_size > 1:
         same = config.batch_size * config.accumulation_steps
-        steps = "" if config.test_only else f" --accumulation_steps {same} (as many patches a step)"
+        steps = "" if config.test_only else f" --accumulation_steps {same} (as many patches per step)"
         ways.append(f"--batch_size 1{steps}")
     if not config.gradient_checkpointing and not config.test_only:
         ways.append("--gradient_checkpointing (the same result, slower)")
@@ -59,64 +58,73 @@ def out_of_memory(config: TrainConfig) -> str:
 
 
 def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
-    """Train in output_dir, with its logs. data: its cases where they are prepared."""
-    output = config.output_dir
-    refuse_sweep(output)
-    with lock_folder(output):
+    """Train in output_dir, with its logs; return the last epoch's result.
+
+    Args:
+        config: all options of the training.
+        data: its cases, if they are prepared already.
+
+    Raises:
+        InputError: if the folder or a file cannot be used for this training.
+    """
+    paths = TrainingDir(config.output_dir)
+    refuse_sweep(paths.path)
+    with lock_folder(paths.path):
         if config.resume is None:
-            refuse_used(output)
+            refuse_used(paths.path)
         check_files(config)
         data = data or prepare_data(config)
-        log = RunLog(output)
+        log = RunLog(paths.path)
 
         def on_start(training: TrainingState) -> None:
-            save_options(config, output / "training_config.json")
-            save_split(data.split, output / "split.json")
-            atomic_write_text(output / "skipped_cases.txt", "".join(f"{reason}\n" for reason in data.skipped))
-            print(training_summary(config, data), flush=True)
+            save_options(config, paths.config)
+            save_split(data.split, paths.split)
+            atomic_write_text(paths.skipped_cases, "".join(f"{reason}\n" for reason in data.skipped))
+            logger.info(training_summary(config, data))
             if training.epoch:
-                print(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}", flush=True)
+                logger.info(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}")
             if training.row and not log.has(training.epoch):  # a kill came between the last checkpoint and its row
                 log.write(training.row)
 
         def on_epoch_end(result: EpochResult) -> None:
             row = result.row()
             log.write(row, result.pictures)
-            print(epoch_line(row, config.epochs), flush=True)
+            logger.info(epoch_line(row, config.epochs))
 
         result = fit(config, data, on_epoch_end, on_start)
-        print(outcome_summary(result, config))
+        logger.info(outcome_summary(result, config))
         if data.skipped:
-            print(f"{len(data.skipped)} bad cases were left out, see {output}/skipped_cases.txt")
+            logger.info(f"{len(data.skipped)} bad cases were left out, see {paths.skipped_cases}")
         return result
 
 
 def check_files(config: TrainConfig) -> None:
-    """Raise InputError for what a training would only miss after its cases are prepared."""
+    """Raise InputError for a missing file now, not after the cases are prepared."""
     choose_device(config)
     if config.pretrained is not None:
-        checkpoint.find_checkpoint(config.pretrained, wanted=checkpoint.BEST)
+        find_checkpoint(config.pretrained, wanted=BEST)
     if config.split_file is not None:
         load_split(config.split_file)
 
 
 def refuse_sweep(output: Path) -> None:
-    """Raise InputError for the folder of a sweep, or one of those that a sweep itself writes there."""
+    """Raise InputError if the folder is that of a sweep, or one in it that the sweep itself writes."""
     for folder in (output, output.parent):
         if all((folder / name).exists() for name in ("study.yaml", "journal.log")):
             raise InputError(f"{output} belongs to the sweep {folder}; take another --output_dir")
 
 
 def refuse_used(output: Path) -> None:
-    """Raise InputError where another training's files would be written over."""
-    if (output / "checkpoints" / checkpoint.LATEST).exists() or (output / "metrics.csv").exists():
+    """Raise InputError if another training's files would be overwritten."""
+    paths = TrainingDir(output)
+    if paths.latest.exists() or paths.metrics.exists():
         raise InputError(
-            f"{output} holds a training already; go on with --resume {output} or take another --output_dir"
+            f"{output} already contains a training; go on with --resume {output} or take another --output_dir"
         )
 
 
 def training_summary(config: TrainConfig, data: Data) -> str:
-    """What is about to be trained, in two lines."""
+    """Return what is about to be trained, in two lines."""
     parts = ", ".join(f"{len(getattr(data.split, part))} {part}" for part in ("train", "val", "test"))
     if 0 < config.val_cases < len(data.split.val):
         parts += f", {config.val_cases} of val validated each time"
@@ -126,16 +134,16 @@ def training_summary(config: TrainConfig, data: Data) -> str:
 
 
 def outcome_summary(result: EpochResult, config: TrainConfig) -> str:
-    """How a training ended, and what to do next."""
-    if result.end_reason == "non_finite":
+    """Return how a training ended, and what to do next."""
+    if result.end_reason == EndReason.NON_FINITE:
         return (
             f"stopped: {result.note}. Lower --lr, or set --gradient_clipping 1.0 or --amp bf16; look at those cases. "
             f"Nothing was learnt from these steps{resume_hint(config) or '; no epoch was finished before'}"
         )
-    reason = f"patience of {config.patience} validations" if result.end_reason == "patience" else "last epoch"
+    reason = f"patience of {config.patience} validations" if result.end_reason == EndReason.PATIENCE else "last epoch"
     score = f"best {config.metric} {result.best_score:.4f} at epoch {result.best_epoch}"
-    best = result.checkpoints / checkpoint.BEST
+    best = result.checkpoints / BEST
     return (
         f"ended by {reason}; {score if result.best_epoch else 'its weights, as nothing is validated'}: {best}\n"
-        f"test it: python train.py --resume {shlex.quote(str(best))} --test_only"
+        f"test it: {train_command()} --resume {shlex.quote(str(best))} --test_only"
     )

@@ -1,7 +1,7 @@
-"""A TensorBoard file, written whenever it is told something.
+"""A TensorBoard file, written at each call.
 
-torch's SummaryWriter does the same from a thread of its own; that took a sweep's driver, which writes a file a trial, a
-tenth of its time.
+torch's SummaryWriter writes it in a separate thread; that took a tenth of the time of a sweep's driver, which writes
+one file per trial.
 """
 
 from __future__ import annotations
@@ -21,36 +21,39 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-COUNT = itertools.count()  # files of this process, which may begin several in one second
+FILE_NUMBERS = itertools.count()  # of this process, which may begin several files in one second
 
 
 class Board:
     """One event file in a folder.
 
-    step: what the folder's other files say of it and of later steps holds no more, as the training went back.
+    Args:
+        folder: of the training; it may contain files of earlier processes.
+        step: the first step. Entries of earlier files at this step or later are discarded by TensorBoard: the training
+            went back.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(COUNT)}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(FILE_NUMBERS)}"
         self.path = folder / name
         self.append(Event(file_version="brain.Event:2"), Event(step=step, session_log=SessionLog(status="START")))
 
     def add(self, step: int, scalars: Mapping[str, float], images: Mapping[str, NDArray[np.uint8]]) -> None:
         """Add a step's numbers and pictures, RGB uint8 (height, width, 3)."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        values += [Summary.Value(tag=name, image=encoded(rgb)) for name, rgb in images.items()]
+        values += [Summary.Value(tag=name, image=encode_png(rgb)) for name, rgb in images.items()]
         self.append(Event(step=step, summary=Summary(value=values)))
 
     def append(self, *events: Event) -> None:
-        """Append entries, as of now."""
+        """Append entries with the current time."""
         with self.path.open("ab") as file:
             for event in events:
                 event.wall_time = time.time()
                 RecordWriter(file).write(event.SerializeToString())
 
 
-def encoded(rgb: NDArray[np.uint8]) -> Summary.Image:
-    """A picture as PNG."""
+def encode_png(rgb: NDArray[np.uint8]) -> Summary.Image:
+    """Return a picture, RGB uint8 (height, width, 3), as PNG."""
     png = io.BytesIO()
     Image.fromarray(rgb).save(png, format="PNG")
     height, width, channels = rgb.shape

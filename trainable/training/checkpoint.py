@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a training, written atomically, read without executing anything in them."""
+"""Checkpoint files: the whole state of a training, written atomically, read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -13,72 +13,73 @@ import torch
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_copy, atomic_write
+from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.model.unet3d import UNet3D, build_network
+from trainable.training.training_dir import BEST, CHECKPOINT_FORMAT, LATEST, TrainingDir
 
-FORMAT = 4
-LATEST, BEST = "latest.pth", "best_model.pth"
-PRETRAINED_SHARE = 0.5  # of the network's weights, at least
+MIN_PRETRAINED_SHARE = 0.5  # of the network's weights
 
 
-def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path) -> None:
-    """Write a state of tensors and plain values, and copies; a reader sees an old file or a new one, whole.
+def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path, fsync: bool = True) -> None:
+    """Write a state of tensors and plain values, and copies; a reader sees an old file or a new one, complete.
+
+    Args:
+        state: of a training, without the format.
+        path: the file; its folder is made if needed.
+        copies: more files of the same content.
+        fsync: flush the files to the disk, so that they survive a crash of the machine.
 
     Raises:
-        OSError: where it cannot be written (a full disk); what was there before is whole.
+        OSError: if a file cannot be written (a full disk); what was there before is complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    atomic_write(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **state}, file), fsync=fsync)
     for copy in copies:
-        atomic_copy(path, copy)
-
-
-def save_single(state: dict[str, Any], path: Path, *others: Path) -> None:
-    """As save_checkpoint, but the first file stands for all, older ones of the other names are removed, and nothing is
-    forced to the disk: for files that are copied from there at once.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: torch.save({"format": FORMAT, **state}, file), fsync=False)
-    for other in others:
-        other.unlink(missing_ok=True)
+        atomic_copy(path, copy, fsync=fsync)
 
 
 def find_checkpoint(path: Path, *, wanted: str = LATEST) -> Path:
-    """The checkpoint meant by a file, a folder of checkpoints or the output folder of a training.
+    """Return the checkpoint that is given as a file, a folder of checkpoints or the output folder of a training.
 
-    wanted: which of a folder's, where it has both: LATEST to go on from, BEST to predict with.
+    Args:
+        path: the file or folder.
+        wanted: which one of a folder that has both: LATEST to resume from, BEST to predict with.
+
+    Raises:
+        InputError: if there is none.
     """
     names = sorted((LATEST, BEST), key=lambda name: name != wanted)
-    folders = (path, path / "checkpoints")
-    for place in [path, *(folder / name for name in names for folder in folders)]:
-        if place.is_file():
-            return place
+    folders = (path, TrainingDir(path).checkpoints)
+    for file in [path, *(folder / name for name in names for folder in folders)]:
+        if file.is_file():
+            return file
     raise InputError(f"{path}: no checkpoint there; expected a .pth file or a folder with {wanted}")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, on the CPU.
+    """Return the state in a checkpoint, on the CPU.
 
     Raises:
-        InputError: where the file is missing, damaged or not a checkpoint of this program.
+        InputError: if the file is missing, damaged or not a checkpoint of this program.
     """
     path = find_checkpoint(path)
     state = load_verified(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of voxtune, format {FORMAT}")
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise InputError(f"{path}: not a checkpoint of voxtune, format {CHECKPOINT_FORMAT}")
     return state
 
 
 def read_epoch(path: Path) -> int:
-    """The epoch that a checkpoint is of; 0 where it is damaged."""
+    """Return the epoch of a checkpoint; 0 if it is damaged or missing."""
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])
-    except Exception:  # whatever torch makes of damage
+    except Exception:  # torch raises many types for damaged files
         return 0
 
 
 def load_verified(path: Path) -> Any:
-    """What a weights-only file holds, its checksums verified, or InputError where it is damaged."""
+    """Return the content of a weights-only file after verifying its checksums; raise InputError if it is damaged."""
     try:
         with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that it writes
             if damaged := file.testzip():
@@ -87,17 +88,17 @@ def load_verified(path: Path) -> Any:
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):
-            reason = "it holds objects, which could run code, and not tensors alone"
+            reason = "it contains objects, which could run code, and not only tensors"
         raise InputError(f"{path}: damaged or not a checkpoint ({reason})") from None
 
 
 def load_network(path: Path, device: torch.device) -> tuple[UNet3D, TrainConfig]:
-    """The network of a checkpoint (of a folder: the best) with its weights, and the config that it was trained with."""
+    """Return the network of a checkpoint (of a folder: the best) with its weights, and the config of its training."""
     return build_from_state(load_checkpoint(find_checkpoint(path, wanted=BEST)), device)
 
 
 def build_from_state(state: dict[str, Any], device: torch.device) -> tuple[UNet3D, TrainConfig]:
-    """The network of a loaded checkpoint, ready to predict, and its config."""
+    """Return the network of a loaded checkpoint, ready to predict, and its config."""
     config = make_config(state["config"], "the checkpoint")
     network = build_network(config)
     network.load_state_dict(state["network"])
@@ -105,10 +106,10 @@ def build_from_state(state: dict[str, Any], device: torch.device) -> tuple[UNet3
 
 
 def load_latest_valid(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to go on from and its state.
+    """Return the checkpoint to resume from and its state.
 
-    For latest.pth that is best_model.pth where a kill came between the two and made it the newer one; where latest.pth
-    is damaged, the newest whole one beside it, which is said.
+    Instead of latest.pth that is best_model.pth if a kill came between writing the two, so that it is newer; if
+    latest.pth is damaged, the newest intact checkpoint next to it, which is printed.
     """
     source = find_checkpoint(path)
     if source.name != LATEST:
@@ -126,37 +127,39 @@ def load_latest_valid(path: Path) -> tuple[Path, dict[str, Any]]:
             source, state = other, load_checkpoint(other)
             break
     if not state:
-        raise InputError(f"{damage}; no other checkpoint there is whole")
+        raise InputError(f"{damage}; no other checkpoint there is intact")
     if damage:
-        print(f"{damage}\ngoing on from {source}, epoch {state['epoch']}")
+        logger.warning(f"{damage}\ngoing on from {source}, epoch {state['epoch']}")
     return source, state
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint (of a folder: the best) or in a file that holds a bare state_dict."""
+    """Return the weights in a checkpoint (of a folder: the best) or in a file with a bare state_dict."""
     path = find_checkpoint(path, wanted=BEST)
     state = load_verified(path)
     weights = state
     if isinstance(state, dict):
         weights = next((state[key] for key in ("network", "state_dict", "model_state_dict") if key in state), state)
     if not isinstance(weights, dict) or not any(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
-        raise InputError(f"{path}: holds no weights; expected a checkpoint of voxtune or a state_dict of its network")
+        raise InputError(
+            f"{path}: contains no weights; expected a checkpoint of voxtune or a state_dict of its network"
+        )
     return {name: tensor for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
 
 
-def differ_in_inputs_alone(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Are these weights of convolutions that are alike but for their input channels?"""
+def differ_only_in_inputs(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether these are weights of convolutions that differ only in the number of input channels."""
     return a.ndim == b.ndim == 5 and a[:, 0].shape == b[:, 0].shape
 
 
 def load_pretrained(network: UNet3D, path: Path) -> str:
-    """Copy the weights in a file that match by name and shape; say what was not copied, and why.
+    """Copy the weights in a file that match by name and shape; return what was not copied, and why.
 
-    Weights that differ in the number of input channels alone, as those of the first convolution where it was trained on
-    other modalities, are adapted: each of ours gets the sum over theirs, divided by our number.
+    Weights that differ only in the number of input channels, such as those of the first convolution of a network for
+    other modalities, are adapted: each of our channels gets the sum over theirs, divided by our number of channels.
 
     Raises:
-        InputError: where less than PRETRAINED_SHARE of the network's weights match.
+        InputError: if less than MIN_PRETRAINED_SHARE of the network's weights match.
     """
     given, own = load_weights(path), network.state_dict()
     taken, reasons = {}, [f"not loaded: {name}: not in this network" for name in given if name not in own]
@@ -165,16 +168,16 @@ def load_pretrained(network: UNet3D, path: Path) -> str:
             reasons.append(f"not loaded: {name}: not in {path}")
         elif given[name].shape == tensor.shape:
             taken[name] = given[name]
-        elif name.startswith("encoder.0.") and differ_in_inputs_alone(given[name], tensor):
+        elif name.startswith("encoder.0.") and differ_only_in_inputs(given[name], tensor):
             taken[name] = given[name].sum(1, keepdim=True).expand_as(tensor) / tensor.shape[1]
             reasons.append(f"adapted: {name}: {given[name].shape[1]} input channels there, {tensor.shape[1]} here")
         else:
             reasons.append(f"not loaded: {name}: {tuple(given[name].shape)} there, {tuple(tensor.shape)} here")
     share = sum(tensor.numel() for tensor in taken.values()) / sum(tensor.numel() for tensor in own.values())
-    if share < PRETRAINED_SHARE:
+    if share < MIN_PRETRAINED_SHARE:
         raise InputError(
-            f"{path}: only {share:.0%} of the network's weights match, less than {PRETRAINED_SHARE:.0%}; expected a "
-            "network of the same depth, channels and residual. First differences:\n  " + "\n  ".join(reasons[:5])
+            f"{path}: only {share:.0%} of the network's weights match, less than {MIN_PRETRAINED_SHARE:.0%}; expected "
+            "a network of the same depth, channels and residual. First differences:\n  " + "\n  ".join(reasons[:5])
         )
     network.load_state_dict(taken, strict=False)
     return "\n  ".join([f"pretrained: {share:.1%} of the weights from {path}", *reasons])

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable.evaluation.metrics import Scores
+if TYPE_CHECKING:  # it imports torch, and what only reads a run does without it
+    from trainable.evaluation.metrics import Scores
 
 Pictures = dict[str, NDArray[np.uint8]]
 Row = dict[str, float | int | str]  # a line of metrics.csv

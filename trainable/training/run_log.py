@@ -1,8 +1,9 @@
-"""What a training leaves to look at: metrics.csv, TensorBoard scalars and pictures, a line an epoch."""
+"""The log of a training: metrics.csv, TensorBoard scalars and pictures, one printed line per epoch."""
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,18 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable.core.brats import REGIONS
+from trainable.core.files import atomic_write_text
 from trainable.training.board import Board
+from trainable.training.training_dir import METRICS
 
 
 class RunLog:
-    """Writes the rows of a training (or of a sweep's trial) as they come.
+    """Writes the rows of a training, or of a sweep's trial, as they come.
 
-    A row replaces those of its epoch and later ones, which a resumed training does again.
+    A row replaces those of its epoch and of later ones, which a resumed training repeats.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, folder / "metrics.csv"
+        self.folder, self.path = folder, folder / METRICS
         self.rows = read_rows(self.path)
         self.board: Board | None = None
 
@@ -32,25 +35,24 @@ class RunLog:
         epoch = int(row["epoch"])
         self.rows = [earlier for earlier in self.rows if int(earlier["epoch"]) < epoch]
         self.rows.append({name: str(value) for name, value in row.items()})
-        names = list(dict.fromkeys(name for each in self.rows for name in each))
-        aside = self.path.with_suffix(".csv.new")
-        with aside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        aside.replace(self.path)
+        names = list(dict.fromkeys(name for row_of_epoch in self.rows for name in row_of_epoch))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        atomic_write_text(self.path, text.getvalue(), fsync=False)  # written again after the next epoch
         if self.board is None:
             self.board = Board(self.folder, epoch)
         numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
         self.board.add(epoch, numbers, {f"validation/{name}": rgb for name, rgb in pictures.items()})
 
     def has(self, epoch: int) -> bool:
-        """Is there a row of this epoch?"""
+        """Return whether there is a row of this epoch."""
         return any(int(row["epoch"]) == epoch for row in self.rows)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv; none where there is no file."""
+    """Return the rows of a metrics.csv; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -58,7 +60,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    """An epoch in a line for people: what was learnt, then what it cost."""
+    """Return an epoch's row as one line to print: losses and scores, then times and memory."""
     loss = f"loss {row['avg_total_loss']:.4f} (base {row['avg_base_loss']:.4f}, Dice {row['avg_dice_loss']:.4f})"
     parts = [f"epoch {row['epoch']:>3}/{epochs}", loss, f"grad {row['grad_norm']:.2f}", f"lr {row['lr']:.2e}"]
     if "val_dice_mean" in row:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 CHECKPOINT_FORMAT = 4  # of the state in a checkpoint; another one cannot be resumed
 LATEST, BEST = "latest.pth", "best_model.pth"
+CHECKPOINTS = "checkpoints"
 METRICS = "metrics.csv"
 SPLIT = "split.json"
 
@@ -17,10 +18,15 @@ class TrainingDir:
 
     path: Path
 
+    @classmethod
+    def of_checkpoint(cls, file: Path) -> TrainingDir:
+        """Return the folder of the training that wrote a checkpoint, also one that was moved out of `checkpoints`."""
+        return cls(file.parent.parent if file.parent.name == CHECKPOINTS else file.parent)
+
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def latest(self) -> Path:
@@ -43,7 +49,7 @@ class TrainingDir:
 
     @property
     def config(self) -> Path:
-        """All options of the training."""
+        """The options of the training, with which another can be started."""
         return self.path / "training_config.json"
 
     @property
@@ -53,7 +59,7 @@ class TrainingDir:
 
     @property
     def skipped_cases(self) -> Path:
-        """The bad cases that were left out, and why."""
+        """The bad cases that were left out, with the reasons."""
         return self.path / "skipped_cases.txt"
 
     @property

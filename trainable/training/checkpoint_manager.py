@@ -1,0 +1,153 @@
+"""The checkpoint files of a training: which are written when, in the background, and what a resume does with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from trainable.core.config import TrainConfig
+from trainable.core.device import choose_device
+from trainable.core.errors import InputError
+from trainable.core.files import atomic_copy
+from trainable.core.logger import logger
+from trainable.core.workers import BackgroundWorker
+from trainable.training.checkpoint import load_checkpoint, read_epoch, save_checkpoint
+from trainable.training.training_dir import LATEST, TrainingDir
+
+
+class CheckpointManager:
+    """Writes the checkpoints of one training in the background, while the next epoch trains.
+
+    Per epoch: best_model.pth if it is the best so far, epoch_NNNN.pth every save_freq epochs, and latest.pth last, so
+    that what it states about the others is true. Leaving the context waits for what is in progress.
+
+    Args:
+        config: of the training; its output_dir has the folder of the checkpoints.
+        durable: flush each file to the disk. If False, for a sweep's trial, whose files are copied to the sweep's
+            storage at once: one file per epoch, the first of those above, which replaces the others; not flushed.
+    """
+
+    def __init__(self, config: TrainConfig, *, durable: bool = True) -> None:
+        self.dir = TrainingDir(config.output_dir)
+        self.save_freq, self.durable = config.save_freq, durable
+        self.device = choose_device(config)
+        self.background = BackgroundWorker()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.background.__exit__(*exception)
+
+    def save(self, state: dict[str, Any], *, is_best: bool, on_written: Callable[[], object] = lambda: None) -> None:
+        """Write an epoch's checkpoints in the background, then call on_written there.
+
+        Returns once the state is copied, so that training may go on, and the previous epoch's files are written. An
+        exception of writing or of on_written, SystemExit included, is raised by the next call of the manager.
+        """
+        epoch = state["epoch"]
+        paths = [self.dir.best] * is_best + [self.dir.numbered(epoch)] * (epoch % self.save_freq == 0)
+        staged = stage_to_cpu(state)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        # Only the task holds the staged state: it is freed once it is written.
+        self.background.start(partial(self._write, staged, [*paths, self.dir.latest], on_written))
+
+    def _write(self, state: dict[str, Any], paths: Sequence[Path], on_written: Callable[[], object]) -> None:
+        """Write a staged state to the paths, or, if not durable, to the first of them, and remove the others."""
+        first, *others = paths
+        if self.durable:
+            save_checkpoint(state, first, *others)
+        else:
+            save_checkpoint(state, first, fsync=False)
+            for other in others:
+                other.unlink(missing_ok=True)
+        on_written()
+
+    def call_after_writing(self, callback: Callable[[], object]) -> None:
+        """Call something in the background once the files of the last epoch are written."""
+        self.background.start(callback)
+
+    def wait(self) -> None:
+        """Wait until the files are written; raise what was raised in the background."""
+        self.background.wait()
+
+    def check(self) -> None:
+        """Raise what was raised in the background; a write in progress is not waited for."""
+        self.background.check()
+
+    def adopt(self, source: Path, state: dict[str, Any]) -> bool:
+        """Copy a loaded checkpoint, as latest.pth, and the best model so far from its folder into this one.
+
+        A kill at any time leaves latest.pth whole, as it was or as it was loaded. A checkpoint inside the output
+        folder, such as a trial's, stays where it is. If an earlier checkpoint of this folder is resumed, those of later
+        epochs are archived.
+
+        Args:
+            source: the file that was loaded.
+            state: its content.
+
+        Returns:
+            Whether the best model is that of state["best_epoch"]; False if it is damaged, missing or of a later epoch.
+        """
+        folder, source = self.dir.checkpoints, source.parent
+        same = source.resolve() == folder.resolve()
+        inside = not same and self.dir.path in source.parents
+        if same:
+            later = [path for path in sorted(folder.glob("*.pth")) if read_epoch(path) > state["epoch"]]
+            archive_later(later, state["epoch"])
+        if not inside and read_epoch(self.dir.latest) != state["epoch"]:
+            save_checkpoint(state, self.dir.latest)
+        best = source / self.dir.best.name
+        epoch = best_epoch_on_disk(best)
+        if epoch != state["best_epoch"]:
+            return False
+        if epoch and not same:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_copy(best, self.dir.best, fsync=not inside)
+        return True
+
+
+def stage_to_cpu(value: Any) -> Any:
+    """Return a copy of a state with its tensors on the CPU; those of a GPU may still be in transfer.
+
+    They are copied into pinned memory, which torch keeps for the process's next state.
+    """
+    if isinstance(value, Tensor):
+        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return copy.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        return {key: stage_to_cpu(item) for key, item in value.items()}
+    return [stage_to_cpu(item) for item in value] if isinstance(value, list) else value
+
+
+def best_epoch_on_disk(path: Path) -> int:
+    """Return the epoch of a best model; 0 if there is none, or if it is damaged, which is printed."""
+    try:
+        return int(load_checkpoint(path)["epoch"]) if path.exists() else 0
+    except InputError as error:
+        logger.warning(f"{error}; the next validation counts as the best")
+        return 0
+
+
+def archive_later(paths: Sequence[Path], epoch: int) -> None:
+    """Move the checkpoints of epochs after the resumed one into a separate folder, and print it.
+
+    latest.pth, if among them, is copied there, and stays until it is overwritten.
+    """
+    if not paths:
+        return
+    archive = paths[0].parent / f"before_going_back_to_{epoch:04d}_{time.strftime('%Y%m%d-%H%M%S')}"
+    archive.mkdir()
+    for path in sorted(paths, key=lambda path: path.name != LATEST):  # the copy first, as it may find the disk full
+        if path.name == LATEST:
+            atomic_copy(path, archive / path.name)
+        else:
+            path.rename(archive / path.name)
+    logger.info(f"going back to epoch {epoch}: the checkpoints of later epochs are in {archive}")
