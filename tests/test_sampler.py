@@ -1,4 +1,4 @@
-"""Where the first trials lie, and what the sampler knows of GPU memory before a trial runs."""
+"""How the first trials are spread, and what the sampler knows of GPU memory before a trial runs."""
 
 import math
 from pathlib import Path
@@ -10,6 +10,7 @@ from optuna.search_space import IntersectionSearchSpace
 
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
+from tune.cli import check
 from tune.search.journal import Journal
 from tune.search.sampler import (
     MemoryAwareTPESampler,
@@ -18,7 +19,7 @@ from tune.search.sampler import (
     first_recipes,
     make_sampler,
 )
-from tune.spec.space import Parameter
+from tune.spec.kinds import LogUniform, QUniform, RandInt, Uniform
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import load_sweep_config
 
@@ -26,7 +27,7 @@ DEFAULT = to_dict(TrainConfig())
 
 
 @pytest.fixture
-def study() -> SweepConfig:
+def config() -> SweepConfig:
     """Two options that memory grows with and one that it does not depend on."""
     space = {
         "base_channels": {"randint": [8, 64]},
@@ -52,7 +53,7 @@ def study() -> SweepConfig:
         ({"gradient_checkpointing": True}, False),
     ],
 )
-def test_asks_no_less_than_the_default(change: dict[str, Any], expected: bool) -> None:
+def test_needs_at_least_the_memory_of_the_default(change: dict[str, Any], expected: bool) -> None:
     assert dominates_in_memory(DEFAULT | change, DEFAULT) is expected
 
 
@@ -91,15 +92,15 @@ def repeated(params: list[dict[str, Any]], *, room: int = 100) -> int:
     )
 
 
-def test_tpe_proposes_nothing_that_is_known_not_to_fit(study: SweepConfig) -> None:
-    ours, plain_tpe = proposals(study, None, 40), proposals(study, optuna.samplers.TPESampler, 40)
+def test_tpe_proposes_nothing_that_is_known_not_to_fit(config: SweepConfig) -> None:
+    ours, plain_tpe = proposals(config, None, 40), proposals(config, optuna.samplers.TPESampler, 40)
     assert repeated(ours) == 0
     assert repeated(plain_tpe) > 0
-    assert proposals(study, None, 40) == ours
+    assert proposals(config, None, 40) == ours
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_nor_where_all_that_tpe_draws_is_known_not_to_fit(seed: int) -> None:
+def test_nor_if_all_that_tpe_draws_is_known_not_to_fit(seed: int) -> None:
     space = {"batch_size": {"choice": [1, 2, 4]}, "base_channels": {"choice": [8, 16, 32]}}
     space["lr"] = {"loguniform": [1e-4, 1e-2]}
     few = make_sweep_config({"space": space, "study": {"seed": seed}, "searcher": {"startup_trials": 4}})
@@ -151,11 +152,11 @@ def test_a_random_search_is_random() -> None:
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
 @pytest.mark.parametrize("trials", [3, 20])
-def test_the_first_recipes_are_those_that_the_sweep_asks_for(tmp_path: Path, kind: str, trials: int) -> None:
-    study = load_sweep_config("brats", [f"searcher.type={kind}", f"study.trials={trials}", "study.seed=3"])
-    journal = Journal(tmp_path, study)
-    journal.enqueue_first((study.space.default_params(),))
-    assert [journal.ask()[1] for _ in range(min(trials, 5))] == first_recipes(study, 5)
+def test_the_first_recipes_are_those_that_the_sweep_proposes(tmp_path: Path, kind: str, trials: int) -> None:
+    config = load_sweep_config("brats", [f"searcher.type={kind}", f"study.trials={trials}", "study.seed=3"])
+    journal = Journal(tmp_path, config)
+    journal.enqueue_first((config.space.default_params(),))
+    assert [journal.ask()[1] for _ in range(min(trials, 5))] == first_recipes(config, 5)
 
 
 def test_of_a_sampler_that_begins_with_one_trial_one_recipe_is_known() -> None:
@@ -163,9 +164,25 @@ def test_of_a_sampler_that_begins_with_one_trial_one_recipe_is_known() -> None:
         assert len(first_recipes(load_sweep_config("quick", [f"searcher.startup_trials={startup}"]), 5)) == 1
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1 - 2**-30])
-def test_a_share_of_a_range_lies_in_it(share: float) -> None:
-    for kind, values in (("loguniform", [1e-5, 0.1]), ("uniform", [0.8, 0.99]), ("randint", [1, 4])):
-        parameter = Parameter("x", kind, tuple(values), {})
-        assert parameter.contains(parameter.from_unit(share)), (kind, parameter.from_unit(share))
-    assert Parameter("x", "quniform", (0.0, 0.3, 0.1), {}).from_unit(share) == [0.0, 0.1, 0.2, 0.3][int(4 * share)]
+@pytest.mark.parametrize("u", [0.0, 0.25, 0.5, 1 - 2**-30])
+def test_the_inverse_cdf_of_a_range_stays_in_it(u: float) -> None:
+    for kind in (LogUniform(1e-5, 0.1), Uniform(0.8, 0.99), RandInt(1, 4)):
+        assert kind.contains(kind.from_unit(u)), (kind, kind.from_unit(u))
+    assert QUniform(0.0, 0.3, 0.1).from_unit(u) == [0.0, 0.1, 0.2, 0.3][int(4 * u)]
+
+
+def test_trial_0_is_the_same_in_check_in_launch_and_as_the_base_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A default outside the space: in the journal, in what `check` prints, and in what recipes are compared to."""
+    overrides = ["space.lr={loguniform: [1e-3, 1e-2]}", "space.scheduler={choice: [cosine, poly]}"]
+    config = load_sweep_config("quick", overrides)
+    journal = Journal(tmp_path, config)
+    journal.enqueue_first((config.space.default_params(),))
+    _, values = journal.ask()
+    assert (values["lr"], values["scheduler"], values["optimizer"]) == (1e-3, "cosine", "adam")
+    assert first_recipes(config, 1) == [values]
+    assert config.train_config(values) == config.base_config()
+    check("quick", overrides)
+    expected = "trial 0: the defaults, except lr=0.001 (default 0.0003), scheduler=cosine (default plateau)\n"
+    assert expected in capsys.readouterr().out

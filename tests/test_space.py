@@ -1,4 +1,4 @@
-"""The search space: what is read, what is refused, what Optuna is asked."""
+"""The search space: what is read, what is refused, what Optuna draws."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from trainable.core.config import TrainConfig
 from trainable.core.options import make_config
-from tune.spec.space import DEFAULTS, Problems, Space
+from tune.spec.kinds import KINDS, Choice, Kind, LogUniform, QUniform, RandInt, Uniform, encode
+from tune.spec.space import DEFAULTS, ConfigErrors, Space
 from tune.spec.space_reader import read_space
 
 SPACE: dict[str, Any] = {
@@ -47,7 +48,7 @@ def test_order_puts_conditions_after_what_they_name() -> None:
     assert sorted(names) == sorted(SPACE)
 
 
-def test_values_lie_in_their_ranges_and_reach_both_ends() -> None:
+def test_values_are_in_their_ranges_and_reach_both_ends() -> None:
     trials = sample(read_space(SPACE, {}), RandomSampler(0), 200)
     assert {v["depth"] for v in trials} == {4, 5, 6}
     assert {v["dropout"] for v in trials} == {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}
@@ -55,7 +56,7 @@ def test_values_lie_in_their_ranges_and_reach_both_ends() -> None:
     assert {str(v["loss_weights"]) for v in trials} == {"[1.0, 1.0]", "[1.0, 2.0]"}
 
 
-def test_conditions_decide_what_is_asked(tmp_path: Path) -> None:
+def test_conditions_decide_what_is_drawn(tmp_path: Path) -> None:
     """Also what the journal holds, read back from its file."""
     space, file = read_space(SPACE, {}), tmp_path / "journal.log"
     study = optuna.create_study(
@@ -98,9 +99,65 @@ def test_default_recipe_is_trial_0() -> None:
     assert "momentum" not in space.default_params()
 
 
-def test_default_outside_its_range_is_left_to_the_sampler() -> None:
-    raw = {"lr": {"loguniform": [1e-6, 1e-5]}, "base_loss": {"choice": ["bce", "focal"]}}
-    assert read_space(raw, {}).default_params() == {"base_loss": "bce"}
+OUTSIDE: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"lr": {"loguniform": [1e-3, 1e-2]}, "base_loss": {"choice": ["bce", "focal"]}}, {"lr": 1e-3, "base_loss": "bce"}),
+    ({"lr": {"loguniform": [1e-6, 1e-5]}}, {"lr": 1e-5}),
+    ({"momentum": {"uniform": [0.95, 0.99]}}, {"momentum": 0.95}),
+    ({"lr": {"choice": [1e-2, 2e-4]}}, {"lr": 1e-2}),  # the first one: choices have no order
+    ({"depth": {"randint": [2, 3]}}, {"depth": 3}),
+    ({"momentum": {"quniform": [0.0, 0.96, 0.32]}}, {"momentum": 0.96}),
+    ({"augment_strength": {"quniform": [0.3, 2.1, 0.6]}}, {"augment_strength": 0.9}),
+    ({"loss_weights": {"choice": [[1.0, 2.0], [2.0, 1.0]]}}, {"loss_weights": [1.0, 2.0]}),
+    (
+        {
+            "poly_power": {"uniform": [0.5, 2.0], "when": {"scheduler": "poly"}},
+            "warmup_epochs": {"choice": [2, 5], "when": {"scheduler": "cosine"}},
+            "scheduler": {"choice": ["cosine", "poly"]},  # the documented default is plateau
+        },
+        {"scheduler": "cosine", "warmup_epochs": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("raw", "expected"), OUTSIDE)
+def test_trial_0_has_the_nearest_value_to_a_default_outside_the_space(
+    raw: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    space, study = read_space(raw, {}), optuna.create_study(sampler=RandomSampler(0))
+    assert space.default_values() == expected
+    study.enqueue_trial(space.default_params())
+    trial = study.ask()
+    assert space.suggest(trial) == expected
+    assert trial.params == {name: encode(value) for name, value in expected.items()}
+
+
+def test_what_is_not_at_its_default_in_trial_0_is_listed() -> None:
+    assert read_space(SPACE, {}).describe_defaults() == "the defaults"
+    raw = {"lr": {"loguniform": [1e-3, 1e-2]}, "scheduler": {"choice": ["cosine", "poly"]}}
+    expected = "the defaults, except lr=0.001 (default 0.0003), scheduler=cosine (default plateau)"
+    assert read_space(raw, {}).describe_defaults() == expected
+
+
+KIND_EXAMPLES: list[tuple[Kind, Any, Any, Any]] = [
+    (Choice(("a", "b")), "b", "c", "a"),
+    (Choice(([1.0, 2.0], [2.0, 1.0])), [2.0, 1.0], [3.0, 3.0], [1.0, 2.0]),
+    (Uniform(0.8, 0.99), 0.9, 0.5, 0.8),
+    (LogUniform(1e-5, 1e-2), 1e-3, 0.1, 1e-2),
+    (RandInt(2, 5), 3, 9, 5),
+    (QUniform(0.0, 0.3, 0.1), 0.2, 0.24, 0.2),
+]
+
+
+@pytest.mark.parametrize(("kind", "inside", "outside", "nearest"), KIND_EXAMPLES)
+def test_each_kind_contains_its_grid_and_finds_the_nearest_value(
+    kind: Kind, inside: Any, outside: Any, nearest: Any
+) -> None:
+    assert kind.contains(inside)
+    assert not kind.contains(outside)
+    assert (kind.nearest(inside), kind.nearest(outside)) == (inside, nearest)
+    assert all(kind.contains(value) for value in kind.grid())
+    assert kind.grid()[0] == kind.from_unit(0.0)
+    assert KINDS[kind.key].read("x", kind.to_list(), lambda value: value) == kind
 
 
 @pytest.mark.parametrize("more", [{}, {"multivariate": True, "group": True}])
@@ -122,10 +179,10 @@ def test_choices_and_conditions_are_read_as_the_trainer_reads_them() -> None:
     raw: dict[str, Any] = {"amp": {"choice": [False, True]}, "lr": {"choice": [1, 2]}}
     raw["dropout"] = {"uniform": [0, 0.5], "when": {"amp": True}}
     amp, lr, dropout = read_space(raw, {}).parameters
-    assert (amp.values, lr.values, dropout.when) == (("off", "fp16"), (1.0, 2.0), {"amp": ("fp16",)})
+    assert (amp.kind, lr.kind, dropout.when) == (Choice(("off", "fp16")), Choice((1.0, 2.0)), {"amp": ("fp16",)})
 
 
-def test_plain_reads_back_equal() -> None:
+def test_to_dict_reads_back_equal() -> None:
     space = read_space(SPACE, {"epochs": 9})
     assert read_space(space.to_dict(), {"epochs": 9}) == space
 
@@ -215,12 +272,12 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("raw", "fixed", "message"), REFUSED)
 def test_refused(raw: dict[str, Any], fixed: dict[str, Any], message: str) -> None:
-    with pytest.raises(Problems, match=message):
+    with pytest.raises(ConfigErrors, match=message):
         read_space(raw, fixed)
 
 
 def test_combinations_respect_conditions() -> None:
-    """Depth 7 is only drawn where the patch takes it."""
+    """Depth 7 is only drawn if it fits the patch."""
     raw = {
         "target_shape": {"choice": [[96, 96, 96], [128, 128, 128]]},
         "depth": {"choice": [6, 7], "when": {"target_shape": [[128, 128, 128]]}},
@@ -228,10 +285,10 @@ def test_combinations_respect_conditions() -> None:
     assert len(read_space(raw, {}).combinations(["depth"])) == 3
 
 
-def test_all_problems_are_told() -> None:
-    with pytest.raises(Problems) as caught:
+def test_all_problems_are_reported() -> None:
+    with pytest.raises(ConfigErrors) as caught:
         read_space({"lrr": LR, "lr": {"uniform": [1, 0.1]}, "depth": {"randint": [1, 2]}}, {})
-    assert [path[1] for path, _ in caught.value.found] == ["lrr", "lr", "depth"]
+    assert [path[1] for path, _ in caught.value.problems] == ["lrr", "lr", "depth"]
 
 
 def test_defaults_are_the_trainers() -> None:

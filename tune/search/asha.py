@@ -1,15 +1,59 @@
-"""Early stopping whose rungs outlive a crash: ASHA in its stopping variant (Li et al. 2020,
-https://arxiv.org/abs/1810.05934), and the median rule (Golovin et al. 2017, https://doi.org/10.1145/3097983.3098043)."""
+"""Early stopping as pure functions.
+
+ASHA in its stopping variant (Li et al. 2020, https://arxiv.org/abs/1810.05934), and the median rule (Golovin et al.
+2017, https://doi.org/10.1145/3097983.3098043).
+
+The scheduler decides with them while a sweep runs, and `voxtune verify` replays the decisions with them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final, Literal
 
 import numpy as np
 
-from tune.spec.sweep_config import EarlyStopping
+from tune.spec.sections import EarlyStopping
+from tune.spec.sweep_config import SweepConfig
+
+Decision = Literal["STOP", "CONTINUE"]
+STOP: Final = "STOP"
+CONTINUE: Final = "CONTINUE"
+MEDIAN_MIN_TRIALS = 3  # a median of fewer scores says little
+
+
+def rung_epochs(config: SweepConfig) -> tuple[int, ...]:
+    """Return the epochs, before the last, at which trials are compared."""
+    stopping, epochs = config.early_stopping, config.fixed("epochs")
+    match stopping.type:
+        case "none":
+            return ()
+        case "median":
+            return tuple(range(stopping.grace_period, epochs, config.fixed("val_freq")))
+    rungs = [stopping.grace_period]
+    while rungs[-1] < epochs:
+        rungs.append(rungs[-1] * stopping.reduction_factor)
+    return tuple(rungs[:-1])
 
 
 def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
-    """The lowest score that goes on, where these were at the rung before; -inf for too few of them."""
-    return float(np.quantile(values, stopping.quantile)) if len(values) >= stopping.min_trials else -np.inf
+    """Return the lowest score that goes on, given the scores of the trials that were at the rung before.
+
+    For ASHA that is the best 1 / reduction_factor of them, for the median rule the better half; -inf if there are too
+    few of them to compare with.
+    """
+    quantile, min_trials = 1 - 1 / stopping.reduction_factor, 1
+    if stopping.type == "median":
+        quantile, min_trials = 0.5, MEDIAN_MIN_TRIALS
+    return float(np.quantile(np.asarray(values), quantile)) if len(values) >= min_trials else -np.inf
+
+
+def decide(value: float, values_at_rung: Sequence[float], stopping: EarlyStopping) -> Decision:
+    """Return whether a trial that reaches a rung is stopped.
+
+    Args:
+        value: its best score so far, since that is what a trial is judged by in the end.
+        values_at_rung: those of the trials that were there before it.
+        stopping: the section `early_stopping:`.
+    """
+    return STOP if value < cutoff(values_at_rung, stopping) else CONTINUE

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.search_space import IntersectionSearchSpace
@@ -16,74 +17,68 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.core.brats import REGIONS
 from trainable.core.errors import InputError
-from tune.search.journal_file import (
-    JOURNAL,
-    AtomicJournalBackend,
-    check_journal,
-    truncate_partial_line,
-)
+from trainable.core.logger import logger
+from trainable.training.epoch_result import EndReason
+from tune.search.asha import Decision
+from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
+from tune.search.optuna_compat import set_intermediate_value, trial_id
+from tune.search.progress import BestEpoch, Progress, stopped_at
 from tune.search.sampler import make_sampler
-from tune.spec.sweep_config import DEFAULT_STUDY_NAME, SweepConfig
+from tune.spec.run_record import DEFAULT_STUDY_NAME
+from tune.spec.sweep_config import SweepConfig
+from tune.spec.trial_spec import Report
 
-STOP, CONTINUE = "STOP", "CONTINUE"
-INFEASIBLE_SCORE = 0.0  # what an infeasible trial is told with: Dice of nothing right
-OOM_CONSTRAINT = "gpu_memory"  # the constraint that a trial out of memory has violated
+INFEASIBLE_SCORE = 0.0  # reported to Optuna for an infeasible trial: the Dice if nothing is right
+OOM_CONSTRAINT = "gpu_memory"  # the constraint that a trial out of memory violates
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # `voxtune check` says what is drawn at random
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # `voxtune check` names the options that are drawn at random
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def read_trials(run_dir: Path, name: str = DEFAULT_STUDY_NAME) -> list[FrozenTrial]:
-    """The trials of a run, also while a sweep writes them.
+def read_trials(run_dir: Path, study_name: str = DEFAULT_STUDY_NAME) -> list[FrozenTrial]:
+    """Return the trials of a run, also while a sweep writes them.
 
     Raises:
-        InputError: where the journal is missing, or has lines that are none of it.
+        InputError: the journal is missing, or has lines that are not its own.
     """
-    if not (run_dir / JOURNAL).exists():
-        raise InputError(f"{run_dir / JOURNAL} is missing; restore it, it holds the sweep's trials")
+    path = run_dir / JOURNAL
+    if not path.exists():
+        raise InputError(f"{path} is missing; restore it, it holds the sweep's trials")
     try:
-        storage = JournalStorage(JournalFileBackend(str(run_dir / JOURNAL)))
-        if name not in optuna.get_all_study_names(storage):
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        if study_name not in optuna.get_all_study_names(storage):
             return []
-        trials = optuna.load_study(study_name=name, storage=storage).trials
+        trials = optuna.load_study(study_name=study_name, storage=storage).trials
     except (ValueError, KeyError) as error:
-        raise InputError(
-            f"{run_dir / JOURNAL} is damaged ({error}); restore the file, it holds the sweep's trials"
-        ) from None
-    return [trial for trial in trials if trial.state != TrialState.WAITING]
-
-
-def progress_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """How far a trial has come, of its attributes in the journal.
-
-    epoch: the last reported; seconds: that it ran; end_reason: why it ended by itself; checkpoint: the place of the
-    newest; best: epoch, score and Dice of each region; device: that it trained on.
-    """
-    return {"epoch": 0, "seconds": 0.0, "end_reason": "", "checkpoint": None, "best": {}, **attrs.get("progress", {})}
+        raise InputError(f"{path} is damaged ({error}); restore the file, it holds the sweep's trials") from None
+    return [frozen for frozen in trials if frozen.state != TrialState.WAITING]
 
 
 def error_summary(error: str) -> str:
-    """Of a traceback the line that names the error, which other lines may follow."""
+    """Return the line of a traceback that names the error, which other lines may follow."""
     lines = error.strip().splitlines() or ["unknown error"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
     return (named or lines)[-1]
 
 
 class Journal:
-    """Asks for trials, records what they report and tells how they ended."""
+    """Proposes trials, records what they report, and reports to Optuna how they ended.
+
+    study: Optuna's, in RUN/journal.log.
+    """
 
     def __init__(self, run_dir: Path, config: SweepConfig, *, reset: bool = False) -> None:
         """Open or create the study. The caller holds the run's lock.
 
-        anew: begin with an empty study, whatever an attempt to begin it has left.
+        reset: delete a study of this name left by a failed launch.
         """
         self.config = config
         path = run_dir / JOURNAL
         if path.exists():
             if cut := truncate_partial_line(path):
-                print(f"{path}: cut half a line ({cut} bytes) that a crash left")
+                logger.warning(f"{path}: cut half a line ({cut} bytes) that a crash left")
             check_journal(path)
-        name, storage = config.name, JournalStorage(AtomicJournalBackend(path))
+        name, storage = config.record.study, JournalStorage(AtomicJournalBackend(path))
         if reset and name in optuna.get_all_study_names(storage):
             optuna.delete_study(study_name=name, storage=storage)
         self.study = optuna.create_study(
@@ -96,35 +91,39 @@ class Journal:
         self._running: dict[int, Trial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
+        """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
         return {}
 
     def trials(self) -> list[FrozenTrial]:
-        """Every trial that was handed out."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        """Return every trial that was handed out."""
+        return [frozen for frozen in self.study.get_trials(deepcopy=False) if frozen.state != TrialState.WAITING]
 
     def own_trials(self) -> list[FrozenTrial]:
-        """Those of trials() that were not taken over from another run."""
-        return [trial for trial in self.trials() if "source" not in trial.user_attrs]
+        """Return those of trials() that were not imported from another run."""
+        return [frozen for frozen in self.trials() if "source" not in frozen.user_attrs]
 
     def enqueue_first(self, params: Sequence[dict[str, Any]]) -> None:
-        """Have these parameters tried first, where nothing was yet; those left out are sampled."""
+        """Have these params tried first, if no trial was yet; options that are left out are sampled."""
         if len(self.study.get_trials(deepcopy=False)) == len(self.trials()) and not self.own_trials():
-            for each in params:
-                self.study.enqueue_trial(each, skip_if_exists=True)
+            for params_of_trial in params:
+                self.study.enqueue_trial(params_of_trial, skip_if_exists=True)
 
-    def import_trial(self, trial: FrozenTrial, params: dict[str, Any] | None, extra: dict[str, Any]) -> None:
-        """Add a trial of another study under these params, with its state, scores and attributes, overlaid by extra.
+    def import_trial(self, frozen: FrozenTrial, params: dict[str, Any] | None, extra: dict[str, Any]) -> None:
+        """Add a trial of another study.
 
-        One without params, outside this study's space, keeps its number and is told FAIL, which samplers ignore.
+        Args:
+            frozen: the trial, whose state, scores and attributes are kept.
+            params: its params in this study; None if it is outside this study's space. It then keeps its number and
+                is reported to Optuna as FAIL, which samplers ignore.
+            extra: attributes that overlay the trial's.
         """
-        state = trial.state if params is not None else TrialState.FAIL
-        attrs = {**trial.user_attrs, **extra}
+        state = frozen.state if params is not None else TrialState.FAIL
+        attrs = {**frozen.user_attrs, **extra}
         values: list[float] | None = None
         constraints: dict[str, float] | None = None
         if state == TrialState.COMPLETE:
-            values = self._values(trial.values[0], progress_of(attrs))
-            constraints = self._constraints(infeasible=bool(trial.constraints.get(OOM_CONSTRAINT)))
+            values = self._values(frozen.values[0], Progress.from_attrs(attrs))
+            constraints = self._constraints(infeasible=bool(frozen.constraints.get(OOM_CONSTRAINT)))
         self.study.add_trial(
             create_trial(
                 state=state,
@@ -133,12 +132,12 @@ class Journal:
                 distributions=self.config.space.distributions(params) if params is not None else {},
                 user_attrs=attrs,
                 constraints=constraints,
-                intermediate_values=trial.intermediate_values,
+                intermediate_values=frozen.intermediate_values,
             )
         )
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """A new trial: its number and option values.
+        """Return a new trial: its number and option values.
 
         The sampler is seeded from the study's seed and the trial's number, so that a proposal depends on what is known
         and not on when the sweep was interrupted.
@@ -148,90 +147,101 @@ class Journal:
         return self._propose(self.study.ask())
 
     def reattach(self) -> list[tuple[int, dict[str, Any]]]:
-        """The trials that an interrupted sweep left running, told where their end is on record."""
-        found, trials = [], self.trials()
+        """Return the trials that an interrupted sweep left running.
+
+        Those whose end is in the journal are reported to Optuna as ended instead.
+        """
+        interrupted, trials = [], self.trials()
         for frozen in trials:
             if frozen.state != TrialState.RUNNING:
                 continue
             self.study.sampler = make_sampler(self.config, frozen.number, self.search_space, trials)
-            number, values = self._propose(Trial(self.study, frozen._trial_id))
-            if self.stopped(number) or self.progress(number)["end_reason"] or "hung" in frozen.user_attrs:
+            number, values = self._propose(Trial(self.study, trial_id(frozen)))
+            if self.stopped(number) or self.progress(number).end_reason or "hung" in frozen.user_attrs:
                 self.tell(number)
             else:
-                found.append((number, values))
-        return found
+                interrupted.append((number, values))
+        return interrupted
 
     def _propose(self, trial: Trial) -> tuple[int, dict[str, Any]]:
         self._running[trial.number] = trial
         return trial.number, self.config.space.suggest(trial)
 
     def attrs(self, number: int) -> dict[str, Any]:
-        """What is on record of a running trial."""
+        """Return the attributes of a running trial in the journal."""
         return self._running[number].user_attrs
 
-    def progress(self, number: int) -> dict[str, Any]:
-        """How far a running trial has come."""
-        return progress_of(self.attrs(number))
+    def progress(self, number: int) -> Progress:
+        """Return how far a running trial has come."""
+        return Progress.from_attrs(self.attrs(number))
 
     def stopped(self, number: int) -> bool:
-        """Did early stopping end this trial?"""
-        return any(rung["decision"] == STOP for rung in self.attrs(number).get("rungs", {}).values())
+        """Return whether early stopping has ended this trial."""
+        return stopped_at(self.attrs(number)) is not None
 
-    def record(self, number: int, row: Mapping[str, Any], checkpoint: str | None = None) -> None:
-        """Record a report, and where its checkpoint lies below the run's storage.
+    def record(self, number: int, report: Report, checkpoint: str | None = None) -> None:
+        """Record a report, and the path of its checkpoint below the run's storage.
 
-        Of one of an epoch on record already (repeated by a restored trial) the seconds alone count.
+        If the epoch is in the journal already (a restored trial repeats it), only the seconds count.
         """
-        trial, epoch, progress = self._running[number], int(row["epoch"]), self.progress(number)
-        progress["seconds"] += row.get("time_this_iter_s", 0.0)
-        if row["end_reason"] == "oom":
-            progress["end_reason"] = "oom"
-        if epoch > progress["epoch"]:
-            progress |= {"epoch": epoch, "end_reason": row["end_reason"], "device": row.get("device")}
-            progress |= {"checkpoint": checkpoint} if checkpoint else {}
+        trial, before, epoch = self._running[number], self.progress(number), int(report["epoch"])
+        progress = replace(before, seconds=before.seconds + report.get("time_this_iter_s", 0.0))
+        if report["end_reason"] == EndReason.OUT_OF_MEMORY:
+            progress = replace(progress, end_reason=EndReason.OUT_OF_MEMORY)
+        if epoch > before.epoch:
+            progress = replace(
+                progress,
+                epoch=epoch,
+                end_reason=EndReason(report["end_reason"]),
+                device=report.get("device"),
+                checkpoint=checkpoint or before.checkpoint,
+            )
             score = self.config.objective.score
-            if score in row and not self.config.objective.cost:  # with two objectives Optuna has none of these
-                # not trial.report, which keeps the score of an epoch that a kill had trained anew
-                self.study._storage.set_trial_intermediate_value(trial._trial_id, epoch, float(row[score]))
-            if score in row and row["best_epoch"] == epoch:
-                dice = {region: row[f"val_dice_{region}"] for region in REGIONS}
-                progress["best"] = {"epoch": epoch, "score": row["best_score"], "dice": dice}
-        if progress != self.progress(number):  # last, and whole: what was cut off before it is recorded again
-            trial.set_user_attr("progress", progress)
+            if score in report and not self.config.objective.cost:  # with two objectives Optuna takes none of these
+                set_intermediate_value(self.study, trial, epoch, float(report[score]))
+            if score in report and report["best_epoch"] == epoch:
+                scores = cast(Mapping[str, float], report)
+                dice = {region: scores[f"val_dice_{region}"] for region in REGIONS}
+                progress = replace(progress, best=BestEpoch(epoch, report["best_score"], dice))
+        if progress != before:  # written last and in one entry: a report that a kill cut off is recorded again
+            trial.set_user_attr("progress", progress.to_attrs())
 
-    def record_rung(self, number: int, rung: int, value: float, decision: str) -> None:
+    def record_rung(self, number: int, rung: int, value: float, decision: Decision) -> None:
         """Record a decision of early stopping before it is acted on."""
         rungs = {**self.attrs(number).get("rungs", {}), str(rung): {"value": value, "decision": decision}}
         self._running[number].set_user_attr("rungs", rungs)
 
     def record_hung(self, number: int, text: str) -> None:
-        """Record that a trial hung, before its process is ended: it has then failed, if no end is on record."""
+        """Record that a trial hung, before its process is ended: it has failed, unless its end is in the journal."""
         self._running[number].set_user_attr("hung", text)
 
     def record_error(self, number: int, text: str) -> None:
-        """Record the line of an error that names it; the trial's error.txt holds all of it."""
+        """Record the line of an error that names it; the trial's error.txt has the whole text."""
         text = self.attrs(number).get("hung", text)
         self._running[number].set_user_attr("error", error_summary(text)[:500])
 
     def finalize_ended(self) -> None:
-        """Tell the end of trials whose end is on record and was not told, as the sweep ended in that moment."""
+        """Report to Optuna the trials whose end is in the journal only, as the sweep ended at that moment."""
         for number in list(self._running):
             self.tell(number)
 
     def tell(self, number: int, *, failed: bool = False) -> TrialState | None:
-        """End a trial as the record says; returns its state, or None where it was only interrupted.
+        """Report the final state derived from the journal to Optuna.
 
-        COMPLETE with its best score where it ended by itself, also infeasible (out of memory); PRUNED where early
-        stopping or a loss that is not finite stopped it; FAIL where an error came before such an end.
+        COMPLETE with its best score if it ended by itself, also if infeasible (out of memory); PRUNED if early stopping
+        or a loss that is not finite stopped it; FAIL if an error came before such an end.
+
+        Returns:
+            The state, or None if the trial was only interrupted.
         """
         trial, progress = self._running[number], self.progress(number)
-        reason = progress["end_reason"]
-        score = INFEASIBLE_SCORE if reason == "oom" else progress["best"].get("score", INFEASIBLE_SCORE)
-        if self.stopped(number) or reason == "non_finite":
+        infeasible = progress.end_reason == EndReason.OUT_OF_MEMORY
+        score = INFEASIBLE_SCORE if infeasible or progress.best is None else progress.best.score
+        if self.stopped(number) or progress.end_reason == EndReason.NON_FINITE:
             state = TrialState.PRUNED
-        elif reason:
+        elif progress.end_reason:
             state = TrialState.COMPLETE
-            for name, constraint in self._constraints(infeasible=reason == "oom").items():
+            for name, constraint in self._constraints(infeasible=infeasible).items():
                 trial.set_constraint(name, constraint)
         elif failed or "hung" in self.attrs(number):
             state = TrialState.FAIL
@@ -242,9 +252,9 @@ class Journal:
         return state
 
     def _constraints(self, *, infeasible: bool) -> dict[str, float]:
-        """What Optuna is told of a trial's memory; GPSampler wants that of each, where it is told of any."""
+        """Return the memory constraint to report to Optuna; GPSampler needs it of every trial if any trial has it."""
         return {OOM_CONSTRAINT: float(infeasible)} if infeasible or self.config.searcher.type == "gp" else {}
 
-    def _values(self, score: float, progress: dict[str, Any]) -> list[float]:
-        """What Optuna is told of a trial: its score, and what it has cost where that is asked for."""
-        return [score] if self.config.objective.cost is None else [score, self.config.cost_of(progress)]
+    def _values(self, score: float, progress: Progress) -> list[float]:
+        """Return the objectives to report to Optuna: the score, and the cost if one is configured."""
+        return [score] if self.config.objective.cost is None else [score, self.config.cost_of(progress.seconds)]

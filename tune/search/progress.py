@@ -1,10 +1,13 @@
-"""How far a trial has come, as its attribute "progress" in the journal says."""
+"""What the journal says of a trial: how far it has come, and what early stopping decided."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
+
+from trainable.training.epoch_result import EndReason
+from tune.search.asha import STOP, Decision
 
 
 @dataclass(frozen=True)
@@ -18,31 +21,69 @@ class BestEpoch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a trial has come.
+    """How far a trial has come: the attribute "progress".
 
-    epoch: the last reported one. seconds: training time so far, over all attempts. end_reason: why it ended by itself,
-    a value of EndReason; "" while it runs. checkpoint: path of the newest one below the run's storage. best: None until
-    an epoch is validated. device: where it trained.
+    epoch: the last reported one. seconds: training time so far, over all attempts. end_reason: why it ended by itself.
+    checkpoint: path of the newest one below the run's storage. best: None until an epoch is validated. device: where it
+    trained. extra: keys of other versions of voxtune, kept as they are.
     """
 
     epoch: int = 0
     seconds: float = 0.0
-    end_reason: str = ""
+    end_reason: EndReason = EndReason.NONE
     checkpoint: str | None = None
     best: BestEpoch | None = None
     device: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)  # keys of other versions, kept as they are
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> Self:
-        """Read a trial's user attributes in the journal."""
+        """Read it from a trial's user attributes."""
         stored = dict(attrs.get("progress", {}))
         best = stored.pop("best", {})
-        names = ("epoch", "seconds", "end_reason", "checkpoint", "device")
-        known = {name: stored.pop(name) for name in names if name in stored}
-        return cls(**known, best=BestEpoch(**best) if best else None, extra=stored)
+        return cls(
+            epoch=stored.pop("epoch", 0),
+            seconds=stored.pop("seconds", 0.0),
+            end_reason=EndReason(stored.pop("end_reason", "")),
+            checkpoint=stored.pop("checkpoint", None),
+            best=BestEpoch(best["epoch"], best["score"], best.get("dice", {})) if best else None,
+            device=stored.pop("device", None),
+            extra=stored,
+        )
 
     def to_attrs(self) -> dict[str, Any]:
-        """The value of the attribute "progress"; from_attrs reads it back."""
-        stored = asdict(self)
-        return {**stored.pop("extra"), **stored, "best": stored["best"] or {}}
+        """Return the value of the attribute, which from_attrs reads back."""
+        stored: dict[str, Any] = {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "end_reason": self.end_reason.value,
+            "checkpoint": self.checkpoint,
+            "best": asdict(self.best) if self.best else {},
+        }
+        if self.epoch:  # a trial that ended before its first epoch has not reported its device
+            stored["device"] = self.device
+        return {**stored, **self.extra}
+
+    @property
+    def best_score(self) -> float | None:
+        """The score at the best epoch, None until an epoch is validated."""
+        return self.best.score if self.best else None
+
+
+@dataclass(frozen=True)
+class RungDecision:
+    """What early stopping decided at a rung, and the trial's best score up to it."""
+
+    value: float
+    decision: Decision
+
+
+def rung_decisions(attrs: Mapping[str, Any]) -> dict[int, RungDecision]:
+    """Return the attribute "rungs" of a trial: the decision at each rung that it has reached, by epoch."""
+    stored = attrs.get("rungs") or {}
+    return {int(epoch): RungDecision(rung["value"], rung["decision"]) for epoch, rung in stored.items()}
+
+
+def stopped_at(attrs: Mapping[str, Any]) -> int | None:
+    """Return the epoch at which early stopping ended a trial, or None."""
+    return next((epoch for epoch, rung in rung_decisions(attrs).items() if rung.decision == STOP), None)

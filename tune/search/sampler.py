@@ -11,24 +11,24 @@ from optuna.distributions import BaseDistribution
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
-from trainable.core.config import TrainConfig
-from trainable.core.options import field_metadata
-from tune.spec.space import DEFAULTS, Space, encode
+from trainable.core.options import OPTIONS
+from tune.spec.kinds import encode
+from tune.spec.space import DEFAULTS, Space
 from tune.spec.sweep_config import SweepConfig
 
-MAX_REDRAWS = 100  # by TPE, then as many at random, before a proposal stands that is known not to fit
-MEMORY_OPTIONS = {
-    name: fact for name, field in TrainConfig.model_fields.items() if (fact := field_metadata(field)["memory"])
-}
+MAX_REDRAWS = 100  # by TPE, then as many at random, before a proposal is kept that is known not to fit
+MEMORY_OPTIONS = {name: info.memory for name, info in OPTIONS.items() if info.memory}
 
 
 def make_sampler(
-    config: SweepConfig, number: int, common: IntersectionSearchSpace, trials: Sequence[FrozenTrial]
+    config: SweepConfig, number: int, search_space: IntersectionSearchSpace, trials: Sequence[FrozenTrial]
 ) -> optuna.samplers.BaseSampler:
-    """The sampler that proposes trial `number`, of which config.unmodelled_options lists what it draws at random.
+    """Return the sampler that proposes trial `number`; config.unmodelled_options lists what it draws at random.
 
-    common: what all trials have in common, kept from one sampler to the next, since each trial adds little to it.
-    trials: those before; while it can learn from fewer than startup_trials of them, proposals are even.
+    Args:
+        search_space: the params that all trials have, kept from one sampler to the next, since each trial adds little.
+        trials: those before. While the sampler can learn from fewer than startup_trials of them, proposals are evenly
+            spread.
     """
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
     kind, startup = config.searcher.type, config.searcher.startup_trials
@@ -44,30 +44,30 @@ def make_sampler(
         case "cmaes":
             return samplers.CmaEsSampler(seed=seed, n_startup_trials=startup)
         case _:
-            return MemoryAwareTPESampler(config, common, seed=seed, n_startup_trials=startup)
+            return MemoryAwareTPESampler(config, search_space, seed=seed, n_startup_trials=startup)
 
 
 def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
-    """The options of a sweep's first trials, `count` at most: of those that hang on no score."""
+    """Return the option values of a sweep's first trials, `count` at most: of those that do not depend on scores."""
     known = config.budget.trials if config.searcher.type == "random" else max(1, config.searcher.startup_trials)
-    drawn = optuna.create_study(direction="maximize")
-    drawn.enqueue_trial(config.space.default_params())
-    found = []
+    study = optuna.create_study(direction="maximize")
+    study.enqueue_trial(config.space.default_params())
+    recipes = []
     for number in range(min(count, known, config.budget.trials)):
-        drawn.sampler = make_sampler(config, number, IntersectionSearchSpace(), [])
-        found.append(config.space.suggest(drawn.ask()))
-    return found
+        study.sampler = make_sampler(config, number, IntersectionSearchSpace(), [])
+        recipes.append(config.space.suggest(study.ask()))
+    return recipes
 
 
 class SobolStartupSampler(optuna.samplers.BaseSampler):
-    """A point of a scrambled Sobol' sequence, an option a coordinate.
+    """Draws trial `number` as a point of a scrambled Sobol' sequence with one coordinate per option.
 
-    The first points, however many, lie evenly in the space, in each option's range above all: of few drawn at random
-    often none has, say, a high lr with Adam. docs/sweeps.md has what it gains.
+    The first points, however many, are evenly spread over the space, above all over each option's range: of a few
+    random draws often none has, say, a high lr with Adam. docs/sweeps.md says what it gains.
     """
 
     def __init__(self, space: Space, seed: int, number: int) -> None:
-        import torch  # here, for what reads a run imports this module and does without torch's two seconds
+        import torch  # here, because commands that only read a run import this module, and torch takes two seconds
 
         self.parameters = {parameter.name: parameter for parameter in space.parameters}
         sequence = torch.quasirandom.SobolEngine(len(self.parameters), scramble=True, seed=seed).fast_forward(number)
@@ -75,70 +75,75 @@ class SobolStartupSampler(optuna.samplers.BaseSampler):
         self.point = dict(zip(self.parameters, point, strict=True))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Nothing: each option is asked for by itself."""
+        """Return nothing: each option is drawn by sample_independent."""
         return {}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Nothing, as above."""
+        """Return nothing, as above."""
         return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """The point's value of this option."""
-        return encode(self.parameters[param_name].from_unit(self.point[param_name]))
+        """Return the value of this option at the point."""
+        return encode(self.parameters[param_name].kind.from_unit(self.point[param_name]))
 
 
 class MemoryAwareTPESampler(optuna.samplers.TPESampler):
-    """TPE that draws again where a recipe is not likely to fit into GPU memory.
+    """TPE that draws again if a recipe is not likely to fit into GPU memory.
 
-    TPE takes an infeasible trial for a bad one, which says little near the border, where the best recipes often lie.
-    But memory grows with some options (`memory="more"` in TrainConfig): what asks for no less in each of them than a
-    trial that ran out of memory, of the GPU or of its share of one, runs out of it too.
+    TPE treats an infeasible trial as a bad one, which says little near the limit, where the best recipes often are.
+    But memory grows with some options (`memory="more"` in TrainConfig): a proposal at least as large in every such
+    option as a trial that ran out of memory, of the GPU or of its share of one, will run out too.
     """
 
     def __init__(
-        self, config: SweepConfig, common: IntersectionSearchSpace, *, seed: int, n_startup_trials: int
+        self, config: SweepConfig, search_space: IntersectionSearchSpace, *, seed: int, n_startup_trials: int
     ) -> None:
-        # without group: benchmarks/tpe_group.py
+        # Without `group`: benchmarks/tpe_group.py shows that it finds less.
         super().__init__(seed=seed, n_startup_trials=n_startup_trials, multivariate=True)
-        self.space, self.common = config.space, common
+        self.space, self.search_space = config.space, search_space
         self.draw = optuna.samplers.RandomSampler(seed=seed).sample_independent
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As TPESampler's; of all trials once, then of the new ones."""
-        found = self.common.calculate(study)
-        return {name: distribution for name, distribution in found.items() if not distribution.single()}
+        """Return the params that all trials have, as TPESampler does, but reading each trial only once."""
+        shared = self.search_space.calculate(study)
+        return {name: distribution for name, distribution in shared.items() if not distribution.single()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """As TPESampler's; of what is drawn one by one afterwards nothing is known here."""
-        ended = study.get_trials(deepcopy=False)
-        infeasible = [each.params for each in ended if any(value > 0 for value in each.constraints.values())]
-        too_large = [DEFAULTS | self.recipe(each) for each in infeasible]  # an inactive option is at its default
+        """Draw as TPESampler does, again if too large; options that are drawn one by one later are not known here."""
+        trials = study.get_trials(deepcopy=False)
+        infeasible = [frozen.params for frozen in trials if any(value > 0 for value in frozen.constraints.values())]
+        too_large = [DEFAULTS | self.recipe(params) for params in infeasible]  # an inactive option is at its default
         params: dict[str, Any] = {}
         for index in range(2 * MAX_REDRAWS):
             if index < MAX_REDRAWS:
                 params = super().sample_relative(study, trial, search_space)
-            else:  # TPE's own lie close together
+            else:  # TPE's own draws are close to each other
                 params = {name: self.draw(study, trial, name, search_space[name]) for name in search_space}
             recipe = self.recipe(params)
-            if not params or not any(dominates_in_memory(recipe, than) for than in too_large):
+            if not params or not any(dominates_in_memory(recipe, other) for other in too_large):
                 break
         return params
 
     def recipe(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The options behind params as Optuna stores them, and those that are not searched."""
+        """Return the option values that Optuna's params encode, and those that are not searched."""
         return self.space.constants | self.space.decode_params(params)
 
 
-def dominates_in_memory(recipe: dict[str, Any], than: dict[str, Any]) -> bool:
-    """Whether a recipe asks for as much GPU memory as another; of an option that is not drawn yet nothing is known."""
-    for name, fact in MEMORY_OPTIONS.items():
-        one, other = recipe.get(name), than[name]
-        if one is None or (one != other and (fact == "other" or not np.all(np.asarray(one) >= np.asarray(other)))):
+def dominates_in_memory(recipe: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return whether a recipe is known to need at least as much GPU memory as another one.
+
+    That is not known if an option is not drawn yet, or if one that changes memory in either direction differs.
+    """
+    for name, effect in MEMORY_OPTIONS.items():
+        value, limit = recipe.get(name), other[name]
+        if value is None or (
+            value != limit and (effect == "other" or not np.all(np.asarray(value) >= np.asarray(limit)))
+        ):
             return False
     return True

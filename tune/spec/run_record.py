@@ -1,28 +1,35 @@
-"""What a launch noted of itself in study.yaml, apart from what was asked of it."""
+"""What a launch resolved, noted in study.yaml next to what was requested."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_STUDY_NAME = "voxtune"  # of the first Optuna study in a run's journal
 
 
 class RunRecord(BaseModel):
-    """The section `record:` of RUN/study.yaml; frozen.
+    """The section `record:` of RUN/study.yaml. Frozen; keys of other versions of voxtune are kept as they are."""
 
-    storage: a URI or folder where Ray keeps checkpoints, None for RUN/ray. name: of the run on a storage that is a URI.
-    attempts: the folder below the storage of each launch and resume. study: name of the Optuna study that counts, where
-    it is not the first. split, data: hashes. format: of the checkpoints. commit: of voxtune's code.
-    """
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    storage: str | None = Field(None, description="URI or folder where Ray keeps checkpoints; null for RUN/ray.")
+    attempts: list[str] = Field([], description="The folder below the storage of each launch and resume.")
+    cache_dir: str | None = Field(None, description="Folder of the preprocessed cases.")
+    split: str | None = Field(None, description="Hash of split.json.")
+    data: str | None = Field(None, description="Hash of the cases.")
+    skipped_cases: list[str] = Field([], description="Bad cases that were left out.")
+    commit: str | None = Field(None, description="git commit of voxtune's code.")
+    format: int | None = Field(None, description="Format of the checkpoints.")
+    versions: dict[str, str] = Field({}, description="Installed versions of voxtune, Python and packages.")
+    name: str | None = Field(None, description="Name of the run on a storage that is a URI.")
+    study: str = Field(DEFAULT_STUDY_NAME, description="Optuna study that counts; a changed space starts another one.")
 
-    storage: str | None = None
-    name: str | None = None
-    attempts: list[str] = []
-    study: str | None = None
-    cache_dir: str | None = None
-    split: str | None = None
-    data: str | None = None
-    skipped_cases: list[str] = []
-    commit: str | None = None
-    format: int | None = None
-    versions: dict[str, str] = {}
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was noted, as plain values, without the defaults of what was not."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def replace(self, **changes: Any) -> RunRecord:
+        """Return the record with these changes, checked."""
+        return RunRecord.model_validate({**self.to_dict(), **changes})

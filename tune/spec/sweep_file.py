@@ -1,4 +1,4 @@
-"""The YAML that a study is read from and written to."""
+"""The YAML file that a SweepConfig is read from and written to."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from typing import Any
 import yaml
 
 from trainable.core.errors import InputError
-from trainable.core.options import NumberLoader, did_you_mean
-from tune.spec.space import KeyPath, Problems
+from trainable.core.option_files import NumberLoader
+from trainable.core.validation import did_you_mean
+from tune.spec.space import ConfigErrors, KeyPath
 from tune.spec.sweep_config import SECTIONS, SweepConfig, make_sweep_config, to_sections
 
 
 @dataclass(frozen=True)
 class Source:
-    """Values read from YAML, and where each key is written: its line, or None for --set."""
+    """Values read from YAML, and the line of each key; None for a key that --set has given."""
 
     name: str
     values: dict[str, Any]
     lines: dict[KeyPath, int | None]
 
-    def place(self, path: KeyPath) -> tuple[int, str]:
-        """Where a key, or else the nearest one above it, is written: a line to sort by, and words."""
+    def location(self, path: KeyPath) -> tuple[int, str]:
+        """Return where a key, or else the nearest one above it, is written: a line to sort by, and a text."""
         while path and path not in self.lines:
             path = path[:-1]
         line = self.lines.get(path, 1)
         return (line, f"{self.name}:{line}") if line else (10**9, f"--set {'.'.join(map(str, path))}")
 
     def override(self, text: str) -> Source:
-        """With `section.key=value` in place; null drops the key."""
+        """Return a copy with `section.key=value` set; null drops the key.
+
+        Raises:
+            InputError: the text has another form, names an unknown section, or drops a key that is not there.
+        """
         dotted, equals, given = text.partition("=")
         section, _, key = dotted.strip().partition(".")
         if not equals or not key:
@@ -53,30 +58,38 @@ class Source:
 
 
 def load_sweep_config(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
-    """The study of a YAML file or a shipped one's bare name, overridden; InputError places every problem found."""
+    """Read a sweep's YAML.
+
+    Args:
+        path: a file, or the bare name of a shipped one.
+        overrides: texts of the form `section.key=value`.
+
+    Raises:
+        InputError: all that is wrong with it, each problem with its line.
+    """
     source = _read(*_find(Path(path)))
     for text in overrides:
         source = source.override(text)
     try:
         return make_sweep_config(source.values)
-    except Problems as error:
-        placed = sorted((source.place(where), sentence) for where, sentence in error.found)
-        raise InputError("\n".join(f"{place}: {sentence}" for (_, place), sentence in placed)) from None
+    except ConfigErrors as error:
+        located = sorted((source.location(path_of_key), sentence) for path_of_key, sentence in error.problems)
+        raise InputError("\n".join(f"{location}: {sentence}" for (_, location), sentence in located)) from None
 
 
 def dump(config: SweepConfig) -> str:
-    """YAML that load_sweep_config reads back as an equal study."""
+    """Return YAML that load_sweep_config reads back as an equal config."""
     return yaml.dump(to_sections(config), Dumper=NumberDumper, sort_keys=False, default_flow_style=None, width=120)
 
 
 class NumberDumper(yaml.SafeDumper):
-    """Quotes the strings that NumberLoader would take for numbers, such as the commit 12e4567."""
+    """Quotes the strings that NumberLoader would read as numbers, such as the commit 12e4567."""
 
     yaml_implicit_resolvers = NumberLoader.yaml_implicit_resolvers
 
 
 def _find(path: Path) -> tuple[str, str]:
-    """Name and text of a file, or of a space shipped with voxtune."""
+    """Return the name and text of a file, or of a space shipped with voxtune."""
     files = resources.files("search_spaces").iterdir()
     shipped = {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
     bare = path.name.removesuffix(".yaml")
@@ -91,35 +104,35 @@ def _find(path: Path) -> tuple[str, str]:
         raise InputError(f"{path}: cannot be read as text: {error}") from None
 
 
-def _parse(place: str, text: str) -> tuple[Any, yaml.Node | None]:
-    """The value of a YAML text and its node; place names it in an error."""
+def _parse(name: str, text: str) -> tuple[Any, yaml.Node | None]:
+    """Return the value of a YAML text and its node. name: of the text, for errors."""
     try:
         loader = NumberLoader(text)
         node = loader.get_single_node()
         return None if node is None else loader.construct_document(node), node
     except (yaml.YAMLError, ValueError) as error:
-        mark, what = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
-        raise InputError(f"{place}:{mark.line + 1 if mark else 1}: cannot be read as YAML: {what}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
+        raise InputError(f"{name}:{mark.line + 1 if mark else 1}: cannot be read as YAML: {problem}") from None
 
 
 def _read(name: str, text: str) -> Source:
-    """The values in a YAML text and their lines."""
+    """Return the values in a YAML text and their lines."""
     values, node = _parse(name, text)
     if not isinstance(values, dict):
         raise InputError(f"{name}:1: expected the sections {', '.join(SECTIONS)}")
     lines: dict[KeyPath, int | None] = {}
-    twice = []
+    repeated = []
     for path, line in _lines(node):
         if path in lines:
-            twice.append(f"{name}:{line}: {'.'.join(path)} is written twice, first in line {lines[path]}; keep one")
+            repeated.append(f"{name}:{line}: {'.'.join(path)} is written twice, first in line {lines[path]}; keep one")
         lines.setdefault(path, line)
-    if twice:
-        raise InputError("\n".join(twice))
+    if repeated:
+        raise InputError("\n".join(repeated))
     return Source(name, values, lines)
 
 
 def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Each key of the mappings in a document and its line, as deep as a study goes."""
+    """Yield each key of the nested mappings in a document, as deep as a sweep's YAML goes, and its line."""
     if isinstance(node, yaml.MappingNode) and len(path) < 4:
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":

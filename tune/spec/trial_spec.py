@@ -1,4 +1,4 @@
-"""What crosses between the driver of a sweep and the process of a trial: the spec there, reports back."""
+"""What the driver of a sweep and the process of a trial send each other: the spec to the trial, reports back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ class TrialSpec(TypedDict):
 
     recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI of the folder to
     resume from, or None. threads: CPU threads that torch may use. gpu_share: share of one GPU, or number of GPUs.
-    lock_file: the process holds a shared lock on it until it ends.
+    lock_file: the process holds a shared lock on it until it ends. stdout_log: of the trial, in the run's folder.
+    report_timeout: seconds without a report after which the trial counts as hung.
     """
 
     number: int
@@ -19,6 +20,8 @@ class TrialSpec(TypedDict):
     threads: int
     gpu_share: float
     lock_file: str
+    stdout_log: str
+    report_timeout: float | None
 
 
 class Report(TypedDict):
@@ -26,7 +29,8 @@ class Report(TypedDict):
 
     epoch: the epoch that was trained; 0 for a report without one. end_reason: a value of EndReason; "" while the trial
     runs. log: what the trial has printed since its last report. fresh_process: the trial asks for another process.
-    disk_full: what could not be written. The scores and statistics of the epoch have the names of metrics.csv.
+    disk_full: what could not be written. time_this_iter_s: seconds since the last report, added by Ray. The scores and
+    statistics of the epoch have the names of metrics.csv.
     """
 
     epoch: int
@@ -41,3 +45,4 @@ class Report(TypedDict):
     device: NotRequired[str]
     fresh_process: NotRequired[bool]
     disk_full: NotRequired[str]
+    time_this_iter_s: NotRequired[float]

@@ -1,4 +1,4 @@
-"""The YAML of a study: what is read, and where and why it is refused."""
+"""The YAML of a sweep: what is read, and where and why it is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,9 @@ import pytest
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from tune.search.asha import rung_epochs
+from tune.spec.kinds import LogUniform
+from tune.spec.run_record import RunRecord
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config
 
@@ -36,13 +39,13 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_reads(tmp_path: Path) -> None:
-    study = load_sweep_config(write(tmp_path, GOOD))
-    assert (study.budget.trials, study.budget.time_budget, study.objective.score) == (8, 43200.0, "val_dice_mean")
-    assert (study.resources.gpu, study.resources.max_failures) == (0.5, 2)
-    assert (study.searcher.type, study.early_stopping.type) == ("tpe", "asha")
-    assert study.train == {"epochs": 20, "val_freq": 2, "min_lr": 1e-7}
-    assert study.space.parameters[0].values == (1e-5, 1e-2)
-    assert study.fixed("patience") == 0
+    config = load_sweep_config(write(tmp_path, GOOD))
+    assert (config.budget.trials, config.budget.time_budget, config.objective.score) == (8, 43200.0, "val_dice_mean")
+    assert (config.resources.gpu, config.resources.max_failures) == (0.5, 2)
+    assert (config.searcher.type, config.early_stopping.type) == ("tpe", "asha")
+    assert config.train == {"epochs": 20, "val_freq": 2, "min_lr": 1e-7}
+    assert config.space.parameters[0].kind == LogUniform(1e-5, 1e-2)
+    assert config.fixed("patience") == 0
 
 
 @pytest.mark.parametrize(
@@ -56,20 +59,20 @@ def test_reads(tmp_path: Path) -> None:
     ],
 )
 def test_rungs(grace: int, factor: int, epochs: int, kind: str, rungs: tuple[int, ...]) -> None:
-    study = make_sweep_config(
+    config = make_sweep_config(
         {
             "early_stopping": {"type": kind, "grace_period": grace, "reduction_factor": factor},
             "train": {"epochs": epochs},
             "space": {"lr": {"loguniform": [1e-4, 1e-3]}},
         }
     )
-    assert study.rungs == rungs
+    assert rung_epochs(config) == rungs
 
 
 def test_train_config_overlays(tmp_path: Path) -> None:
-    study = load_sweep_config(write(tmp_path, GOOD))
-    config = study.train_config({"lr": 0.01}, seed=7, epochs=30)
-    assert config == TrainConfig(lr=0.01, seed=7, epochs=30, val_freq=2, min_lr=1e-7)
+    config = load_sweep_config(write(tmp_path, GOOD))
+    recipe = config.train_config({"lr": 0.01}, seed=7, epochs=30)
+    assert recipe == TrainConfig(lr=0.01, seed=7, epochs=30, val_freq=2, min_lr=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -83,47 +86,73 @@ def test_durations(tmp_path: Path, text: str, seconds: float) -> None:
 def test_round_trip(tmp_path: Path) -> None:
     """Also of strings that look like numbers: a commit 12e4567 must not come back as inf."""
     record = {"commit": "12e4567", "hash": "1e5", "versions": {"ray": "2.60"}, "word": "off"}
-    study = load_sweep_config(write(tmp_path, GOOD), ["train.amp=true", "space.residual={choice: [true, false]}"])
-    study = study.model_copy(update={"record": record})
-    again = load_sweep_config(write(tmp_path, dump(study)))
-    assert again == study
-    assert again.record == record
-    assert dump(again) == dump(study)
+    config = load_sweep_config(write(tmp_path, GOOD), ["train.amp=true", "space.residual={choice: [true, false]}"])
+    config = config.with_record(**record)
+    again = load_sweep_config(write(tmp_path, dump(config)))
+    assert again == config
+    assert again.record.to_dict() == record
+    assert dump(again) == dump(config)
 
 
-def test_words_of_the_seed_become_plain_options(tmp_path: Path) -> None:
-    study = load_sweep_config(write(tmp_path, GOOD), ["train.amp=true", "train.focal_loss=true"])
-    assert (study.train["amp"], study.train["base_loss"]) == ("fp16", "focal")
+def test_the_record_has_the_form_of_earlier_versions(tmp_path: Path) -> None:
+    """Only what was noted is written, in the order in which a launch notes it; unknown keys are kept."""
+    config = load_sweep_config(write(tmp_path, GOOD))
+    assert "record: {}" in dump(config)
+    assert config.record == RunRecord()
+    noted = {"storage": None, "attempts": ["a"], "cache_dir": "/c", "split": "1e5", "format": 4, "study": "voxtune-2"}
+    again = load_sweep_config(write(tmp_path, dump(config.with_record(later=[1], **noted))))
+    assert (again.record.split, again.record.format, again.record.study) == ("1e5", 4, "voxtune-2")
+    assert again.record.to_dict() == {**noted, "later": [1]}
+    assert list(again.with_record(attempts=["a", "b"]).record.to_dict()) == [*noted, "later"]
+    assert again.with_record(attempts=["a", "b"]).record.attempts == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("{attempts: [1]}", r"record.attempts.0 is 1; expected a list"),
+        ("{format: four}", r"record.format is 'four'; expected a whole number"),
+        ("[1]", r"record is \[1\]; expected `key"),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, record: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_sweep_config(write(tmp_path, f"{GOOD}record: {record}\n"))
+
+
+def test_legacy_spellings_become_plain_options(tmp_path: Path) -> None:
+    config = load_sweep_config(write(tmp_path, GOOD), ["train.amp=true", "train.focal_loss=true"])
+    assert (config.train["amp"], config.train["base_loss"]) == ("fp16", "focal")
 
 
 def test_overrides(tmp_path: Path) -> None:
     changes = ["train.epochs=4", "study.trials=3", "space.lr={loguniform: [1e-4, 1e-2]}", "study.time_budget=null"]
-    study = load_sweep_config(write(tmp_path, GOOD), [*changes, "searcher.type=random", "train.val_freq=1"])
-    assert (study.train["epochs"], study.budget.trials, study.searcher.type) == (4, 3, "random")
-    assert study.budget.time_budget is None
-    assert study.space.parameters[0].values == (1e-4, 1e-2)
+    config = load_sweep_config(write(tmp_path, GOOD), [*changes, "searcher.type=random", "train.val_freq=1"])
+    assert (config.train["epochs"], config.budget.trials, config.searcher.type) == (4, 3, "random")
+    assert config.budget.time_budget is None
+    assert config.space.parameters[0].kind == LogUniform(1e-4, 1e-2)
 
 
 def test_a_searched_option_is_fixed_by_dropping_it(tmp_path: Path) -> None:
-    study = load_sweep_config(write(tmp_path, GOOD), ["train.lr=1e-3", "space.lr=null"])
-    assert study.train["lr"] == 1e-3
-    assert "lr" not in [parameter.name for parameter in study.space.parameters]
+    config = load_sweep_config(write(tmp_path, GOOD), ["train.lr=1e-3", "space.lr=null"])
+    assert config.train["lr"] == 1e-3
+    assert "lr" not in [parameter.name for parameter in config.space.parameters]
 
 
 def test_depth_and_patch_may_be_fixed_and_searched_apart(tmp_path: Path) -> None:
     """A patch of 144 suits no depth of 6, the default, but the depths that are searched."""
-    study = load_sweep_config(
+    config = load_sweep_config(
         write(tmp_path, GOOD), ["train.target_shape=[144, 144, 144]", "space.depth={randint: [4, 5]}"]
     )
-    assert study.train_config({"depth": 5}).target_shape == (144, 144, 144)
+    assert config.train_config({"depth": 5}).target_shape == (144, 144, 144)
 
 
 def test_a_cost_in_gpu_seconds_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gpu_seconds would always be 0, since resources.gpu is 0; use seconds"):
         load_sweep_config(write(tmp_path, GOOD), ["study.metric=[val_dice_mean, gpu_seconds]", "resources.gpu=0"])
-    study = load_sweep_config(write(tmp_path, GOOD), ["study.metric=[val_dice_WT, gpu_seconds]"])
-    assert (study.objective.score, study.objective.cost) == ("val_dice_WT", "gpu_seconds")
-    assert study.cost_of({"seconds": 10.0}) == 5.0
+    config = load_sweep_config(write(tmp_path, GOOD), ["study.metric=[val_dice_WT, gpu_seconds]"])
+    assert (config.objective.score, config.objective.cost) == ("val_dice_WT", "gpu_seconds")
+    assert config.cost_of(10.0) == 5.0
 
 
 def test_a_searcher_whose_package_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +171,8 @@ def test_what_a_searcher_cannot_model_is_listed(tmp_path: Path, searcher: str, n
 
 
 REPLACED: list[tuple[str, str, str]] = [
-    ("trials: 8", "trials: 0", r"my.yaml:1: study.trials is 0; expected a number >= 1"),
-    ("trials: 8", "trials: true", r"my.yaml:1: study.trials is True; expected a valid integer"),
+    ("trials: 8", "trials: 0", r"my.yaml:1: study.trials is 0; expected a whole number >= 1"),
+    ("trials: 8", "trials: true", r"my.yaml:1: study.trials is True; expected a whole number >= 1"),
     ("trials: 8", "trails: 8", r"my.yaml:1: study.trails is unknown \(did you mean trials\?\)"),
     ("trials: 8", "mode: min", r"my.yaml:1: study.mode is 'min'; expected 'max'. Every score here is a Dice"),
     ("trials: 8", "metric: val_dice_wt", r"study.metric is 'val_dice_wt'; .* \(did you mean val_dice_WT\?\)"),
@@ -176,7 +205,7 @@ REPLACED: list[tuple[str, str, str]] = [
     ),
     ("gpu: 0.5", "gpu: atuo", r"resources.gpu is 'atuo'; expected a fraction up to 1, .* \(did you mean auto\?\)"),
     ("gpu: 0.5", "gpu: true", r"resources.gpu is True; expected a fraction up to 1"),
-    ("cpu: 4", "cpu: 0", r"my.yaml:4: resources.cpu is 0; expected a number >= 1"),
+    ("cpu: 4", "cpu: 0", r"my.yaml:4: resources.cpu is 0; expected a whole number >= 1"),
     (
         "grace_period: 2",
         "grace_period: 3",
@@ -188,7 +217,7 @@ REPLACED: list[tuple[str, str, str]] = [
     (
         "grace_period: 2",
         "reduction_factor: 1",
-        r"my.yaml:3: early_stopping.reduction_factor is 1; expected a number >= 2",
+        r"my.yaml:3: early_stopping.reduction_factor is 1; expected a whole number >= 2",
     ),
     ("epochs: 20", "epoch: 20", r"my.yaml:6: train.epoch: unknown option 'epoch' \(did you mean epochs\?\)"),
     ("epochs: 20", "epochs: many", r"my.yaml:6: train.epochs is 'many'; expected a whole number >= 1"),

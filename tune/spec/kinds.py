@@ -1,0 +1,272 @@
+"""The kinds of search range that a YAML may give an option: what Optuna draws, and the range's own checks.
+
+Each kind has the same methods, so that no caller asks which kind it has:
+`suggest` draws a value from Optuna, `decode` turns Optuna's param back into the value, `contains`, `grid` (all values;
+both ends of a continuous range), `from_unit` (inverse CDF: maps u in [0, 1) to a value), `nearest` (the value of the
+range that stands in for one outside it), `describe` (the range in words), `to_list` (as the YAML has it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, ClassVar, Self
+
+from optuna.trial import BaseTrial
+
+Check = Callable[[Any], Any]  # returns a value as TrainConfig reads it, or raises ValueError in TrainConfig's words
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a list of values."""
+
+    key: ClassVar = "choice"
+    form: ClassVar = "a list of one value or more"
+    continuous: ClassVar = False
+
+    values: tuple[Any, ...]
+
+    @classmethod
+    def read(cls, name: str, given: Any, check: Check) -> Self:
+        """Return the choice that the YAML gives.
+
+        Raises:
+            ValueError: it is not a list of different values that the option allows.
+        """
+        if not isinstance(given, list) or not given:
+            raise ValueError(f"{name}.choice is {given!r}; expected {cls.form}")
+        values = [check(value) for value in given]
+        if any(value in values[:index] for index, value in enumerate(values)):
+            raise ValueError(f"{name}.choice is {given!r}; expected each value once")
+        return cls(tuple(values))
+
+    def suggest(self, name: str, trial: BaseTrial) -> Any:
+        return self.decode(trial.suggest_categorical(name, [encode(value) for value in self.values]))
+
+    def decode(self, param: Any) -> Any:
+        return json.loads(param) if isinstance(self.values[0], list) else param
+
+    def contains(self, value: Any) -> bool:
+        return value in self.values
+
+    def grid(self) -> list[Any]:
+        return list(self.values)
+
+    def from_unit(self, u: float) -> Any:
+        return self.values[int(u * len(self.values))]
+
+    def nearest(self, value: Any) -> Any:
+        """Return the value itself if it is a choice, else the first choice: choices have no order."""
+        return value if self.contains(value) else self.values[0]
+
+    def describe(self) -> str:
+        return ", ".join(map(str, self.values))
+
+    def to_list(self) -> list[Any]:
+        return list(self.values)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A number between low and high, both included."""
+
+    key: ClassVar = "uniform"
+    form: ClassVar = "[low, high]"
+    continuous: ClassVar = True
+
+    low: float
+    high: float
+
+    @classmethod
+    def read(cls, name: str, given: Any, check: Check) -> Self:
+        """Return the range that the YAML gives, or raise ValueError."""
+        return cls(*_low_high(cls, name, given, check))
+
+    def suggest(self, name: str, trial: BaseTrial) -> float:
+        return trial.suggest_float(name, self.low, self.high)
+
+    def decode(self, param: float) -> float:
+        return param
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def grid(self) -> list[float]:
+        return [self.low, self.high]
+
+    def from_unit(self, u: float) -> float:
+        return self.low + u * (self.high - self.low)
+
+    def nearest(self, value: float) -> float:
+        return min(max(value, self.low), self.high)
+
+    def describe(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+    def to_list(self) -> list[float]:
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A number between low and high, both included, uniform in its logarithm."""
+
+    key: ClassVar = "loguniform"
+    form: ClassVar = "[low, high]"
+    continuous: ClassVar = True
+
+    low: float
+    high: float
+
+    @classmethod
+    def read(cls, name: str, given: Any, check: Check) -> Self:
+        """Return the range that the YAML gives, or raise ValueError."""
+        low, high = _low_high(cls, name, given, check)
+        if low <= 0:
+            raise ValueError(f"{name}.{cls.key} is {given!r}; expected low > 0, because the range is logarithmic")
+        return cls(low, high)
+
+    def suggest(self, name: str, trial: BaseTrial) -> float:
+        return trial.suggest_float(name, self.low, self.high, log=True)
+
+    def decode(self, param: float) -> float:
+        return param
+
+    def contains(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def grid(self) -> list[float]:
+        return [self.low, self.high]
+
+    def from_unit(self, u: float) -> float:
+        return float(self.low * (self.high / self.low) ** u)
+
+    def nearest(self, value: float) -> float:
+        return min(max(value, self.low), self.high)
+
+    def describe(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+    def to_list(self) -> list[float]:
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class RandInt:
+    """A whole number between low and high, both included."""
+
+    key: ClassVar = "randint"
+    form: ClassVar = "[low, high], both included"
+    continuous: ClassVar = False
+
+    low: int
+    high: int
+
+    @classmethod
+    def read(cls, name: str, given: Any, check: Check) -> Self:
+        """Return the range that the YAML gives, or raise ValueError."""
+        return cls(*_low_high(cls, name, given, check))
+
+    def suggest(self, name: str, trial: BaseTrial) -> int:
+        return trial.suggest_int(name, self.low, self.high)
+
+    def decode(self, param: int) -> int:
+        return param
+
+    def contains(self, value: int) -> bool:
+        return value in self.grid()
+
+    def grid(self) -> list[int]:
+        return list(range(self.low, self.high + 1))
+
+    def from_unit(self, u: float) -> int:
+        grid = self.grid()
+        return grid[int(u * len(grid))]
+
+    def nearest(self, value: int) -> int:
+        return min(max(value, self.low), self.high)
+
+    def describe(self) -> str:
+        return f"{self.low:g} to {self.high:g}"
+
+    def to_list(self) -> list[int]:
+        return [self.low, self.high]
+
+
+@dataclass(frozen=True)
+class QUniform:
+    """A number between low and high, both included, in steps from low."""
+
+    key: ClassVar = "quniform"
+    form: ClassVar = "[low, high, step]"
+    continuous: ClassVar = False
+
+    low: float
+    high: float
+    step: float
+
+    @classmethod
+    def read(cls, name: str, given: Any, check: Check) -> Self:
+        """Return the range that the YAML gives, or raise ValueError."""
+        low, high = _low_high(cls, name, given, check, count=3)
+        step = given[2]
+        if not 0 < step <= high - low or (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
+            raise ValueError(f"{name}.{cls.key} is {given!r}; expected a step > 0 that divides high - low")
+        return cls(low, high, float(step))
+
+    def suggest(self, name: str, trial: BaseTrial) -> float:
+        return self.decode(trial.suggest_float(name, self.low, self.high, step=self.step))
+
+    def decode(self, param: float) -> float:
+        return round(param, 12)  # 0.1 * 3 is 0.30000000000000004
+
+    def contains(self, value: float) -> bool:
+        return value in self.grid()
+
+    def grid(self) -> list[float]:
+        steps = round((self.high - self.low) / self.step)
+        return [round(self.low + index * self.step, 12) for index in range(steps + 1)]
+
+    def from_unit(self, u: float) -> float:
+        grid = self.grid()
+        return grid[int(u * len(grid))]
+
+    def nearest(self, value: float) -> float:
+        """Return the closest value of the grid; of two that are as close, the lower one."""
+        return min(self.grid(), key=lambda other: abs(other - value))
+
+    def describe(self) -> str:
+        return f"{self.low:g} to {self.high:g}, step {self.step:g}"
+
+    def to_list(self) -> list[float]:
+        return [self.low, self.high, self.step]
+
+
+Kind = Choice | Uniform | LogUniform | RandInt | QUniform
+KINDS: dict[str, type[Kind]] = {kind.key: kind for kind in (Choice, Uniform, LogUniform, RandInt, QUniform)}
+# The kinds that suit an option, by the type of its values; any other option is a choice.
+KINDS_OF_TYPE: dict[Any, tuple[type[Kind], ...]] = {
+    int: (RandInt, Choice),
+    float: (Uniform, LogUniform, QUniform, Choice),
+}
+
+
+def encode(value: Any) -> Any:
+    """Return a value as Optuna's param: lists as JSON, because Optuna's importances hash params."""
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def _low_high(kind: type[Kind], name: str, given: Any, check: Check, *, count: int = 2) -> tuple[Any, Any]:
+    """Return the first two of `count` numbers that the YAML gives, the ends of a range, as TrainConfig reads them."""
+    expected = f"{name}.{kind.key} is {given!r}; expected"
+    if not isinstance(given, list) or len(given) != count:
+        raise ValueError(f"{expected} {kind.form}")
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in given):
+        raise ValueError(f"{expected} numbers, as {kind.form}")
+    low, high = check(given[0]), check(given[1])
+    if low >= high:
+        raise ValueError(f"{expected} low < high; fix a single value under train:")
+    return low, high

@@ -1,0 +1,134 @@
+"""The sections of a sweep's YAML, other than `train:` and `space:`."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from trainable.core.validation import UnexpectedValueError
+
+Score = Literal["val_dice_mean", "val_dice_WT", "val_dice_TC", "val_dice_ET"]
+Cost = Literal["gpu_seconds", "seconds"]
+SCORES: tuple[Score, ...] = get_args(Score)
+COSTS: tuple[Cost, ...] = get_args(Cost)
+DURATION = re.compile(r"(?=\d)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+class Section(BaseModel):
+    """A part of the YAML. Frozen; unknown names are refused; true is not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def parse_duration(value: Any) -> Any:
+    """Return 12h, 90m, 45s, 1h30m or 2d as seconds; what is not text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    if not (match := DURATION.fullmatch(value.replace(" ", ""))):
+        raise ValueError("a duration such as 2d, 12h, 1h30m, 90m or 45s, or seconds")
+    parts = zip(match.groups("0"), (86400, 3600, 60, 1), strict=True)
+    return float(sum(int(part) * unit for part, unit in parts))
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+
+
+class Objective(Section):
+    """What is searched for: the `metric` of `study:`."""
+
+    metric: str | list[str] = Field(
+        "val_dice_mean",
+        description="Score of a trial, at its best validated epoch; or [score, cost], to minimise cost.",
+    )
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        """Accept a score, or a list of a score and a cost."""
+        score, *costs = value if isinstance(value, list) and value else [value]
+        if score not in SCORES or len(costs) > 1 or any(cost not in COSTS for cost in costs):
+            allowed = [", ".join(map(repr, names)) for names in (SCORES, COSTS)]
+            expected = f"one of {allowed[0]}, or a list of one of them and one of {allowed[1]}"
+            raise UnexpectedValueError(expected, (*SCORES, *COSTS))
+        return value if costs else score
+
+    @property
+    def score(self) -> Score:
+        """The metric that is maximised, compared by early stopping and used to choose the winner."""
+        return cast(Score, self.metric if isinstance(self.metric, str) else self.metric[0])
+
+    @property
+    def cost(self) -> Cost | None:
+        """The metric that is minimised as well, if any."""
+        return None if isinstance(self.metric, str) else cast(Cost, self.metric[1])
+
+
+class Budget(Section):
+    """When a sweep ends: the limits in `study:`."""
+
+    trials: int = Field(32, ge=1, description="Recipes to try.")
+    time_budget: Duration | None = Field(None, description="Time after which a launch or resume stops.")
+    gpu_hours: float | None = Field(None, gt=0, description="GPU hours, summed over trials, after which it stops.")
+    target: float | None = Field(None, gt=0, le=1, description="Score of a finished trial at which the sweep stops.")
+
+
+class EarlyStopping(Section):
+    """When a trial that scores worse than the others is stopped."""
+
+    type: Literal["asha", "median", "none"] = Field(
+        "asha", description="asha and median compare trials at rungs; none lets all trials finish."
+    )
+    grace_period: int = Field(1, ge=1, description="Epoch of the first rung.")
+    reduction_factor: int = Field(
+        3,
+        ge=2,
+        description="ASHA: 1 of reduction_factor trials passes a rung; the next rung is reduction_factor times later.",
+    )
+
+
+class Searcher(Section):
+    """How the next recipe is chosen."""
+
+    type: Literal["tpe", "random", "gp", "cmaes"] = Field("tpe", description="Optuna's sampler.")
+    startup_trials: int = Field(
+        10, ge=0, description="Trials spread evenly over the space before the sampler learns from them."
+    )
+    wait_for_startup: bool = Field(
+        False, description="Run no other trials until startup_trials have ended, even if slots are free."
+    )
+
+
+class Resources(Section):
+    """What one trial may use, and what happens after a fault."""
+
+    gpu: int | float | Literal["auto"] = Field(
+        0,
+        description="GPUs per trial, 0 for the CPU; a fraction shares one; auto measures at launch how many share it.",
+    )
+    cpu: int = Field(1, ge=1, description="CPU cores per trial, and its threads.")
+    max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")
+    fail_fast: bool = Field(False, description="End the sweep at the first trial that has failed after its restarts.")
+    report_timeout: Duration | None = Field(
+        3600.0, description="A trial without a report for this long has hung: it is ended as failed."
+    )
+    keep_top: int = Field(5, ge=0, description="Early-stopped trials among the best keep_top keep their checkpoint.")
+    reuse_processes: bool = Field(True, description="One process runs trial after trial.")
+
+    @field_validator("gpu", mode="plain")
+    @classmethod
+    def _share_or_whole(cls, value: Any) -> Any:
+        """Accept auto, a share of one GPU or a whole number."""
+        if value == "auto":
+            return value
+        if type(value) not in (int, float) or not 0 <= value < math.inf or (value > 1 and value != int(value)):
+            raise UnexpectedValueError("a fraction up to 1, a whole number, or 'auto'", ["auto"])
+        return value
+
+    @property
+    def gpu_share(self) -> float:
+        """GPUs per trial, or its share of one; a launch replaces auto by what it measured."""
+        assert self.gpu != "auto"
+        return float(self.gpu)
