@@ -8,7 +8,7 @@ from trainable.core.errors import InputError
 from tune.demo import free_folder, run_demo
 
 
-def test_a_second_demo_takes_a_folder_of_its_own(tmp_path: Path):
+def test_a_second_demo_gets_a_new_folder(tmp_path: Path):
     wanted = tmp_path / "voxtune_demo"
     for name in ("voxtune_demo", "voxtune_demo_2", "voxtune_demo_3"):
         assert free_folder(wanted) == tmp_path / name

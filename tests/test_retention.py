@@ -1,4 +1,4 @@
-"""Which checkpoints stay on disk, in a folder laid out as Ray lays it."""
+"""Which checkpoints stay on disk, in a folder with the layout of Ray."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from optuna.trial import TrialState
 from trainable.core.errors import InputError
 from tune.run.results import Run, TrialResult
 from tune.run.retention import Retention, check_disk_space
+from tune.run.run_dir import RunDir
 from tune.spec.sweep_config import make_sweep_config
 
 
 def run_of(folder: Path, trials: list[TrialResult], keep_top: int = 5) -> Run:
     study = make_sweep_config({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}, "resources": {"keep_top": keep_top}})
-    return Run(folder, study.model_copy(update={"record": {"attempts": ["run-1", "run-2"]}}), trials)
+    return Run(RunDir(folder), study.with_record(attempts=["run-1", "run-2"]), trials)
 
 
 def trial(
@@ -46,8 +47,8 @@ def test_each_kind_of_trial_keeps_what_it_needs(tmp_path: Path) -> None:
     run_folder = tmp_path / "run #1 with spaces"
     states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.RUNNING, TrialState.FAIL]
     trials = [trial(n, state, 0.9 - n / 10, end_reason="epochs" if n == 0 else "") for n, state in enumerate(states)]
-    for each in trials:
-        write(run_folder, each.number)
+    for item in trials:
+        write(run_folder, item.number)
     other = run_folder / "ray" / "another_run-1" / "0002" / "checkpoint_000001"
     other.mkdir(parents=True)  # runs may share one storage
     run = run_of(run_folder, trials, keep_top=2)
@@ -69,17 +70,17 @@ def test_a_stopped_trial_that_falls_out_of_the_best_loses_its_checkpoint(tmp_pat
         assert [n for n in range(number + 1) if left(tmp_path, n)] == [n for n in (number - 1, number) if n >= 0]
 
 
-def test_the_best_keeps_its_checkpoint_whatever_keep_top_is(tmp_path: Path) -> None:
+def test_the_best_keeps_its_checkpoint_for_any_keep_top(tmp_path: Path) -> None:
     trials = [trial(0, TrialState.PRUNED, 0.8), trial(1, TrialState.PRUNED, 0.9)]
-    for each in trials:
-        write(tmp_path, each.number)
+    for item in trials:
+        write(tmp_path, item.number)
     run = run_of(tmp_path, trials, keep_top=0)
     Retention(run).apply(run)
     assert left(tmp_path, 0) == []
     assert left(tmp_path, 1) == ["run-2/0001/checkpoint_000002/best_model.pth"]
 
 
-def test_a_checkpoint_that_is_not_on_record_yet_is_waited_for(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_in_the_journal_yet_is_waited_for(tmp_path: Path) -> None:
     retention = Retention(run_of(tmp_path, [], keep_top=1))
     write(tmp_path, 0)
     early = trial(0, TrialState.COMPLETE, 0.5, "run-2/0000/checkpoint_000001", "epochs")
@@ -89,28 +90,28 @@ def test_a_checkpoint_that_is_not_on_record_yet_is_waited_for(tmp_path: Path) ->
     assert left(tmp_path, 0) == ["run-2/0000/checkpoint_000002/best_model.pth"]
 
 
-def test_a_hundred_stopped_trials_leave_the_best_alone(tmp_path: Path) -> None:
+def test_a_hundred_stopped_trials_keep_only_the_best(tmp_path: Path) -> None:
     trials = [trial(number, TrialState.PRUNED, score=(number * 37 % 100) / 100) for number in range(100)]
-    for each in trials:
-        write(tmp_path, each.number)
+    for item in trials:
+        write(tmp_path, item.number)
     run = run_of(tmp_path, trials)
     Retention(run).apply(run)
     kept = {path.parent.parent.name for path in (tmp_path / "ray").glob("*/*/*/*.pth")}
-    assert kept == {f"{each.number:04d}" for each in sorted(trials, key=lambda t: -(t.score or 0))[:5]}
+    assert kept == {f"{item.number:04d}" for item in sorted(trials, key=lambda t: -(t.score or 0))[:5]}
     assert len(list((tmp_path / "ray").glob("*/*/*/*.pth"))) == 5
 
 
-def test_a_trial_without_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_a_trial_without_a_checkpoint_is_skipped(tmp_path: Path) -> None:
     infeasible = trial(0, TrialState.COMPLETE, 0.0, None, "oom")
     run = run_of(tmp_path, [infeasible])
     Retention(run).apply(run)
 
 
-def test_room_is_forecast_for_living_and_ended_trials(tmp_path: Path) -> None:
-    """31,196,675 parameters of 12 bytes are 357 MiB; 8 living trials have 4 checkpoints each."""
+def test_space_is_forecast_for_running_and_ended_trials(tmp_path: Path) -> None:
+    """31,196,675 parameters of 12 bytes are 357 MiB; 8 running trials have 4 checkpoints each."""
     study = run_of(tmp_path, []).config
-    said = check_disk_space(study, "s3://bucket/sweep", slots=8)
-    assert said == "checkpoints: at most 65 of 357.0 MiB, 22.7 GiB in all, at s3://bucket/sweep"
+    line = check_disk_space(study, "s3://bucket/sweep", slots=8)
+    assert line == "checkpoints: at most 65 of 357.0 MiB, 22.7 GiB in all, at s3://bucket/sweep"
     assert "at most 37 of" in check_disk_space(study, "s3://bucket/sweep", slots=1)
 
 
@@ -126,8 +127,8 @@ def test_a_run_that_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_on_a_uri_a_running_trial_keeps_what_the_snapshot_names_and_all_newer_ones(tmp_path: Path) -> None:
     """Ray deletes none of them there; of those before the one that is known, one stays."""
     run = run_of(tmp_path, [])
-    study = run.config.model_copy(update={"record": {**run.config.record, "storage": f"file://{tmp_path}/ray"}})
-    retention = Retention(Run(tmp_path, study, []))
+    study = run.config.with_record(storage=f"file://{tmp_path}/ray")
+    retention = Retention(Run(RunDir(tmp_path), study, []))
     for index in range(6):
         home = tmp_path / "ray" / "run-2" / "0000" / f"checkpoint_{index:06d}"
         home.mkdir(parents=True)
@@ -137,5 +138,5 @@ def test_on_a_uri_a_running_trial_keeps_what_the_snapshot_names_and_all_newer_on
         (TrialState.RUNNING, 4, [3, 4, 5]),
         (TrialState.FAIL, 5, [4, 5]),
     ):
-        retention.apply(Run(tmp_path, study, [trial(0, state, 0.5, f"run-2/0000/checkpoint_{known:06d}")]))
+        retention.apply(Run(RunDir(tmp_path), study, [trial(0, state, 0.5, f"run-2/0000/checkpoint_{known:06d}")]))
         assert left(tmp_path, 0) == [f"run-2/0000/checkpoint_{index:06d}/latest.pth" for index in kept]

@@ -27,7 +27,7 @@ def lrs(config: TrainConfig) -> list[float]:
         {"scheduler": "cosine", "warmup_epochs": 2},
     ],
 )
-def test_a_schedule_stretched_fourfold_is_the_same_at_each_fourth_epoch(options):
+def test_a_schedule_scaled_fourfold_is_the_same_at_each_fourth_epoch(options):
     short = TrainConfig(epochs=12, **options)
     long = scale_to_epochs(short, 48)
     assert long.epochs == 48

@@ -1,4 +1,4 @@
-"""The checker finds what is lost, doubled or decided wrongly, in a run's folder alone."""
+"""verify finds what is lost, duplicated or decided wrongly, from the files in a run's folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_early_stopping import STUDY, row
+from helpers import SWEEP, make_report
 
 from trainable.core.errors import InputError
 from trainable.data.split import Split, save_split
@@ -24,7 +24,7 @@ from tune.spec.sweep_file import dump
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Five trials, reported in turns: some stopped by ASHA, one running."""
-    study = make_sweep_config({**STUDY, "study": {"trials": 5, "seed": 3}, "train": {"epochs": 4}})
+    study = make_sweep_config({**SWEEP, "study": {"trials": 5, "seed": 3}, "train": {"epochs": 4}})
     split = Split(("a", "b"), ("c",), ())
     save_split(split, tmp_path / "split.json")
     (tmp_path / "study.yaml").write_text(dump(study.with_record(split=split.digest())))
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> Path:
             if number == 4 and epoch > 2:
                 continue
             score = round(0.1 * epoch + 0.07 * (number * 2 % 5), 6)
-            report = row(epoch, score, end_reason="epochs" if epoch == 4 else "")
+            report = make_report(epoch, score, end_reason="epochs" if epoch == 4 else "")
             logs[number].write(report)
             journal.record(number, report)
             if scheduler.decide(number, report) == "STOP" or epoch == 4:
@@ -106,7 +106,7 @@ def test_a_rung_that_was_passed_undecided(run: Path):
     assert "decisions" in wrong(run)
 
 
-def test_a_stopped_trial_that_is_told_complete(run: Path):
+def test_a_stopped_trial_that_is_reported_complete(run: Path):
     def complete(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for entry in entries:
             if entry["op_code"] == 6 and entry["state"] == 2:
@@ -117,13 +117,13 @@ def test_a_stopped_trial_that_is_told_complete(run: Path):
     assert "states and scores" in wrong(run)
 
 
-def test_more_trials_than_asked_for_and_a_trial_told_twice(run: Path):
+def test_more_trials_than_requested_and_a_trial_reported_twice(run: Path):
     text = (run / "study.yaml").read_text()
     (run / "study.yaml").write_text(text.replace("trials: 5", "trials: 4"))
     edit(run, lambda entries: [*entries, next(e for e in entries if e["op_code"] == 6 and e["state"] in (1, 2))])
-    findings = verify(read_run(run))["trials, none lost or doubled"]
+    findings = verify(read_run(run))["trials, none lost or duplicated"]
     assert "5 trials, but study.trials is 4" in findings[0]
-    assert "told twice" in findings[1]
+    assert "reported to Optuna as ended twice" in findings[1]
 
 
 def test_a_journal_that_is_missing(run: Path):
@@ -138,14 +138,13 @@ def test_another_split_and_a_journal_that_was_cut(run: Path):
     edit(run, lambda entries: entries[:1])
     findings = verify(read_run(run))
     assert (
-        "is not the split that the sweep began with"
-        in findings["split.json, of the split that the sweep began with"][0]
+        "is not the split that the sweep began with" in findings["split.json, the split that the sweep began with"][0]
     )
-    (lost,) = findings["trials, none lost or doubled"]
-    assert lost == "the journal knows nothing of trials/0000, trials/0001, trials/0002, trials/0003, trials/0004"
+    (lost,) = findings["trials, none lost or duplicated"]
+    assert lost == "the journal has no trial for trials/0000, trials/0001, trials/0002, trials/0003, trials/0004"
 
 
-def test_a_finished_trial_that_is_told_failed(run: Path):
+def test_a_finished_trial_that_is_reported_failed(run: Path):
     def failed(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for entry in entries:
             if entry["op_code"] == 6 and entry["state"] == 1:

@@ -7,11 +7,13 @@ from types import FrameType
 import typer
 
 from trainable.core.errors import InputError
+from trainable.core.logger import init_logger
 from tune.cli import app
 
 
 def main() -> None:
-    """Run a verb. Exit code 2 for wrong input, 130 and 143 for Ctrl-C and SIGTERM."""
+    """Run a verb. Exit code 2 for wrong input, 130 after Ctrl-C, 143 after SIGTERM."""
+    init_logger()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     try:
@@ -22,7 +24,7 @@ def main() -> None:
 
 
 def stop(number: int, _: FrameType | None) -> None:
-    """End a verb that a signal came to; a running sweep ends by itself, see tune.driver.sweep.Ending."""
+    """End the verb on a signal; a running sweep handles them itself, see tune.driver.stopping.SweepStopper."""
     typer.echo(f"\nstopped by {signal.Signals(number).name}; what was finished is kept", err=True)
     sys.exit(128 + number)
 

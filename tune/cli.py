@@ -1,22 +1,24 @@
-"""The verbs of `voxtune`."""
+"""The verbs of `voxtune`. Each imports what it needs when it runs: Ray and torch take seconds to import."""
 
 from __future__ import annotations
 
 import json
-import shlex
+import signal
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from trainable.core.config import TrainConfig
-from trainable.core.files import is_locked
-from trainable.core.options import format_value, to_dict
-from tune.run.report import make_console, summary_line, trial_table
-from tune.run.results import Run, TrialResult, read_run, recipe_text
+from trainable.core.errors import InputError
+from trainable.core.locks import is_locked
+from trainable.core.logger import logger
+from trainable.training.training_dir import TrainingDir
+from tune.run.report import make_console, print_best, print_outcome, print_space, print_trials, summary_line
+from tune.run.results import Run, export_recipe, read_run
+from tune.run.run_dir import resume_command
 from tune.search.sampler import first_recipes
-from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
 app = typer.Typer(
@@ -26,86 +28,110 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = make_console()
 
-Space = Annotated[str, typer.Argument(help="YAML of the sweep: a file, or brats, quick, finetune, demo.")]
+Space = Annotated[
+    str, typer.Argument(metavar="SPACE", help="YAML of the sweep: a file, or brats, quick, finetune, demo.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a sweep.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="section.key=value over the YAML; repeatable.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace a value of the YAML; repeatable."),
+]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; by default a local one is started.")]
 
 
-@app.command()
-def phantom(
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    cases: Annotated[int, typer.Option(help="How many.")] = 12,
-    shape: Annotated[tuple[int, int, int], typer.Option(help="Voxels: x, y, z.")] = (240, 240, 155),
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, other cases.")] = 0,
+def print_version(wanted: bool) -> None:
+    """Print the version and exit, if it was asked for."""
+    if wanted:
+        logger.info(f"voxtune {metadata.version('voxtune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def voxtune(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
 ) -> None:
-    """Write synthetic cases in BraTS's file format."""
+    """Options of voxtune itself."""
+
+
+@app.command(epilog="Example: voxtune phantom DIR --cases 20 --shape 64 64 48")
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
+    cases: Annotated[int, typer.Option(metavar="N", help="Number of cases.")] = 12,
+    shape: Annotated[tuple[int, int, int], typer.Option(metavar="N", help="Voxels: x, y, z.")] = (240, 240, 155),
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Another seed gives other cases.")] = 0,
+) -> None:
+    """Write synthetic cases in the file format of BraTS."""
     from trainable.data.phantom import write_phantoms
 
     write_phantoms(out, cases=cases, shape=shape, seed=seed)
 
 
-@app.command()
+@app.command(epilog="Example: voxtune prepare DIR --skip_bad_cases")
 def prepare(
-    data: Annotated[Path, typer.Argument(help="Folder with one folder a case.")],
-    cache_dir: Annotated[Path | None, typer.Option("--cache_dir", help="By default beside the data.")] = None,
-    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Go on without bad cases.")] = False,
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with one sub-folder per case.")],
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache_dir", metavar="DIR", help="By default next to the data.")
+    ] = None,
+    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
 ) -> None:
     """Check the cases of a folder and preprocess them once for all trainings."""
     from trainable.data.prepare import prepare_data
 
-    config = TrainConfig(data_dir=data.resolve(), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases)
-    found = prepare_data(config)
-    echo(f"cache: {found.folder}")
+    prepared = prepare_data(TrainConfig(data_dir=data.resolve(), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases))
+    logger.info(f"cache: {prepared.folder}")
 
 
-@app.command()
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    epilog="Example: voxtune train --data_dir DIR --output_dir OUT --epochs 50",
+)
+def train(context: typer.Context) -> None:
+    """Train one recipe, go on with a training, or test its model; `voxtune train --help` lists all options."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the training prints itself how to go on
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        from trainable.cli import main
+
+        raise typer.Exit(main(context.args, prog="voxtune train"))
+    except KeyboardInterrupt:  # while torch is imported
+        raise typer.Exit(130) from None
+
+
+@app.command(epilog="Example: voxtune check my_space.yaml --set study.trials=100")
 def check(space: Space, set_: Set = None) -> None:
     """Check a YAML; show the space as a table and the first trials of its sweep."""
     config = load_sweep_config(space, set_ or [])
-    show_space(config)
-    console.print("\n[bold]the first trials[/]")
+    print_space(config)
+    make_console().print("\n[bold]the first trials[/]")
     for number, values in enumerate(first_recipes(config, 5)):
         config.train_config(values)
-        console.print(f"  {number}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
-    console.print("\nok")
+        logger.info(f"  {number}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
+    logger.info(f"\ntrial 0: {config.space.describe_defaults()}")
+    logger.info("\nok")
 
 
-def show_space(config: SweepConfig) -> None:
-    """The space as a table, and how the sweep will go about it."""
-    table = Table("option", "kind", "range", "when", box=None, header_style="bold")
-    for row in config.space.describe():
-        table.add_row(*row)
-    console.print(table)
-    rungs = ", ".join(map(str, config.rungs))
-    stopping = f"{config.early_stopping.type} at epochs {rungs}" if config.rungs else "no early stopping"
-    horizon = config.fixed("epochs")
-    need = f"{config.resources.cpu} CPU, {format_value(config.resources.gpu)} GPU a trial"
-    console.print(
-        f"\n{config.budget.trials} trials of up to {horizon} epochs; {config.searcher.type}; {stopping}; {need}"
-    )
-    if config.unmodelled_options:
-        console.print(f"{config.searcher.type} cannot model {', '.join(config.unmodelled_options)}: drawn at random")
-
-
-@app.command()
+@app.command(epilog="Example: voxtune launch brats --data DIR --out RUN --trials 64")
 def launch(
     space: Space,
-    data: Annotated[Path, typer.Option(help="Folder with one folder a case.")],
-    out: Annotated[Path, typer.Option(help="Folder of the sweep, new.")],
-    trials: Annotated[int | None, typer.Option(help="Number of trials; short for --set study.trials=N.")] = None,
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with one sub-folder per case.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the sweep, new.")],
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of trials; short for --set study.trials=N.")
+    ] = None,
     address: Address = None,
     storage: Annotated[
         str | None,
         typer.Option(
             help="Where Ray keeps checkpoints: a shared folder, or a URI such as s3://bucket/sweeps, where snapshots "
-            "of OUT's text files are kept too. Credentials are taken from the environment; a server other than AWS: "
+            "of RUN's text files are kept too. Credentials are taken from the environment; a server other than AWS: "
             "s3://bucket/sweeps?endpoint_override=HOST:PORT&scheme=http."
         ),
     ] = None,
-    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Go on without bad cases.")] = False,
+    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
     warm_start: Annotated[
         list[Path] | None, typer.Option("--warm_start", metavar="RUN", help="Begin with its trials; repeatable.")
     ] = None,
@@ -118,38 +144,41 @@ def launch(
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
     overrides += ["resources.fail_fast=true"] * fail_fast
     config = load_sweep_config(space, overrides)
-    show_space(config)
+    print_space(config)
     earlier = [folder.resolve() for folder in warm_start or []]
     from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
 
-    with Cluster(address) as cluster:  # which starts beside the import of torch
+    with Cluster(address) as cluster:  # which starts while torch is imported
         from tune.driver.sweep import launch as launch_sweep
 
-        print_outcome(launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
+        finish(launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
 
 
-@app.command()
+@app.command(epilog="Example: voxtune resume RUN --trials 100")
 def resume(
     run: RunFolder,
-    trials: Annotated[int | None, typer.Option(min=1, help="New total of trials, to extend the sweep.")] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="New total of trials, to extend the sweep.")
+    ] = None,
     space: Annotated[
-        str | None, typer.Option(help="YAML with another space to go on in; trials that lie in it are taken over.")
+        str | None, typer.Option(help="YAML with another space to go on in; the trials in that space are imported.")
     ] = None,
     from_: Annotated[
         str | None,
         typer.Option(
             "--from",
             metavar="STORAGE/NAME",
-            help="Make RUN from the snapshot at this URI first, as launch printed it; RUN is new. No storage can be "
+            help="First make RUN, a new folder, from the snapshot at this URI, as launch printed it. No storage can be "
             "locked: do not let two machines go on with one sweep at the same time.",
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Where the cases lie now; their cache is made beside them.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the cases are now; their cache is made next to them.")
+    ] = None,
     address: Address = None,
     set_: Set = None,
 ) -> None:
     """Go on with a sweep that was interrupted, or extend it: more trials, another budget or target."""
-    from tune.driver.cluster import Cluster
     from tune.driver.sweep import resume as resume_sweep
     from tune.run.snapshot import restore_snapshot
 
@@ -157,132 +186,100 @@ def resume(
     run, data = run.resolve(), data and data.resolve()
     if from_ is not None:
         restore_snapshot(from_, run)
-    print_outcome(resume_sweep(run, cluster=Cluster(address), overrides=overrides, space=space, data_dir=data))
+    finish(resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data))
 
 
-def echo(text: str) -> None:
-    """Print a line as it is: a path may hold what the console would take for markup."""
-    console.print(text, markup=False, soft_wrap=True)
-
-
-def print_outcome(run: Run) -> None:
-    """What a sweep found and what to type next."""
-    console.print(f"\n{summary_line(run)}")
-    if skipped := (run.config.record or {}).get("skipped_cases"):
-        echo(f"{len(skipped)} bad cases were left out, see {run.folder}/study.yaml")
+def finish(run: Run) -> None:
+    """Print what a sweep found; exit code 1 if no trial has a score."""
+    print_outcome(run)
     if not run.ranking:
-        echo(f"no trial has a score; see {run.folder}/trials/*/error.txt and stdout.log")
         raise typer.Exit(1)
-    console.print(trial_table([run.best()], run.config.fixed("epochs"), title="best trial"))
-    for verb in ("best", "retrain"):
-        echo(f"next: voxtune {verb} {shlex.quote(str(run.folder))}")
 
 
-@app.command()
+@app.command(epilog="Example: voxtune status RUN")
 def status(run: RunFolder) -> None:
-    """All trials of a sweep, running or not."""
-    found = read_run(run)
-    console.print(summary_line(found))
-    console.print(trial_table(found.trials, found.config.fixed("epochs")))
-    if found.unfinished and not is_locked(run):
-        echo(f"no process drives it now; go on with: voxtune resume {shlex.quote(str(run))}")
+    """Show all trials of a sweep, running or not."""
+    result = read_run(run)
+    print_trials(result)
+    if result.unfinished and not is_locked(run):
+        logger.info(f"no process drives it now; go on with: {resume_command(run)}")
 
 
-@app.command()
+@app.command(epilog="Example: voxtune verify RUN")
 def verify(run: RunFolder) -> None:
-    """Check by its folder alone that nothing of a sweep is lost, doubled or decided wrongly."""
+    """Check by its folder only that nothing of a sweep is lost, duplicated or decided wrongly."""
     from tune.run.verify import verify as verify_run
 
-    found = read_run(run)
-    results = verify_run(found)
-    echo(summary_line(found))
-    for name, findings in results.items():
-        console.print(f"{'ok   ' if not findings else 'WRONG'}  {name}", markup=False)
+    result = read_run(run)
+    checks = verify_run(result)
+    logger.info(summary_line(result))
+    for name, findings in checks.items():
+        logger.info(f"{'ok   ' if not findings else 'WRONG'}  {name}")
         for finding in findings:
-            echo(f"         {finding}")
-    if any(results.values()):
+            logger.info(f"         {finding}")
+    if any(checks.values()):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: voxtune best RUN --export best.yaml")
 def best(
     run: RunFolder,
-    top: Annotated[int, typer.Option(min=1, help="How many trials to show.")] = 5,
-    export: Annotated[Path | None, typer.Option(help="Write the winner's recipe as YAML.")] = None,
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="How many trials to show.")] = 5,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the winner's recipe as YAML.")] = None,
 ) -> None:
-    """The best trials, and the winner's recipe against the default."""
-    found = read_run(run)
-    winner = found.best()
-    console.print(summary_line(found))
-    console.print(trial_table(found.ranking[:top], found.config.fixed("epochs")))
-    if found.config.objective.cost:
-        title = f"Pareto front: no other trial has more {found.config.objective.score} for fewer {found.config.objective.cost}"
-        console.print(trial_table(found.pareto_front(), found.config.fixed("epochs"), title=title))
-    console.print(recipe_diff_table(found, winner))
+    """Show the best trials, and the winner's recipe next to the default."""
+    result = read_run(run)
+    print_best(result, top)
     if export is not None:
-        export.write_text(recipe_text(found, winner))
-        echo(f"wrote {export}: python train.py --config {shlex.quote(str(export))} --data_dir DIR")
+        export_recipe(result, result.best(), export)
 
 
-def recipe_diff_table(run: Run, trial: TrialResult) -> Table:
-    """The searched options of a trial beside the default recipe."""
-    table = Table("option", f"trial {trial.number}", "default", box=None, header_style="bold", title_justify="left")
-    default = to_dict(run.config.base_config())
-    for name, value in to_dict(run.recipe(trial)).items():
-        if name in trial.values:
-            changed = value != default[name]
-            table.add_row(name, f"[bold]{value}[/]" if changed else str(value), str(default[name]))
-    return table
-
-
-@app.command()
+@app.command(epilog="Example: voxtune retrain RUN --epochs 500 --with_val")
 def retrain(
     run: RunFolder,
-    trial: Annotated[int | None, typer.Option(help="Number of the trial; by default the best.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A recipe as YAML instead of a trial's.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs; by default the sweep's.")] = None,
+    trial: Annotated[int | None, typer.Option(metavar="N", help="Number of the trial; by default the best.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe as YAML instead of a trial's.")] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Epochs; by default the sweep's.")] = None,
     with_val: Annotated[bool, typer.Option("--with_val", help="Train on the validation cases too.")] = False,
     name: Annotated[str | None, typer.Option(help="Folder below RUN/retrain.")] = None,
 ) -> None:
-    """Train the winner anew, and score it on the held-out test cases once."""
+    """Train the winner again from the start, and score it once on the held-out test cases."""
     from tune.retrain import retrain as retrain_trial
 
-    folder = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
-    echo(f"model: {folder}/checkpoints/best_model.pth")
+    output = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
+    logger.info(f"model: {TrainingDir(output).best}")
 
 
-@app.command()
+@app.command(epilog="Example: voxtune predict RUN/best/best_model.pth CASE_DIR --out predictions")
 def predict(
     checkpoint: Annotated[Path, typer.Argument(help="best_model.pth, or the folder of a training.")],
     cases: Annotated[list[Path], typer.Argument(metavar="CASE_DIR...", help="Folders of cases, or a folder of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for CASE.nii.gz.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for CASE.nii.gz.")],
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over the 8 mirrored volumes.")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="Also write CASE.png.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Segment cases; score those that have a seg file."""
     from trainable.evaluate import save_scores, score_table
-    from trainable.predict import BadCases, predict_cases
+    from trainable.predict import predict_cases
 
-    bad: BadCases | None = None
-    try:
-        scores = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
-    except BadCases as error:
-        bad, scores = error, error.scores
-    if scores:
-        echo(score_table(scores))
-        save_scores(scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror})
-    echo(f"wrote {out}")
-    if bad is not None:
-        raise bad
+    predictions = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
+    if predictions.scores:
+        logger.info(score_table(predictions.scores))
+        save_scores(predictions.scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror})
+    logger.info(f"wrote {out}")
+    if predictions.failed:
+        raise InputError(predictions.failures())
 
 
-@app.command()
+@app.command(epilog="Example: voxtune demo --out voxtune_demo")
 def demo(
-    out: Annotated[Path | None, typer.Option(help="Folder for everything, new; by default voxtune_demo.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for everything, new; by default voxtune_demo.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Number of trials.")] = None,
 ) -> None:
-    """A whole sweep on synthetic cases, in minutes on a laptop's CPU."""
+    """Run a whole sweep on synthetic cases, in minutes on a laptop's CPU."""
     from tune.demo import run_demo
 
     run_demo(None if out is None else out.resolve(), trials)

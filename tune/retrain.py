@@ -6,20 +6,23 @@ from pathlib import Path
 
 import torch
 
-from trainable import cli
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.options import fields_of_role, load_options, make_config, to_dict
-from trainable.data.prepare import prepare_data
+from trainable.core.logger import logger
+from trainable.core.option_files import load_options
+from trainable.core.options import least_value, make_config, option_names, to_dict
+from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, load_split, save_split
 from trainable.evaluate import evaluate
+from trainable.train_run import train
 from trainable.training import checkpoint
+from trainable.training.training_dir import TrainingDir
 from tune.run.provenance import digest_of
-from tune.run.results import read_run
+from tune.run.results import Run, read_run
 
 
 def retrain(
-    folder: Path,
+    run_dir: Path,
     *,
     number: int | None = None,
     config_file: Path | None = None,
@@ -27,86 +30,116 @@ def retrain(
     with_val: bool = False,
     name: str | None = None,
 ) -> Path:
-    """Train a trial's recipe anew in RUN/retrain/<name>; returns that folder.
+    """Train a trial's recipe from the start and test it; an unfinished retraining of that name is continued.
 
-    epochs: another horizon than the sweep's; what the schedule counts in epochs is stretched to it.
-    with_val: train on the validation cases too; the last epoch is then the model, as nothing is left to select by.
-    An unfinished retraining of that name goes on where it stopped.
+    Args:
+        number: the trial; None for the best one.
+        config_file: a recipe as YAML or JSON instead of a trial's.
+        epochs: another number than the sweep's; the lr schedule is scaled to it.
+        with_val: train on the validation cases too; the last epoch is then the model, as nothing is left to select by.
+        name: of the folder in RUN/retrain; by default made of the other arguments.
+
+    Returns:
+        The folder, RUN/retrain/<name>.
+
+    Raises:
+        InputError: if no trial has ended yet, or if the folder has a retraining of something else.
     """
-    run = read_run(folder)
-    trial = run.best() if number is None else run.trial(number)
-    if number is None and config_file is None and not trial.finished:
-        raise InputError(f"{folder}: no trial has ended by itself yet; wait, or name one with --trial")
-    recipe = run.recipe(trial) if config_file is None else make_config(load_options(config_file), str(config_file))
-    what = f"trial_{trial.number:04d}" if config_file is None else config_file.stem
+    run = read_run(run_dir)
+    recipe, label = choose_recipe(run, number, config_file)
     epochs = epochs or recipe.epochs
     if name is not None and Path(name).name != name:
-        raise InputError(f"--name {name}: expected the name of a folder in {folder}/retrain")
-    output = folder / "retrain" / (name or f"{what}_{epochs}_epochs{'_with_val' if with_val else ''}")
+        raise InputError(f"--name {name}: expected the name of a folder in {run.dir.retrain}")
+    output = TrainingDir(run.dir.retrain / (name or f"{label}_{epochs}_epochs{'_with_val' if with_val else ''}"))
     split = run.split()
     if with_val:
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
     refuse_other_split(output, split)
-    output.mkdir(parents=True, exist_ok=True)
-    save_split(split, output / "split.json")
-    latest = output / "checkpoints" / checkpoint.LATEST
-    done = int(checkpoint.load_latest_valid(latest)[1]["epoch"]) if latest.exists() else 0
-    places = {
-        "output_dir": output.resolve(),
-        "data_dir": run.config.fixed("data_dir"),
-        "cache_dir": run.config.record["cache_dir"],
-        "split_file": (output / "split.json").resolve(),
-        "resume": latest if done else None,
-    }
-    config = make_config({**to_dict(scale_to_epochs(recipe, epochs)), **places, "patience": 0}, str(output))
+    output.path.mkdir(parents=True, exist_ok=True)
+    save_split(split, output.split)
+    done = int(checkpoint.load_latest_valid(output.latest)[1]["epoch"]) if output.latest.exists() else 0
+    config = training_config(run, scale_to_epochs(recipe, epochs), output, go_on=done > 0)
     torch.set_num_threads(run.config.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
     if with_val and config.scheduler == "plateau":
-        print(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
+        logger.info(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
     if done:
         refuse_other_recipe(output, config)
-    data = prepare_data(config)
-    if digest_of(data) != run.config.record["data"]:
-        raise InputError(f"{config.data_dir}: the cases are not those that {folder} began with; restore them")
+    data = prepare_same_cases(run, config)
     if done < epochs:
-        print(f"goes on after epoch {done} of {output}\n" if done else "", end="")
-        cli.train(config, data)
-    elif (output / "test_scores.json").exists():
-        raise InputError(f"{output} is done, {epochs} epochs; use it, or take another --name")
+        if done:
+            logger.info(f"goes on after epoch {done} of {output.path}")
+        train(config, data)
+    elif output.test_scores.with_suffix(".json").exists():
+        raise InputError(f"{output.path} is done, {epochs} epochs; use it, or take another --name")
     if split.test:
-        best = config.output_dir / "checkpoints" / checkpoint.BEST
-        evaluate(config.model_copy(update={"resume": best}), data)
-    return output
+        evaluate(config.model_copy(update={"resume": TrainingDir(config.output_dir).best}), data)
+    return output.path
 
 
-def refuse_other_split(output: Path, split: Split) -> None:
-    """Raise InputError where a retraining was begun on another split."""
-    path = output / "split.json"
-    if path.exists() and (begun := load_split(path)) != split:
+def choose_recipe(run: Run, number: int | None, config_file: Path | None) -> tuple[TrainConfig, str]:
+    """Return the recipe to train, and a name for it.
+
+    Raises:
+        InputError: if there is no such trial, or if the best one has not ended by itself.
+    """
+    trial = run.best() if number is None else run.trial(number)
+    if config_file is not None:
+        return make_config(load_options(config_file), str(config_file)), config_file.stem
+    if number is None and not trial.finished:
+        raise InputError(f"{run.folder}: no trial has ended by itself yet; wait, or name one with --trial")
+    return run.recipe(trial), f"trial_{trial.number:04d}"
+
+
+def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on: bool) -> TrainConfig:
+    """Return the options of the retraining: the recipe on the run's cases, without early stopping by patience."""
+    paths = {
+        "output_dir": output.path.resolve(),
+        "data_dir": run.config.fixed("data_dir"),
+        "cache_dir": run.config.record.cache_dir,
+        "split_file": output.split.resolve(),
+        "resume": output.latest if go_on else None,
+    }
+    return make_config({**to_dict(recipe), **paths, "patience": 0}, str(output.path))
+
+
+def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
+    """Prepare the cases of a run.
+
+    Raises:
+        InputError: if they have changed since the run began.
+    """
+    data = prepare_data(config)
+    if digest_of(data) != run.config.record.data:
+        raise InputError(f"{config.data_dir}: the cases are not those that {run.folder} began with; restore them")
+    return data
+
+
+def refuse_other_split(output: TrainingDir, split: Split) -> None:
+    """Raise InputError if a retraining was begun on another split."""
+    if output.split.exists() and (begun := load_split(output.split)) != split:
         raise InputError(
-            f"{output} was begun {'without' if begun.val else 'with'} the validation cases among those to train on; "
-            "with another split its model could not be scored: take another --name"
+            f"{output.path} was begun {'without' if begun.val else 'with'} the validation cases among those to train "
+            "on; with another split its model could not be scored: take another --name"
         )
 
 
-def refuse_other_recipe(output: Path, config: TrainConfig) -> None:
-    """Raise InputError where a retraining was begun with another recipe or horizon."""
-    begun, now = load_options(output / "training_config.json"), to_dict(config)
-    for name in ["epochs", *fields_of_role("recipe")]:
+def refuse_other_recipe(output: TrainingDir, config: TrainConfig) -> None:
+    """Raise InputError if a retraining was begun with another recipe or number of epochs."""
+    begun, now = load_options(output.config), to_dict(config)
+    for name in ["epochs", *option_names(role="recipe")]:
         if begun[name] != now[name]:
             raise InputError(
-                f"{output} was begun with {name} {begun[name]}, and it would be {now[name]} now: take another --name"
+                f"{output.path} was begun with {name} {begun[name]}, and it would be {now[name]} now: "
+                "take another --name"
             )
 
 
 def scale_to_epochs(recipe: TrainConfig, epochs: int) -> TrainConfig:
-    """The recipe over another number of epochs, its lr schedule of the same shape over that horizon."""
+    """Return the recipe for another number of epochs, its lr schedule of the same shape over them."""
     factor = epochs / recipe.epochs
-    return recipe.model_copy(
-        update={
-            "epochs": epochs,
-            "warmup_epochs": round(recipe.warmup_epochs * factor),
-            "plateau_patience": round(recipe.plateau_patience * factor),
-            "step_size": max(1, round(recipe.step_size * factor)),
-            "exponential_gamma": recipe.exponential_gamma ** (1 / factor),
-        }
-    )
+    counts = {
+        name: max(least_value(name), round(getattr(recipe, name) * factor))
+        for name in option_names(over_epochs="count")
+    }
+    rates = {name: getattr(recipe, name) ** (1 / factor) for name in option_names(over_epochs="rate")}
+    return recipe.model_copy(update={**counts, **rates, "epochs": epochs})

@@ -1,7 +1,8 @@
-"""Tables of trials, and the live one while a sweep runs."""
+"""What a sweep has found, as tables and lines on the console; and the live table while it runs."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from trainable.core.brats import REGIONS
+from trainable.core.logger import logger
+from trainable.core.options import format_value, to_dict
 from tune.run.results import Run, TrialResult
+from tune.search.asha import rung_epochs
+from tune.spec.sweep_config import SweepConfig
 
 MAX_ROWS = 16
 COLOURS = {
@@ -25,27 +30,27 @@ COLOURS = {
 
 
 def make_console() -> Console:
-    """Standard output; wide enough for a table where it is no terminal."""
+    """Return a console on standard output, wide enough for a table if that is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=150)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 1:05 or 2:03:04."""
+    """Return seconds as 1:05 or 2:03:04."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def format_value(value: object) -> str:
-    """A value of a recipe in few characters."""
+def short_value(value: object) -> str:
+    """Return a value of a recipe in few characters."""
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(format_value, value)) + "]"
+        return "[" + ", ".join(map(short_value, value)) + "]"
     return f"{value:.3g}" if isinstance(value, float) else str(value).lower()
 
 
 def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", recipes: bool = True) -> Table:
-    """Trials as a table: epoch reached, scores at the best epoch, how it ended, the searched values."""
+    """Return trials as a table: epoch reached, scores at the best epoch, how it ended, the searched values."""
     table = Table(title=title or None, box=None, header_style="bold", padding=(0, 1), title_justify="left")
     for name in ("trial", "epoch", "best at", *REGIONS, "score"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -65,26 +70,91 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
         if costs:
             row.append("" if trial.cost is None else f"{trial.cost:.1f}")
         if recipes:
-            row.append(" ".join(f"{name}={format_value(value)}" for name, value in trial.values.items()))
+            row.append(" ".join(f"{name}={short_value(value)}" for name, value in trial.values.items()))
         table.add_row(*row)
     return table
 
 
+def recipe_diff_table(run: Run, trial: TrialResult) -> Table:
+    """Return the searched options of a trial next to those of the default recipe."""
+    table = Table("option", f"trial {trial.number}", "default", box=None, header_style="bold", title_justify="left")
+    default = to_dict(run.config.base_config())
+    for name, value in to_dict(run.recipe(trial)).items():
+        if name in trial.values:
+            changed = value != default[name]
+            table.add_row(name, f"[bold]{value}[/]" if changed else str(value), str(default[name]))
+    return table
+
+
+def print_space(config: SweepConfig) -> None:
+    """Print the search space as a table, and how the sweep will search it."""
+    table = Table("option", "kind", "range", "when", box=None, header_style="bold")
+    for row in config.space.describe():
+        table.add_row(*row)
+    make_console().print(table)
+    rungs = ", ".join(map(str, rung_epochs(config)))
+    stopping = f"{config.early_stopping.type} at epochs {rungs}" if rungs else "no early stopping"
+    resources = f"{config.resources.cpu} CPU, {format_value(config.resources.gpu)} GPU per trial"
+    budget = f"{config.budget.trials} trials of up to {config.fixed('epochs')} epochs"
+    logger.info(f"\n{budget}; {config.searcher.type}; {stopping}; {resources}")
+    if config.unmodelled_options:
+        unmodelled = ", ".join(config.unmodelled_options)
+        logger.info(f"{config.searcher.type} cannot model {unmodelled}: drawn at random")
+
+
 def summary_line(run: Run) -> str:
-    """How many trials are in which state, and the epochs that they took."""
+    """Return how many trials are in which state, and the epochs that they took."""
     own = run.own_trials
     states = [trial.status for trial in own]
     parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
     epochs = sum(trial.epoch for trial in own)
-    taken = f", {len(run.trials) - len(own)} more of earlier runs" if len(own) < len(run.trials) else ""
-    return f"{len(own)} of {run.config.budget.trials} trials{taken}: {', '.join(parts)}; {epochs} epochs"
+    imported = f", {len(run.trials) - len(own)} more of earlier runs" if len(own) < len(run.trials) else ""
+    return f"{len(own)} of {run.config.budget.trials} trials{imported}: {', '.join(parts)}; {epochs} epochs"
+
+
+def print_outcome(run: Run) -> None:
+    """Print what a sweep found and what to type next."""
+    logger.info(f"\n{summary_line(run)}")
+    if skipped := run.config.record.skipped_cases:
+        logger.info(f"{len(skipped)} bad cases were left out, see {run.dir.config}")
+    if not run.ranking:
+        trials = run.dir.trials / "*"
+        logger.info(f"no trial has a score; see {trials}/error.txt and stdout.log")
+        return
+    make_console().print(trial_table([run.best()], run.config.fixed("epochs"), title="best trial"))
+    for verb in ("best", "retrain"):
+        logger.info(f"next: voxtune {verb} {shlex.quote(str(run.folder))}")
+
+
+def print_trials(run: Run) -> None:
+    """Print all trials of a sweep."""
+    logger.info(summary_line(run))
+    make_console().print(trial_table(run.trials, run.config.fixed("epochs")))
+
+
+def print_best(run: Run, top: int) -> None:
+    """Print the best trials, the Pareto front if the sweep has a cost, and the winner's recipe next to the default.
+
+    Raises:
+        InputError: if no trial has a score yet.
+    """
+    console, winner, objective, epochs = make_console(), run.best(), run.config.objective, run.config.fixed("epochs")
+    logger.info(summary_line(run))
+    console.print(trial_table(run.ranking[:top], epochs))
+    if objective.cost:
+        title = f"Pareto front: no other trial has more {objective.score} for fewer {objective.cost}"
+        console.print(trial_table(run.pareto_front(), epochs, title=title))
+    console.print(recipe_diff_table(run, winner))
 
 
 class LiveTable:
-    """The sweep while it runs: a table that refreshes on a terminal, a line for each ended trial elsewhere."""
+    """The sweep while it runs: a table that refreshes on a terminal, else a line for each ended trial.
 
-    def __init__(self, console: Console, epochs: int, trials: int) -> None:
-        self.console, self.epochs, self.trials = console, epochs, trials
+    Messages of the logger appear above the table, because rich redirects sys.stdout meanwhile.
+    """
+
+    def __init__(self, epochs: int, trials: int) -> None:
+        console, self.epochs, self.trials = make_console(), epochs, trials
         self.started = self.refreshed = time.monotonic()
         self.ended_before: int | None = None
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
@@ -99,11 +169,11 @@ class LiveTable:
             self.live.stop()
 
     def due(self) -> bool:
-        """At most one refresh a second."""
+        """Return True if the last refresh was a second ago."""
         return time.monotonic() - self.refreshed >= 1
 
     def refresh(self, run: Run) -> None:
-        """Draw the table anew."""
+        """Draw the table of the run as it is now."""
         self.refreshed = time.monotonic()
         if self.ended_before is None:
             self.ended_before = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
@@ -115,7 +185,7 @@ class LiveTable:
         self.live.update(Group(Text(self.headline(run)), trial_table(rows, self.epochs)), refresh=True)
 
     def headline(self, run: Run) -> str:
-        """Counts, best so far, elapsed, and when it will end."""
+        """Return counts, the best score so far, the time elapsed and an estimate of the time left."""
         elapsed = time.monotonic() - self.started
         ended = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
         new = ended - (self.ended_before or 0)
@@ -125,13 +195,9 @@ class LiveTable:
         return f"{summary_line(run)}; {best}; elapsed {duration(elapsed)}, about {eta} left"
 
     def ended(self, trial: TrialResult, run: Run) -> None:
-        """Say that a trial ended."""
+        """Print that a trial ended, unless the live table shows it."""
         if self.live is None:
             score = "no score" if trial.score is None else f"{run.config.objective.score} {trial.score:.4f}"
             why = f": {trial.error}" if trial.error else ""
             line = f"trial {trial.number}: {trial.status} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
-            self.say(f"{line}  |  {self.headline(run)}")
-
-    def say(self, text: str) -> None:
-        """Print a line as it is, above the table."""
-        self.console.print(text, markup=False, soft_wrap=True)
+            logger.info(f"{line}  |  {self.headline(run)}")

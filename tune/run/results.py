@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,22 +12,33 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.options import dump_yaml, fields_of_role, make_config, to_dict
+from trainable.core.logger import logger
+from trainable.core.option_files import dump_yaml
+from trainable.core.options import make_config, option_names, to_dict
 from trainable.data.split import Split, load_split
-from tune.search.journal import progress_of, read_trials
+from trainable.training.epoch_result import EndReason
+from tune.run.run_dir import RunDir
+from tune.search.journal import read_trials
+from tune.search.progress import Progress
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
-STUDY_FILE = "study.yaml"
+STATUS_OF_COMPLETE = {
+    EndReason.EPOCHS: "complete",
+    EndReason.PATIENCE: "out of patience",
+    EndReason.OUT_OF_MEMORY: "out of memory",
+}
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial as the journal knows it.
+    """A trial as the journal has it.
 
-    score: its best validated metric; dice: of each region at that epoch; cost: the second metric, where one is asked
-    for; source: the run and trial that it was taken over from; outside: why it does not lie in the space any more;
-    recipe: all options of one that does not.
+    score: its best validated metric. best_epoch: the epoch of that score, 0 if there is none. epoch: the last reported
+    one. dice: Dice of each region at the best epoch. values: the searched options. seconds: training time over all
+    attempts. checkpoint: its path below the run's storage, or a whole path if the trial was imported. cost: the second
+    metric, if the sweep has one. imported_from: run and trial that it was imported from. outside_space: why it is not
+    in the space any more. recipe: all options, only of a trial outside the space.
     """
 
     number: int
@@ -46,18 +58,42 @@ class TrialResult:
     outside_space: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_frozen(cls, frozen: FrozenTrial, config: SweepConfig) -> TrialResult:
+        """Return a trial of the journal as a TrialResult."""
+        attrs, progress = frozen.user_attrs, Progress.from_attrs(frozen.user_attrs)
+        best = progress.best
+        return cls(
+            number=frozen.number,
+            state=frozen.state,
+            end_reason=progress.end_reason,
+            score=progress.best_score,
+            best_epoch=best.epoch if best else 0,
+            epoch=progress.epoch,
+            dice=best.dice if best else {},
+            values=config.space.decode_params(frozen.params),
+            seconds=progress.seconds,
+            checkpoint=progress.checkpoint,
+            seed=attrs.get("seed", config.seed + frozen.number),
+            cost=config.cost_of(progress.seconds) if config.objective.cost else None,
+            imported_from=attrs.get("source", ""),
+            outside_space=attrs.get("outside", ""),
+            recipe=attrs.get("recipe", {}),
+            error=attrs.get("error", attrs.get("hung", "")) if frozen.state == TrialState.FAIL else "",
+        )
+
     @property
     def finished(self) -> bool:
-        """Did it end by itself, so that its score is of a whole training?"""
-        return self.state == TrialState.COMPLETE and self.end_reason != "oom"
+        """True if it ended by itself, so that its score is of a whole training."""
+        return self.state == TrialState.COMPLETE and self.end_reason != EndReason.OUT_OF_MEMORY
 
     @property
     def status(self) -> str:
         """How it ended, in a word or two."""
         if self.state == TrialState.PRUNED:
-            return "not finite" if self.end_reason == "non_finite" else "stopped early"
+            return "not finite" if self.end_reason == EndReason.NON_FINITE else "stopped early"
         if self.state == TrialState.COMPLETE:
-            return {"epochs": "complete", "patience": "out of patience", "oom": "out of memory"}[self.end_reason]
+            return STATUS_OF_COMPLETE[EndReason(self.end_reason)]
         if self.outside_space:
             return "outside the space"
         return "failed" if self.state == TrialState.FAIL else "running"
@@ -65,40 +101,49 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, read."""
+    """A run as it was read: its folder, its config and its trials so far."""
 
-    folder: Path
+    dir: RunDir
     config: SweepConfig
     trials: list[TrialResult]
 
     @property
+    def folder(self) -> Path:
+        """The path of the run's folder."""
+        return self.dir.path
+
+    @property
     def storage(self) -> str:
-        """Where Ray keeps the checkpoints: RUN/ray, unless --storage said otherwise."""
-        return self.config.record.get("storage") or str(self.folder / "ray")
+        """Where Ray keeps the checkpoints: RUN/ray, unless launched with --storage."""
+        return self.config.record.storage or str(self.dir.ray)
 
     @property
     def unfinished(self) -> bool:
-        """Are there trials to start, or to go on with?"""
+        """True if there are trials to start or to go on with."""
         running = any(trial.state == TrialState.RUNNING for trial in self.trials)
         return running or len(self.own_trials) < self.config.budget.trials
 
     @property
     def own_trials(self) -> list[TrialResult]:
-        """The trials that were not taken over from another run."""
+        """The trials that were not imported from another run."""
         return [trial for trial in self.trials if not trial.imported_from]
 
     @cached_property
     def ranking(self) -> list[TrialResult]:
         """Trials with a score, best first: those that ended by themselves before those that were stopped or still run.
 
-        A stopped trial's score is of fewer epochs, so the two kinds are not compared with each other. One that ran out
-        of memory is no candidate.
+        A stopped trial's score is of fewer epochs, so the two kinds are not compared with each other. A trial that ran
+        out of memory is no candidate.
         """
-        scored = [t for t in self.trials if t.score is not None and not t.outside_space and t.end_reason != "oom"]
+        scored = [
+            t
+            for t in self.trials
+            if t.score is not None and not t.outside_space and t.end_reason != EndReason.OUT_OF_MEMORY
+        ]
         return sorted(scored, key=lambda t: (not t.finished, -(t.score or 0), t.number))
 
     def pareto_front(self) -> list[TrialResult]:
-        """Of the trials that ended by themselves those that no other betters in score and cost, cheapest first."""
+        """Return the finished trials that no other one beats in both score and cost, cheapest first."""
         ended = [trial for trial in self.ranking if trial.finished]
         front: list[TrialResult] = []
         for trial in sorted(ended, key=lambda t: (t.cost or 0.0, -(t.score or 0.0))):
@@ -107,100 +152,87 @@ class Run:
         return front
 
     def best(self) -> TrialResult:
-        """The winner.
+        """Return the winner.
 
         Raises:
-            InputError: where no trial has a score yet.
+            InputError: if no trial has a score yet.
         """
         if not self.ranking:
             raise InputError(f"{self.folder}: no trial has a validated epoch yet; see `voxtune status {self.folder}`")
         return self.ranking[0]
 
     def trial(self, number: int) -> TrialResult:
-        """The trial of that number."""
+        """Return the trial of that number.
+
+        Raises:
+            InputError: if there is none.
+        """
         for trial in self.trials:
             if trial.number == number:
                 return trial
         raise InputError(f"{self.folder} has no trial {number}; it has {len(self.trials)}, from 0 on")
 
     def split(self) -> Split:
-        """The cases of each part.
+        """Read the cases of each part.
 
         Raises:
-            InputError: where its file is missing, or not that of the run's scores.
+            InputError: if the file is missing, or is not the split that the run's scores belong to.
         """
-        path = self.folder / "split.json"
+        path = self.dir.split
         split = load_split(path)
-        if split.digest() != self.config.record["split"]:
+        if split.digest() != self.config.record.split:
             raise InputError(f"{path} is not the split that the sweep began with; restore it")
         return split
 
     @property
     def orphan_trial_dirs(self) -> list[str]:
-        """The folders of trials that the journal knows nothing of."""
-        numbers = [path.name for path in sorted(self.folder.glob("trials/*")) if path.name.isdigit()]
+        """The folders of trials that are not in the journal, relative to the run's folder."""
+        numbers = [path.name for path in sorted(self.dir.trials.glob("*")) if path.name.isdigit()]
         return [f"trials/{number}" for number in numbers if int(number) >= len(self.trials)]
 
-    def trial_dir(self, number: int) -> Path:
-        """The folder of a trial's files."""
-        return self.folder / "trials" / f"{number:04d}"
-
     def recipe(self, trial: TrialResult) -> TrainConfig:
-        """The options of a trial, as it was trained, without where it ran."""
+        """Return the options of a trial as it was trained, without those of where it ran."""
         if trial.recipe:
             return make_config(trial.recipe)
         return self.config.train_config(trial.values, seed=trial.seed)
 
 
-def study_file(folder: Path) -> Path:
-    """The study.yaml of a run, or InputError for a folder that has none."""
-    path = folder / STUDY_FILE
-    if not path.exists():
-        raise InputError(f"{folder}: no {STUDY_FILE} there; expected the folder that `voxtune launch --out` made")
-    return path
+def ensure_run(run_dir: Path) -> RunDir:
+    """Return the folder as that of a run.
+
+    Raises:
+        InputError: if it has no study.yaml.
+    """
+    paths = RunDir(run_dir)
+    if not paths.config.exists():
+        name = paths.config.name
+        raise InputError(f"{run_dir}: no {name} there; expected the folder that `voxtune launch --out` made")
+    return paths
 
 
-def read_run(folder: Path, config: SweepConfig | None = None) -> Run:
-    """Read a run, finished or not. study: what is about to be written to its study.yaml."""
-    path = study_file(folder)
-    config = config or load_sweep_config(path)
-    trials = read_trials(folder, config.name)
-    return Run(folder, config, [summarise(trial, config) for trial in trials])
+def read_run(run_dir: Path, config: SweepConfig | None = None) -> Run:
+    """Read a run, finished or not. config: what is about to be written to its study.yaml, else what is there."""
+    paths = ensure_run(run_dir)
+    config = config or load_sweep_config(paths.config)
+    trials = [TrialResult.from_frozen(frozen, config) for frozen in read_trials(run_dir, config.record.study)]
+    return Run(paths, config, trials)
 
 
-def summarise(trial: FrozenTrial, config: SweepConfig) -> TrialResult:
-    """A trial of the journal as a TrialResult."""
-    attrs, progress = trial.user_attrs, progress_of(trial.user_attrs)
-    best = progress["best"]
-    return TrialResult(
-        number=trial.number,
-        state=trial.state,
-        end_reason=progress["end_reason"],
-        score=best.get("score"),
-        best_epoch=best.get("epoch", 0),
-        epoch=progress["epoch"],
-        dice=best.get("dice", {}),
-        values=config.space.decode_params(trial.params),
-        seconds=progress["seconds"],
-        checkpoint=progress["checkpoint"],
-        seed=attrs.get("seed", config.seed + trial.number),
-        cost=config.cost_of(progress) if config.objective.cost else None,
-        imported_from=attrs.get("source", ""),
-        outside_space=attrs.get("outside", ""),
-        recipe=attrs.get("recipe", {}),
-        error=attrs.get("error", attrs.get("hung", "")) if trial.state == TrialState.FAIL else "",
-    )
+def export_recipe(run: Run, trial: TrialResult, path: Path) -> None:
+    """Write a trial's recipe as YAML, and print the command that trains it."""
+    path.write_text(recipe_text(run, trial))
+    logger.info(f"wrote {path}: voxtune train --config {shlex.quote(str(path))} --data_dir DIR")
 
 
 def recipe_text(run: Run, trial: TrialResult) -> str:
-    """A trial's recipe as YAML, for `train.py --config` and `voxtune retrain --config`: what is not the default.
+    """Return what of a trial's recipe is not the default, as YAML for `voxtune train` and `voxtune retrain --config`.
 
-    With the sweep's split: the trial's own seed would draw another one, of cases that it was selected by.
+    It names the sweep's split: the trial's own seed would draw another one, with cases in it that selected the trial.
     """
     recipe = to_dict(run.recipe(trial), changed_only=True)
-    where = set(fields_of_role("run")) - {"num_workers", "pretrained"}
-    recipe = {name: value for name, value in recipe.items() if name not in where}
-    recipe["split_file"] = str((run.folder / "split.json").resolve())
+    left_out = option_names(role="run", exported=False)
+    recipe = {name: value for name, value in recipe.items() if name not in left_out}
+    recipe["split_file"] = str(run.dir.split.resolve())
     score = "no score"
     if trial.score is not None:
         score = f"{run.config.objective.score} {trial.score:.4f} at epoch {trial.best_epoch}"
@@ -208,9 +240,9 @@ def recipe_text(run: Run, trial: TrialResult) -> str:
 
 
 def resolve_checkpoint(storage: str, path: str) -> str:
-    """Where a checkpoint lies that the journal names by its path below the run's storage, a folder or a URI.
+    """Return the folder or URI of a checkpoint from its path in the journal.
 
-    That of a trial taken over from another run is named by its whole path.
+    The path is relative to the run's storage; that of an imported trial is whole already.
     """
     if path.startswith("/") or "://" in path:
         return path

@@ -1,4 +1,4 @@
-"""Which checkpoints of a sweep stay on disk, and how much room they need."""
+"""Which checkpoints of a sweep stay on disk, and how much space they need."""
 
 from __future__ import annotations
 
@@ -9,86 +9,92 @@ from optuna.trial import TrialState
 from pyarrow import fs
 
 from trainable.core.errors import InputError
-from trainable.model.unet3d import parameters_of
-from trainable.training import checkpoint
+from trainable.training.training_dir import BEST
 from tune.run.results import Run, TrialResult
 from tune.spec.sweep_config import SweepConfig
 
-NUM_TO_KEEP = 2  # checkpoint folders of a living trial; each has best_model.pth, and latest.pth where that is newer
-CHECKPOINT_BYTES_PER_PARAMETER = 3 * 4  # bytes a parameter: float32 weights and the two moments of Adam
+NUM_TO_KEEP = 2  # checkpoint folders of a running trial; each has best_model.pth, and latest.pth if that is newer
+CHECKPOINT_BYTES_PER_PARAMETER = 3 * 4  # float32 weights and the two moments of Adam
 
 
 def check_disk_space(config: SweepConfig, storage: str, slots: int) -> str:
-    """What the checkpoints of a sweep may need at most, in words, for the default recipe's network.
+    """Return a line on the space that a sweep's checkpoints need at most, for the default recipe's network.
+
+    Args:
+        slots: number of trials that can run at once.
 
     Raises:
-        InputError: where the disk of a local storage has less.
+        InputError: if the disk of a local storage has less.
     """
-    size = parameters_of(config.base_config()) * CHECKPOINT_BYTES_PER_PARAMETER
-    files = 2 * NUM_TO_KEEP * min(slots, config.budget.trials) + config.budget.trials + 1  # living, ended, RUN/best
-    said = f"checkpoints: at most {files} of {format_bytes(size)}, {format_bytes(files * size)} in all"
+    from trainable.model.unet3d import count_parameters  # here: torch takes seconds to import
+
+    size = count_parameters(config.base_config()) * CHECKPOINT_BYTES_PER_PARAMETER
+    files = 2 * NUM_TO_KEEP * min(slots, config.budget.trials) + config.budget.trials + 1  # running, ended, RUN/best
+    need = f"checkpoints: at most {files} of {format_bytes(size)}, {format_bytes(files * size)} in all"
     if "://" in storage:
-        return f"{said}, at {storage}"
-    place = next(folder for folder in (Path(storage), *Path(storage).parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+        return f"{need}, at {storage}"
+    folder = next(folder for folder in (Path(storage), *Path(storage).parents) if folder.exists())
+    free = shutil.disk_usage(folder).free
     if files * size > free:
         raise InputError(
-            f"{said}; {place} has {format_bytes(free)} free: make room, take another --out or --storage, or lower study.trials"
+            f"{need}; {folder} has {format_bytes(free)} free: make room, take another --out or --storage, "
+            "or lower study.trials"
         )
-    return f"{said}; {format_bytes(free)} are free"
+    return f"{need}; {format_bytes(free)} are free"
 
 
 def format_bytes(size: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes in MiB or GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 class Retention:
     """Deletes the checkpoints that no trial needs any more.
 
-    A running or a failed trial keeps its last two, each of best_model.pth and, where that is newer, latest.pth. A
-    finished one keeps its best_model.pth, and so does a stopped one among the best keep_top of all. Other stopped ones
-    keep nothing.
+    A running or failed trial keeps its last two checkpoints, each of best_model.pth and, if that is newer, latest.pth.
+    A finished trial keeps its best_model.pth, and so does an early-stopped one among the best keep_top of all. Other
+    stopped trials keep nothing.
 
-    On a local storage Ray itself keeps two of each running trial. On a URI it keeps all of them, and those that no
-    snapshot needs are deleted here: call tidy with what the snapshot knows.
+    On a local storage Ray itself keeps two checkpoints of each running trial, as soon as the next is written. On a URI
+    Ray keeps all, because a snapshot may name an old one; those that no snapshot needs are deleted here. Call `apply`
+    with the run as the last snapshot has it.
     """
 
     def __init__(self, run: Run) -> None:
         self.files, base = fs.FileSystem.from_uri(run.storage)
         self.base, self.keep_top = base.rstrip("/"), run.config.resources.keep_top
-        self.attempts: list[str] = run.config.record["attempts"]
-        self.thins = "://" in run.storage
-        self.thinned: dict[int, str] = {}  # a trial's last checkpoint when its older ones were deleted
-        self.settled: set[int] = set()  # trials of which nothing is left to delete, whatever comes
-        self.trimmed: set[int] = set()  # of which nothing is, as long as they are among the best
+        self.attempts = run.config.record.attempts
+        self.prunes_running = "://" in run.storage
+        self.pruned_up_to: dict[int, str] = {}  # trial -> its last checkpoint when its older ones were deleted
+        self.settled: set[int] = set()  # trials with nothing left to delete, regardless of the others
+        self.settled_in_top: set[int] = set()  # trials with nothing left to delete while they are among the best
 
     def apply(self, run: Run) -> None:
-        """Bring the disk up to date with the run."""
+        """Delete what the trials of the run, as they are now, do not need."""
         top = {trial.number for trial in run.ranking[: max(1, self.keep_top)]}  # RUN/best is made of the first
         for trial in run.trials:
             if trial.imported_from or trial.checkpoint is None or trial.number in self.settled:
                 continue
             if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-                if self.thins and self.thinned.get(trial.number) != trial.checkpoint:
+                if self.prunes_running and self.pruned_up_to.get(trial.number) != trial.checkpoint:
                     self.prune_running(trial.checkpoint)
-                    self.thinned[trial.number] = trial.checkpoint
+                    self.pruned_up_to[trial.number] = trial.checkpoint
                 continue
-            finished, among = trial.state == TrialState.COMPLETE, trial.number in top
-            if among and trial.number in self.trimmed:
+            finished, in_top = trial.state == TrialState.COMPLETE, trial.number in top
+            if in_top and trial.number in self.settled_in_top:
                 continue
-            if self.prune_ended(trial, keep_best=finished or among):
-                (self.settled if finished or not among else self.trimmed).add(trial.number)
+            if self.prune_ended(trial, keep_best=finished or in_top):
+                (self.settled if finished or not in_top else self.settled_in_top).add(trial.number)
 
     def prune_running(self, last: str) -> None:
-        """Of the attempt that a trial's last known checkpoint is of, keep that and one before it; newer ones stay."""
-        home = f"{self.base}/{PurePosixPath(last).parent}"
-        older = [path for path in self.folders_in(home) if path < f"{self.base}/{last}"]
+        """Delete the checkpoints before `last` in its attempt, except the newest of those; newer ones stay."""
+        trial_folder = f"{self.base}/{PurePosixPath(last).parent}"
+        older = [path for path in self.folders_in(trial_folder) if path < f"{self.base}/{last}"]
         for folder in older[: 1 - NUM_TO_KEEP]:
             self.files.delete_dir(folder)
 
     def prune_ended(self, trial: TrialResult, *, keep_best: bool) -> bool:
-        """Delete what a trial that has ended can do without; False where its last checkpoint is not on record yet."""
+        """Delete what an ended trial does not need; return False if its last checkpoint is not in the journal yet."""
         folders = self.folders_of(trial)
         last = f"{self.base}/{trial.checkpoint}"
         if keep_best and folders and folders[-1] != last:
@@ -98,16 +104,19 @@ class Retention:
                 self.files.delete_dir(folder)
         if keep_best:
             for info in self.files.get_file_info(fs.FileSelector(last, allow_not_found=True)):
-                if info.base_name != checkpoint.BEST:
+                if info.base_name != BEST:
                     self.files.delete_file(info.path)
         return True
 
     def folders_of(self, trial: TrialResult) -> list[str]:
-        """A trial's checkpoint folders in the attempts of this run, oldest first; other runs may share its storage."""
-        homes = [f"{self.base}/{attempt}/{trial.number:04d}" for attempt in self.attempts]
-        return [path for home in homes for path in self.folders_in(home)]
+        """Return a trial's checkpoint folders in the attempts of this run, oldest first.
 
-    def folders_in(self, home: str) -> list[str]:
-        """The checkpoint folders in one of them, oldest first."""
-        listing = self.files.get_file_info(fs.FileSelector(home, allow_not_found=True))
+        Other attempts are skipped: several runs may share one storage.
+        """
+        trial_folders = [f"{self.base}/{attempt}/{trial.number:04d}" for attempt in self.attempts]
+        return [path for folder in trial_folders for path in self.folders_in(folder)]
+
+    def folders_in(self, trial_folder: str) -> list[str]:
+        """Return the checkpoint folders in a trial's folder of one attempt, oldest first."""
+        listing = self.files.get_file_info(fs.FileSelector(trial_folder, allow_not_found=True))
         return sorted(info.path for info in listing if info.base_name.startswith("checkpoint_"))

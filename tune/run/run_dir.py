@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainable.training.training_dir import BEST, METRICS, SPLIT
 from tune.search.journal_file import JOURNAL
 
-CONFIG = "study.yaml"
-
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths in a run's folder; nothing is read or made."""
+    """Paths in a run's folder; nothing is read or created. RunDir(Path()) gives the names relative to any run."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """What was asked, and what the launch noted of itself."""
-        return self.path / CONFIG
+        """The sweep's config, with what the launch recorded of itself."""
+        return self.path / "study.yaml"
 
     @property
     def journal(self) -> Path:
@@ -34,7 +33,7 @@ class RunDir:
 
     @property
     def worker_lock(self) -> Path:
-        """The file that every process of a trial holds a shared lock on."""
+        """The file on which every process of a trial holds a shared lock."""
         return self.path / ".workers"
 
     @property
@@ -48,7 +47,7 @@ class RunDir:
         return self.path / "trials"
 
     def trial(self, number: int) -> TrialDir:
-        """The folder of a trial."""
+        """Return the folder of a trial."""
         return TrialDir(self.trials / f"{number:04d}")
 
     @property
@@ -74,7 +73,7 @@ class RunDir:
 
 @dataclass(frozen=True)
 class TrialDir:
-    """Paths in a trial's folder, which the driver writes from the trial's reports."""
+    """Paths in a trial's folder, which the driver writes from the trial's reports; nothing is read or created."""
 
     path: Path
 
@@ -97,3 +96,8 @@ class TrialDir:
     def error(self) -> Path:
         """The traceback of a failed trial."""
         return self.path / "error.txt"
+
+
+def resume_command(run_dir: Path) -> str:
+    """Return the command that goes on with a sweep."""
+    return f"voxtune resume {shlex.quote(str(run_dir))}"

@@ -1,9 +1,9 @@
-"""The text files of a run, kept beside its checkpoints on a storage that is a URI, for a sweep to go on elsewhere.
+"""A copy of a run's text files next to its checkpoints on a storage that is a URI, to resume the sweep elsewhere.
 
     STORAGE/<name of RUN>/snapshot/   study.yaml, split.json, journal.log, best/config.yaml, trials/*/ but TensorBoard
 
 Only the driver writes it. No storage can be locked: two machines that go on from one snapshot at the same time
-overwrite each other's. One that goes on later with an older copy is refused.
+overwrite each other's. A machine that goes on later with an older copy is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,38 +22,44 @@ import yaml
 from pyarrow import fs
 
 from trainable.core.errors import InputError
+from trainable.core.logger import logger
 from trainable.core.workers import run_parallel
-from tune.run.results import STUDY_FILE, Run, resolve_checkpoint
-from tune.search.journal_file import JOURNAL, complete_lines
+from tune.run.results import Run, resolve_checkpoint
+from tune.run.run_dir import RunDir, TrialDir, resume_command
+from tune.search.journal_file import complete_lines
 from tune.spec.sweep_file import dump, load_sweep_config
 
 SNAPSHOT, PROBE = "snapshot", ".probe"
-TRIAL_FILES = ("config.yaml", "metrics.csv", "stdout.log", "error.txt")
-FILES = ("split.json", "best/config.yaml", *(f"trials/*/{name}" for name in TRIAL_FILES))
-# Last, in the order that they are written in locally: study.yaml names the study of the journal that counts.
-FILES_LAST = (JOURNAL, STUDY_FILE)
-PERIOD_SECONDS = 30  # seconds between two snapshots while no trial ends
+NAMES = RunDir(Path())  # relative to any run
+OF_ANY_TRIAL = TrialDir(NAMES.trials / "*")
+FILES = (
+    *(NAMES.split, NAMES.best_config),
+    *(OF_ANY_TRIAL.config, OF_ANY_TRIAL.metrics, OF_ANY_TRIAL.stdout, OF_ANY_TRIAL.error),
+)
+# Last, in the order in which they are written locally: study.yaml names the study of the journal that counts.
+FILES_LAST = (NAMES.journal, NAMES.config)
+PERIOD_SECONDS = 30  # between two snapshots while no trial ends
 MAX_UPLOADS = 8  # at once
 
 
 def is_uri(storage: str | None) -> bool:
-    """Is it a URI, not a folder?"""
+    """Return True for a URI, False for a folder or None."""
     return storage is not None and "://" in storage
 
 
 def name_of(run: Run) -> str:
-    """The name of a run on its storage: that of the folder that it was launched in."""
-    return str(run.config.record.get("name", run.folder.name))
+    """Return the name of a run on its storage: that of the folder in which it was launched."""
+    return run.config.record.name or run.folder.name
 
 
 def open_storage(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path in it.
+    """Return the file system of a URI and the path in it.
 
     Raises:
-        InputError: where it is no URI of a storage, or holds a password, which study.yaml would show.
+        InputError: if it is no URI of a storage, or contains a password, which study.yaml would show.
     """
     if "@" in urlsplit(uri).netloc:
-        raise InputError("--storage: no keys in the URI, they would be on record; put them into the environment")
+        raise InputError("--storage: no keys in the URI, study.yaml would show them; put them into the environment")
     try:
         files, path = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:  # pyarrow's own errors are either
@@ -63,7 +69,7 @@ def open_storage(uri: str) -> tuple[Any, str]:
 
 @contextmanager
 def storage_errors(uri: str) -> Iterator[None]:
-    """Turn what a storage answers, or that it does not, into an InputError."""
+    """Turn an error of the storage, or that it does not answer, into an InputError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -74,37 +80,45 @@ def storage_errors(uri: str) -> Iterator[None]:
 
 
 def write_file(files: Any, path: str, data: bytes) -> None:
-    """Write a file on a storage, whole."""
-    if files.type_name == "local":  # file://; on object stores folders are but names
+    """Write a whole file on a storage."""
+    if files.type_name == "local":  # file://; object stores have no folders to make
         files.create_dir(path.rpartition("/")[0])
     with files.open_output_stream(path) as stream:
         stream.write(data)
 
 
-def check_storage(storage: str, name: str, attempts: Sequence[str] | None = None) -> None:
-    """Make sure that a storage can be written to and that the snapshot there is none or this run's.
+def read_file(files: Any, path: str) -> bytes:
+    """Read a whole file of a storage."""
+    with files.open_input_stream(path) as stream:
+        return bytes(stream.read())
 
-    attempts: those of the run; None for one that is about to start.
+
+def check_storage(storage: str, name: str, attempts: Sequence[str] | None = None) -> None:
+    """Make sure that a storage can be written to, and that a snapshot there is this run's.
+
+    Args:
+        attempts: those of the run; None for a run that is about to start.
 
     Raises:
-        InputError: where it is not so.
+        InputError: if the storage cannot be used.
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise InputError(f"{name}: with a URI as --storage, expected a folder's name of letters, digits, . _ and -")
     files, base = open_storage(storage)
-    home, uri = f"{base}/{name}", resolve_checkpoint(storage, name)
+    folder, uri = f"{base}/{name}", resolve_checkpoint(storage, name)
     with storage_errors(storage):
-        write_file(files, f"{home}/{PROBE}", b"voxtune")
-        files.delete_file(f"{home}/{PROBE}")
-        study = f"{home}/{SNAPSHOT}/{STUDY_FILE}"
-        if files.get_file_info(study).type == fs.FileType.NotFound:
+        write_file(files, f"{folder}/{PROBE}", b"voxtune")
+        files.delete_file(f"{folder}/{PROBE}")
+        config = f"{folder}/{SNAPSHOT}/{NAMES.config}"
+        if files.get_file_info(config).type == fs.FileType.NotFound:
             return
-        there = yaml.safe_load(files.open_input_stream(study).read())["record"]["attempts"]
+        stored = yaml.safe_load(read_file(files, config))["record"]["attempts"]
     if attempts is None:
         raise InputError(
-            f"{uri} holds a sweep already; go on with it by `{resume_from_command(uri)}`, name --out otherwise, or delete it"
+            f"{uri} holds a sweep already; go on with it by `{resume_from_command(uri)}`, choose another --out name, "
+            "or delete it"
         )
-    if other := [attempt for attempt in there if attempt not in attempts]:
+    if other := [attempt for attempt in stored if attempt not in attempts]:
         raise InputError(
             f"the snapshot {uri} has gone on elsewhere ({other[-1]}), this folder has not; go on from it by "
             f"`{resume_from_command(uri)}`, or delete {SNAPSHOT}/ there to go on from this folder"
@@ -112,21 +126,21 @@ def check_storage(storage: str, name: str, attempts: Sequence[str] | None = None
 
 
 def resume_from_command(uri: str) -> str:
-    """What to type to go on from a snapshot."""
+    """Return the command that goes on from a snapshot."""
     return f"voxtune resume FOLDER --from {shlex.quote(uri)} --data DATA"
 
 
 def restore_snapshot(uri: str, run_dir: Path) -> None:
-    """Make a run's folder from the snapshot at STORAGE/NAME, on that storage wherever the snapshot says it was.
+    """Make a run's folder from the snapshot at STORAGE/NAME; the run then continues on that storage.
 
     RUN/best is left out: it is made again, with its model.
 
     Raises:
-        InputError: where the folder is not empty, or where no snapshot is.
+        InputError: if the folder is not empty, or if there is no snapshot.
     """
     if run_dir.exists() and any(run_dir.iterdir()):
         raise InputError(
-            f"{run_dir} is not empty; --from needs a new folder; go on with this by `voxtune resume {run_dir}`"
+            f"{run_dir} is not empty; --from needs a new folder; go on with this one by `{resume_command(run_dir)}`"
         )
     address, mark, query = uri.partition("?")
     storage, _, name = address.rstrip("/").rpartition("/")
@@ -134,64 +148,64 @@ def restore_snapshot(uri: str, run_dir: Path) -> None:
         raise InputError(f"--from {uri}: expected STORAGE/NAME as `voxtune launch` printed it, such as s3://bucket/RUN")
     storage += mark + query
     files, base = open_storage(storage)
-    place = f"{base}/{name}/{SNAPSHOT}"
+    folder = f"{base}/{name}/{SNAPSHOT}"
     with storage_errors(uri):
-        listing = files.get_file_info(fs.FileSelector(place, recursive=True, allow_not_found=True))
-    found = {info.path.removeprefix(place + "/"): info for info in listing if info.type == fs.FileType.File}
-    if not found.keys() >= set(FILES_LAST):
+        listing = files.get_file_info(fs.FileSelector(folder, recursive=True, allow_not_found=True))
+    stored = {info.path.removeprefix(folder + "/"): info for info in listing if info.type == fs.FileType.File}
+    if not stored.keys() >= {path.as_posix() for path in FILES_LAST}:
         raise InputError(f"--from {uri}: no snapshot there; expected STORAGE/NAME as `voxtune launch` printed it")
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=run_dir.parent, prefix=f".{run_dir.name}-") as aside, storage_errors(uri):
-        new = Path(aside) / run_dir.name
-        for path in (path for path in found if not path.startswith("best/")):
-            (new / path).parent.mkdir(parents=True, exist_ok=True)
-            (new / path).write_bytes(files.open_input_stream(found[path].path).read())
-        config = load_sweep_config(new / STUDY_FILE)
-        record = {**config.record, "storage": storage, "name": name}
-        (new / STUDY_FILE).write_text(dump(config.model_copy(update={"record": record})))
-        new.replace(run_dir)
-    print(f"{run_dir}: {len(found)} files of {uri}, as of {found[JOURNAL].mtime.astimezone():%Y-%m-%d %H:%M:%S}")
+    with tempfile.TemporaryDirectory(dir=run_dir.parent, prefix=f".{run_dir.name}-") as temp, storage_errors(uri):
+        new = RunDir(Path(temp) / run_dir.name)
+        for path in (path for path in stored if not path.startswith(f"{NAMES.best}/")):
+            (new.path / path).parent.mkdir(parents=True, exist_ok=True)
+            (new.path / path).write_bytes(read_file(files, stored[path].path))
+        config = load_sweep_config(new.config).with_record(storage=storage, name=name)
+        new.config.write_text(dump(config))
+        new.path.replace(run_dir)
+    as_of = stored[str(NAMES.journal)].mtime.astimezone()
+    logger.info(f"{run_dir}: {len(stored)} files of {uri}, as of {as_of:%Y-%m-%d %H:%M:%S}")
 
 
 class Snapshot:
-    """Keeps the text files of a run on its storage; nothing where that is a folder."""
+    """Keeps a copy of a run's text files on its storage; does nothing if that is a folder."""
 
-    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
-        """say: prints a line."""
-        self.folder, self.say = run.folder, say
+    def __init__(self, run: Run) -> None:
+        self.folder = run.folder
         self.uri = resolve_checkpoint(run.storage, name_of(run)) if is_uri(run.storage) else ""
         self.sent: dict[Path, tuple[int, int]] = {}  # size and time of each file when it was sent
-        self.tried, self.failing = 0.0, False
+        self.last_try, self.failing = 0.0, False
         if self.uri:
             self.files, base = open_storage(run.storage)
-            self.place = f"{base}/{name_of(run)}/{SNAPSHOT}"
+            self.target = f"{base}/{name_of(run)}/{SNAPSHOT}"
 
     def begin(self) -> None:
-        """Make the first snapshot of a launch or resume, and say where it is.
+        """Make the first snapshot of a launch or resume, and print where it is.
 
         Raises:
-            InputError: where that fails.
+            InputError: if that fails.
         """
         if self.uri:
             with storage_errors(self.uri):
                 self.upload()
-            self.say(f"snapshots: {self.uri}\nto go on from them on another machine: {resume_from_command(self.uri)}")
+            command = resume_from_command(self.uri)
+            logger.info(f"snapshots: {self.uri}\nto go on from them on another machine: {command}")
 
     def due(self) -> bool:
-        """Is it time for another, though no trial has ended?"""
-        return bool(self.uri) and time.monotonic() - self.tried >= PERIOD_SECONDS
+        """Return True if the next one is due even though no trial has ended."""
+        return bool(self.uri) and time.monotonic() - self.last_try >= PERIOD_SECONDS
 
     def update(self) -> bool:
-        """Bring it up to date; False where that failed, which is said once until it works again."""
+        """Bring it up to date; return False if that failed, which is printed once until it works again."""
         try:
             self.upload()
         except (OSError, ValueError) as error:  # pyarrow's own errors are either
             if not self.failing:
-                self.say(f"{self.uri}: the snapshot is not up to date, the sweep goes on: {error}")
+                logger.warning(f"{self.uri}: the snapshot is not up to date, the sweep goes on: {error}")
             self.failing = True
             return False
         if self.failing:
-            self.say(f"{self.uri}: the snapshot is up to date again")
+            logger.warning(f"{self.uri}: the snapshot is up to date again")
         self.failing = False
         return True
 
@@ -199,35 +213,33 @@ class Snapshot:
         """Send the files that have changed since they were sent."""
         if not self.uri:
             return
-        self.tried = time.monotonic()
-        journal = self.folder / JOURNAL
-        state, entries = (
-            file_stamp(journal),
-            complete_lines(journal.read_bytes()),
-        )  # first: the other files know no less
-        texts = [path for pattern in FILES for path in sorted(self.folder.glob(pattern))]
+        self.last_try = time.monotonic()
+        journal, config = (self.folder / path for path in FILES_LAST)
+        # The journal is read before the other files, which then know at least what it knows, and is sent after them.
+        stamp, entries = file_stamp(journal), complete_lines(journal.read_bytes())
+        texts = [path for pattern in FILES for path in sorted(self.folder.glob(pattern.as_posix()))]
         run_parallel(self.send, [path for path in texts if self.changed(path)], workers=MAX_UPLOADS, threads=True)
-        if self.sent.get(journal) != state:
-            self.write(journal, state, entries)
-        if self.changed(self.folder / STUDY_FILE):
-            self.send(self.folder / STUDY_FILE)
-        self.tried = time.monotonic()
+        if self.sent.get(journal) != stamp:
+            self.write(journal, stamp, entries)
+        if self.changed(config):
+            self.send(config)
+        self.last_try = time.monotonic()
 
     def changed(self, path: Path) -> bool:
-        """Has a file changed since it was sent?"""
+        """Return True if a file has changed since it was sent."""
         return self.sent.get(path) != file_stamp(path)
 
     def send(self, path: Path) -> None:
         """Send one file."""
         self.write(path, file_stamp(path), path.read_bytes())
 
-    def write(self, path: Path, state: tuple[int, int], data: bytes) -> None:
-        """Write what a file held, and note the state that it was read in."""
-        write_file(self.files, f"{self.place}/{path.relative_to(self.folder).as_posix()}", data)
-        self.sent[path] = state
+    def write(self, path: Path, stamp: tuple[int, int], data: bytes) -> None:
+        """Write a file's content to the storage, and remember the stamp with which it was read."""
+        write_file(self.files, f"{self.target}/{path.relative_to(self.folder).as_posix()}", data)
+        self.sent[path] = stamp
 
 
 def file_stamp(path: Path) -> tuple[int, int]:
-    """What tells that a file has changed."""
-    facts = path.stat()
-    return facts.st_size, facts.st_mtime_ns
+    """Return size and modification time in ns: they change when the file does."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns

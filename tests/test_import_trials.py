@@ -1,4 +1,4 @@
-"""Trials taken over into a changed space and into a new sweep, without Ray."""
+"""Trials imported into a changed space and into a new sweep, without Ray."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def study_values(space: dict[str, Any], **sections: dict[str, Any]) -> dict[str,
 
 
 def study_of(space: dict[str, Any], record: dict[str, Any] = RECORD, **sections: dict[str, Any]) -> SweepConfig:
-    return make_sweep_config(study_values(space, **sections)).model_copy(update={"record": record})
+    return make_sweep_config(study_values(space, **sections)).with_record(**record)
 
 
 def row(epoch: int, score: float, end_reason: str = "") -> dict[str, Any]:
@@ -80,16 +80,16 @@ def written(path: Path, space: dict[str, Any], **sections: dict[str, Any]) -> st
     return str(path)
 
 
-def test_a_changed_space_takes_over_what_lies_in_it_under_the_same_numbers(run: Path, tmp_path: Path, capsys):
+def test_a_changed_space_imports_what_is_in_it_under_the_same_numbers(run: Path, tmp_path: Path, capsys):
     space = {**SPACE, "lr": {"loguniform": [1e-4, 3e-3]}, "dropout": {"choice": [0.0, 0.2]}}
     changed = change_space(read_run(run), written(tmp_path / "new.yaml", space), [])
     (run / "study.yaml").write_text(dump(changed))
-    assert "takes over 3 of 4 trials\n  not trial 1: lr is 0.005, not of 0.0001 to 0.003" in capsys.readouterr().out
-    found = read_run(run)
-    assert [trial.state.name for trial in found.trials] == ["COMPLETE", "FAIL", "COMPLETE", "RUNNING"]
-    assert [trial.status for trial in found.trials] == ["complete", "outside the space", "out of memory", "running"]
-    assert found.trials[0].values == {"lr": 3e-4, "optimizer": "adam", "dropout": 0.0}
-    assert (found.trials[0].score, found.trials[0].checkpoint) == (0.5, "run-1/0000/checkpoint_000003")
+    assert "imports 3 of 4 trials\n  not trial 1: lr is 0.005, not of 0.0001 to 0.003" in capsys.readouterr().out
+    result = read_run(run)
+    assert [trial.state.name for trial in result.trials] == ["COMPLETE", "FAIL", "COMPLETE", "RUNNING"]
+    assert [trial.status for trial in result.trials] == ["complete", "outside the space", "out of memory", "running"]
+    assert result.trials[0].values == {"lr": 3e-4, "optimizer": "adam", "dropout": 0.0}
+    assert (result.trials[0].score, result.trials[0].checkpoint) == (0.5, "run-1/0000/checkpoint_000003")
     frozen = read_trials(run, "voxtune-2")
     assert frozen[2].constraints == {"gpu_memory": 1.0}
     assert frozen[0].intermediate_values == {4: 0.5}
@@ -107,13 +107,13 @@ def test_a_kill_before_study_yaml_is_written_changes_nothing(run: Path, tmp_path
     for _ in range(2):
         changed = change_space(read_run(run), written(tmp_path / "new.yaml", space), [])
     assert [trial.params for trial in read_run(run).trials and read_trials(run)] == before
-    assert len(read_trials(run, changed.record["study"])) == 4
+    assert len(read_trials(run, changed.record.study)) == 4
 
 
 def test_the_same_space_goes_on_with_the_same_study(run: Path, tmp_path: Path, capsys):
     changed = change_space(read_run(run), written(tmp_path / "new.yaml", SPACE), ["study.trials=20"])
     assert changed.budget.trials == 20
-    assert "study" not in changed.record
+    assert changed.record.study == "voxtune"
     assert "the space is that of" in capsys.readouterr().out
 
 
@@ -134,12 +134,12 @@ def test_a_warm_start_begins_with_the_ended_trials_of_earlier_runs(run: Path, tm
     (folder / "study.yaml").write_text(dump(study))
     journal = Journal(folder, study, reset=True)
     warm_start(journal, [run])
-    assert f"warm start from {run}: takes over 2 of 3 trials" in capsys.readouterr().out
-    found = read_run(folder)
-    assert [trial.imported_from for trial in found.trials] == [f"{run} trial 0", f"{run} trial 1"]
-    assert (found.best().score, found.best().checkpoint) == (0.5, str(model.parent))
-    assert found.recipe(found.best()).seed == 0
-    assert found.own_trials == []
+    assert f"warm start from {run}: imports 2 of 3 trials" in capsys.readouterr().out
+    result = read_run(folder)
+    assert [trial.imported_from for trial in result.trials] == [f"{run} trial 0", f"{run} trial 1"]
+    assert (result.best().score, result.best().checkpoint) == (0.5, str(model.parent))
+    assert result.recipe(result.best()).seed == 0
+    assert result.own_trials == []
     journal.enqueue_first(({"lr": 1e-3, "optimizer": "adam"},))
     assert journal.ask() == (2, {"lr": 1e-3, "optimizer": "adam"})
     assert read_trials(folder)[1].state == TrialState.PRUNED
@@ -151,23 +151,23 @@ def test_a_trial_outside_the_space_keeps_its_recipe_and_comes_back_with_its_scor
     for space in (narrow, narrow | {"dropout": {"choice": [0.0, 0.2]}}, SPACE):
         changed = change_space(read_run(run), written(tmp_path / "new.yaml", space), [])
         (run / "study.yaml").write_text(dump(changed))
-        found = read_run(run)
-        assert [found.recipe(trial) for trial in found.trials] == [before.recipe(trial) for trial in before.trials]
+        result = read_run(run)
+        assert [result.recipe(trial) for trial in result.trials] == [before.recipe(trial) for trial in before.trials]
         if space is not SPACE:
-            assert [trial.status for trial in found.trials] == ["complete", *["outside the space"] * 3]
-    assert "voxtune-4 takes over 4 of 4 trials" in capsys.readouterr().out
-    assert [trial.status for trial in found.trials] == [trial.status for trial in before.trials]
-    assert [trial.score for trial in found.trials] == [trial.score for trial in before.trials]
+            assert [trial.status for trial in result.trials] == ["complete", *["outside the space"] * 3]
+    assert "voxtune-4 imports 4 of 4 trials" in capsys.readouterr().out
+    assert [trial.status for trial in result.trials] == [trial.status for trial in before.trials]
+    assert [trial.score for trial in result.trials] == [trial.score for trial in before.trials]
     frozen = read_trials(run, "voxtune-4")
     assert [trial.values for trial in frozen] == [[0.5], None, [0.0], None]
     assert [trial.constraints for trial in frozen] == [{}, {}, {"gpu_memory": 1.0}, {}]
     assert Journal(run, changed).reattach() == [(3, RECIPES[3])]
 
 
-def test_another_searcher_is_told_of_all_trials_in_its_own_way(run: Path, tmp_path: Path, capsys):
+def test_another_searcher_gets_all_trials_reported_in_its_own_way(run: Path, tmp_path: Path, capsys):
     file = written(tmp_path / "new.yaml", SPACE, searcher={"type": "gp", "startup_trials": 1})
     changed = change_space(read_run(run), file, [])
-    assert "the searcher has changed: the new study voxtune-2 takes over 4 of 4" in capsys.readouterr().out
+    assert "the searcher has changed: the new study voxtune-2 imports 4 of 4" in capsys.readouterr().out
     constraints = [trial.constraints for trial in read_trials(run, "voxtune-2")]
     assert constraints == [{"gpu_memory": 0.0}, {}, {"gpu_memory": 1.0}, {}]
     journal = Journal(run, changed)
@@ -175,20 +175,18 @@ def test_another_searcher_is_told_of_all_trials_in_its_own_way(run: Path, tmp_pa
 
 
 def test_what_ran_out_of_memory_on_a_share_of_a_gpu_may_fit_on_a_larger_one(run: Path, tmp_path: Path, capsys):
-    for gpu, taken in ((0.25, 4), (0.5, 4), (1, 3)):
-        old = make_sweep_config(study_values(SPACE, resources={"gpu": 0.5})).model_copy(update={"record": RECORD})
+    for gpu, imported in ((0.25, 4), (0.5, 4), (1, 3)):
+        old = make_sweep_config(study_values(SPACE, resources={"gpu": 0.5})).with_record(**RECORD)
         (run / "study.yaml").write_text(dump(old))
         change_space(read_run(run), written(tmp_path / "new.yaml", DROPOUT, resources={"gpu": gpu}), [])
-        said = capsys.readouterr().out
-        assert f"takes over {taken} of 4 trials" in said
-    assert "not trial 2: it ran out of memory with 0.5 of a GPU, here it would have 1" in said
+        output = capsys.readouterr().out
+        assert f"imports {imported} of 4 trials" in output
+    assert "not trial 2: it ran out of memory with 0.5 of a GPU, here it would have 1" in output
 
 
 def test_a_share_that_was_measured_at_launch_stays_in_another_space(run: Path, tmp_path: Path, capsys):
     cost = {"metric": ["val_dice_mean", "gpu_seconds"]}
-    old = make_sweep_config(study_values(SPACE, resources={"gpu": 0.5}, study=cost)).model_copy(
-        update={"record": RECORD}
-    )
+    old = make_sweep_config(study_values(SPACE, resources={"gpu": 0.5}, study=cost)).with_record(**RECORD)
     (run / "study.yaml").write_text(dump(old))
     file = written(tmp_path / "new.yaml", DROPOUT, resources={"gpu": "auto"}, study=cost)
     changed = change_space(read_run(run), file, [])
@@ -197,7 +195,7 @@ def test_a_share_that_was_measured_at_launch_stays_in_another_space(run: Path, t
     assert read_trials(run, "voxtune-2")[0].values == [0.5, 1.0]  # 2 seconds of half a GPU
 
 
-def test_a_warm_start_takes_each_trial_once(run: Path, tmp_path: Path, capsys):
+def test_a_warm_start_imports_each_trial_once(run: Path, tmp_path: Path, capsys):
     second, third = tmp_path / "second", tmp_path / "third"
     for folder, earlier in ((second, [run]), (third, [run, second, run])):
         folder.mkdir()
@@ -205,8 +203,8 @@ def test_a_warm_start_takes_each_trial_once(run: Path, tmp_path: Path, capsys):
         (folder / "study.yaml").write_text(dump(study))
         warm_start(Journal(folder, study, reset=True), earlier)
     assert [trial.imported_from for trial in read_run(third).trials] == [f"{run} trial {number}" for number in range(3)]
-    said = capsys.readouterr().out
-    assert f"warm start from {second}: takes over 0 of 3 trials\n  not trial 0: it is there already" in said
+    output = capsys.readouterr().out
+    assert f"warm start from {second}: imports 0 of 3 trials\n  not trial 0: it is there already" in output
 
 
 def test_a_warm_start_from_other_data_is_refused(run: Path, tmp_path: Path):

@@ -1,0 +1,129 @@
+"""voxtune from Python: what `import voxtune` offers, and the script in docs/python.md."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SWEEP, make_report
+from optuna.trial import TrialState
+
+import voxtune as vt
+from trainable.data.prepare import Data
+from trainable.training.run_log import RunLog
+from tune.run.run_dir import RunDir
+from tune.search.journal import Journal
+from tune.spec.sweep_config import make_sweep_config
+from tune.spec.sweep_file import dump
+
+SPACE = """
+study: {trials: 5, seed: 1}
+resources: {gpu: 0, cpu: 1}
+early_stopping: {grace_period: 1}
+train: {epochs: 1, depth: 3, base_channels: 4, target_shape: [16, 16, 16], patches_per_epoch: 4, num_workers: 0,
+        device: cpu, cache_dir: %s}
+space:
+  lr: {loguniform: [1e-5, 3e-2]}
+"""
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two trials: one complete after two epochs, one running in its second."""
+    paths = RunDir(tmp_path_factory.mktemp("api") / "run")
+    paths.path.mkdir()
+    config = make_sweep_config({**SWEEP, "study": {"trials": 2}, "train": {"epochs": 2}})
+    paths.config.write_text(dump(config))
+    journal = Journal(paths.path, config)
+    for number in (0, 1):
+        journal.ask()
+        log = RunLog(paths.trial(number).path)
+        for epoch in (1, 2) if number == 0 else (1,):
+            report = make_report(epoch, 0.1 * epoch + 0.2, end_reason="epochs" if epoch == 2 else "")
+            log.write(report)
+            journal.record(number, report)
+    journal.tell(0)
+    return paths.path
+
+
+def test_a_run_is_read_as_tables(run_dir: Path) -> None:
+    run = vt.open(str(run_dir))
+    trials = run.trials()
+    assert list(trials["number"]) == [0, 1]
+    assert list(trials["state"]) == ["COMPLETE", "RUNNING"]
+    assert list(trials["score"]) == pytest.approx([0.4, 0.3])
+    assert list(trials["dice_WT"]) == pytest.approx([0.4, 0.3])
+    assert trials["params_lr"][0] == run.best().values["lr"]
+    curves = run.curves()
+    assert list(curves["trial"]) == [0, 0, 1]
+    assert list(curves["epoch"]) == [1, 2, 1]
+    assert list(curves["val_dice_mean"]) == pytest.approx([0.3, 0.4, 0.3])
+    assert list(curves["end_reason"]) == ["", "epochs", ""]
+
+
+def test_a_run_has_a_winner_a_recipe_and_a_config(run_dir: Path) -> None:
+    run = vt.open(run_dir)
+    best = run.best()
+    assert (best.number, best.best_epoch, best.state) == (0, 2, TrialState.COMPLETE)
+    assert run.recipe().lr == best.values["lr"]
+    assert run.recipe(1) != run.recipe(0)
+    assert run.config.budget.trials == 2
+    assert run.folder == run_dir
+
+
+def test_what_is_no_run_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(vt.InputError, match=r"no study.yaml there; expected the folder that `voxtune launch --out`"):
+        vt.open(tmp_path)
+    with pytest.raises(vt.InputError, match="no checkpoint there"):
+        vt.load_model(tmp_path)
+
+
+READ = """
+import sys
+sys.modules["pandas"] = None  # as if it were not installed
+import voxtune as vt
+run = vt.open({run!r})
+trials, curves = run.trials(), run.curves()
+print([type(trial).__name__ for trial in trials], run.best().number, run.recipe().epochs)
+print([(row["trial"], row["epoch"], type(row["val_dice_WT"]).__name__) for row in curves])
+print([name for name in ("ray", "torch", "pandas") if sys.modules.get(name)], file=sys.stderr)
+"""
+
+
+def test_reading_imports_neither_ray_nor_torch_and_works_without_pandas(run_dir: Path) -> None:
+    code = READ.format(run=str(run_dir))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "['TrialResult', 'TrialResult'] 0 2",
+        "[(0, 1, 'float'), (0, 2, 'float'), (1, 1, 'float')]",
+    ]
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_script_in_the_docs_runs(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
+    """It launches a sweep, reads it and loads its winner; as a library, voxtune prints nothing by itself."""
+    page = (Path(__file__).parents[1] / "docs/python.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "space.yaml").write_text(SPACE % prepared.folder)
+    for name, value in (("brats", tmp_path / "space.yaml"), ("DATA", phantoms), ("RUN", tmp_path / "run")):
+        assert f'"{name}' in code
+        code = code.replace(f'"{name}', f'"{value}')
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "val_dice_mean 2"
+    assert lines[-1] == f"torch.Size([1, 3, 16, 16, 16]) {vt.__version__}"
+    assert "trials:" not in done.stdout  # the table and the lines of `voxtune launch`
+    run = vt.open(tmp_path / "run")
+    assert [trial.finished for trial in run._run.trials] == [True, True]
+    assert run.config.resources.cpu == 2
+    network, config = vt.load_model(tmp_path / "run" / "best")
+    assert not network.training
+    assert config.lr == run.best().values["lr"]
+    assert next(network.parameters()).device == torch.device("cpu")

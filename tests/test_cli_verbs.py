@@ -1,0 +1,117 @@
+"""The verbs of voxtune as a user types them: help, version, `voxtune train`, and the page that documents them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from cli_page import PAGE, cli_page
+
+import voxtune
+from trainable.core.logger import init_logger, logger
+from trainable.data.prepare import Data
+from trainable.training import checkpoint
+from tune.cli import app
+from tune.run.run_dir import resume_command
+
+ROOT = Path(__file__).parent.parent
+SMALL = "--depth 3 --base_channels 4 --target_shape 16 16 16 --num_workers 0 --device cpu --patches_per_epoch 4"
+VERBS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def run_command(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command of Python in the checkout."""
+    command = [sys.executable, *map(str, words)]
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+
+
+def test_the_page_of_the_verbs_is_up_to_date() -> None:
+    assert PAGE.read_text() == cli_page(), "run `make docs`"
+    assert {f"## {verb}" for verb in VERBS} <= set(PAGE.read_text().splitlines())
+
+
+@pytest.mark.parametrize("verb", sorted({*VERBS} - {"train"}))
+def test_the_help_of_each_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        app([verb, "--help"])
+    assert caught.value.code == 0
+    assert f"Example: voxtune {verb}" in capsys.readouterr().out
+
+
+def test_version() -> None:
+    done = run_command("-m", "tune", "--version")
+    assert (done.returncode, done.stdout) == (0, f"voxtune {voxtune.__version__}\n")
+
+
+def test_voxtune_train_has_the_help_of_train_py() -> None:
+    ours, theirs = run_command("-m", "tune", "train", "--help"), run_command("train.py", "--help")
+    assert ours.returncode == 0, ours.stderr
+    assert "voxtune train --data_dir DIR" in ours.stdout
+    flags = ours.stdout.partition("\noptions:\n")[2]
+    assert flags
+    assert flags == theirs.stdout.partition("\noptions:\n")[2]
+
+
+def test_voxtune_train_trains_resumes_and_tests(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
+    """Options pass as they are written: several values, a negation, an equals sign."""
+    words = (
+        f"--data_dir {phantoms} --cache_dir={prepared.folder} --output_dir {tmp_path} --epochs 1 --no-residual {SMALL}"
+    )
+    done = run_command("-m", "tune", "train", *words.split())
+    assert done.returncode == 0, done.stderr
+    assert f"test it: voxtune train --resume {tmp_path}" in done.stdout
+    again = run_command("-m", "tune", "train", "--resume", tmp_path, "--epochs", 2)
+    assert again.returncode == 0, again.stderr
+    assert "goes on after epoch 1" in again.stdout
+    assert checkpoint.load_checkpoint(tmp_path)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epoch", "3"], "error: unknown argument '--epoch' (did you mean --epochs?); see voxtune train --help"),
+        (["--lr", "-1", "--data_dir", "x", "--output_dir", "y"], "lr"),
+        (["--data_dir", "nowhere", "--output_dir", "y"], "nowhere"),
+    ],
+)
+def test_wrong_input_of_voxtune_train_is_exit_code_2(words: list[str], message: str) -> None:
+    done = run_command("-m", "tune", "train", *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_of_voxtune_train_is_that_of_train_py(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
+    words = f"--data_dir {phantoms} --cache_dir {prepared.folder} --output_dir {tmp_path} {SMALL} --epochs 900"
+    command = [sys.executable, "-m", "tune", "train", *words.split()]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    )
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("epoch   2/900"):
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert f"go on with: voxtune train --resume {tmp_path}" in output
+    assert "what was finished is kept" not in error
+
+
+def test_a_folder_in_a_command_is_quoted() -> None:
+    assert resume_command(Path("/a run")) == "voxtune resume '/a run'"
+
+
+def test_the_logger_prints_once_without_level_and_errors_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    init_logger()
+    init_logger()
+    logger.debug("hidden")
+    logger.info("[bold] a line")
+    logger.warning("a warning")
+    logger.error("an error")
+    assert capsys.readouterr() == ("[bold] a line\na warning\n", "an error\n")

@@ -1,0 +1,15 @@
+"""voxtune from Python: read runs, launch sweeps, load models. docs/python.md has an example of each.
+
+Importing it and reading runs need neither Ray nor torch. Wrong input raises `InputError`, whose text names the remedy.
+Progress goes to the logger "voxtune" at level INFO, which Python does not show by default.
+"""
+
+from importlib import metadata
+
+from trainable.core.errors import InputError
+from tune.run.results import TrialResult
+from voxtune.actions import launch, load_model
+from voxtune.reader import RunReader, open
+
+__all__ = ["InputError", "RunReader", "TrialResult", "launch", "load_model", "open"]
+__version__ = metadata.version("voxtune")

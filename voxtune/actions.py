@@ -1,0 +1,78 @@
+"""What needs Ray or torch, which are imported only when it is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune.spec.sweep_file import load_sweep_config
+from voxtune.reader import RunReader
+
+if TYPE_CHECKING:
+    from trainable.core.config import TrainConfig
+    from trainable.model.unet3d import UNet3D
+
+
+def launch(
+    space: str | Path,
+    *,
+    data: str | Path,
+    out: str | Path,
+    trials: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    warm_start: Sequence[str | Path] = (),
+    storage: str | None = None,
+    address: str | None = None,
+) -> RunReader:
+    """Run a sweep to its end, as `voxtune launch` does. `voxtune resume OUT` goes on with an interrupted one.
+
+    Call it under `if __name__ == "__main__":`, because the cases are prepared in processes that import the script.
+
+    Args:
+        space: YAML of the sweep: a file, or the name of a shipped one such as "brats".
+        data: folder with one sub-folder per case.
+        out: folder of the sweep, new.
+        trials: number of trials; None for that of the YAML.
+        overrides: values over those of the YAML, such as {"train.epochs": 3}; None drops a key.
+        warm_start: folders of runs whose trials the sweep begins with.
+        storage: where Ray keeps checkpoints, a folder or a URI; None for OUT/ray.
+        address: of a Ray cluster; None to start one on this machine.
+
+    Returns:
+        The run, read.
+
+    Raises:
+        InputError: for wrong options or data, before anything is trained.
+        SystemExit: if the sweep was ended by Ctrl-C, SIGTERM, a full disk or a lost cluster; it can be resumed.
+    """
+    from tune.driver.sweep import launch as launch_sweep  # here: this imports Ray and torch
+
+    values = {"train.data_dir": str(Path(data).resolve()), **(overrides or {})}
+    if trials is not None:
+        values["study.trials"] = trials
+    config = load_sweep_config(space, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+    earlier = [Path(folder).resolve() for folder in warm_start]
+    return RunReader(launch_sweep(config, Path(out).resolve(), address=address, storage=storage, earlier=earlier))
+
+
+def load_model(path: str | Path, device: str = "cpu") -> tuple[UNet3D, TrainConfig]:
+    """Load a trained network.
+
+    Args:
+        path: a checkpoint, or the folder of a training (RUN/best, RUN/retrain/NAME), whose best model is taken.
+        device: to put it on, such as "cuda".
+
+    Returns:
+        The network in eval mode, and the config that it was trained with. It maps a batch of normalised images, float32
+        (N, 4, D, H, W), to a list of one tensor: logits (N, 3, D, H, W) of the regions WT, TC and ET.
+
+    Raises:
+        InputError: if the file is missing, damaged or not a checkpoint of voxtune.
+    """
+    import torch
+
+    from trainable.training.checkpoint import load_network
+
+    return load_network(Path(path), torch.device(device))

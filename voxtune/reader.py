@@ -1,0 +1,106 @@
+"""A run as tables and plain values."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainable.core.config import TrainConfig
+from trainable.training.run_log import read_rows
+from tune.run.results import Run, TrialResult, read_run
+from tune.spec.sweep_config import SweepConfig
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+INTEGERS = {"epoch", "best_epoch", "steps"}
+
+
+def open(run_dir: str | Path) -> RunReader:
+    """Read a run, finished or not; read it again to see what a running sweep has done since.
+
+    Args:
+        run_dir: the folder that `voxtune launch --out` made.
+
+    Raises:
+        InputError: if it is not the folder of a run, or if it is damaged.
+    """
+    return RunReader(read_run(Path(run_dir)))
+
+
+class RunReader:
+    """A run as it was when it was opened.
+
+    Attributes:
+        folder: of the run.
+        config: what was requested: `config.objective`, `.budget`, `.searcher`, `.early_stopping`, `.space`, `.train`.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.folder: Path = run.folder
+        self.config: SweepConfig = run.config
+
+    def trials(self) -> DataFrame | list[TrialResult]:
+        """Return all trials in the order of their numbers.
+
+        Returns:
+            With pandas installed, a DataFrame with one row per trial: number, state, status, end_reason, score,
+            best_epoch, epoch, dice_WT, dice_TC, dice_ET, seconds, cost, seed, checkpoint, error, imported_from, and
+            params_<option> for each searched option. Without pandas, a list of TrialResult.
+        """
+        if find_spec("pandas") is None:
+            return list(self._run.trials)
+        from pandas import DataFrame
+
+        return DataFrame([trial_row(trial) for trial in self._run.trials])
+
+    def best(self) -> TrialResult:
+        """Return the winner, as `voxtune best` prints it.
+
+        Raises:
+            InputError: if no trial has a score yet.
+        """
+        return self._run.best()
+
+    def recipe(self, number: int | None = None) -> TrainConfig:
+        """Return all options of a trial, of the winner by default, without those of where it ran."""
+        return self._run.recipe(self.best() if number is None else self._run.trial(number))
+
+    def curves(self) -> DataFrame | list[dict[str, float | int | str | None]]:
+        """Return the reported epochs of all trials: the columns of metrics.csv and `trial`, the trial's number.
+
+        Returns:
+            With pandas installed, a DataFrame with one row per trial and epoch, else a list of dicts. What an epoch
+            lacks, such as the scores of one that was not validated, is None, in a DataFrame NaN.
+        """
+        rows: list[dict[str, float | int | str | None]] = []
+        for trial in self._run.trials:
+            for row in read_rows(self._run.dir.trial(trial.number).metrics):
+                rows.append({"trial": trial.number, **{name: parse(name, text) for name, text in row.items()}})
+        if find_spec("pandas") is None:
+            return rows
+        from pandas import DataFrame
+
+        return DataFrame(rows)
+
+
+def trial_row(trial: TrialResult) -> dict[str, Any]:
+    """Return a trial as a row of a table."""
+    return {
+        **{name: getattr(trial, name) for name in ("number", "status", "end_reason", "score", "best_epoch", "epoch")},
+        "state": trial.state.name,
+        **{f"dice_{region}": score for region, score in trial.dice.items()},
+        **{name: getattr(trial, name) for name in ("seconds", "cost", "seed", "checkpoint", "error", "imported_from")},
+        **{f"params_{name}": value for name, value in trial.values.items()},
+    }
+
+
+def parse(name: str, text: str) -> float | int | str | None:
+    """Return a value of metrics.csv with its type."""
+    if name == "end_reason":
+        return text
+    if not text:
+        return None
+    return int(text) if name in INTEGERS and text.isdigit() else float(text)
