@@ -5,8 +5,8 @@
 Three sweeps a seed and side: one whole, with NaN in 12 % of the space; one whose driver gets kill -9 about half-way and
 that is restored 3 s later; one where half of the space does not fit into memory. The default recipe comes first.
 Plain Ray is plain_ray_sweep.py: OptunaSearch, ASHAScheduler, Tuner, Tuner.restore as their documentation teaches, with
-reuse_actors=True (the default, False, starts a process a trial), a snapshot of the sweep each second (the default, 10 s
-or more, is long for trials of a second), checkpoints of some bytes without fsync, the sampler in memory and
+reuse_actors=True (the default, False, starts one process per trial), a snapshot of the sweep each second (the default,
+10 s or more, is long for trials of a second), checkpoints of some bytes without fsync, the sampler in memory and
 restart_errored=True. A trial out of memory fails; one with NaN reports it and goes on.
 voxtune is tune.driver.sweep.launch and resume as shipped. A trial with NaN ends as its trainer ends it, by non_finite.
 The toy: a high lr peaks early and then falls, a low one rises to the end; scores grow with base_channels * batch_size,
@@ -34,24 +34,23 @@ from typing import Any
 
 import numpy as np
 import plain_ray_sweep
+from common import NO_STATS, prepare_phantoms, scored_epoch
 from plain_ray_sweep import CPUS, EPOCHS, GRACE_PERIOD, REDUCTION_FACTOR, SPACE, Facts, Toy, append, sweep_arguments
 from rich.table import Table
 
-from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
-from trainable.data.phantom import write_phantoms
-from trainable.data.prepare import Data, prepare_data
+from trainable.data.prepare import Data
 from trainable.training import checkpoint
-from trainable.training.epoch_result import EndReason, EpochResult, EpochStats
-from tune.driver.scheduler import RungScheduler
+from trainable.training.epoch_result import EndReason, EpochResult
+from trainable.training.training_dir import BEST, LATEST
 from tune.driver.sweep import launch, resume
 from tune.run.provenance import commit, version
 from tune.run.report import make_console
 from tune.run.results import Run, read_run
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
+from tune.spec.trial_spec import Report
 
-NO_STATS = EpochStats(*[0.0] * 12)
 STARTUP = 10  # trials drawn at random, the default of both
 MEMORY_TRIALS = 40
 SIDES = ("plain Ray", "voxtune")
@@ -82,19 +81,19 @@ MEASURES = [  # name, how the seeds are put together, label
     ("oom", "median", f"% of the trials after the first {STARTUP} that ran out of memory"),
     ("seconds", "median", "seconds of the whole sweep, from ray.init to its end"),
     ("epochs", "median", "epochs that it trained"),
-    ("rate", "median", "epochs a second"),
+    ("rate", "median", "epochs per second"),
 ]
 
 
 def toy_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], *, toy: Toy) -> EpochResult:
-    """The toy in the place of trainable.training.loop.fit: its checkpoints, reports and ends, no network."""
+    """Replace trainable.training.loop.fit by the toy: checkpoints, reports and ends as fit's, no network."""
     folder = config.output_dir / "checkpoints"
     done, best_score, best_epoch = 0, 0.0, 0
     if config.resume is not None:
         state = checkpoint.load_checkpoint(config.resume)
         done, best_score, best_epoch = state["epoch"], state["row"]["best_score"], state["row"]["best_epoch"]
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(config.resume.with_name(checkpoint.BEST), folder / checkpoint.BEST)
+        shutil.copyfile(config.resume.with_name(BEST), folder / BEST)
     while True:
         done += 1
         score = toy.train({name: getattr(config, name) for name in SPACE}, done)
@@ -104,19 +103,18 @@ def toy_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult
             return result
         better = score > best_score or not best_epoch
         best_score, best_epoch = (score, done) if better else (best_score, best_epoch)
-        scores = {f"dice_{name}": score for name in ("mean", *REGIONS)}
         end = EndReason.EPOCHS if done == config.epochs else EndReason.NONE
-        result = EpochResult(done, NO_STATS, scores, best_score, best_epoch, end, folder)
+        result = scored_epoch(done, score, folder, best=(best_score, best_epoch), end_reason=end)
         state = {"epoch": done, "row": result.row(), "config": to_dict(config)}
-        for name in [checkpoint.BEST] * better + [checkpoint.LATEST]:
+        for name in [BEST] * better + [LATEST]:
             checkpoint.save_checkpoint(state, folder / name)
         on_epoch_end(result)
         if end:
             return result
 
 
-def make_toy_study(data: Path, seed: int, trials: int) -> SweepConfig:
-    """The study, as a YAML would say it."""
+def make_toy_sweep(data: Path, seed: int, trials: int) -> SweepConfig:
+    """Return the config, as from a YAML."""
     train = {"epochs": EPOCHS, "optimizer": "sgd", "data_dir": str(data / "cases"), "cache_dir": str(data / "cache")}
     small = {"depth": 3, "target_shape": [16, 16, 16], "num_workers": 0, "device": "cpu"}
     return make_sweep_config(
@@ -130,35 +128,29 @@ def make_toy_study(data: Path, seed: int, trials: int) -> SweepConfig:
     )
 
 
-def watch(log: Path) -> None:
-    """Have RungScheduler write down what it says, as WatchedASHA does for plain Ray."""
-    inner = RungScheduler.on_trial_result
-
-    def on_trial_result(self: RungScheduler, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        said = inner(self, controller, trial, result)
-        if "best_score" in result:
-            line = {"epoch": result["epoch"], "score": result.get("val_dice_mean"), "value": result["best_score"]}
-            append(log, json.dumps({"trial": trial.config["number"], **line, "said": said}))
-        return said
-
-    RungScheduler.on_trial_result = on_trial_result
+def log_decision(log: Path, number: int, report: Report, decision: str) -> None:
+    """Write down a decision, as WatchedASHA does for plain Ray."""
+    if "best_score" in report:
+        line = {"epoch": report["epoch"], "score": report.get("val_dice_mean"), "value": report["best_score"]}
+        append(log, json.dumps({"trial": number, **line, "decision": decision}))
 
 
 def run_voxtune(asked: argparse.Namespace) -> None:
     """One sweep of voxtune, or what a killed one left."""
     started, folder = time.monotonic(), asked.folder
     run = folder / "run"
-    watch(folder / "reports.jsonl")
+    on_report = partial(log_decision, folder / "reports.jsonl")
     fit = partial(toy_fit, toy=Toy(str(folder / "epochs.txt"), asked.memory, asked.nan))
     if asked.restore:
-        done = resume(run, fit=fit)
+        done = resume(run, fit=fit, on_report=on_report)
     else:
-        done = launch(make_toy_study(folder.parent / "data", asked.seed, asked.trials), run, fit=fit)
+        config = make_toy_sweep(folder.parent / "data", asked.seed, asked.trials)
+        done = launch(config, run, fit=fit, on_report=on_report)
     (folder / "found.json").write_text(json.dumps({**facts_of(done), "seconds": time.monotonic() - started}))
 
 
 def facts_of(run: Run) -> Facts:
-    """What plain_ray_sweep.found tells, of a run of voxtune, read anew from its folder."""
+    """Return what plain_ray_sweep.found returns, of a run of voxtune, read again from its folder."""
     run = read_run(run.folder)
     trials = [{"trial": t.number, "config": t.values, "oom": t.end_reason == "oom"} for t in run.trials]
     best = run.best()
@@ -167,7 +159,7 @@ def facts_of(run: Run) -> Facts:
 
 
 def start(side: str, folder: Path, words: list[str]) -> subprocess.Popen[bytes]:
-    """Start a sweep of a side in a process of its own."""
+    """Start a sweep of a side in a new process."""
     here = Path(__file__).resolve()
     script = [str(here.with_name("plain_ray_sweep.py"))] if side == SIDES[0] else [str(here), "sweep"]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "TUNE_GLOBAL_CHECKPOINT_S": "1"}
@@ -178,7 +170,7 @@ def start(side: str, folder: Path, words: list[str]) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes], folder: Path) -> Facts:
-    """Wait for a sweep; what it found."""
+    """Wait for a sweep; return what it found."""
     if process.wait():
         raise SystemExit(f"a sweep failed, see {folder}/stdout.log")
     return {**json.loads((folder / "found.json").read_text()), "reports": read_reports(folder)}
@@ -191,7 +183,7 @@ def read_reports(folder: Path) -> list[Facts]:
 
 
 def killed_and_restored(side: str, folder: Path, words: list[str], trials: int) -> Facts:
-    """Kill the driver once so many trials have reported, restore the sweep 3 s later."""
+    """Kill the driver once `trials` trials have reported; restore the sweep 3 s later."""
     process = start(side, folder, words)
     while len({report["trial"] for report in read_reports(folder)}) < trials:
         if process.poll() is not None:
@@ -249,7 +241,7 @@ def report(found: dict[str, list[Facts]]) -> None:
     for name, how, label in MEASURES:
         values = [[facts[name] for facts in found[side] if name in facts] for side in SIDES]
         table.add_row(label, how, *(in_short(each, how) for each in values))
-    code = (plain_ray_sweep.train, plain_ray_sweep.make_tuner), (toy_fit, make_toy_study)
+    code = (plain_ray_sweep.train, plain_ray_sweep.make_tuner), (toy_fit, make_toy_sweep)
     table.add_row("lines of code: trainable or fit, and sweep", "", *(str(lines_of(each)) for each in code))
     console.print(table)
     console.print("\nevery seed, in their order")
@@ -276,8 +268,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         out = (asked.out or Path(scratch)).resolve()
-        write_phantoms(out / "data" / "cases", cases=8, shape=(48, 48, 40), workers=1)
-        prepare_data(make_toy_study(out / "data", 0, 1).base_config())
+        prepare_phantoms(out / "data" / "cases", out / "data" / "cache")
         packages = ", ".join(f"{name} {version(name)}" for name in ("ray", "optuna", "torch", "voxtune"))
         print(f"{packages} (commit {commit()}), Python {platform.python_version()}, {os.cpu_count()} cores")
         sizes = f"{asked.trials} trials, {MEMORY_TRIALS} where memory is limited, {CPUS} CPU and {EPOCHS} epochs each"

@@ -14,16 +14,16 @@ from tune.driver.sweep import launch
 from tune.run.report import duration, make_console
 from tune.run.results import Run, read_run
 from tune.search.journal import read_trials
-from tune.spec.sweep_config import EarlyStopping
+from tune.spec.sections import EarlyStopping
 
 
 def without_asha(run: Path, out: Path) -> Run:
     """Run the trials of a sweep again without early stopping."""
-    study = read_run(run).config
-    settings = study.objective.model_copy(update={"trials": len(read_trials(run))})
-    study = study.model_copy(update={"early_stopping": EarlyStopping(type="none"), "study": settings})
+    config = read_run(run).config
+    budget = config.budget.model_copy(update={"trials": len(read_trials(run))})
+    config = config.model_copy(update={"early_stopping": EarlyStopping(type="none"), "budget": budget})
     params = tuple(trial.params for trial in read_trials(run))
-    return launch(study, out, params=params)
+    return launch(config, out, params=params)
 
 
 def compare(run: Run, other: Run) -> Table:

@@ -2,7 +2,7 @@
 
     python benchmarks/even_startup.py [--seeds 500] [--tpe_seeds 40]
 
-The toy score and space of tpe_group.py. Optuna alone, no training; both sides are voxtune's samplers, `random` for the
+The toy score and space of tpe_group.py. Only Optuna, no training; both sides are voxtune's samplers, `random` for the
 draws at random. Mean over seeds, and what nine of ten seeds have at least, of the best of the first 8, 16 and 32
 trials, and of 60 trials of TPE of which the first 10 were drawn so.
 """

@@ -1,4 +1,4 @@
-"""Training end to end on one GPU, from files on disk: patches a second of fit() and of the usual MONAI pipeline.
+"""Training end to end on one GPU, from files on disk: patches per second of fit() and of the usual MONAI pipeline.
 
     python benchmarks/fit_throughput.py [--data DATA] [--cases 12] [--patches 240] [--epochs 4]
 
@@ -6,7 +6,7 @@ The cases in DATA, or phantoms of 240 x 240 x 155 voxels; patches of 128^3, two 
 with the recipe of search_spaces/brats.yaml's `train:` section: workers, normalisation, augmentation, statistics,
 checkpoints and validation of whole volumes included; "training" leaves validation and checkpoints out, "all" is the
 wall time of the epochs. MONAI's is the tutorials' way: dictionary transforms from NIfTI, also with CacheDataset,
-DynUNet, fp16 AMP, training alone. Both bare steps run here too. The first epoch of each, which warms up, is left out.
+DynUNet, fp16 AMP, training only. Both bare steps run here too. The first epoch of each, which warms up, is left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIZE, BATCH = 128, 2
 
 
 def ours(config: TrainConfig, data: Data) -> dict[str, float]:
-    """Patches/s of training and of all, seconds of validation a case, GiB."""
+    """Patches/s of training and of all, seconds of validation per case, GiB."""
     results: list[tuple[float, EpochResult]] = []
     fit(config, data, lambda result: results.append((time.monotonic(), result)))
     (began, _), *rest = results
@@ -135,7 +135,7 @@ def main() -> None:
             table.add_row(name, f"{rate:.1f}", f"{100 * rate / peer:.0f} %")
         make_console().print(table)
         waited = f"{100 * found['wait']:.1f} % of the training's time waiting for data"
-        print(f"fit(): {found['validation']:.3f} s of validation a case, {found['GiB']:.2f} GiB, {waited}")
+        print(f"fit(): {found['validation']:.3f} s of validation per case, {found['GiB']:.2f} GiB, {waited}")
 
 
 if __name__ == "__main__":

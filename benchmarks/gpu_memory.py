@@ -71,7 +71,7 @@ def main() -> None:
         write_phantoms(Path(folder) / "data", cases=3, shape=(240, 240, 155))
         for profile, options in PROFILES.items():
             for name, more in VARIANTS.items():
-                gc.collect()  # a training is a cycle of references
+                gc.collect()  # an exception and its traceback are a cycle of references
                 torch.cuda.empty_cache()
                 try:
                     measured = measure({**options, **more}, Path(folder), arguments.steps)

@@ -1,12 +1,12 @@
-"""Sweeps whose trials do nothing: trials a second of voxtune and of plain Ray Tune, and whether they get slower.
+"""Sweeps whose trials do nothing: trials per second of voxtune and of plain Ray Tune, and whether they get slower.
 
     python benchmarks/noop_sweep.py [--trials 500] [--fresh 60]
 
 A trial reports one score and a checkpoint of some bytes. Both sides: TPE over five options, ASHA, as many trials at a
 time as there are cores, real Ray processes that serve one trial after the other; plain Ray (OptunaSearch, in memory,
-its own snapshots) also with its default of a process a trial, of which --fresh trials are enough. voxtune as shipped:
-its journal, metrics, TensorBoard files, checks and live table. The time is that of the whole sweep without Ray's own
-start; the first and last hundred are timed by when their trials ended.
+its own snapshots) also with its default of one process per trial, of which --fresh trials are enough. voxtune as
+shipped: its journal, metrics, TensorBoard files, checks and live table. The time is that of the whole sweep without
+Ray's own start; the first and last hundred are timed by when their trials ended.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from against_plain_ray import NO_STATS
+from common import prepare_phantoms, scored_epoch
 from rich.table import Table
 
-from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
-from trainable.data.phantom import write_phantoms
-from trainable.data.prepare import Data, prepare_data
+from trainable.data.prepare import Data
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
+from trainable.training.training_dir import BEST
 from tune.run.report import make_console
 
 SPACE: dict[str, tuple[str, list[float]]] = {
@@ -43,7 +42,7 @@ SPACE: dict[str, tuple[str, list[float]]] = {
     "dropout": ("uniform", [0.0, 0.5]),
     "batch_size": ("randint", [1, 8]),
 }
-ENDED = "ended.txt"  # a line a trial: when it ended, in seconds
+ENDED = "ended.txt"  # one line per trial: when it ended, in seconds
 
 
 def score_of(config: dict[str, Any]) -> float:
@@ -52,7 +51,7 @@ def score_of(config: dict[str, Any]) -> float:
 
 
 def note(folder: Path) -> None:
-    """Write down that a trial ends now."""
+    """Log that a trial ends now."""
     with (folder / ENDED).open("a") as file:
         file.write(f"{time.time()}\n")
 
@@ -60,12 +59,11 @@ def note(folder: Path) -> None:
 def nothing(
     config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], *, folder: Path
 ) -> EpochResult:
-    """In the place of trainable.training.loop.fit."""
+    """Replace trainable.training.loop.fit: one epoch, without training."""
     score, place = score_of(to_dict(config)), config.output_dir / "checkpoints"
-    scores = {f"dice_{name}": score for name in ("mean", *REGIONS)}
-    result = EpochResult(1, NO_STATS, scores, score, 1, EndReason.EPOCHS, place)
+    result = scored_epoch(1, score, place, best=(score, 1), end_reason=EndReason.EPOCHS)
     state = {"epoch": 1, "row": result.row(), "config": to_dict(config), "best_score": score}
-    checkpoint.save_single(state, place / checkpoint.BEST, place / checkpoint.LATEST)
+    checkpoint.save_checkpoint(state, place / BEST, fsync=False)
     note(folder)
     on_epoch_end(result)
     return result
@@ -115,7 +113,7 @@ def run_plain(folder: Path, trials: int, *, reuse: bool) -> None:
 
 
 def measure(side: str, scratch: Path, trials: int) -> dict[str, float]:
-    """Run a sweep in a process of its own; trials a second of all, of the first and of the last hundred."""
+    """Run a sweep in a new process; trials per second of all, of the first and of the last hundred."""
     folder = scratch / side.replace(" ", "_")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -141,7 +139,7 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--trials", type=int, default=500)
-    parser.add_argument("--fresh", type=int, default=60, help="trials of plain Ray with a process a trial")
+    parser.add_argument("--fresh", type=int, default=60, help="trials of plain Ray with one process per trial")
     asked = parser.parse_args()
     sides: dict[str, Callable[[Path, int], None]] = {
         "voxtune": run_voxtune,
@@ -152,9 +150,7 @@ def main() -> None:
         return sides[asked.side](asked.folder, asked.trials)
     table = Table("", "trials", "trials/s", "first 100", "last 100", "slower by", box=None, header_style="bold")
     with tempfile.TemporaryDirectory() as scratch:
-        data = Path(scratch) / "data"
-        write_phantoms(data, cases=8, shape=(48, 48, 40), workers=1)
-        prepare_data(TrainConfig(data_dir=data, cache_dir=Path(scratch) / "cache"), quiet=True)
+        prepare_phantoms(Path(scratch) / "data", Path(scratch) / "cache")
         for side in sides:
             found = measure(side, Path(scratch), asked.fresh if side == "plain Ray" else asked.trials)
             rates = [f"{found[name]:.2f}" for name in ("all", "first", "last")]

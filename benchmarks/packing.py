@@ -1,19 +1,16 @@
-"""Trials that share one GPU: patches a second of all of them together, ours and MONAI's DynUNet.
+"""Trials that share one GPU: patches per second of all of them together, ours and MONAI's DynUNet.
 
     python benchmarks/packing.py [--size 64] [--batch 1] [--processes 1 2 4] [--sides "MONAI, bf16" voxtune]
 
-Each process trains its own network, as one trial would, on random patches that lie on the GPU: the bare steps of
+Each process trains its own network, as one trial would, on random patches on the GPU: the bare steps of
 benchmarks/step_throughput.py. All begin together and count their steps for five seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 import time
-from multiprocessing.synchronize import Barrier
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -21,46 +18,38 @@ from step_throughput import OurStep, monai_step, on_patches
 
 from trainable.core.config import TrainConfig
 from trainable.core.device import kernel_selection
+from tune.driver.process_group import WaitForAll, run_together
 from tune.run.report import make_console
 
 SECONDS, WARM_UP, ROUND = 5.0, 12, 10  # ROUND: steps between looks at the clock
+TIMEOUT = 600  # seconds of one figure
 MAKERS = {
     "MONAI, bf16": lambda size, batch: on_patches(monai_step(torch.bfloat16), size, batch),
     "voxtune": OurStep,
 }
 
 
-def count_steps(name: str, size: int, batch: int, together: Barrier, rates: Any) -> None:
-    """In a process of its own: put the steps of this one, a second, into rates."""
+def count_steps(asked: tuple[str, int, int], wait_for_all: WaitForAll) -> float:
+    """In a process of the group: return its steps per second. asked: side, size and batch."""
+    name, size, batch = asked
     with kernel_selection(TrainConfig()):
         step = MAKERS[name](size, batch)
         for _ in range(WARM_UP):
             step()
         torch.cuda.synchronize()
-        together.wait(timeout=300)
+        wait_for_all()
         steps, started = 0, time.perf_counter()
         while time.perf_counter() - started < SECONDS:
             for _ in range(ROUND):
                 step()
             torch.cuda.synchronize()
             steps += ROUND
-        rates.put(steps / (time.perf_counter() - started))
+        return steps / (time.perf_counter() - started)
 
 
 def total(name: str, size: int, batch: int, processes: int) -> float:
-    """Patches a second of so many processes."""
-    context = multiprocessing.get_context("spawn")
-    together, rates = context.Barrier(processes), context.Queue()
-    workers = [
-        context.Process(target=count_steps, args=(name, size, batch, together, rates), daemon=True)
-        for _ in range(processes)
-    ]
-    for worker in workers:
-        worker.start()
-    steps = sum(rates.get(timeout=300) for _ in workers)
-    for worker in workers:
-        worker.join()
-    return batch * steps
+    """Return the patches per second of all processes together."""
+    return batch * sum(run_together(count_steps, [(name, size, batch)] * processes, TIMEOUT))
 
 
 def main() -> None:

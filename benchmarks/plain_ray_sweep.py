@@ -3,7 +3,7 @@
     python benchmarks/plain_ray_sweep.py FOLDER --seed 0 --trials 30 [--memory] [--nan] [--restore]
 
 Called by against_plain_ray.py, which shares the toy and the functions that judge what the sweeps of both sides wrote.
-Writes FOLDER/found.json, FOLDER/reports.jsonl (each report that reached ASHA, and what ASHA said) and
+Writes FOLDER/found.json, FOLDER/reports.jsonl (each report that reached ASHA, and what ASHA decided) and
 FOLDER/epochs.txt (each epoch that was trained).
 """
 
@@ -27,7 +27,7 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from ray.tune.search.optuna import OptunaSearch
 
 EPOCHS, GRACE_PERIOD, REDUCTION_FACTOR = 9, 1, 3
-CPUS = max(1, (os.cpu_count() or 1) // 2)  # of a trial: two at a time
+CPUS = max(1, (os.cpu_count() or 1) // 2)  # per trial: two at a time
 MEMORY = 130  # the largest base_channels * batch_size that fits: that of half of the 456 pairs
 SPACE: dict[str, tuple[str, list[float]]] = {
     "lr": ("loguniform", [1e-5, 1e-2]),
@@ -96,7 +96,7 @@ class WatchedASHA(ASHAScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
         score = result["score"]
-        line = {"trial": trial.trial_id, "epoch": result["epoch"], "score": score, "value": score, "said": decision}
+        line = {"trial": trial.trial_id, "epoch": result["epoch"], "score": score, "value": score, "decision": decision}
         append(self.log, json.dumps(line))
         return decision
 
@@ -185,7 +185,7 @@ def judge_best(facts: Facts) -> Facts:
 
 
 def judge_rungs(reports: list[Facts], before: int) -> dict[str, int]:
-    """Replay the reports of both lives through Ray's own rungs; what was said after the kill against what they demand.
+    """Replay the reports of both lives through Ray's own rungs; the decisions after the kill against what they demand.
 
     A trial that they stop is followed no further: what it reports later are epochs that it ran on.
     """
@@ -193,7 +193,7 @@ def judge_rungs(reports: list[Facts], before: int) -> dict[str, int]:
     count = dict.fromkeys(("at rungs", "differ before the kill", "differ", "wrongly stopped", "epochs run on"), 0)
     ran_on = set()
     for index, report in enumerate(reports):
-        trial, epoch, said = report["trial"], report["epoch"], report["said"]
+        trial, epoch, decision = report["trial"], report["epoch"], report["decision"]
         again = trial in stopped
         if again and epoch > stopped[trial]:
             ran_on.add(trial)
@@ -206,8 +206,8 @@ def judge_rungs(reports: list[Facts], before: int) -> dict[str, int]:
             stopped[trial] = epoch
         late = index >= before
         count["at rungs"] += late and epoch in RUNGS
-        count["differ" if late else "differ before the kill"] += said != due
-        count["wrongly stopped"] += late and said == "STOP" != due
+        count["differ" if late else "differ before the kill"] += decision != due
+        count["wrongly stopped"] += late and decision == "STOP" != due
     return {**count, "trials run on": len(ran_on)}
 
 

@@ -1,4 +1,4 @@
-"""Preprocessing on one CPU core: cases a second of `voxtune prepare` and of MONAI's transforms, on the same cases.
+"""Preprocessing on one CPU core: cases per second of `voxtune prepare` and of MONAI's transforms, on the same cases.
 
     python benchmarks/prepare_speed.py [--data FOLDER] [--cases 6]
 
@@ -29,7 +29,7 @@ from tune.run.report import make_console
 
 
 def ours(case: Path, scratch: Path) -> None:
-    """Prepare a folder with this case alone, as `voxtune prepare` does, into an empty cache."""
+    """Prepare a folder with only this case, as `voxtune prepare` does, into an empty cache."""
     alone = Path(tempfile.mkdtemp(dir=scratch))
     (alone / case.name).symlink_to(case)
     config = TrainConfig(data_dir=alone, cache_dir=alone / "cache", val_fraction=0, test_fraction=0)
@@ -91,7 +91,7 @@ def main() -> None:
             for side in sorted(sides, reverse=bool(index % 2)):
                 times[side].append(seconds(lambda: sides[side](case)))  # noqa: B023 - called in this turn
     print(__doc__)
-    table = Table("", "seconds a case", "cases/s", "every case", box=None, header_style="bold")
+    table = Table("", "seconds per case", "cases/s", "every case", box=None, header_style="bold")
     for side, found in times.items():
         each = " ".join(f"{value:.2f}" for value in found)
         table.add_row(side, f"{statistics.median(found):.2f}", f"{1 / statistics.median(found):.2f}", each)

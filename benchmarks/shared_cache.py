@@ -3,7 +3,7 @@
     python benchmarks/shared_cache.py [--processes 8] [--cases 12]
 
 Each process reads patches of every case until it has touched all of the cache, and holds it open. The proportional
-share (PSS) of the cache's mapped pages, summed over the processes, in copies of the cache; beside it the same data
+share (PSS) of the cache's mapped pages, summed over the processes, in copies of the cache; compared with the same data
 loaded into each process as float32, as a dataset that caches in memory holds it. Linux only.
 """
 

@@ -1,9 +1,9 @@
-"""The bare training step on one GPU, ours and MONAI's DynUNet: patches a second, memory, share of the card's peak.
+"""The bare training step on one GPU, ours and MONAI's DynUNet: patches per second, memory, share of the card's peak.
 
     python benchmarks/step_throughput.py [--sizes 128x2 96x1 64x1] [--compiled] [--profile]
 
 A step: forward, Dice and cross-entropy on four heads, backward, clipping, AdamW. Both networks have 32, 64, 128, 256,
-320 and 320 channels, plain blocks and deep supervision, and get the same random patches, which lie on the GPU. A row is
+320 and 320 channels, plain blocks and deep supervision, and get the same random patches, which are on the GPU. A row is
 the median of 20 steps after 8, timed by events. MONAI's is written as one writes it, with its own DynUNet, AMP, and a
 fused AdamW; with --compiled also channels last under torch.compile (a minute more). "plain" is ours with fast=false.
 FLOP are counted by torch, the peak is what a matrix product of 8192 x 8192 in bf16 reaches here.
@@ -51,13 +51,13 @@ class OurStep:
         self.x, self.y = x, y > 0
 
     def __call__(self) -> None:
-        self.training.steps.forward_backward(to_network_format(self.x, self.config), self.y, 1.0)
-        self.training.steps.update()
+        self.training.train_step.forward_backward(to_network_format(self.x, self.config), self.y, 1.0)
+        self.training.train_step.update()
 
     @property
     def pool(self) -> int:
         """Bytes that a captured step takes, which torch's statistics do not see."""
-        return self.training.steps.graph_pool_bytes
+        return self.training.train_step.graph_pool_bytes
 
 
 def monai_network() -> nn.Module:

@@ -39,6 +39,7 @@ from typing import Any
 from rich.table import Table
 
 from tune.run.report import make_console
+from tune.spec.trial_spec import Report
 
 TRIALS, EPOCHS, STEPS, VALIDATED = 8, 6, 25, 2
 PATCH, CHANNELS = 128, [32, 64, 128, 256, 320, 320]
@@ -59,12 +60,12 @@ def run_ours(
     target: float | None,
     recipes: list[dict[str, Any]],
 ) -> None:
-    """The sweep as voxtune runs it, in this process; prints each better score as the driver hears of it.
+    """The sweep as voxtune runs it, in this process; prints each better score when it is reported.
 
     target: of a trial's score, at which it ends. recipes: what the trials train, instead of what voxtune draws.
     """
     from tune.driver.cluster import Cluster
-    from tune.spec.space import encode
+    from tune.spec.kinds import encode
     from tune.spec.sweep_config import make_sweep_config
 
     names = sorted(path.name for path in data.iterdir() if path.is_dir())
@@ -84,7 +85,7 @@ def run_ours(
     }  # fmt: skip
     pairs = [(recipe.pop("focal_weight"), recipe.pop("dice_weight")) for recipe in recipes]
     weights = [[2 * focal, dice] for focal, dice in pairs or product((0.5, 1.0, 2.0), repeat=2)]  # focal_alpha halves
-    study = make_sweep_config(
+    config = make_sweep_config(
         {
             "study": {"trials": trials, "seed": seed, "target": target},
             "early_stopping": {"type": "asha", "grace_period": 1, "reduction_factor": 3},
@@ -101,22 +102,19 @@ def run_ours(
         }
     )
     with Cluster() as cluster:  # as `voxtune launch` does it
-        from tune.driver import recorder
         from tune.driver.sweep import launch
 
         print("imported", flush=True)
-        best, write = -1.0, recorder.Recorder.write
+        best = -1.0
 
-        def timed(self: recorder.Recorder, number: int, result: dict[str, Any]) -> None:
+        def print_better_score(number: int, report: Report, decision: str) -> None:
             nonlocal best
-            if result.get("val_dice_mean", -1) > best:
-                best = result["val_dice_mean"]
+            if report.get("val_dice_mean", -1) > best:
+                best = report["val_dice_mean"]
                 print(f"{MARK}{best:.4f}", flush=True)
-            write(self, number, result)
 
-        recorder.Recorder.write = timed  # type: ignore[method-assign]
         first = [recipe | {"loss_weights": encode(pair)} for recipe, pair in zip(recipes, weights, strict=False)]
-        launch(study, out / "run", cluster=cluster, params=tuple(first))
+        launch(config, out / "run", cluster=cluster, params=tuple(first), on_report=print_better_score)
 
 
 def usual_recipes(out: Path) -> list[dict[str, Any]]:
@@ -193,7 +191,7 @@ def external_dice(labels: Path, data: Path) -> float:
 def run_side(
     side: str, asked: argparse.Namespace, seed: int, out: Path, goal: float | None, recipes: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """One sweep in a process of its own.
+    """One sweep in a new process.
 
     Returns its wall seconds, (seconds, Dice) of each better score, the best, the final Dice, the usual one's recipes.
     """
@@ -243,7 +241,7 @@ def run_side(
 
 
 def reached(found: dict[str, Any], dice: float) -> float:
-    """Seconds until a score of `dice` or more; infinite where it never came."""
+    """Seconds until a score of `dice` or more; infinite if it was never reached."""
     return min((seconds for seconds, score in found["rows"] if score >= dice), default=float("inf"))
 
 

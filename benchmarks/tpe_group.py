@@ -3,7 +3,7 @@
     python benchmarks/tpe_group.py [--seeds 20] [--trials 60]
 
 The toy score depends on the optimizer, its lr, sgd's momentum and the schedule's own numbers, each searched only where
-it is used, as in search_spaces/brats.yaml. Both samplers are multivariate and seeded alike. Optuna alone, no training.
+it is used, as in search_spaces/brats.yaml. Both samplers are multivariate and seeded alike. Only Optuna, no training.
 """
 
 from __future__ import annotations

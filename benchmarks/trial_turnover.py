@@ -4,9 +4,9 @@
 
 A real sweep, one trial at a time, another recipe each: optimizer, lr, weight decay, schedule, loss. Each trial trains
 two epochs of four steps and validates a whole volume after each, of the cases in DATA or of phantoms; between the two
-steps lie the validation of the last epoch, its checkpoint, the report, the decision, the end of the trial, the proposal
+steps are the validation of the last epoch, its checkpoint, the report, the decision, the end of the trial, the proposal
 of the next, its network, optimizer and data. The device is waited for after each step, so that times are of finished
-steps. The first gap, which starts nothing anew, counts like the others.
+steps. The first gap, in which no process starts, counts like the others.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def timed_fit(
         TrainStep.update = plain  # type: ignore[method-assign]
 
 
-def make_turnover_study(data: Path, folder: Path, trials: int, size: int, *, cpu: bool) -> SweepConfig:
+def make_turnover_sweep(data: Path, folder: Path, trials: int, size: int, *, cpu: bool) -> SweepConfig:
     """The sweep."""
     network = {"depth": 3, "base_channels": 4} if cpu else {"deep_supervision": True, "amp": "bf16"}
     train = {"epochs": EPOCHS, "patches_per_epoch": STEPS * BATCH, "batch_size": BATCH, "target_shape": [size] * 3}
@@ -92,8 +92,10 @@ def main() -> None:
         data = asked.data or folder / "data"
         if asked.data is None:
             write_phantoms(data, cases=8, shape=(64, 64, 48) if asked.cpu else (240, 240, 155))
-        study = make_turnover_study(data, folder, asked.trials, asked.size or (32 if asked.cpu else 128), cpu=asked.cpu)
-        launch(study, folder / "run", fit=partial(timed_fit, log=folder / "steps.txt"))
+        config = make_turnover_sweep(
+            data, folder, asked.trials, asked.size or (32 if asked.cpu else 128), cpu=asked.cpu
+        )
+        launch(config, folder / "run", fit=partial(timed_fit, log=folder / "steps.txt"))
         steps: dict[str, list[float]] = {}
         for line in (folder / "steps.txt").read_text().splitlines():
             trial, moment = line.split()

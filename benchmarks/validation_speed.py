@@ -2,8 +2,8 @@
 
     python benchmarks/validation_speed.py [--shapes 240x240x155 140x172x148]
 
-Windows of 128^3 that overlap by half and are blended by a Gaussian, over a normalised volume of four channels that lies
-on the GPU: the whole grid of a BraTS case, and a box around a brain, to which both sides crop where they validate.
+Windows of 128^3 that overlap by half and are blended by a Gaussian, over a normalised volume of four channels on the
+GPU: the whole grid of a BraTS case, and a box around a brain, to which both sides crop where they validate.
 Both networks are those of benchmarks/step_throughput.py. MONAI's goes through sliding_window_inference, four windows at
 a time, as one writes it; "plain" is ours with fast=false. A row is the median of 20 volumes after 8, timed by events.
 """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not Path("/dev/nvidiactl").exists():  # before torch, which imports Triton: without a GPU its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
@@ -13,8 +15,13 @@ import pytest
 import torch
 
 from trainable.core.config import TrainConfig
+from trainable.core.logger import init_logger
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
+
+init_logger()  # as each entry point does
+if TYPE_CHECKING:
+    from tune.driver.cluster import Cluster
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores Ctrl-C
@@ -33,3 +40,13 @@ def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """The same cases in a cache of their own: 6 to train, 1 to validate, 1 to test."""
     config = TrainConfig(data_dir=phantoms, cache_dir=tmp_path_factory.mktemp("cache"))
     return prepare_data(config, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """One local Ray cluster for all tests of a file."""
+    from tune.driver.cluster import Cluster
+
+    with Cluster() as cluster:
+        cluster.wait()
+        yield cluster

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the bottom up; folders of one line do not import each other. "trainable" and "tune" are the files in the roots.
+# From the bottom up; folders of one line do not import each other. Those without a slash are the files in the roots.
 LAYERS = (
     ("trainable/core",),
     ("trainable/data", "trainable/model"),
@@ -24,6 +24,7 @@ LAYERS = (
     ("tune/run",),
     ("tune/driver",),
     ("tune",),
+    ("voxtune",),
 )
 RANK = {folder: rank for rank, folders in enumerate(LAYERS) for folder in folders}
 RAY_FOLDER = "tune/driver"
@@ -45,8 +46,8 @@ def imported_names(path: Path) -> Iterator[str]:
 
 
 def import_graph(root: Path) -> dict[Path, set[Path]]:
-    """For each file of trainable and tune those that it imports, relative to the checkout."""
-    files = sorted(path for name in ("trainable", "tune") for path in (root / name).rglob("*.py"))
+    """For each file of trainable, tune and voxtune those that it imports, relative to the checkout."""
+    files = sorted(path for name in ("trainable", "tune", "voxtune") for path in (root / name).rglob("*.py"))
     by_module = {".".join(path.relative_to(root).with_suffix("").parts): path.relative_to(root) for path in files}
     graph = {}
     for path in files:
@@ -113,7 +114,10 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     assert {Path("trainable/core/errors.py"), Path("trainable/core/options.py")} <= set(found)
 
 
-@pytest.mark.parametrize("module", ["tune.run.verify", "tune.run.results", "tune.cli", "trainable.core.options"])
+READERS = ["tune.run.verify", "tune.run.results", "tune.cli", "trainable.core.options", "voxtune"]
+
+
+@pytest.mark.parametrize("module", READERS)
 def test_what_only_reads_imports_neither_ray_nor_torch(module: str) -> None:
     code = f"import sys, {module}; print([name for name in ('ray', 'torch') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

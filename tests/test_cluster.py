@@ -9,17 +9,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from helpers import clean_environment
 from ray.tune.execution.tune_controller import _get_max_pending_trials
 from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
 from trainable.core.errors import InputError
 from tune.driver import cluster
-from tune.driver.cluster import Cluster, slots_for
+from tune.driver.cluster import Cluster, running_or_new, slots_for
 
 SCRIPT = """
 import signal, time
@@ -42,12 +44,14 @@ def test_sigterm_ends_the_process_and_its_cluster_cleanly(moment: str) -> None:
     while process.stdout.readline().strip() != moment:
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert said.strip() == "stopped by SIGTERM; what was finished is kept"
+    assert errors.strip() == "stopped by SIGTERM; what was finished is kept"
 
 
-def test_a_cluster_that_is_entered_inside_ends_with_the_outermost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_of_the_caller_ends_with_the_caller_and_a_new_one_with_its_own_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     events: list[str] = []
 
     def start(address: str | None) -> None:
@@ -57,15 +61,18 @@ def test_a_cluster_that_is_entered_inside_ends_with_the_outermost(monkeypatch: p
     monkeypatch.setattr(cluster, "start_ray", start)
     monkeypatch.setattr(ray, "shutdown", lambda: events.append("end"))
     with Cluster("here") as one:
-        with one:
-            pass
+        with running_or_new(one, "elsewhere") as same:
+            assert same is one
         assert events == []
         one.wait()
         assert events == ["start here"]
     assert events == ["start here", "end"]
+    with running_or_new(None, "there"):
+        pass
+    assert events[2:] == ["start there", "end"]
 
 
-def test_an_error_of_the_start_is_told_where_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_start_is_raised_by_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(address: str | None) -> None:
         raise InputError("no cluster answers there")
 
@@ -113,7 +120,7 @@ with Cluster() as cluster:
     work = ray.remote(lambda: 1)
     ray.get(work.remote())  # a worker listens too
     print(ray.get_runtime_context().gcs_address, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 STRANGER = """
 import sys
@@ -125,7 +132,7 @@ print(ray.get(ray.remote(lambda: "inside").remote()))
 
 
 def descendants(pid: int) -> set[int]:
-    """This process and all that it has started."""
+    """A process and all that it has started."""
     parents = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -171,27 +178,41 @@ def answers(address: str, port: int) -> bool:
     return True
 
 
-def test_a_local_cluster_is_closed_to_the_network_and_to_who_has_no_token(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    process = subprocess.Popen([sys.executable, "-c", LISTENING], stdout=subprocess.PIPE, text=True, env=environment)
+@pytest.fixture(scope="module")
+def local_cluster() -> Iterator[tuple[int, str]]:
+    """A process with a local cluster: its number, and the address of the cluster."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTENING], stdout=subprocess.PIPE, text=True, env=clean_environment()
+    )
     try:
         assert process.stdout is not None
-        gcs = process.stdout.readline().strip()
-        ports = listening_ports(descendants(process.pid))
-        assert len(ports) >= 4
-        assert all(answers("127.0.0.1", port) for port in ports)
-        if (outside := other_address()) not in ("", "127.0.0.1"):
-            assert not [port for port in ports if answers(outside, port)]
-        stranger = subprocess.run(
-            [sys.executable, "-c", STRANGER, gcs],
-            capture_output=True, text=True, check=False, env=environment | {"HOME": str(tmp_path)},
-        )  # fmt: skip
-        assert stranger.returncode == 1
-        assert "inside" not in stranger.stdout
-        assert "InvalidAuthToken" in stranger.stderr
+        yield process.pid, process.stdout.readline().strip()
     finally:
         process.terminate()
         process.wait()
+
+
+def run_script(script: str, *words: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script with another HOME, where Ray looks for its token."""
+    return subprocess.run(
+        [sys.executable, "-c", script, *words],
+        capture_output=True, text=True, check=False, env=clean_environment() | environment | {"HOME": str(home)},
+    )  # fmt: skip
+
+
+def test_a_local_cluster_is_closed_to_the_network_and_to_who_has_no_token(
+    local_cluster: tuple[int, str], tmp_path: Path
+) -> None:
+    pid, address = local_cluster
+    ports = listening_ports(descendants(pid))
+    assert len(ports) >= 4
+    assert all(answers("127.0.0.1", port) for port in ports)
+    if (outside := other_address()) not in ("", "127.0.0.1"):
+        assert not [port for port in ports if answers(outside, port)]
+    stranger = run_script(STRANGER, address, home=tmp_path)
+    assert stranger.returncode == 1
+    assert "inside" not in stranger.stdout
+    assert "InvalidAuthToken" in stranger.stderr
 
 
 @pytest.mark.parametrize(
@@ -199,19 +220,8 @@ def test_a_local_cluster_is_closed_to_the_network_and_to_who_has_no_token(tmp_pa
     [{"RAY_AUTH_MODE": "token"}, pytest.param({}, marks=pytest.mark.slow)],  # Ray tries the latter for 20 s
     ids=["no token", "another token"],
 )
-def test_a_refused_token_is_named(tmp_path: Path, environment: dict[str, str]) -> None:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
-    process = subprocess.Popen([sys.executable, "-c", LISTENING], stdout=subprocess.PIPE, text=True, env=clean)
-    try:
-        assert process.stdout is not None
-        gcs = process.stdout.readline().strip()
-        script = f"from tune.driver.cluster import start_ray; start_ray({gcs!r})"
-        other = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True, text=True, check=False, env=clean | environment | {"HOME": str(tmp_path)},
-        )  # fmt: skip
-        assert "InputError: --address" in other.stderr
-        assert "RAY_AUTH_TOKEN" in other.stderr
-    finally:
-        process.terminate()
-        process.wait()
+def test_a_refused_token_is_named(local_cluster: tuple[int, str], tmp_path: Path, environment: dict[str, str]) -> None:
+    script = f"from tune.driver.cluster import start_ray; start_ray({local_cluster[1]!r})"
+    other = run_script(script, home=tmp_path, **environment)
+    assert "InputError: --address" in other.stderr
+    assert "RAY_AUTH_TOKEN" in other.stderr

@@ -1,31 +1,24 @@
-"""Faults of trials in real sweeps on a real local Ray: what is told, what is retried, what goes on."""
+"""Faults of trials in real sweeps on a real local Ray: what is reported, what is retried, what goes on."""
+
+import re
 
 import pytest
-from faults import faulty, leaky, small_study
+from faults import faulty, leaky, small_sweep
 from optuna.trial import TrialState
 
-from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch, resume
 from tune.search.journal import read_trials
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """One for all sweeps here."""
-    with Cluster() as cluster:
-        cluster.wait()
-        yield cluster
-
-
-def test_each_fault_is_told_as_what_it_is_and_the_sweep_goes_on(cluster, phantoms, prepared, tmp_path):
-    """In processes that serve one trial after the other."""
+def test_each_fault_is_reported_as_what_it_is_and_the_sweep_goes_on(cluster, phantoms, prepared, tmp_path):
+    """In processes that run one trial after the other."""
     faults = {0: "out of memory", 1: "error", 2: "hang", 3: "not finite", 4: "error once", 5: "kill once", 6: "kill"}
-    study = small_study(
+    config = small_sweep(
         prepared, phantoms, study={"trials": 8}, resources={"gpu": 0, "cpu": 1, "max_failures": 1, "report_timeout": 6}
     )
-    run = launch(study, tmp_path / "run", cluster=cluster, fit=faulty(faults))
+    run = launch(config, tmp_path / "run", cluster=cluster, fit=faulty(faults))
     trials = read_trials(run.folder)
     assert [t.state for t in trials] == [COMPLETE, FAIL, FAIL, PRUNED, COMPLETE, COMPLETE, FAIL, COMPLETE]
     assert [t.number for t in trials if t.constraints] == [0]
@@ -37,17 +30,28 @@ def test_each_fault_is_told_as_what_it_is_and_the_sweep_goes_on(cluster, phantom
     assert (folders[1] / "error.txt").read_text().count("RuntimeError: injected error") >= 2  # one retry
     assert trials[1].user_attrs["error"] == "RuntimeError: injected error"
     assert "resources.report_timeout" in trials[2].user_attrs["error"]
+    assert re.search(r"Timeout \(0:00:05.*!\n(.*\n)*.* in happen\n", (folders[2] / "stdout.log").read_text())
     for number, lives in {1: 2, 2: 1, 4: 2, 5: 2, 6: 2}.items():
         assert (folders[number] / "stdout.log").read_text().count("goes on after epoch 1") == lives - 1, number
     assert list(trials[5].intermediate_values) == [1, 2, 3]
 
 
+def test_a_frozen_process_is_ended_too(cluster, phantoms, prepared, tmp_path):
+    """By SIGSTOP: none of its threads runs, and it cannot dump its stacks."""
+    resources = {"gpu": 0, "cpu": 1, "max_failures": 1, "report_timeout": 6}
+    config = small_sweep(prepared, phantoms, study={"trials": 2}, resources=resources)
+    run = launch(config, tmp_path / "run", cluster=cluster, fit=faulty({0: "freeze"}))
+    trials = read_trials(run.folder)
+    assert [trial.state for trial in trials] == [FAIL, COMPLETE]
+    assert "resources.report_timeout" in trials[0].user_attrs["error"]
+
+
 def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on(
     cluster, phantoms, prepared, tmp_path, capsys
 ):
-    study = small_study(prepared, phantoms, study={"trials": 3})
+    config = small_sweep(prepared, phantoms, study={"trials": 3})
     with pytest.raises(SystemExit) as ended:
-        launch(study, tmp_path / "run", cluster=cluster, fit=faulty({1: "disk full"}))
+        launch(config, tmp_path / "run", cluster=cluster, fit=faulty({1: "disk full"}))
     assert ended.value.code == 1
     printed = capsys.readouterr().out
     assert "stopped by a full disk on" in printed
@@ -62,7 +66,7 @@ def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(cluster, phantoms, p
     resources = {"max_failures": 0, "fail_fast": True}
     with pytest.raises(SystemExit) as ended:
         launch(
-            small_study(prepared, phantoms, study={"trials": 20}, resources=resources),
+            small_sweep(prepared, phantoms, study={"trials": 20}, resources=resources),
             tmp_path / "run",
             cluster=cluster,
             fit=faulty({0: "error"}),
@@ -89,8 +93,8 @@ def test_a_real_out_of_memory_frees_its_memory_and_later_trials_equal_those_of_f
     values = []
     for reuse in (True, False):
         resources = {"gpu": 1, "cpu": 4, "reuse_processes": reuse}
-        study = small_study(prepared, phantoms, **sections, resources=resources)
-        run = launch(study, tmp_path / str(reuse), cluster=cluster, params=params, fit=faulty({}))
+        config = small_sweep(prepared, phantoms, **sections, resources=resources)
+        run = launch(config, tmp_path / str(reuse), cluster=cluster, params=params, fit=faulty({}))
         trials = read_trials(run.folder)
         assert [trial.state for trial in trials] == [COMPLETE] * 5
         assert [trial.number for trial in trials if trial.constraints] == [1, 3]
@@ -102,10 +106,12 @@ def test_a_real_out_of_memory_frees_its_memory_and_later_trials_equal_those_of_f
 
 
 @pytest.mark.gpu
-def test_gpu_memory_that_a_trial_leaves_behind_gives_the_next_a_fresh_process(cluster, phantoms, prepared, tmp_path):
+def test_gpu_memory_that_a_trial_leaves_occupied_gives_the_next_one_a_fresh_process(
+    cluster, phantoms, prepared, tmp_path
+):
     sections = {"study": {"trials": 3}, "train": {"device": "cuda"}}
-    study = small_study(prepared, phantoms, **sections, resources={"gpu": 1, "cpu": 4, "max_failures": 0})
-    run = launch(study, tmp_path / "run", cluster=cluster, fit=leaky)
+    config = small_sweep(prepared, phantoms, **sections, resources={"gpu": 1, "cpu": 4, "max_failures": 0})
+    run = launch(config, tmp_path / "run", cluster=cluster, fit=leaky)
     assert [trial.state for trial in read_trials(run.folder)] == [COMPLETE] * 3
     logs = [(run.folder / "trials" / f"{number:04d}" / "stdout.log").read_text() for number in range(3)]
     assert "MiB of GPU memory were left by the trial before" in logs[1]

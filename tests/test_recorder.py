@@ -1,4 +1,4 @@
-"""What the driver does behind a sweep."""
+"""What the driver does in the background of a sweep."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from tune.driver import recorder
 from tune.driver.recorder import Recorder
+from tune.run.run_dir import RunDir
 
 
-def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> tuple[Recorder, list[str]]:
-    """One whose work behind the sweep has these outcomes, one after the other; and what it says."""
-    said: list[str] = []
+def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> Recorder:
+    """A recorder whose background work has these outcomes, one after the other."""
 
     def work(*_: Any) -> bool:
         outcome = outcomes.pop(0)
@@ -25,10 +25,10 @@ def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> tuple
     monkeypatch.setattr(recorder, "sync_outputs", work)
     monkeypatch.setattr(recorder, "Retention", lambda run: None)
     monkeypatch.setattr(Recorder, "read_current", lambda self: self.run)
-    run: Any = SimpleNamespace(folder=Path("run"), trial=lambda number: None)
-    table: Any = SimpleNamespace(due=lambda: False, say=said.append, ended=lambda trial, run: None)
+    run: Any = SimpleNamespace(dir=RunDir(Path("run")), trial=lambda number: None)
+    table: Any = SimpleNamespace(due=lambda: False, ended=lambda trial, run: None)
     snapshot: Any = SimpleNamespace(due=lambda: False)
-    return Recorder(run, None, table, None, snapshot), said  # type: ignore[arg-type]
+    return Recorder(run, None, table, None, snapshot)  # type: ignore[arg-type]
 
 
 def step(made: Recorder) -> None:
@@ -37,28 +37,28 @@ def step(made: Recorder) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("full"), ValueError("no such bucket"), RuntimeError("torch")])
-def test_what_fails_behind_a_sweep_is_said_once_and_tried_again(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
+def test_what_fails_in_the_background_is_printed_once_and_tried_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcomes = [error, error, False, True, True]
-    made, said = make_recorder(monkeypatch, outcomes)
+    made = make_recorder(monkeypatch, outcomes)
     step(made)
     assert len(outcomes) == 5  # nothing was to do
     made.next_sync = 0.0
     step(made)
     step(made)
     assert len(outcomes) == 4  # it waits before it tries again
-    monkeypatch.setattr(recorder, "RETRY", 0.0)
+    monkeypatch.setattr(recorder, "RETRY_SECONDS", 0.0)
     made.next_sync = 0.0
-    for left in (3, 2, 1, 1):  # said again, on its way, done, nothing to do
+    for left in (3, 2, 1, 1):  # fails again, on its way, done, nothing to do
         step(made)
         assert len(outcomes) == left
-    assert said == [f"run/best and the checkpoints are not up to date: {error}"]
+    assert capsys.readouterr().out == f"run/best and the checkpoints are not up to date: {error}\n"
 
 
 def test_run_is_brought_up_to_date_as_trials_end_but_not_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = [True] * 3
-    made, _ = make_recorder(monkeypatch, outcomes)
+    made = make_recorder(monkeypatch, outcomes)
     now = 100.0
     monkeypatch.setattr(recorder.time, "monotonic", lambda: now)
     ended: Any = SimpleNamespace(config={"number": 0})

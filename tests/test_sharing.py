@@ -11,8 +11,16 @@ from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
 from tune.driver import gpu_sharing as sharing
 from tune.driver.cluster import Cluster, largest_recipe, resolve_auto_gpu
-from tune.driver.gpu_sharing import best_count, measure_concurrent, measure_sharing, share_memory
-from tune.spec.space import Problems
+from tune.driver.gpu_sharing import (
+    DoesNotFit,
+    best_count,
+    measure_concurrent,
+    measure_process,
+    measure_sharing,
+    share_memory,
+)
+from tune.driver.process_group import ProcessFailed
+from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import make_sweep_config
 
 TINY = {"depth": 3, "base_channels": 4, "target_shape": [16, 16, 16], "device": "cpu", "accumulation_steps": 2}
@@ -57,6 +65,28 @@ def test_processes_train_a_recipe_side_by_side(monkeypatch: pytest.MonkeyPatch) 
         measure_concurrent({**recipe, "depth": 99}, 1)
 
 
+def test_a_step_that_needs_more_than_its_share_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepare(config: TrainConfig) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr(sharing, "prepare_step", prepare)
+    with pytest.raises(DoesNotFit, match="injected"):
+        measure_process(to_dict(TrainConfig.model_validate(TINY)), 0.5, lambda: None)
+
+
+@pytest.mark.parametrize(("error_type", "count"), [("DoesNotFit", 1), ("DoesNotFit", 2), ("RuntimeError", 2)])
+def test_no_rate_is_measured_if_one_does_not_fit_or_several_fail(
+    error_type: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process fails with another error: see above."""
+
+    def fail(*_: Any) -> list[float]:
+        raise ProcessFailed(error_type, "injected")
+
+    monkeypatch.setattr(sharing, "run_together", fail)
+    assert measure_concurrent({}, count) is None
+
+
 def test_the_largest_recipe_of_a_space_is_tried() -> None:
     space = {
         "batch_size": {"choice": [1, 2, 4]},
@@ -69,15 +99,14 @@ def test_the_largest_recipe_of_a_space_is_tried() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_auto_is_none_unless_gpu_hours_are_counted() -> None:
+def test_without_a_gpu_auto_is_none_unless_gpu_hours_are_counted(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
     values = {"resources": {"gpu": "auto"}, "space": {"lr": {"loguniform": [1e-5, 1e-2]}}}
-    said: list[str] = []
-    with Cluster() as cluster:
-        cluster.wait()
-        assert resolve_auto_gpu(make_sweep_config(values), said.append).resources.gpu == 0
-        with pytest.raises(Problems, match=r"study.gpu_hours would never be spent, since resources.gpu is 0"):
-            resolve_auto_gpu(make_sweep_config({**values, "study": {"gpu_hours": 3.0}}), said.append)
-    assert said[0] == "resources.gpu: auto is 0 (the cluster has no GPU)"
+    assert resolve_auto_gpu(make_sweep_config(values)).resources.gpu == 0
+    with pytest.raises(ConfigErrors, match=r"study.gpu_hours would never be spent, since resources.gpu is 0"):
+        resolve_auto_gpu(make_sweep_config({**values, "study": {"gpu_hours": 3.0}}))
+    assert capsys.readouterr().out.splitlines()[0] == "resources.gpu: auto is 0 (the cluster has no GPU)"
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Sweeps whose checkpoints and snapshots lie on S3: a real S3 server (moto's) on loopback, a real local Ray."""
+"""Sweeps whose checkpoints and snapshots are on S3: a real S3 server (moto's) on loopback, a real local Ray."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from urllib.parse import quote
 import boto3
 import pytest
 import yaml
+from helpers import ONE_CORE, SPACE, rows, start, start_voxtune, voxtune, wait_for
 from optuna.trial import TrialState
-from test_sweep import SPACE, rows, voxtune, wait_for
 
 from trainable.core.errors import InputError
 from trainable.data.phantom import write_phantoms
@@ -27,9 +27,11 @@ from trainable.training import checkpoint
 from tune.driver.sweep import launch
 from tune.run import snapshot
 from tune.run.results import Run, read_run
+from tune.run.run_dir import RunDir
 from tune.run.snapshot import Snapshot, check_storage, restore_snapshot
 from tune.run.verify import verify
-from tune.search.journal import progress_of, read_trials
+from tune.search.journal import read_trials
+from tune.search.progress import Progress
 from tune.spec.sweep_config import make_sweep_config
 
 BUCKET = "sweeps"
@@ -42,7 +44,7 @@ ENVIRONMENT = {
 
 
 class Server:
-    """moto_server in a process of its own."""
+    """moto_server in a separate process."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         with socket.socket() as free:
@@ -85,7 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def launch_words(tmp: Path, phantoms: Path, prepared: Data, out: Path, uri: str, trials: int = 5) -> list[object]:
     """A sweep with one trial at a time."""
     space = tmp / "space.yaml"
-    space.write_text(SPACE % (os.cpu_count() or 1))
+    space.write_text(SPACE)
     options = ["--trials", trials, "--set", f"train.cache_dir={prepared.folder}"]
     return ["launch", space, "--data", phantoms, "--out", out, "--storage", uri, *options]
 
@@ -143,13 +145,13 @@ def test_the_snapshot_of_an_ended_sweep_is_its_text_files(run: Path, server: Ser
 def test_kill_9_then_resume_then_resume_elsewhere_from_the_snapshot_equals_uninterrupted(
     run: Path, server: Server, phantoms: Path, prepared: Data, tmp_path: Path
 ):
-    """Killed in trial 0, resumed, killed in trial 1 or later; the folder is lost; the data lies elsewhere then."""
+    """Killed in trial 0, resumed, killed in trial 1 or later; the folder is lost; the data is at another place then."""
     folder, other, uri = tmp_path / "parts", tmp_path / "other", server.uri(f"{BUCKET}/dir")
-    first = start(*launch_words(tmp_path, phantoms, prepared, folder, uri))
-    wait_for(lambda: len(rows(folder / "trials" / "0000")) >= 2, first)
+    first = start_voxtune(*launch_words(tmp_path, phantoms, prepared, folder, uri))
+    wait_for(first, lambda: len(rows(folder / "trials" / "0000")) >= 2)
     kill(first)
-    second = start("resume", folder)
-    wait_for(lambda: len(read_trials(folder)) >= 3, second)
+    second = start_voxtune("resume", folder)
+    wait_for(second, lambda: len(read_trials(folder)) >= 3)
     kill(second)
     ended = [fact for fact in facts(folder) if fact[1] != TrialState.RUNNING]
     shutil.rmtree(folder)
@@ -168,13 +170,6 @@ def test_kill_9_then_resume_then_resume_elsewhere_from_the_snapshot_equals_unint
     for trial in read_run(other).trials:
         [key] = [key for key in server.keys("dir/parts-") if f"/{trial.number:04d}/" in key and key.endswith(".pth")]
         assert key == f"dir/{trial.checkpoint}/best_model.pth"
-
-
-def start(*words: object, code: str = "") -> subprocess.Popen[str]:
-    command = [sys.executable, *(["-c", code] if code else ["-m", "tune"]), *map(str, words)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
 
 
 def kill(process: subprocess.Popen[str]) -> None:
@@ -203,18 +198,18 @@ def test_a_killed_trial_goes_on_elsewhere_from_the_checkpoint_that_an_older_snap
     """Some epochs pass between a snapshot and the kill; what it names is still there, Ray having gone on."""
     folder, other, uri = tmp_path / "one", tmp_path / "another", server.uri(f"{BUCKET}/one")
     words = launch_words(tmp_path, phantoms, prepared, folder, server.uri(BUCKET), trials=1)
-    launched = start(*words, "--set", "train.epochs=8", code=ONCE)
-    wait_for(lambda: len(rows(folder / "trials" / "0000")) >= 5, launched)
+    launched = start("-c", ONCE, *words, "--set", "train.epochs=8", **ONE_CORE)
+    wait_for(launched, lambda: len(rows(folder / "trials" / "0000")) >= 5)
     kill(launched)
     shutil.rmtree(folder)
     restore_snapshot(uri, tmp_path / "seen")
-    progress = progress_of(read_trials(tmp_path / "seen")[0].user_attrs)
-    assert progress["epoch"] in (1, 2)
-    assert {f"{progress['checkpoint']}/{name}" for name in ("latest.pth", "best_model.pth")} & set(server.keys("one-"))
+    progress = Progress.from_attrs(read_trials(tmp_path / "seen")[0].user_attrs)
+    assert progress.epoch in (1, 2)
+    assert {f"{progress.checkpoint}/{name}" for name in ("latest.pth", "best_model.pth")} & set(server.keys("one-"))
 
     done = voxtune("resume", other, "--from", uri)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"goes on after epoch {progress['epoch']}\n" in (other / "trials" / "0000" / "stdout.log").read_text()
+    assert f"goes on after epoch {progress.epoch}\n" in (other / "trials" / "0000" / "stdout.log").read_text()
     assert [int(row["epoch"]) for row in rows(other / "trials" / "0000")] == list(range(1, 9))
     assert findings(other) == []
 
@@ -223,7 +218,7 @@ def test_a_killed_trial_goes_on_elsewhere_from_the_checkpoint_that_an_older_snap
     assert f"{other} is not empty; --from needs a new folder" in again.stderr
 
 
-def test_a_taken_name_and_a_copy_that_the_snapshot_has_left_behind_are_refused(
+def test_a_taken_name_and_a_copy_older_than_the_snapshot_are_refused(
     run: Path, server: Server, phantoms: Path, prepared: Data, tmp_path: Path
 ):
     words = launch_words(tmp_path, phantoms, prepared, tmp_path / "whole", server.uri(f"{BUCKET}/dir"))
@@ -236,9 +231,9 @@ def test_a_taken_name_and_a_copy_that_the_snapshot_has_left_behind_are_refused(
     study = yaml.safe_load((tmp_path / "copy" / "study.yaml").read_text())
     study["record"]["attempts"] = ["whole-20200101-000000"]  # what it had before another machine went on
     (tmp_path / "copy" / "study.yaml").write_text(yaml.safe_dump(study))
-    behind = voxtune("resume", tmp_path / "copy", "--trials", "6")
-    assert behind.returncode == 2
-    assert "has gone on elsewhere (whole-" in behind.stderr
+    older = voxtune("resume", tmp_path / "copy", "--trials", "6")
+    assert older.returncode == 2
+    assert "has gone on elsewhere (whole-" in older.stderr
     assert len(read_trials(tmp_path / "copy")) == 5
 
 
@@ -249,7 +244,7 @@ def test_data_that_is_not_there_is_asked_for_and_other_data_is_refused(run: Path
     (tmp_path / "moved" / "study.yaml").write_text(text.replace(data, "/nowhere/data"))
     missing = voxtune("resume", tmp_path / "moved")
     assert missing.returncode == 2
-    assert "/nowhere/data: no such folder; say where the cases lie now with --data" in missing.stderr
+    assert "/nowhere/data: no such folder; pass the folder of the cases with --data" in missing.stderr
     write_phantoms(tmp_path / "others", cases=8, shape=(48, 48, 40), workers=1, seed=9)
     wrong = voxtune("resume", tmp_path / "moved", "--data", tmp_path / "others")
     assert wrong.returncode == 2
@@ -308,21 +303,21 @@ def test_from_what_is_no_snapshot_is_refused_and_leaves_nothing(uri: str, server
 def small_run(folder: Path, storage: str) -> Run:
     """The text files of a run, without trainings."""
     study = make_sweep_config({"space": {"lr": {"loguniform": [1e-5, 1e-2]}}})
-    study = study.model_copy(update={"record": {"storage": storage, "attempts": []}})
+    study = study.with_record(storage=storage, attempts=[])
     home = folder / "trials" / "0000"
     home.mkdir(parents=True)
     for path in (folder / "study.yaml", folder / "journal.log", home / "metrics.csv", home / "error.txt"):
         path.write_text("1\n")
     for path in (home / "events.out.tfevents.1", folder / "best_model.pth", folder / ".lock"):
         path.write_text("not a text of the run")
-    return Run(folder, study, [])
+    return Run(RunDir(folder), study, [])
 
 
 def test_only_what_has_changed_is_sent_again(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sent: list[str] = []
     write = snapshot.write_file
     monkeypatch.setattr(snapshot, "write_file", lambda files, path, data: (sent.append(path), write(files, path, data)))
-    kept = Snapshot(small_run(tmp_path / "mine", server.uri(BUCKET)), print)
+    kept = Snapshot(small_run(tmp_path / "mine", server.uri(BUCKET)))
     assert kept.update()
     names = ["trials/0000/error.txt", "trials/0000/metrics.csv", "journal.log", "study.yaml"]
     home = f"{BUCKET}/mine/snapshot/"
@@ -349,7 +344,7 @@ def test_what_comes_while_a_snapshot_is_sent_is_not_in_its_journal(
         write(files, path, data)
 
     monkeypatch.setattr(snapshot, "write_file", meanwhile)
-    kept = Snapshot(run, print)
+    kept = Snapshot(run)
     key = {"Bucket": BUCKET, "Key": "grows/snapshot/journal.log"}
     assert kept.update()
     assert server.client.get_object(**key)["Body"].read() == b"1\n"
@@ -358,22 +353,22 @@ def test_what_comes_while_a_snapshot_is_sent_is_not_in_its_journal(
     assert server.client.get_object(**key)["Body"].read() == journal.read_bytes()
 
 
-def test_a_snapshot_that_fails_is_said_once_and_tried_again(server: Server, tmp_path: Path):
-    said: list[str] = []
-    kept = Snapshot(small_run(tmp_path / "run", server.uri("later")), said.append)
+def test_a_snapshot_that_fails_is_said_once_and_tried_again(server: Server, tmp_path: Path, capsys):
+    kept = Snapshot(small_run(tmp_path / "run", server.uri("later")))
     assert [kept.update(), kept.update()] == [False, False]
-    assert len(said) == 1
-    assert "the snapshot is not up to date, the sweep goes on" in said[0]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert "the snapshot is not up to date, the sweep goes on" in lines[0]
     server.client.create_bucket(Bucket="later")
     assert [kept.update(), kept.update()] == [True, True]
-    assert said[1:] == [f"{server.uri('later/run')}: the snapshot is up to date again"]
+    assert capsys.readouterr().out == f"{server.uri('later/run')}: the snapshot is up to date again\n"
 
 
 def test_a_snapshot_is_due_after_its_period_and_never_for_a_folder(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    kept = Snapshot(small_run(tmp_path / "due", server.uri(BUCKET)), print)
-    local = Snapshot(small_run(tmp_path / "local", str(tmp_path / "storage")), print)
+    kept = Snapshot(small_run(tmp_path / "due", server.uri(BUCKET)))
+    local = Snapshot(small_run(tmp_path / "local", str(tmp_path / "storage")))
     assert kept.update()
     assert local.update()
     assert not kept.due()

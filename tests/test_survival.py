@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import small_study
+from faults import small_sweep
+from helpers import rows, start, wait_for
 from optuna.trial import TrialState
-from rich.console import Console
 
-from trainable.training.run_log import read_rows
 from tune.driver.stopping import SweepStopper
 from tune.run.results import Run, read_run
+from tune.run.run_dir import RunDir
 from tune.run.verify import verify
 from tune.search.journal import read_trials
 from tune.spec.sweep_file import dump
@@ -27,26 +26,20 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from faults import faulty
+from trainable.core.logger import init_logger
 from tune.spec.sweep_file import load_sweep_config
 from tune.driver.sweep import launch
+init_logger()
 launch(load_sweep_config(Path({space!r})), Path({run!r}), fit=faulty({{0: "hang", 1: "hang"}}))
 """
 
 
 @pytest.fixture
 def space(tmp_path: Path, phantoms, prepared) -> Path:
-    """Six trials of 60 epochs of a moment."""
+    """Six trials of 60 short epochs."""
     path = tmp_path / "space.yaml"
-    path.write_text(dump(small_study(prepared, phantoms, study={"trials": 6}, train={"epochs": 60})))
+    path.write_text(dump(small_sweep(prepared, phantoms, study={"trials": 6}, train={"epochs": 60})))
     return path
-
-
-def start(*words: object, **environment: str) -> subprocess.Popen[str]:
-    """A process in a group of its own, as a shell gives it."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env={**os.environ, **environment},
-    )  # fmt: skip
 
 
 def launch_words(space: Path, data: Path, run: Path) -> list[object]:
@@ -54,15 +47,7 @@ def launch_words(space: Path, data: Path, run: Path) -> list[object]:
 
 
 def epochs_of(run: Path, number: int) -> int:
-    return len(read_rows(run / "trials" / f"{number:04d}" / "metrics.csv"))
-
-
-def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    return len(rows(run / "trials" / f"{number:04d}"))
 
 
 def nothing_lost(run: Path) -> bool:
@@ -118,7 +103,7 @@ def test_the_trials_of_a_lost_node_move_and_go_on(space, phantoms, tmp_path, mon
         lost = cluster.add_node(num_cpus=1)
         run = tmp_path / "run"
         words = [*launch_words(space, phantoms, run), "--address", cluster.address, "--trials", "3"]
-        process = start(*words)
+        process = start(*words, RAY_AUTH_MODE="disabled")
         wait_for(process, lambda: min(epochs_of(run, 0), epochs_of(run, 1)) > 2)
         cluster.remove_node(lost, allow_graceful=False)
         output, _ = process.communicate(timeout=240)
@@ -177,7 +162,7 @@ def test_a_full_disk_ends_a_sweep_with_the_cause_and_it_goes_on_after_room_is_ma
 def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
     """As Ray's processes may send one when they end; its own handler would then end the driver with exit code 1."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ending = SweepStopper(Run(tmp_path, small_study(prepared, phantoms), []))
+    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []))
     try:
         with ending.handle_signals():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -185,7 +170,7 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
             assert ending.stop_all()
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(SystemExit) as caught:
-            ending.exit(Console(), Run(tmp_path, ending.config, []))
+            ending.exit(Run(RunDir(tmp_path), ending.config, []))
     finally:
         ending.finished.set()
         for number, handler in before.items():
@@ -195,7 +180,7 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
 
 def test_the_last_report_of_a_trial_is_counted_once(tmp_path: Path, prepared, phantoms):
     """Ray repeats it when the trial is done."""
-    ending = SweepStopper(Run(tmp_path, small_study(prepared, phantoms, resources={"gpu": 2}), []))
+    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms, resources={"gpu": 2}), []))
     last = {"time_this_iter_s": 3.0, "end_reason": "epochs", "best_score": 0.5}
     for result in ({**last, "end_reason": ""}, last, {**last, "done": True}):
         assert ending("trial", result) is False

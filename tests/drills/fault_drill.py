@@ -1,9 +1,9 @@
-"""100 trials in processes that serve one after the other, mixing all ends and faults; then the same in fresh processes.
+"""100 trials with all ends and faults mixed, in processes that run one after the other; then in a new process each.
 
     python tests/drills/fault_drill.py [--trials 100] [--seed 0]
 
-No trial may be left RUNNING or be lost, each must end as its fault says, and its scores must be those of the process
-that served it alone.
+No trial may be left RUNNING or be lost, each must end as its fault demands, and its scores must equal those of a
+process that ran only this trial.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from faults import faulty, small_study
+from faults import faulty, small_sweep
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.config import TrainConfig
@@ -27,7 +27,7 @@ from tune.run.results import read_run
 from tune.run.verify import verify
 from tune.search.journal import read_trials
 
-# Of a hundred trials so many have each fault, and may end so; the others end by themselves or are stopped early.
+# How many of 100 trials have each fault, and how they may end; the others end by themselves or are stopped early.
 FAULTS = {
     "out of memory": (12, {"COMPLETE"}),
     "not finite": (8, {"PRUNED"}),
@@ -39,19 +39,19 @@ FAULTS = {
 
 
 def sweep(folder: Path, data: Data, data_dir: Path, faults: dict[int, str], trials: int, *, reuse: bool) -> Path:
-    """One sweep of it, two trials at a time on two cores."""
-    study = small_study(
+    """Run one sweep, two trials at a time on two cores. Returns its folder."""
+    config = small_sweep(
         data,
         data_dir,
         study={"trials": trials},
         early_stopping={"type": "asha", "grace_period": 2, "reduction_factor": 2},
         resources={"report_timeout": 20, "reuse_processes": reuse},
     )
-    return launch(study, folder, fit=faulty(faults)).folder
+    return launch(config, folder, fit=faulty(faults)).folder
 
 
 def ended_wrong(trials: list[FrozenTrial], faults: dict[int, str]) -> list[str]:
-    """Trials that did not end as their fault says."""
+    """Return the trials that did not end as their fault demands."""
     found = []
     for trial in trials:
         allowed = FAULTS.get(faults.get(trial.number, ""), (0, {"COMPLETE", "PRUNED"}))[1]
@@ -62,7 +62,7 @@ def ended_wrong(trials: list[FrozenTrial], faults: dict[int, str]) -> list[str]:
 
 
 def different(warm: list[FrozenTrial], fresh: list[FrozenTrial]) -> list[str]:
-    """Trials of other parameters, or of other scores at the epochs that both came to."""
+    """Return the trials with different parameters, or with different scores at epochs that both have."""
     found = []
     for one, other in zip(warm, fresh, strict=True):
         common = one.intermediate_values.keys() & other.intermediate_values.keys()
@@ -73,7 +73,7 @@ def different(warm: list[FrozenTrial], fresh: list[FrozenTrial]) -> list[str]:
 
 
 def main() -> int:
-    """Run both and compare."""
+    """Run both sweeps and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

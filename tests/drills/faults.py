@@ -26,11 +26,11 @@ SMALL = {
     "depth": 2, "base_channels": 2, "target_shape": [16, 16, 16], "patches_per_epoch": 4, "num_workers": 0,
     "device": "cpu", "max_skipped_steps": 1, "epochs": 3,
 }  # fmt: skip
-SEED = 1000  # of the study; trial n trains with SEED + n, by which a fault finds it
+SEED = 1000  # of the sweep; trial n trains with SEED + n, by which its fault is found
 
 
-def small_study(data: Data, data_dir: Path, **sections: dict[str, Any]) -> SweepConfig:
-    """A sweep whose trials take a second, its options overlaid by sections; None drops one."""
+def small_sweep(data: Data, data_dir: Path, **sections: dict[str, Any]) -> SweepConfig:
+    """Return the config of a sweep whose trials take a second. sections replace its options; None removes one."""
     values: dict[str, dict[str, Any]] = {
         "study": {"trials": 4, "seed": SEED},
         "early_stopping": {"type": "none"},
@@ -45,7 +45,7 @@ def small_study(data: Data, data_dir: Path, **sections: dict[str, Any]) -> Sweep
 
 
 def faulty(faults: Mapping[int, str]) -> Fit:
-    """fit, with a fault after the first epoch of each life, or once, in the trials of these numbers."""
+    """Return a fit with a fault after the first epoch of each process, or of the first one only, per trial number."""
 
     def faulty_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
         fault = faults.get(config.seed - SEED, "")
@@ -63,7 +63,7 @@ def faulty(faults: Mapping[int, str]) -> Fit:
 
 
 def happen(fault: str) -> None:
-    """Let a fault happen, here and now."""
+    """Cause a fault."""
     if fault == "out of memory":
         raise torch.cuda.OutOfMemoryError("CUDA out of memory (injected)")
     if fault.startswith("error"):
@@ -74,10 +74,12 @@ def happen(fault: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/injected")
     if fault == "hang":
         time.sleep(3600)
+    if fault == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def leaky(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
-    """fit that leaves 200 MiB of GPU memory behind in the process of trial 0."""
+    """fit that leaves 200 MiB of GPU memory occupied in the process of trial 0."""
     if config.seed == SEED:
         sys.modules["torch"].left_behind = torch.zeros(50 * 2**20, device="cuda")  # type: ignore[attr-defined]
     return fit_to_storage(config, data, on_epoch_end)

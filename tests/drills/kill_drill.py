@@ -2,7 +2,7 @@
 
     python tests/drills/kill_drill.py [--kills 20] [--seed 0]
 
-Each kill is a kill -9 of train.py and of whatever it has started. Prints a line a kill and what was lost.
+Each kill is a kill -9 of train.py and of all processes that it has started. Prints per kill what was lost.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 
 from trainable.data.phantom import write_phantoms
-from trainable.training.checkpoint import LATEST, load_checkpoint
+from trainable.training.checkpoint import load_checkpoint
 from trainable.training.run_log import read_rows
+from trainable.training.training_dir import LATEST
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 150
@@ -34,7 +35,7 @@ OPTIONS += f" --accumulation_steps 2 --gradient_clipping 1.0 --save_freq 7 --epo
 
 
 def start(*words: str) -> subprocess.Popen[str]:
-    """train.py in a process group of its own."""
+    """Start train.py in a new process group."""
     command = [sys.executable, str(ROOT / "train.py"), *words]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -43,49 +44,49 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 
 def kill_after(process: subprocess.Popen[str], epochs: int, delay: float) -> list[int]:
-    """kill -9 so many seconds after so many epochs of this life; the epochs that it said were done."""
-    said: list[int] = []
+    """kill -9 `delay` seconds after so many epochs of this process. Returns the epochs that it printed."""
+    printed: list[int] = []
     assert process.stdout is not None
-    while len(said) < epochs:
+    while len(printed) < epochs:
         line = process.stdout.readline()
         assert line, "the training ended before it was killed"
         if match := re.match(r"epoch +(\d+)/", line):
-            said.append(int(match[1]))
+            printed.append(int(match[1]))
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGKILL)
     rest = process.communicate()[0]
-    return said + [int(epoch) for epoch in re.findall(r"^epoch +(\d+)/", rest, re.MULTILINE)]
+    return printed + [int(epoch) for epoch in re.findall(r"^epoch +(\d+)/", rest, re.MULTILINE)]
 
 
 def drill(folder: Path, kills: int, seed: int) -> bool:
-    """Run it; True where nothing but the epochs in progress was lost and the weights are the same."""
+    """Run the drill. Returns True if only epochs in progress were lost and the weights are equal."""
     write_phantoms(folder / "data", cases=8, shape=(48, 48, 40), workers=1)
     rng = random.Random(seed)
     common = ["--data_dir", str(folder / "data"), "--cache_dir", str(folder / "cache"), *OPTIONS.split()]
     whole = start(*common, "--output_dir", str(folder / "whole"))
-    said = whole.communicate()[0]
-    assert whole.returncode == 0, said
+    output = whole.communicate()[0]
+    assert whole.returncode == 0, output
     out, good, done = folder / "killed", True, 0
     latest = out / "checkpoints" / LATEST
-    print(f" kill  {'moment':24}  said done  on disk  lost")
+    print(f" kill  {'moment':24}  printed done  on disk  lost")
     for number in range(1, kills + 1):
         words = ["--resume", str(out)] if latest.exists() else [*common, "--output_dir", str(out)]
         epochs = rng.choice([0, 1, 1, 2, 3])  # with 0, somewhere from its start into its first epochs
         delay = rng.uniform(0, 0.6 if epochs else 7)
-        said = kill_after(start(*words), epochs, delay)
+        printed = kill_after(start(*words), epochs, delay)
         before, done = done, load_checkpoint(latest)["epoch"] if latest.exists() else 0
-        lost = sorted(set(said) - set(range(1, done + 1)))
-        doubled = [epoch for epoch in said if epoch <= before]
-        good &= not lost and not doubled
-        moment = f"{delay:.2f} s after {f'epoch {said[epochs - 1]}' if epochs else 'its start'}"
-        print(f"{number:5}  {moment:24}  {max(said, default=before):9}  {done:7}  {lost or 'nothing'}", flush=True)
+        lost = sorted(set(printed) - set(range(1, done + 1)))
+        repeated = [epoch for epoch in printed if epoch <= before]
+        good &= not lost and not repeated
+        moment = f"{delay:.2f} s after {f'epoch {printed[epochs - 1]}' if epochs else 'its start'}"
+        print(f"{number:5}  {moment:24}  {max(printed, default=before):12}  {done:7}  {lost or 'nothing'}", flush=True)
     process = start("--resume", str(out))
     process.communicate()
     return good and process.returncode == 0 and same(folder / "whole", out)
 
 
 def same(whole: Path, killed: Path) -> bool:
-    """Compare the end of both: weights bit for bit, optimizer, schedule, best epoch, and the rows of metrics.csv."""
+    """Compare the ends of both: weights bit for bit, optimizer, schedule, best epoch, and the rows of metrics.csv."""
     one, other = (load_checkpoint(folder) for folder in (whole, killed))
     verdicts = {"epoch": one["epoch"] == other["epoch"] == EPOCHS}
     verdicts["weights"] = all(torch.equal(one["network"][name], other["network"][name]) for name in one["network"])
@@ -112,7 +113,7 @@ def same(whole: Path, killed: Path) -> bool:
 
 
 def main() -> int:
-    """Run the drill in a folder of its own."""
+    """Run the drill in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -2,10 +2,10 @@
 
     python tests/drills/sweep_drill.py [--kills 55] [--seed 0] [--serial]
 
-Each kill is a kill -9, of the driver alone or of it and all of Ray, at a random moment within a phase that is read from
-a log of the sweep: training, checkpoint write, journal append, between rung decision and tell, between trials. The
-driver and its trials are the real ones; the log and a pause in the phase that is aimed at are added to them.
---serial: one trial at a time; the trials must also equal those of a sweep that nothing interrupted.
+Each kill is a kill -9, of the driver only or of the driver and all of Ray, at a random moment within a phase that is
+read from a log of the sweep: training, checkpoint write, journal append, between rung decision and tell, between
+trials. The driver and its trials are the real ones, with that log and a pause in the target phase.
+--serial: one trial at a time; the trials must also equal those of an uninterrupted sweep.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from faults import small_study
+from faults import small_sweep
 from optuna.trial import FrozenTrial, TrialState
 from ray import cloudpickle
 
 from trainable.core import files
 from trainable.core.config import TrainConfig
+from trainable.core.logger import init_logger
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
 from trainable.training import checkpoint
@@ -39,10 +40,12 @@ from tune.driver.sweep import launch, resume
 from tune.driver.worker import Fit, fit_to_storage
 from tune.run.results import read_run
 from tune.run.verify import verify
-from tune.search.journal import STOP, progress_of, read_trials
+from tune.search.asha import STOP
+from tune.search.journal import read_trials
 from tune.search.journal_file import AtomicJournalBackend
+from tune.search.progress import Progress
 
-# Each phase, and up to which of its entries in one life of the driver the kill waits.
+# Each phase; the kill comes at one of this many first entries of it in one life of the driver.
 ENTRIES = {
     "training": 6,
     "checkpoint write": 6,
@@ -50,18 +53,18 @@ ENTRIES = {
     "between rung decision and tell": 3,
     "between trials": 3,
 }
-PAUSE = 20.0  # seconds that the phase lasts which is aimed at; the kill comes within the first
+PAUSE = 20.0  # seconds that the target phase lasts; the kill comes within the first one
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 class Phases:
-    """Writes each entry of a phase to the log, and pauses in the one that is aimed at."""
+    """Writes the target entry of the target phase to the log, and pauses in it."""
 
     def __init__(self, log: Path, aim: str, entry: int) -> None:
         self.log, self.aim, self.left = log, aim, entry
 
     def enter(self, phase: str) -> bool:
-        """Note that a phase begins; True where the kill is to come in it."""
+        """Count that a phase begins. Returns True if the kill is to come in it."""
         if phase != self.aim:
             return False
         self.left -= 1
@@ -72,12 +75,12 @@ class Phases:
         return True
 
     def pause(self, phase: str) -> None:
-        """Wait to be killed where it is aimed at."""
+        """Wait to be killed, if this is the target."""
         if self.enter(phase):
             time.sleep(PAUSE)
 
     def watch_driver(self) -> None:
-        """Log the phases of this process, the driver."""
+        """Log the phases of the driver, which this process is."""
         append, decide, complete = (
             AtomicJournalBackend.append_logs,
             RungScheduler.decide,
@@ -108,7 +111,7 @@ class Phases:
         OptunaSearcher.on_trial_complete = completed  # type: ignore[method-assign]
 
     def fit(self) -> Fit:
-        """fit that logs the phases of its process."""
+        """Return a fit that logs the phases of its process."""
 
         def watched(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
             write = checkpoint.atomic_write
@@ -140,7 +143,8 @@ class Phases:
 
 
 def drive(arguments: argparse.Namespace) -> None:
-    """The driver: launch, or resume where there is a run."""
+    """Be the driver: launch, or resume if there is a run."""
+    init_logger()
     phases = Phases(arguments.log, arguments.aim, arguments.entry)
     phases.watch_driver()
     run = arguments.folder / arguments.name
@@ -150,7 +154,7 @@ def drive(arguments: argparse.Namespace) -> None:
     data_dir = arguments.folder / "data"
     cache = arguments.folder / "cache"
     data = prepare_data(TrainConfig(data_dir=data_dir, cache_dir=cache), quiet=True)
-    study = small_study(
+    config = small_sweep(
         data,
         data_dir,
         study={"trials": arguments.trials},
@@ -159,13 +163,13 @@ def drive(arguments: argparse.Namespace) -> None:
         resources={"cpu": (os.cpu_count() or 1) if arguments.serial else 1},
         train={"epochs": 5},
     )
-    launch(study, run, fit=phases.fit())
+    launch(config, run, fit=phases.fit())
 
 
 def start(
     folder: Path, name: str, trials: int, serial: bool, log: Path | None = None, aim: str = "", entry: int = 0
 ) -> subprocess.Popen[bytes]:
-    """The driver in a process group of its own."""
+    """Start the driver in a new process group."""
     options = {"folder": folder, "name": name, "trials": trials, "log": log or folder, "aim": aim, "entry": entry}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, __file__, "drive", *words, *(["--serial"] if serial else [])]
@@ -174,7 +178,7 @@ def start(
 
 
 def kill_in_phase(process: subprocess.Popen[bytes], log: Path, delay: float, *, group: bool) -> str:
-    """kill -9 so many seconds after the log says that the phase began; the phase, or "" where the sweep ended first."""
+    """kill -9 `delay` seconds after a phase began by the log. Returns the phase, or "" if the sweep ended before."""
     while not log.exists():
         if process.poll() is not None:
             return ""
@@ -190,21 +194,21 @@ def kill_in_phase(process: subprocess.Popen[bytes], log: Path, delay: float, *, 
 
 
 def lost(before: list[FrozenTrial], after: list[FrozenTrial]) -> list[str]:
-    """What was on record before and is not now."""
-    found = []
+    """Return what was in the journal before and is not now."""
+    missing = []
     for old in before:
         new = after[old.number] if old.number < len(after) else None
-        if new is None or not old.params.items() <= new.params.items():  # a proposal that was cut off is completed
-            found.append(f"trial {old.number}")
+        if new is None or not old.params.items() <= new.params.items():  # an interrupted proposal is completed
+            missing.append(f"trial {old.number}")
         elif old.state != TrialState.RUNNING and (new.state, new.value) != (old.state, old.value):
-            found.append(f"the end of trial {old.number}")
-        elif progress_of(new.user_attrs)["epoch"] < progress_of(old.user_attrs)["epoch"]:
-            found.append(f"epochs of trial {old.number}")
-    return found
+            missing.append(f"the end of trial {old.number}")
+        elif Progress.from_attrs(new.user_attrs).epoch < Progress.from_attrs(old.user_attrs).epoch:
+            missing.append(f"epochs of trial {old.number}")
+    return missing
 
 
 def drill(folder: Path, kills: int, seed: int, *, serial: bool, trials: int) -> bool:
-    """Run it; True where nothing is lost or wrong."""
+    """Run the drill. Returns True if nothing is lost or wrong."""
     rng, run = random.Random(seed), folder / "killed"
     counted: Counter[str] = Counter()
     good, number, before = True, 0, list[FrozenTrial]()
@@ -212,7 +216,7 @@ def drill(folder: Path, kills: int, seed: int, *, serial: bool, trials: int) -> 
     while number < kills:
         aim = min(ENTRIES, key=lambda phase: (counted[phase], rng.random()))
         entry, group = rng.randint(1, ENTRIES[aim]), rng.random() < 0.5
-        log = folder / f"phases-{number + 1}.log"  # of this life alone: the trials of the one before may still write
+        log = folder / f"phases-{number + 1}.log"  # one per life, since the trials of the last one may still write
         process = start(folder, run.name, trials, serial, log, aim, entry)
         phase = kill_in_phase(process, log, rng.uniform(0, 1.0), group=group)
         if not phase:
@@ -226,7 +230,7 @@ def drill(folder: Path, kills: int, seed: int, *, serial: bool, trials: int) -> 
         if (run / "study.yaml").exists():
             wrong += [finding for findings in verify(read_run(run)).values() for finding in findings]
         before, good = after, good and not wrong
-        epochs = sum(progress_of(trial.user_attrs)["epoch"] for trial in after)
+        epochs = sum(Progress.from_attrs(trial.user_attrs).epoch for trial in after)
         running = sum(trial.state == TrialState.RUNNING for trial in after)
         who = "all of it" if group else "the driver"
         numbers = f"{len(after):6}  {running:7}  {epochs:6}"
@@ -238,10 +242,10 @@ def drill(folder: Path, kills: int, seed: int, *, serial: bool, trials: int) -> 
 
 
 def whole(run: Path, before: list[FrozenTrial]) -> bool:
-    """Print what the checker finds in the end."""
+    """Print what `voxtune verify` finds at the end. Returns True if it finds nothing wrong."""
     found, trials = read_run(run), read_trials(run)
     checks = verify(found)
-    checks["what was on record at the last kill"] = lost(before, trials)
+    checks["what was in the journal at the last kill"] = lost(before, trials)
     for name, findings in checks.items():
         print(f"{'ok   ' if not findings else 'WRONG'}  {name} {findings or ''}")
     states = Counter(trial.state.name for trial in trials)
@@ -250,11 +254,11 @@ def whole(run: Path, before: list[FrozenTrial]) -> bool:
 
 
 def same(folder: Path, run: Path, trials: int) -> bool:
-    """Compare with a sweep that nothing interrupted."""
+    """Compare with an uninterrupted sweep. Returns True if all is equal."""
     assert start(folder, "untouched", trials, True).wait() == 0
     facts = [
-        [(t.params, t.state, t.value, t.intermediate_values, t.user_attrs.get("rungs")) for t in read_trials(each)]
-        for each in (run, folder / "untouched")
+        [(t.params, t.state, t.value, t.intermediate_values, t.user_attrs.get("rungs")) for t in read_trials(path)]
+        for path in (run, folder / "untouched")
     ]
     equal = facts[0] == facts[1]
     print(f"parameters, states, scores, decisions of an untouched sweep: {'the same' if equal else 'DIFFERENT'}")
@@ -262,12 +266,12 @@ def same(folder: Path, run: Path, trials: int) -> bool:
 
 
 def main() -> int:
-    """Run the drill in a folder of its own."""
+    """Run the drill in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["drill", "drive"], default="drill", help=argparse.SUPPRESS)
     parser.add_argument("--kills", type=int, default=55)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trials", type=int, help="by default twelve a kill, so that the sweep outlasts the kills")
+    parser.add_argument("--trials", type=int, help="by default 12 per kill, so that the sweep does not end before them")
     parser.add_argument("--serial", action="store_true")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)

@@ -1,0 +1,22 @@
+"""The driver of a sweep: the only folder that imports Ray.
+
+What becomes of one report, in Ray's order of calls (tests/test_ray_compat.py asserts it):
+
+ 1. worker.TrialReports.send       trial's process, background thread: ray.tune.report(report, checkpoint)
+ 2. (Ray)                          copies the checkpoint into the run's storage, then hands the report to the driver
+ 3. stopping.SweepStopper          __call__: counts GPU seconds, notes a full disk and the best finished score
+ 4. scheduler.RungScheduler        on_trial_result, in this order:
+      recorder.Recorder.write        appends to metrics.csv, TensorBoard and stdout.log
+      Journal.record                 score, epoch and checkpoint of the trial
+      RungScheduler.decide           STOP or CONTINUE, in the journal before it is returned
+      on_report                      the caller's hook of launch and resume
+ 5. searcher.OptunaSearcher        on_trial_result, only after CONTINUE: does nothing
+ 6. watchdog.HangWatchdog          on_trial_result, a callback: the trial has reported in time
+ 7. CONTINUE                       `send` returns in the trial's process, which trains on
+    STOP, or the trial has ended   `send` raises SystemExit; OptunaSearcher.on_trial_complete reports to Optuna,
+                                   then Recorder.on_trial_complete announces the end
+ 8. on_step_end, stop_all          the live table, a sync of RUN/best in the background, hung trials; the budgets
+
+When a trial fails, Ray decides whether to restart it (max_failures), then calls RungScheduler.on_trial_error. If it is
+not restarted, OptunaSearcher.on_trial_complete(error=True) and Recorder.on_trial_error follow.
+"""

@@ -1,50 +1,46 @@
-"""Trials that share a GPU: what each may take of its memory, and how fast several train side by side.
-
-    python -m tune.driver.gpu_sharing
-
-is one of them, started by measure_concurrent: it reads a recipe and its share of the GPU as a line of JSON, says "ready"
-once it is under way, and after another line trains for some seconds and prints its patches a second.
-"""
+"""Trials that share a GPU: how much of its memory each may use, and how fast several train at the same time."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from trainable.core.config import TrainConfig
 from trainable.core.device import kernel_selection, to_network_format
 from trainable.core.options import make_config
 from trainable.evaluation.inference import predict_logits
 from trainable.training.state import TrainingState
+from tune.driver.process_group import ProcessFailed, WaitForAll, run_together
 
-CUDA_CONTEXT_BYTES = 0.75 * 2**30  # bytes that a process takes beside torch's tensors: CUDA's context, its kernels
-VALIDATED_SHAPE = (240, 240, 155)  # that is validated
-WARMUP_STEPS, MEASURE_SECONDS = 8, 3.0  # before it counts; while it does
-TIMEOUT_SECONDS = 600  # seconds that all of it may take
-MEMORY_MARGIN = 0.9  # a trial holds batches beside its steps
-COUNTS = (1, 2, 4, 8)  # of trials on a GPU that are tried
-MIN_SPEEDUP = 1.1  # that twice as many must bring
-READY, NO_ROOM = "ready\n", "out of memory\n"
+CUDA_CONTEXT_BYTES = 0.75 * 2**30  # that a process needs besides torch's tensors: CUDA's context, its kernels
+VALIDATED_SHAPE = (240, 240, 155)  # voxels of a BraTS case
+WARMUP_STEPS, MEASURE_SECONDS = 8, 3.0
+TIMEOUT_SECONDS = 600  # of one measurement, with the start of its processes
+MEMORY_MARGIN = 0.9  # a trial holds batches besides those of its steps
+COUNTS = (1, 2, 4, 8)  # numbers of trials per GPU that are tried
+MIN_SPEEDUP = 1.1  # that twice as many trials must bring
 
 
 def share_memory(share: float) -> None:
-    """Take no more of the GPU's memory than this share, so that the trials beside this one keep theirs."""
+    """Limit this process to a share of the GPU's memory, so that the other trials on this GPU keep theirs."""
     if 0 < share < 1 and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(max(share - CUDA_CONTEXT_BYTES / total, share / 2))
 
 
 def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, float]:
-    """Patches a second of a recipe in 1, 2, 4, ... processes on this GPU, up to where more do not fit or gain little.
+    """Measure a recipe in 1, 2, 4, ... processes on this GPU, until more do not fit or bring little.
 
-    recipe: a TrainConfig as plain values. most: processes to try at most.
+    Args:
+        recipe: a TrainConfig as plain values.
+        max_processes: processes to try at most.
+
+    Returns:
+        Patches per second of all processes together, by their number.
     """
     rates: dict[int, float] = {}
     for count in COUNTS:
@@ -60,7 +56,7 @@ def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, flo
 
 
 def best_count(rates: dict[int, float]) -> int:
-    """How many trials are to share a GPU, by measure_sharing: one, unless more of them gain enough."""
+    """Return how many trials are to share a GPU, by measure_sharing: one, unless more bring enough."""
     best = 1
     for count, rate in sorted(rates.items()):
         if rate >= MIN_SPEEDUP * rates[best]:
@@ -69,91 +65,64 @@ def best_count(rates: dict[int, float]) -> int:
 
 
 def measure_concurrent(recipe: dict[str, Any], count: int) -> float | None:
-    """Patches a second of so many processes in all; None where one has not room enough in its share of the GPU.
+    """Return the patches per second of `count` processes together; None if they do not fit into the GPU.
 
     Raises:
-        RuntimeError: where a process alone ends otherwise, with the last that it said.
+        RuntimeError: if a single process fails for another reason than memory, with the end of its traceback.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command, pipe = [sys.executable, "-m", "tune.driver.gpu_sharing"], subprocess.PIPE
-    processes = [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=environment)
-        for _ in range(count)
-    ]
-    said: list[list[str]] = [[] for _ in processes]  # by each, lines
-
-    def tell(line: str) -> None:
-        for process in processes:
-            assert process.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
-                process.stdin.write(line + "\n")
-                process.stdin.flush()
-
-    def end() -> None:
-        for process in processes:
-            process.kill()
-
-    deadline = threading.Timer(TIMEOUT_SECONDS, end)
-    deadline.start()
     try:
-        tell(json.dumps([recipe, 1 / count]))
-        for process, lines in zip(processes, said, strict=True):
-            assert process.stdout is not None
-            while READY not in lines and (line := process.stdout.readline()):
-                lines.append(line)
-        if any(NO_ROOM in lines for lines in said):
+        return sum(run_together(partial(measure_process, recipe), [1 / count] * count, TIMEOUT_SECONDS))
+    except ProcessFailed as error:
+        # One process went well before: several do not fit, whichever error that causes.
+        if count > 1 or error.error_type == DoesNotFit.__name__:
             return None
-        tell("go")
-        for process, lines in zip(processes, said, strict=True):
-            lines += process.communicate()[0].splitlines(keepends=True)
-        if any(process.returncode for process in processes):
-            if count > 1:  # one alone went well: these have not room enough, whatever it was that broke
-                return None
-            raise RuntimeError("a trial could not be tried out: " + "".join(said[0])[-2000:])
-        return sum(float(lines[-1]) for lines in said)
-    finally:
-        deadline.cancel()
-        end()
-        for process in processes:
-            process.wait()
+        raise RuntimeError("a trial could not be tried out: " + str(error)[-2000:]) from None
 
 
-def main() -> None:
-    """Train beside others; see the head of this file."""
-    recipe, share = json.loads(sys.stdin.readline())
+class DoesNotFit(Exception):
+    """The recipe needs more than its share of the GPU's memory."""
+
+
+def measure_process(recipe: dict[str, Any], share: float, wait_for_all: WaitForAll) -> float:
+    """Train in this process, at the same time as the others; return its patches per second.
+
+    Raises:
+        DoesNotFit: if a step or a validation needs more than this share of the GPU's memory.
+    """
     config = make_config(recipe, "sharing")
     torch.set_num_threads(1)
     share_memory(share * MEMORY_MARGIN)
     with kernel_selection(config):
         try:
-            training = TrainingState(config)
-            draw = torch.Generator().manual_seed(0)
-            x = torch.randn(config.batch_size, 4, *config.target_shape, generator=draw).to(training.device)
-            y = torch.rand(config.batch_size, 3, *config.target_shape, generator=draw).to(training.device) > 0.9
-
-            def step() -> int:
-                for _ in range(config.accumulation_steps):
-                    training.steps.forward_backward(to_network_format(x, config), y, 1 / config.accumulation_steps)
-                norm = training.steps.update()
-                norm.isfinite().item()  # the device is done
-                return config.accumulation_steps * config.batch_size
-
-            training.network.train()
-            for _ in range(WARMUP_STEPS):
-                step()
-            if training.device.type == "cuda":  # a trial also validates
-                predict_logits(training.network, torch.zeros(1, 4, *VALIDATED_SHAPE, device=training.device), config)
-                training.network.train()
-        except torch.cuda.OutOfMemoryError:
-            print(NO_ROOM, end="", flush=True)
-            return
-        print(READY, end="", flush=True)
-        sys.stdin.readline()
-        patches, started = 0, time.perf_counter()
+            step = prepare_step(config)
+        except torch.cuda.OutOfMemoryError as error:
+            raise DoesNotFit(str(error)) from None
+        wait_for_all()
+        steps, started = 0, time.perf_counter()
         while time.perf_counter() - started < MEASURE_SECONDS:
-            patches += step()
-        print(patches / (time.perf_counter() - started), flush=True)
+            step()
+            steps += 1
+        seconds = time.perf_counter() - started
+    return steps * config.accumulation_steps * config.batch_size / seconds
 
 
-if __name__ == "__main__":
-    main()
+def prepare_step(config: TrainConfig) -> Callable[[], None]:
+    """Return a function that trains one step of random patches, after some steps and, on a GPU, a validation."""
+    training = TrainingState(config)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(config.batch_size, 4, *config.target_shape, generator=draw).to(training.device)
+    y = torch.rand(config.batch_size, 3, *config.target_shape, generator=draw).to(training.device) > 0.9
+
+    def step() -> None:
+        for _ in range(config.accumulation_steps):
+            training.train_step.forward_backward(to_network_format(x, config), y, 1 / config.accumulation_steps)
+        norm = training.train_step.update()
+        norm.isfinite().item()  # waits for the device
+
+    training.network.train()
+    for _ in range(WARMUP_STEPS):
+        step()
+    if training.device.type == "cuda":  # a trial also validates
+        predict_logits(training.network, torch.zeros(1, 4, *VALIDATED_SHAPE, device=training.device), config)
+        training.network.train()
+    return step

@@ -1,4 +1,4 @@
-"""Writes what the driver hears of trials: RUN/trials, RUN/best, the live table."""
+"""Writes the reports of trials into the run's folder: RUN/trials, RUN/best, the live table."""
 
 from __future__ import annotations
 
@@ -15,31 +15,37 @@ from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
 from trainable.core.errors import InputError
-from trainable.core.options import dump_yaml
+from trainable.core.logger import logger
+from trainable.core.option_files import dump_yaml
 from trainable.core.workers import BackgroundWorker
 from trainable.training import checkpoint
 from trainable.training.run_log import RunLog
 from tune.driver.stopping import SweepStopper
 from tune.run.report import LiveTable
-from tune.run.results import Run, TrialResult, recipe_text, resolve_checkpoint, summarise
+from tune.run.results import Run, TrialResult, recipe_text, resolve_checkpoint
 from tune.run.retention import Retention
+from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
 from tune.search.journal import Journal
+from tune.spec.trial_spec import Report
 
-PAUSE = 1.0  # seconds between two times that RUN is brought up to date, at least
-RETRY = 30.0  # seconds
+PAUSE_SECONDS = 1.0  # at least between two syncs of RUN
+RETRY_SECONDS = 30.0  # after a sync that failed
 RAY_RESULT_KEYS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log", "device"}
 
 
-def metrics_of(result: dict[str, Any]) -> dict[str, Any]:
-    """What a trial reported, without what Ray adds: times of its own, and the whole config."""
-    return {name: value for name, value in result.items() if name not in RAY_RESULT_KEYS and "/" not in name}
+def metrics_of(report: Report) -> dict[str, Any]:
+    """Return the row of metrics.csv in a report: without what Ray adds, such as times and the whole config."""
+    return {name: value for name, value in report.items() if name not in RAY_RESULT_KEYS and "/" not in name}
 
 
 def sync_outputs(run: Run, snapshot: Snapshot, retention: Retention) -> bool:
-    """Bring the snapshot, the checkpoints and RUN/best up to date with a run; False where the winner is on its way.
+    """Bring the snapshot, the checkpoints and RUN/best up to date with a run.
 
-    No checkpoint is deleted that a snapshot may name which knows less than the journal.
+    Checkpoints are deleted only after the snapshot is up to date, since an older snapshot may name them.
+
+    Returns:
+        False if the winner's checkpoint is not in the storage yet.
     """
     if snapshot.update():
         retention.apply(run)
@@ -47,26 +53,25 @@ def sync_outputs(run: Run, snapshot: Snapshot, retention: Retention) -> bool:
 
 
 def sync_best(run: Run) -> bool:
-    """Bring RUN/best up to date with the winner; False where its checkpoint is still on the way."""
+    """Bring RUN/best up to date with the winner. Returns False if its checkpoint is not in the storage yet."""
     if not run.ranking:
         return True
-    best, folder = run.best(), run.folder / "best"
+    best, config, model = run.best(), run.dir.best_config, run.dir.best_model
     text = recipe_text(run, best)
-    config = folder / "config.yaml"
     if best.checkpoint is None or (config.exists() and config.read_text() == text):
         return True
-    folder.mkdir(exist_ok=True)
+    run.dir.best.mkdir(exist_ok=True)
     try:
         with ray_tune.Checkpoint(resolve_checkpoint(run.storage, best.checkpoint)).as_directory() as source:
-            model = Path(source) / checkpoint.BEST
-            if checkpoint.read_epoch(model) not in (0, best.best_epoch):
+            original = Path(source) / model.name
+            if checkpoint.read_epoch(original) not in (0, best.best_epoch):
                 return False
-            checkpoint.load_checkpoint(model)  # whole?
-            aside = folder / f".{checkpoint.BEST}"
-            shutil.copyfile(model, aside)
-            aside.replace(folder / checkpoint.BEST)
+            checkpoint.load_checkpoint(original)  # fails if it is incomplete
+            temp = model.with_name(f".{model.name}")
+            shutil.copyfile(original, temp)
+            temp.replace(model)
     except (FileNotFoundError, InputError):
-        if best.state == TrialState.RUNNING:  # Ray keeps its newest two
+        if best.state == TrialState.RUNNING:  # Ray deletes all but its newest two
             return False
         raise
     config.write_text(text)
@@ -74,71 +79,71 @@ def sync_best(run: Run) -> bool:
 
 
 class Recorder(ray_tune.Callback):
-    """Called by Ray in the driver."""
+    """Writes the files of trials, and syncs RUN/best, the checkpoints and the snapshot in the background."""
 
     def __init__(self, run: Run, journal: Journal, table: LiveTable, stopper: SweepStopper, snapshot: Snapshot) -> None:
         self.run, self.journal, self.table, self.stopper, self.snapshot = run, journal, table, stopper, snapshot
         self.retention = Retention(run)
         self.worker, self.last_warning = BackgroundWorker(), ""
-        self.last_sync, self.next_sync = -math.inf, math.inf  # when RUN was last, and is next to be, brought up to date
+        self.last_sync, self.next_sync = -math.inf, math.inf  # monotonic seconds
         self.logs: dict[int, RunLog] = {}
-        self.ended: dict[int, TrialResult] = {}  # trials that change no more
+        self.ended: dict[int, TrialResult] = {}  # trials that do not change any more
 
     def __getstate__(self) -> dict[str, object]:
-        """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
+        """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
         return {}
 
     def read_current(self) -> Run:
-        """The run as it is now."""
+        """Return the run as the journal has it now."""
         trials = []
-        for trial in self.journal.trials():
-            result = self.ended.get(trial.number) or summarise(trial, self.run.config)
-            if trial.state.is_finished():
-                self.ended[trial.number] = result
+        for frozen in self.journal.trials():
+            result = self.ended.get(frozen.number) or TrialResult.from_frozen(frozen, self.run.config)
+            if frozen.state.is_finished():
+                self.ended[frozen.number] = result
             trials.append(result)
-        return Run(self.run.folder, self.run.config, trials)
+        return Run(self.run.dir, self.run.config, trials)
 
-    def folder(self, number: int) -> Path:
-        """The folder of a trial's files, made where it is not there."""
-        folder = self.run.trial_dir(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def trial_dir(self, number: int) -> TrialDir:
+        """Return the folder of a trial's files, made if it is missing."""
+        paths = self.run.dir.trial(number)
+        paths.path.mkdir(parents=True, exist_ok=True)
+        return paths
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write the trial's recipe."""
-        path = self.folder(trial.config["number"]) / "config.yaml"
+        """Write the trial's recipe. Called by Ray."""
+        path = self.trial_dir(trial.config["number"]).config
         path.write_text(dump_yaml(trial.config["recipe"]))
 
-    def write(self, number: int, result: dict[str, Any]) -> None:
-        """Write a report to metrics.csv, TensorBoard and stdout.log."""
-        folder = self.folder(number)
-        with (folder / "stdout.log").open("a") as file:
-            file.write(result["log"])
-        if "avg_total_loss" not in result:
-            return  # out of memory before an epoch ended
+    def write(self, number: int, report: Report) -> None:
+        """Write a report to metrics.csv, TensorBoard and stdout.log. Called by RungScheduler."""
+        paths = self.trial_dir(number)
+        with paths.stdout.open("a") as file:
+            file.write(report["log"])
+        if "avg_total_loss" not in report:
+            return  # it reports no epoch
         if number not in self.logs:
-            self.logs[number] = RunLog(folder)
-        self.logs[number].write(metrics_of(result))
+            self.logs[number] = RunLog(paths.path)
+        self.logs[number].write(metrics_of(report))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write error.txt."""
-        (self.folder(trial.config["number"]) / "error.txt").write_text(Path(trial.error_file).read_text())
+        """Write error.txt. Called by Ray when a trial has failed and is not restarted."""
+        self.trial_dir(trial.config["number"]).error.write_text(Path(trial.error_file).read_text())
         self.finish(trial)
         self.stopper.failed(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Announce its end."""
+        """Announce the end of a trial. Called by Ray."""
         self.finish(trial)
 
-    def finish(self, trial: Trial) -> None:
-        """Let go of a trial's logs and announce its end."""
-        number, run = trial.config["number"], self.read_current()
+    def finish(self, ray_trial: Trial) -> None:
+        """Forget a trial's logs, announce its end, and have RUN synced soon."""
+        number, run = ray_trial.config["number"], self.read_current()
         self.logs.pop(number, None)
         self.table.ended(run.trial(number), run)
-        self.next_sync = min(self.next_sync, self.last_sync + PAUSE)
+        self.next_sync = min(self.next_sync, self.last_sync + PAUSE_SECONDS)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Refresh the table, and behind the sweep RUN/best, the checkpoints and the snapshot: that may take seconds."""
+        """Refresh the table, and start a sync in the background if one is due. Called by Ray after each event."""
         if self.table.due():
             self.table.refresh(self.read_current())
         now = time.monotonic()
@@ -147,14 +152,14 @@ class Recorder(ray_tune.Callback):
             self.worker.start(partial(self.sync_in_background, self.read_current()))
 
     def sync_in_background(self, run: Run) -> None:
-        """As sync_outputs; where it cannot, the sweep goes on, and it is tried again later."""
-        done, said = False, ""
+        """Call sync_outputs. If it fails, the sweep goes on and it is tried again; the same failure is printed once."""
+        done, warning = False, ""
         try:
             done = sync_outputs(run, self.snapshot, self.retention)
         except Exception as error:  # a full disk, a storage that does not answer: the trials' own checkpoints are safe
-            said = f"{run.folder}/best and the checkpoints are not up to date: {error}"
-        if said and said != self.last_warning:
-            self.table.say(said)
-        self.last_warning = said
+            warning = f"{run.dir.best} and the checkpoints are not up to date: {error}"
+        if warning and warning != self.last_warning:
+            logger.warning(warning)
+        self.last_warning = warning
         if not done:
-            self.next_sync = min(self.next_sync, time.monotonic() + RETRY)
+            self.next_sync = min(self.next_sync, time.monotonic() + RETRY_SECONDS)

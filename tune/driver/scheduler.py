@@ -4,69 +4,88 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from tune.search.asha import cutoff
-from tune.search.journal import CONTINUE, STOP, Journal
+from tune.driver import ray_compat
+from tune.search.asha import CONTINUE, STOP, Decision, decide, rung_epochs
+from tune.search.journal import Journal
+from tune.search.progress import rung_decisions
 from tune.spec.sweep_config import SweepConfig
+from tune.spec.trial_spec import Report
+
+OnReport = Callable[[int, Report, str], None]  # trial's number, report, STOP or CONTINUE
 
 
 class RungScheduler(FIFOScheduler):
-    """Stops a trial that reaches a rung with a score below a quantile of those there before it.
+    """Stops a trial that reaches a rung with a score below a quantile of the scores of earlier trials there.
 
-    With fewer than `min_trials` there before it, a trial goes on. The value at a rung is the best score up to it, since
-    that is what a trial is judged by in the end. Each decision is in the journal before it is returned, and read back
-    from there. There is one bracket, and nothing is random.
+    If there are too few of them, the trial goes on. The value at a rung is the best score so far, since that is
+    what a trial is judged by in the end. Each decision is in the journal before it is returned, and read back from
+    there. There is one bracket, and nothing is random.
     """
 
-    def __init__(self, journal: Journal, config: SweepConfig, write: Callable[[int, dict[str, Any]], None]) -> None:
-        """write: called with each report and its trial's number, before the journal knows of it."""
+    def __init__(
+        self,
+        journal: Journal,
+        config: SweepConfig,
+        write: Callable[[int, Report], None],
+        attempt: str = "",
+        on_report: OnReport | None = None,
+    ) -> None:
+        """Read the rungs from the journal.
+
+        Args:
+            write: called with each report and its trial's number, before it is in the journal.
+            attempt: folder below the run's storage that Ray writes the checkpoints of this launch or resume into.
+            on_report: called with each report after the decision.
+        """
         super().__init__()
-        self.journal, self.stopping, self.write = journal, config.early_stopping, write
-        self.rungs: dict[int, dict[int, float]] = {rung: {} for rung in config.rungs}
+        self.journal, self.stopping = journal, config.early_stopping
+        self.write, self.attempt, self.on_report = write, attempt, on_report
+        self.rungs: dict[int, dict[int, float]] = {rung: {} for rung in rung_epochs(config)}
         for trial in journal.trials():
-            for rung, record in trial.user_attrs.get("rungs", {}).items():
-                self.rungs.setdefault(int(rung), {})[trial.number] = record["value"]
+            for rung, decided in rung_decisions(trial.user_attrs).items():
+                self.rungs.setdefault(rung, {})[trial.number] = decided.value
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Called by Ray with each report of a trial, whose checkpoint is on disk by then.
+        """Record a report and decide. Called by Ray when the report's checkpoint is on disk.
 
-        What is written first is written again where a kill comes between: a restored trial repeats its last report.
+        What is written first is written again if a kill comes between: a restored trial repeats its last report.
         """
-        number = trial.config["number"]
-        if result.get("fresh_process"):
-            trial.max_failures += 1  # the restart that it asks for is no failure of the trial
-        self.write(number, result)
-        self.journal.record(number, result, checkpoint_of(trial, result))
-        return TrialScheduler.STOP if self.decide(number, result) == STOP else TrialScheduler.CONTINUE
+        number, report = trial.config["number"], cast(Report, result)
+        if report.get("fresh_process"):  # the restart that the trial asks for is no failure
+            ray_compat.allow_one_more_restart(trial)
+        self.write(number, report)
+        self.journal.record(number, report, self.checkpoint_path(number, result))
+        decision = self.decide(number, report)
+        if self.on_report is not None:
+            self.on_report(number, report, decision)
+        return TrialScheduler.STOP if decision == STOP else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Called by Ray before the searcher hears that a trial failed: the only one of its calls with the error."""
+        """Record the error of a failed trial. Called by Ray before the searcher, which does not get the error."""
         self.journal.record_error(trial.config["number"], Path(trial.error_file).read_text())
 
-    def decide(self, number: int, row: dict[str, Any]) -> str:
-        """STOP or CONTINUE. A report that is repeated gets the decision that it got before."""
-        if row["end_reason"]:
+    def decide(self, number: int, report: Report) -> Decision:
+        """Return STOP or CONTINUE. A repeated report gets the same decision as before."""
+        if report["end_reason"]:
             return CONTINUE  # it ends by itself
-        epoch = int(row["epoch"])
-        known = self.journal.attrs(number).get("rungs", {}).get(str(epoch))
+        epoch = int(report["epoch"])
+        known = rung_decisions(self.journal.attrs(number)).get(epoch)
         if known is not None:
-            return str(known["decision"])
+            return known.decision
         if epoch not in self.rungs:
             return CONTINUE
-        value, rung = float(row["best_score"]), self.rungs[epoch]
-        decision = STOP if value < cutoff(list(rung.values()), self.stopping) else CONTINUE
+        value, rung = float(report["best_score"]), self.rungs[epoch]
+        decision = decide(value, list(rung.values()), self.stopping)
         self.journal.record_rung(number, epoch, value, decision)
         rung[number] = value
         return decision
 
-
-def checkpoint_of(trial: Trial, result: dict[str, Any]) -> str | None:
-    """Where the checkpoint of a report lies, below the run's storage; None for a report without."""
-    if not (name := result.get("checkpoint_dir_name")):
-        return None
-    folder = Path(trial.storage.trial_fs_path).relative_to(trial.storage.storage_fs_path)
-    return (folder / name).as_posix()
+    def checkpoint_path(self, number: int, result: dict[str, Any]) -> str | None:
+        """Return the path of a report's checkpoint below the run's storage; None for a report without a checkpoint."""
+        name = ray_compat.checkpoint_name(result)
+        return f"{self.attempt}/{number:04d}/{name}" if name else None

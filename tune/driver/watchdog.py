@@ -1,4 +1,8 @@
-"""Ends trials that have hung."""
+"""Ends the processes of trials that have hung; they dump their stacks shortly before, see stack_dump.py.
+
+The driver has to end them. To Ray a process that ends itself (`exit=True` of faulthandler) has failed like any other,
+and it decides to restart the trial before it calls the scheduler; and a process that is frozen cannot end itself.
+"""
 
 from __future__ import annotations
 
@@ -9,50 +13,56 @@ import ray
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 
-from tune.run.report import LiveTable, duration
+from trainable.core.logger import logger
+from tune.driver import ray_compat
+from tune.run.report import duration
 from tune.search.journal import Journal
 
 
 class HangWatchdog(ray_tune.Callback):
     """Kills the process of a trial that has reported nothing for too long; the trial has then failed for good."""
 
-    def __init__(self, journal: Journal, timeout: float | None, table: LiveTable) -> None:
-        self.journal, self.timeout, self.table = journal, timeout, table
-        self.last_report: dict[str, float] = {}  # when each running trial started or last reported
+    def __init__(self, journal: Journal, timeout: float | None) -> None:
+        self.journal, self.timeout = journal, timeout
+        self.last_report: dict[str, float] = {}  # when each running trial started or last reported, by Ray's id
         self.last_check = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing for Ray's snapshot of its tuner, which voxtune never reads."""
+        """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial starts, or is restored."""
+        """Note that a trial starts or is restored. Called by Ray."""
         self.last_report[trial.trial_id] = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial lives."""
+        """Note that a trial has reported. Called by Ray."""
         self.last_report[trial.trial_id] = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look for trials that have been silent for too long."""
+        """Look for trials that have been silent for too long. Called by Ray after each event."""
         now = time.monotonic()
         if self.timeout is None or now < self.last_check + 1:  # it looks through all trials
             return
         self.last_check = now
-        for trial in trials:
-            silent = now - self.last_report.get(trial.trial_id, now)
-            actor = trial.temporary_state.ray_actor
-            if trial.status == Trial.RUNNING and silent > self.timeout and actor is not None:
-                self.kill(trial, actor, silent)
+        for ray_trial in trials:
+            silent = now - self.last_report.get(ray_trial.trial_id, now)
+            actor = ray_compat.actor_of(ray_trial)
+            if ray_trial.status == Trial.RUNNING and silent > self.timeout and actor is not None:
+                self.kill(ray_trial, actor, silent)
 
-    def kill(self, trial: Trial, actor: Any, silent: float) -> None:
-        """Kill a trial's process, without another try."""
-        number = trial.config["number"]
-        text = f"no report for {duration(silent)}, more than resources.report_timeout: taken for hung"
-        self.table.say(f"trial {number}: {text}; its process is ended")
-        self.journal.record_hung(number, text)
-        self.last_report.pop(trial.trial_id)
-        trial.max_failures = 0
+    def kill(self, ray_trial: Trial, actor: Any, silent: float) -> None:
+        """Kill the process of a trial, which is not restarted.
+
+        Args:
+            silent: seconds since its last report.
+        """
+        number = ray_trial.config["number"]
+        message = f"no report for {duration(silent)}, more than resources.report_timeout: treated as hung"
+        logger.warning(f"trial {number}: {message}; its process is ended")
+        self.journal.record_hung(number, message)
+        self.last_report.pop(ray_trial.trial_id)
+        ray_compat.forbid_restarts(ray_trial)
         ray.kill(actor)

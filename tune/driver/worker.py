@@ -1,71 +1,55 @@
-"""One trial of a sweep on Ray: a recipe in, reports and checkpoints out. The only file here that imports Ray."""
+"""A trial of a sweep in its process: a recipe in, reports and checkpoints out."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import io
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, cast
 
 import torch
 from ray import tune as ray_tune
 
 from trainable.core.config import TrainConfig
-from trainable.core.files import hold_shared_lock, scratch_dir
+from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.core.locks import hold_shared_lock, scratch_dir
+from trainable.core.logger import init_logger, logger
 from trainable.core.options import make_config
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.training import checkpoint
-from trainable.training.epoch_result import EpochResult, Row
+from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.run_log import epoch_line
 from tune.driver.gpu_sharing import share_memory
+from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
+from tune.spec.trial_spec import Report, TrialSpec
 
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
-fit_to_storage: Fit = partial(
-    fit, save=checkpoint.save_single
-)  # what a trial writes is copied to the sweep's storage at once
+# A trial writes one file per epoch, since Ray copies it to the sweep's storage at once.
+fit_to_storage: Fit = partial(fit, durable=False)
 
-MAX_LEAKED_BYTES = 64 * 2**20  # bytes of GPU memory that a process may keep between trials
-MAX_PINNED_BYTES = (
-    2 * 2**30
-)  # bytes of pinned memory that it may keep; to let go of them and pin anew takes half a second a GiB
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-
-
-class TrialSpec(TypedDict):
-    """What the driver sends to a trial's process.
-
-    recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI of the folder to go
-    on from, or None. threads: CPU threads that torch may use. gpu_share: of one GPU, or how many. held: a file that
-    tells that this process lives.
-    """
-
-    number: int
-    recipe: dict[str, Any]
-    checkpoint: str | None
-    threads: int
-    gpu_share: float
-    held: str
+MAX_LEAKED_BYTES = 64 * 2**20  # of GPU memory that a process may keep between trials
+MAX_PINNED_BYTES = 2 * 2**30  # of pinned memory that it may keep: freeing and pinning again takes 0.5 s per GiB
 
 
 class FreshProcess(Exception):
-    """The trial before left GPU memory behind."""
+    """The trial before has left GPU memory occupied in this process."""
 
 
 def run_trial(spec: TrialSpec, fit: Fit) -> None:
     """Train one recipe and report each validated epoch with its checkpoint.
 
-    A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. Ray ends a
-    stopped trial by SystemExit inside `report`, in the thread behind the training, which then ends too.
+    A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. Ray stops a
+    trial by raising SystemExit inside `report`. That happens in the background thread; the training loop re-raises it.
     """
-    hold_shared_lock(Path(spec["held"]))
+    init_logger()
+    hold_shared_lock(Path(spec["lock_file"]))
     freeze_imports()
     clean_process()
     run_in_trainer_thread(lambda: torch.set_num_threads(spec["threads"]))
@@ -75,77 +59,130 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
     assert recipe.cache_dir is not None
     assert recipe.split_file is not None
     data = Data(recipe.cache_dir, load_split(recipe.split_file))
-    with scratch_dir("voxtune-") as scratch, capture_stdout() as text:
-        trouble: Row = {}
+    with (
+        scratch_dir("voxtune-") as scratch,
+        capture_stdout() as text,
+        dump_stacks_of_hang(Path(spec["stdout_log"]), spec["report_timeout"]) as dump,
+    ):
+        trial = TrialReports(recipe, text, dump)
+        failure: Report | None = None
         recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
         try:
             restored = restore_checkpoint(spec, scratch)
             if restored is not None:
-                row = checkpoint.load_checkpoint(restored)["row"]
-                ray_tune.report({**row, "log": f"goes on after epoch {row['epoch']}\n"})
-                if row["end_reason"]:
+                if trial.repeat(restored):
                     return
                 recipe = recipe.model_copy(update={"resume": restored})
-            run_in_trainer_thread(lambda: fit(recipe, data, lambda result: report(result, recipe, text)))
+            run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end))
         except torch.cuda.OutOfMemoryError as error:
-            print(f"out of GPU memory: {str(error).splitlines()[0]}")
-            trouble = {"end_reason": "oom"}  # the exception holds the tensors: free them outside of it
+            logger.info(f"out of GPU memory: {str(error).splitlines()[0]}")
+            failure = {"epoch": 0, "end_reason": EndReason.OUT_OF_MEMORY.value, "log": ""}
         except OSError as error:
-            if error.errno not in DISK_FULL_ERRNOS:
+            if error.errno not in FULL_DISK_ERRNOS:
                 raise
-            trouble = {"end_reason": "", "disk_full": f"a full disk on {platform.node()}: {error}"}
-        if trouble:
+            disk_full = f"a full disk on {platform.node()}: {error}"
+            failure = {"epoch": 0, "end_reason": "", "disk_full": disk_full, "log": ""}
+        if failure is not None:  # outside of `except`, since the exception holds the tensors
             free_memory()
-            ray_tune.report({"epoch": 0, **trouble, "log": drain(text)})
+            trial.send(failure)
+
+
+class TrialReports:
+    """Sends the reports of a trial to Ray, each with what the trial has printed since the last one."""
+
+    def __init__(self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None) -> None:
+        self.recipe, self.text, self.dump = recipe, text, dump
+
+    def send(self, report: Report, checkpoints: Path | None = None) -> None:
+        """Report to Ray, with a folder of checkpoints or without. Returns when the driver has decided."""
+        handle = None if checkpoints is None else ray_tune.Checkpoint.from_directory(str(checkpoints))
+        ray_tune.report({**report, "log": report["log"] + drain(self.text)}, checkpoint=handle)
+        if self.dump is not None:
+            self.dump.restart()
+
+    def repeat(self, restored: Path) -> bool:
+        """Repeat the report of a restored checkpoint's epoch. Returns whether that was the last one of the trial."""
+        row = cast(Report, checkpoint.load_checkpoint(restored)["row"])
+        self.send({**row, "log": f"goes on after epoch {row['epoch']}\n"})
+        return bool(row["end_reason"])
+
+    def on_epoch_end(self, result: EpochResult) -> None:
+        """Report a validated or last epoch, with the folder of its checkpoints.
+
+        If the epoch is the best so far, that folder has best_model.pth only, which replaces latest.pth.
+        """
+        row = result.row()
+        logger.info(epoch_line(row, self.recipe.epochs))
+        row["device"] = torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"
+        report = cast(Report, {**row, "log": ""})
+        if result.end_reason == EndReason.NON_FINITE:
+            logger.info(result.note)
+            self.send(report)
+        elif result.val is not None or result.end_reason:
+            self.send(report, result.checkpoints)
 
 
 def run_in_trainer_thread(work: Callable[[], Any]) -> Any:
-    """Do some work in the thread that trains in this process, whichever trial's thread asks.
+    """Do some work in the thread that trains in this process, for every trial of the process.
 
-    Ray gives each trial a thread of its own, but what cudnn has planned is kept by thread, and takes a while to plan.
+    Ray gives each trial a new thread, but what cudnn has planned is kept per thread, and takes a while to plan.
     """
     return trainer_thread().submit(work).result()
 
 
 @lru_cache(1)
 def trainer_thread() -> ThreadPoolExecutor:
-    """The thread that trains in this process."""
+    """Return the thread that trains in this process."""
     return ThreadPoolExecutor(1, "trainer")
 
 
 @lru_cache(1)
 def freeze_imports() -> None:
-    """Let the garbage collector pass over what a process has imported; that took 0.3 s a trial."""
+    """Exclude what this process has imported from garbage collection, which took 0.3 s per trial."""
     gc.collect()
     gc.freeze()
 
 
 def free_memory() -> int:
-    """Let go of what a trial leaves in its process (schedulers hold a network in a cycle); the bytes still taken."""
+    """Free what a trial has left in its process, also in cycles of references, as of an exception with its traceback.
+
+    Returns:
+        Bytes of GPU memory that are still occupied.
+    """
     gc.collect()
     if not torch.cuda.is_initialized():
         return 0
-    torch._C._cuda_clearCublasWorkspaces()
+    if (clear_workspaces := getattr(torch._C, "_cuda_clearCublasWorkspaces", None)) is not None:
+        clear_workspaces()  # torch has no public function for it
     torch.cuda.empty_cache()
     if torch.cuda.memory.host_memory_stats().get("allocated_bytes.current", 0) > MAX_PINNED_BYTES:
-        torch._C._host_emptyCache()  # of blocks of other sizes, which trials of other recipes had
+        empty_host_cache()  # of blocks of other sizes, which trials of other recipes had
     return torch.cuda.memory_allocated()
 
 
+def empty_host_cache() -> None:
+    """Free the pinned memory that no tensor uses."""
+    public = getattr(torch.accelerator, "empty_host_cache", None)  # torch 2.11 has only the private one
+    empty = public or getattr(torch._C, "_host_emptyCache", None)
+    if empty is not None:
+        empty()
+
+
 def clean_process() -> None:
-    """Make sure that the trial before is gone from this process.
+    """Make sure that the trial before has left nothing in this process.
 
     Raises:
-        FreshProcess: where it left GPU memory taken; the driver was told that this is no failure of the trial.
+        FreshProcess: if it left GPU memory occupied; the driver was told that this is no failure of the trial.
     """
     if (left := free_memory()) > MAX_LEAKED_BYTES:
-        text = f"{left / 2**20:.0f} MiB of GPU memory were left by the trial before: goes on in a fresh process"
-        ray_tune.report({"epoch": 0, "end_reason": "", "fresh_process": True, "log": text + "\n"})
-        raise FreshProcess(text)
+        message = f"{left / 2**20:.0f} MiB of GPU memory were left by the trial before: goes on in a fresh process"
+        report: Report = {"epoch": 0, "end_reason": "", "fresh_process": True, "log": message + "\n"}
+        ray_tune.report(dict(report))
+        raise FreshProcess(message)
 
 
 def restore_checkpoint(spec: TrialSpec, scratch: Path) -> Path | None:
-    """The checkpoint to go on from, copied here: Ray's own after a worker's death, else the driver's."""
+    """Copy the checkpoint to resume from to this machine: Ray's own after a worker's death, else the driver's."""
     source = ray_tune.get_checkpoint()
     if source is None and spec["checkpoint"] is not None:
         source = ray_tune.Checkpoint(spec["checkpoint"])
@@ -154,24 +191,8 @@ def restore_checkpoint(spec: TrialSpec, scratch: Path) -> Path | None:
     return checkpoint.find_checkpoint(Path(source.to_directory(str(scratch / "restored"))))
 
 
-def report(result: EpochResult, recipe: TrainConfig, text: io.StringIO) -> None:
-    """Tell Ray of a validated or last epoch, with the folder of its checkpoints.
-
-    Where the epoch is the best so far, best_model.pth stands for latest.pth too.
-    """
-    row = result.row()
-    print(epoch_line(row, recipe.epochs))
-    row["device"] = torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"
-    if result.end_reason == "non_finite":
-        print(result.note)
-        ray_tune.report({**row, "log": drain(text)})
-    elif result.val is not None or result.end_reason:
-        folder = ray_tune.Checkpoint.from_directory(str(result.checkpoints))
-        ray_tune.report({**row, "log": drain(text)}, checkpoint=folder)
-
-
 @contextlib.contextmanager
-def capture_stdout() -> Any:
+def capture_stdout() -> Iterator[io.StringIO]:
     """Collect what the trial prints; the driver writes it to the trial's stdout.log."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
@@ -179,7 +200,7 @@ def capture_stdout() -> Any:
 
 
 def drain(text: io.StringIO) -> str:
-    """What was printed since the last call."""
+    """Return and remove what was printed since the last call."""
     value = text.getvalue()
     text.seek(0)
     text.truncate()

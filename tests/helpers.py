@@ -1,0 +1,117 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune.driver.scheduler import RungScheduler
+    from tune.search.journal import Journal
+    from tune.spec.sweep_config import SweepConfig
+
+SWEEP: dict[str, Any] = {
+    "study": {"trials": 20, "seed": 3},
+    "early_stopping": {"type": "asha", "grace_period": 1, "reduction_factor": 3},
+    "searcher": {"startup_trials": 3},
+    "train": {"epochs": 9},
+    "space": {
+        "lr": {"loguniform": [1e-5, 1e-2]},
+        "optimizer": {"choice": ["adam", "sgd"]},
+        "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
+    },
+}
+
+
+def make_report(epoch: int, score: float, best: float | None = None, end_reason: str = "") -> dict[str, Any]:
+    """Return a report as a trial makes it; its best epoch is this one, or the first if another best is given."""
+    best = score if best is None else best
+    dice = {f"val_dice_{name}": score for name in ("mean", "WT", "TC", "ET")}
+    return {
+        "epoch": epoch, **dice, "best_score": best, "best_epoch": epoch if best == score else 1,
+        "end_reason": end_reason,
+    }  # fmt: skip
+
+
+def start_journal(run_dir: Path, config: SweepConfig) -> tuple[Journal, RungScheduler]:
+    """Open a run's journal, and the scheduler that a launch or resume begins with."""
+    from tune.driver.scheduler import RungScheduler  # here, because it imports Ray
+    from tune.search.journal import Journal
+
+    journal = Journal(run_dir, config)
+    return journal, RungScheduler(journal, config, lambda *_: None)
+
+
+def report_all(journal: Journal, scheduler: RungScheduler, number: int, *reports: dict[str, Any]) -> str:
+    """Report these epochs of a trial until it is stopped; return the last decision."""
+    decision = "CONTINUE"
+    for report in reports:
+        journal.record(number, report)
+        decision = scheduler.decide(number, report)
+        if decision == "STOP":
+            break
+    return decision
+
+
+# The YAML of sweeps that really train, in seconds: some trials are stopped early, the others run to their end.
+SPACE = """
+study: {trials: 5, seed: 1}
+early_stopping: {type: asha, grace_period: 1, reduction_factor: 2}
+searcher: {type: tpe, startup_trials: 3}
+resources: {gpu: 0, cpu: 1}
+train: {epochs: 4, depth: 3, base_channels: 4, target_shape: [16, 16, 16], patches_per_epoch: 24, num_workers: 0,
+        device: cpu}
+space:
+  optimizer: {choice: [adam, adamw, sgd]}
+  lr: {loguniform: [1e-5, 3e-2]}
+  momentum: {uniform: [0.8, 0.99], when: {optimizer: sgd}}
+  loss_weights: {choice: [[1.0, 1.0], [1.0, 2.0]]}
+"""
+ONE_CORE = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}  # one trial at a time, so that two sweeps can be compared
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this environment without the token of a Ray cluster of this process."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+
+
+def start(*words: object, **environment: str) -> subprocess.Popen[str]:
+    """Start Python in a new process group, as a shell does, with these variables; stderr goes to stdout."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env=clean_environment() | environment,
+    )  # fmt: skip
+
+
+def start_voxtune(*words: object) -> subprocess.Popen[str]:
+    """Start a verb whose sweep trains one trial at a time."""
+    return start("-m", "tune", *words, **ONE_CORE)
+
+
+def voxtune(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a verb to its end, with these variables; its sweep trains one trial at a time."""
+    return subprocess.run(
+        [sys.executable, "-m", "tune", *map(str, words)],
+        capture_output=True, text=True, check=False, env=clean_environment() | ONE_CORE | environment,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until a condition holds, while a process must run."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv in a trial's folder; none if there is no such file yet."""
+    path = folder / "metrics.csv"
+    return list(csv.DictReader(path.open())) if path.exists() else []

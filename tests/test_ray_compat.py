@@ -1,0 +1,276 @@
+"""What the driver relies on in Ray beyond its documentation: a small sweep of plain Ray Tune, its calls in order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+from ray import tune as ray_tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from tune.driver import ray_compat
+from tune.driver.cluster import Cluster
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
+
+STOPPED, FAILS, ENDS, HANGS, RESTARTS = TRIALS = range(5)
+MAX_FAILURES = 1
+REPORT = ["stopper", "scheduler", "searcher", "callback"]  # the calls for a report after which a trial goes on
+
+
+def train(config: dict[str, Any]) -> None:
+    """Report from a background thread, as trainable.training.loop.fit does."""
+    number, folder = config["number"], Path(config["folder"])
+
+    def work() -> None:
+        with (folder / f"lives_{number}").open("a") as file:
+            file.write("x")
+        if number == RESTARTS and len((folder / f"lives_{number}").read_text()) > MAX_FAILURES + 1:
+            return
+        report(1)
+        if number in (FAILS, RESTARTS):
+            raise RuntimeError("injected")
+        if number == HANGS:
+            time.sleep(600)
+        if number == STOPPED:
+            try:
+                report(2)
+            except SystemExit:
+                (folder / f"raised_in_{threading.current_thread().name}").touch()
+                raise
+            (folder / "went_on").touch()
+
+    def report(epoch: int) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            Path(name, "state").write_text(str(epoch))
+            ray_tune.report({"epoch": epoch}, checkpoint=ray_tune.Checkpoint.from_directory(name))
+
+    with ThreadPoolExecutor(1, "background") as pool:
+        pool.submit(work).result()
+
+
+class Events:
+    """The calls of Ray in the driver, per trial."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[str]] = {number: [] for number in TRIALS}
+        self.numbers: dict[str, int] = {}  # by Ray's id
+        self.checkpoints: dict[int, str | None] = {}
+        self.errors: dict[int, str] = {}
+
+    def add(self, trial_id: str, event: str) -> None:
+        self.of[self.numbers[trial_id]].append(event)
+
+
+class RecordingSearcher(Searcher):
+    def __init__(self, events: Events, folder: Path) -> None:
+        super().__init__()
+        self.events, self.folder = events, folder
+
+    def suggest(self, trial_id: str) -> Any:
+        number = len(self.events.numbers)
+        if number == len(TRIALS):
+            return Searcher.FINISHED
+        self.events.numbers[trial_id] = number
+        return {"number": number, "folder": str(self.folder)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self.events.add(trial_id, "searcher")
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self.events.add(trial_id, f"searcher: {'error' if error else 'complete'}")
+
+
+class RecordingScheduler(FIFOScheduler):
+    def __init__(self, events: Events, storage: Path) -> None:
+        super().__init__()
+        self.events, self.storage = events, storage
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        number = trial.config["number"]
+        self.events.add(trial.trial_id, "scheduler")
+        name = ray_compat.checkpoint_name(result)
+        state = self.storage / "attempt" / f"{number:04d}" / str(name) / "state"
+        self.events.checkpoints[number] = state.read_text() if state.exists() else None
+        if number == RESTARTS and trial.max_failures == MAX_FAILURES:
+            ray_compat.allow_one_more_restart(trial)
+        return TrialScheduler.STOP if result["epoch"] == 2 else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        self.events.errors[trial.config["number"]] = Path(trial.error_file).read_text()
+        self.events.add(trial.trial_id, "scheduler: error")
+
+
+class RecordingStopper(ray_tune.Stopper):
+    def __init__(self, events: Events) -> None:
+        self.events = events
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        assert result["time_this_iter_s"] > 0
+        self.events.add(trial_id, "stopper again" if result.get("done") else "stopper")
+        return False
+
+    def stop_all(self) -> bool:
+        return False
+
+
+class RecordingCallback(ray_tune.Callback):
+    def __init__(self, events: Events) -> None:
+        self.events = events
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.events.add(trial.trial_id, "start")
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: Any, **info: Any) -> None:
+        self.events.add(trial.trial_id, "callback")
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.events.add(trial.trial_id, "callback: complete")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.events.add(trial.trial_id, "callback: error")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        for trial in trials:
+            if trial.config["number"] == HANGS and self.events.of[HANGS][-1:] == ["callback"]:
+                actor = ray_compat.actor_of(trial)
+                assert actor is not None
+                self.events.add(trial.trial_id, "killed")
+                ray_compat.forbid_restarts(trial)
+                ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Events]:
+    """What the trials of the sweep wrote, and Ray's calls."""
+    path, events = tmp_path_factory.mktemp("ray"), Events()
+    ray_tune.Tuner(
+        ray_tune.with_resources(train, {"cpu": 0.5}),
+        tune_config=ray_tune.TuneConfig(
+            search_alg=RecordingSearcher(events, path),
+            scheduler=RecordingScheduler(events, path / "storage"),
+            num_samples=len(TRIALS),
+            reuse_actors=True,
+            trial_dirname_creator=lambda ray_trial: f"{ray_trial.config['number']:04d}",
+        ),
+        run_config=ray_tune.RunConfig(
+            name="attempt",
+            storage_path=str(path / "storage"),
+            failure_config=ray_tune.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=[RecordingCallback(events)],
+            stop=RecordingStopper(events),
+            verbose=0,
+        ),
+    ).fit()
+    return path, events
+
+
+def test_a_report_goes_to_the_stopper_the_scheduler_the_searcher_and_the_callbacks_in_this_order(folder) -> None:
+    assert folder[1].of[STOPPED][: 1 + len(REPORT)] == ["start", *REPORT]
+
+
+def test_a_stopped_trial_s_last_report_does_not_reach_the_searcher_which_hears_of_its_end_before_the_callbacks(folder):
+    ending = ["stopper", "scheduler", "callback", "searcher: complete", "callback: complete"]
+    assert folder[1].of[STOPPED][1 + len(REPORT) :] == ending
+
+
+def test_a_stopped_trial_gets_system_exit_inside_report_in_the_thread_that_reports(folder) -> None:
+    names = [path.name for path in folder[0].glob("raised_in_*")]
+    assert [name.startswith("raised_in_background") for name in names] == [True]
+    assert not (folder[0] / "went_on").exists()
+
+
+def test_an_ended_trial_s_last_report_comes_to_the_stopper_again_marked_as_done(folder) -> None:
+    events = folder[1].of[ENDS]
+    assert events == ["start", *REPORT, "stopper again", "searcher: complete", "callback: complete"]
+
+
+def test_each_failure_reaches_the_scheduler_and_the_last_one_also_the_searcher_and_the_callbacks(folder) -> None:
+    one_life = ["start", *REPORT, "scheduler: error"]
+    assert folder[1].of[FAILS] == one_life * (1 + MAX_FAILURES) + ["searcher: error", "callback: error"]
+    assert "RuntimeError: injected" in folder[1].errors[FAILS]
+
+
+def test_a_killed_trial_that_may_not_be_restarted_has_failed(folder) -> None:
+    events = folder[1].of[HANGS]
+    assert events == ["start", *REPORT, "killed", "scheduler: error", "searcher: error", "callback: error"]
+    assert (folder[0] / f"lives_{HANGS}").read_text() == "x"
+
+
+def test_one_more_restart_can_be_allowed(folder) -> None:
+    assert (folder[0] / f"lives_{RESTARTS}").read_text() == "x" * (MAX_FAILURES + 2)
+    assert folder[1].of[RESTARTS][-1] == "callback: complete"
+
+
+def test_a_report_s_checkpoint_is_in_the_storage_when_the_scheduler_hears_of_it(folder) -> None:
+    assert folder[1].checkpoints == {STOPPED: "2", FAILS: "1", ENDS: "1", HANGS: "1", RESTARTS: "1"}
+
+
+DIES = """
+import os, signal
+from tune.driver import ray_compat
+from tune.driver.cluster import Cluster
+
+assert not ray_compat.cluster_died()
+with Cluster() as cluster:
+    cluster.wait()
+    assert not ray_compat.cluster_died()
+    import ray._private.worker as worker
+    os.kill(worker._global_node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+    while not ray_compat.cluster_died():
+        pass
+    print("died", flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_dead_process_of_the_cluster_is_noticed() -> None:
+    done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "died"  # Ray may print lines before it
+
+
+def test_a_clean_end_does_not_wait_for_the_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    node = SimpleNamespace(kill_monitor=lambda check_alive: calls.append(f"kill_monitor {check_alive}"))
+    monkeypatch.setattr(ray_compat, "_local_node", lambda: node)
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    ray_compat.shutdown()
+    assert calls == ["kill_monitor False", "shutdown"]
+
+
+@pytest.mark.parametrize("node", [None, SimpleNamespace(), SimpleNamespace(kill_monitor=lambda: None)])
+def test_without_ray_s_private_names_the_end_is_still_clean(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them there, or with another signature."""
+    calls: list[str] = []
+    monkeypatch.setattr(ray_compat, "_local_node", lambda: node)
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    ray_compat.shutdown()
+    assert calls == ["shutdown"]
+    assert not ray_compat.cluster_died()
+    assert ray_compat.actor_of(SimpleNamespace()) is None  # type: ignore[arg-type]
+
+
+def test_the_monitor_and_the_processes_of_a_cluster_have_the_names_that_are_used(cluster: Cluster) -> None:
+    node = ray_compat._local_node()
+    assert node is not None
+    assert callable(node.kill_monitor)
+    assert list(node.dead_processes()) == []

@@ -1,0 +1,55 @@
+"""What this project uses of Ray that is not in Ray's documented interface: each name once, with a fallback.
+
+tests/test_ray_compat.py runs a small sweep of plain Ray Tune and asserts all of it, so that an upgrade of Ray that
+changes one of them fails there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import ray
+from ray.tune.experiment import Trial
+
+
+def _local_node() -> Any:
+    """Return Ray's record of the cluster that this process has started; None if there is none."""
+    worker = getattr(getattr(ray, "_private", None), "worker", None)
+    return getattr(worker, "_global_node", None)
+
+
+def shutdown() -> None:
+    """Leave the cluster, and end it if this process has started it."""
+    kill_monitor = getattr(_local_node(), "kill_monitor", None)
+    if kill_monitor is not None:
+        # The autoscaler's monitor ignores SIGTERM, and ray.shutdown waits 1 s for it: 1.35 s in all, 0.4 s without.
+        with contextlib.suppress(Exception):  # without it the end is slow, not wrong
+            kill_monitor(check_alive=False)
+    ray.shutdown()
+
+
+def cluster_died() -> bool:
+    """Return whether a process has ended of the cluster that this process has started; False if Ray does not tell."""
+    dead_processes = getattr(_local_node(), "dead_processes", None)
+    return dead_processes is not None and bool(dead_processes())
+
+
+def actor_of(ray_trial: Trial) -> Any:
+    """Return the handle of the process that runs a trial; None if it has none, or Ray does not tell."""
+    return getattr(getattr(ray_trial, "temporary_state", None), "ray_actor", None)
+
+
+def allow_one_more_restart(ray_trial: Trial) -> None:
+    """Let Ray restart a trial once more than resources.max_failures says."""
+    ray_trial.max_failures += 1  # Ray compares it with the trial's failures when one occurs
+
+
+def forbid_restarts(ray_trial: Trial) -> None:
+    """Make the next failure of a trial its last."""
+    ray_trial.max_failures = 0
+
+
+def checkpoint_name(result: dict[str, Any]) -> str | None:
+    """Return the name of a report's checkpoint in the folder of its trial; None for a report without a checkpoint."""
+    return result.get("checkpoint_dir_name")

@@ -1,0 +1,66 @@
+"""The Ray Tuner of one launch or resume."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import ray
+from ray import tune as ray_tune
+from ray.tune.error import TuneError
+
+from tune.driver.scheduler import RungScheduler
+from tune.driver.searcher import OptunaSearcher
+from tune.driver.stopping import SweepStopper
+from tune.driver.worker import Fit, run_trial
+from tune.run.results import Run
+from tune.run.retention import NUM_TO_KEEP
+from tune.run.snapshot import is_uri
+
+
+def make_tuner(
+    run: Run,
+    fit: Fit,
+    searcher: OptunaSearcher,
+    scheduler: RungScheduler,
+    stopper: SweepStopper,
+    callbacks: list[ray_tune.Callback],
+) -> ray_tune.Tuner:
+    """Return the Tuner of one launch or resume.
+
+    Its storage is a new folder, so that what the processes of a dead driver still write cannot mix with it.
+    """
+    resources = run.config.resources
+    trainable = partial(run_trial, fit=fit)
+    return ray_tune.Tuner(
+        ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu_share}),
+        tune_config=ray_tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=searcher.remaining,
+            reuse_actors=resources.reuse_processes,
+            trial_name_creator=lambda ray_trial: f"trial_{ray_trial.config['number']:04d}",
+            trial_dirname_creator=lambda ray_trial: f"{ray_trial.config['number']:04d}",
+        ),
+        run_config=ray_tune.RunConfig(
+            name=run.config.record.attempts[-1],
+            storage_path=run.storage,
+            failure_config=ray_tune.FailureConfig(max_failures=resources.max_failures),
+            checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=None if is_uri(run.storage) else NUM_TO_KEEP),
+            callbacks=callbacks,
+            stop=stopper,
+            verbose=0,
+        ),
+    )
+
+
+def run_tuner(tuner: ray_tune.Tuner, stopper: SweepStopper) -> None:
+    """Run the Tuner; a full disk or a lost cluster ends the sweep, whose trials can be resumed."""
+    try:
+        tuner.fit()
+    except (TuneError, OSError, ray.exceptions.RayError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError | ray.exceptions.RayError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None and not stopper.signal:
+            raise
+        stopper.error = stopper.error or str(cause)
