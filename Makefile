@@ -4,13 +4,13 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-gpu proofs drill docs lint format
+.PHONY: demo test test-slow test-gpu proofs drill docs lint format constraints
 
 demo: .venv/installed
 	$(BIN)/voxtune demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
@@ -29,9 +29,10 @@ drill: .venv/installed
 	$(BIN)/python tests/drills/sweep_drill.py --serial --kills 15
 	$(BIN)/python tests/drills/fault_drill.py
 
-# docs/options.md from the code.
+# docs/options.md and docs/cli.md from the code.
 docs: .venv/installed
 	$(BIN)/python tests/proofs/option_proofs.py --docs
+	$(BIN)/python tests/proofs/cli_page.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -42,8 +43,18 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The newest versions that pyproject.toml allows, from a fresh environment; run the tests before you commit it.
+# triton is left out: torch's CUDA build requires its own version.
+constraints:
+	$(PYTHON) -m venv .venv-new
+	.venv-new/bin/pip install --quiet $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt)
+	.venv-new/bin/pip install --quiet -e '.[dev,storage-tests]'
+	{ head -1 constraints.txt; .venv-new/bin/pip freeze --exclude-editable | grep -v '^triton==' | sed 's/+cpu$$//'; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -r .venv-new
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH_INDEX) -c constraints.txt $(shell grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,storage-tests]'
 	touch $@
