@@ -46,8 +46,8 @@ from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import BEST, LATEST
 from tune.driver.sweep import launch, resume
 from tune.run.provenance import commit, version
-from tune.run.report import make_console
 from tune.run.results import Run, read_run
+from tune.run.tables import make_console
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.trial_spec import Report
 

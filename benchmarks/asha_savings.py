@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.table import Table
 
 from tune.driver.sweep import launch
-from tune.run.report import duration, make_console
 from tune.run.results import Run, read_run
+from tune.run.tables import duration, make_console
 from tune.search.journal import read_trials
 from tune.spec.sections import EarlyStopping
 

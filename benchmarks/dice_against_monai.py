@@ -29,7 +29,7 @@ from trainable.data.split import Split
 from trainable.model.unet3d import build_network
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
-from tune.run.report import make_console
+from tune.run.tables import make_console
 
 SCORES = (*REGIONS, "mean")
 

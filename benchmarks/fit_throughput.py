@@ -31,7 +31,7 @@ from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
-from tune.run.report import make_console
+from tune.run.tables import make_console
 
 SIZE, BATCH = 128, 2
 

@@ -33,7 +33,7 @@ from trainable.data.prepare import Data
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import BEST
-from tune.run.report import make_console
+from tune.run.tables import make_console
 
 SPACE: dict[str, tuple[str, list[float]]] = {
     "lr": ("loguniform", [1e-5, 1e-2]),

@@ -25,7 +25,7 @@ from trainable.core.brats import MODALITIES
 from trainable.core.config import TrainConfig
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
-from tune.run.report import make_console
+from tune.run.tables import make_console
 
 
 def ours(case: Path, scratch: Path) -> None:

@@ -24,7 +24,7 @@ from trainable.data.cache import open_case
 from trainable.data.patches import PatchReader
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
-from tune.run.report import make_console
+from tune.run.tables import make_console
 
 MIB = 2**20
 

@@ -30,7 +30,7 @@ from trainable.training.epoch_result import EpochResult
 from trainable.training.step import TrainStep
 from tune.driver.sweep import launch
 from tune.driver.worker import fit_to_storage
-from tune.run.report import make_console
+from tune.run.tables import make_console
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
 STEPS, EPOCHS, BATCH = 4, 2, 2

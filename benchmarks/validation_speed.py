@@ -23,7 +23,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import kernel_selection
 from trainable.evaluation.inference import predict_logits
 from trainable.evaluation.sliding_window import window_starts
-from tune.run.report import make_console
+from tune.run.tables import make_console
 
 SIZE, BATCH, OVERLAP = 128, 2, 0.5
 

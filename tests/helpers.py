@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune.driver.scheduler import RungScheduler
+    from tune.driver.rung_scheduler import RungScheduler
     from tune.search.journal import Journal
     from tune.spec.sweep_config import SweepConfig
 
@@ -41,7 +41,7 @@ def make_report(epoch: int, score: float, best: float | None = None, end_reason:
 
 def start_journal(run_dir: Path, config: SweepConfig) -> tuple[Journal, RungScheduler]:
     """Open a run's journal, and the scheduler that a launch or resume begins with."""
-    from tune.driver.scheduler import RungScheduler  # here, because it imports Ray
+    from tune.driver.rung_scheduler import RungScheduler  # here, because it imports Ray
     from tune.search.journal import Journal
 
     journal = Journal(run_dir, config)

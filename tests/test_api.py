@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 import voxtune as vt
 from trainable.data.prepare import Data
-from trainable.training.run_log import RunLog
+from trainable.training.training_log import TrainingLog
 from tune.run.run_dir import RunDir
 from tune.search.journal import Journal
 from tune.spec.sweep_config import make_sweep_config
@@ -41,7 +41,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     journal = Journal(paths.path, config)
     for number in (0, 1):
         journal.ask()
-        log = RunLog(paths.trial(number).path)
+        log = TrainingLog(paths.trial(number).path)
         for epoch in (1, 2) if number == 0 else (1,):
             report = make_report(epoch, 0.1 * epoch + 0.2, end_reason="epochs" if epoch == 2 else "")
             log.write(report)

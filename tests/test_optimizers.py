@@ -22,7 +22,8 @@ from torch.optim.lr_scheduler import (
 )
 
 from trainable.core.config import TrainConfig
-from trainable.training.optimizers import FACTORS, Schedule, make_optimizer
+from trainable.training.optimizers import make_optimizer
+from trainable.training.schedules import FACTORS, Schedule
 
 
 def network() -> nn.Module:

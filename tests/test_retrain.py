@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainable.core.config import TrainConfig
-from trainable.training.optimizers import Schedule
+from trainable.training.schedules import Schedule
 from tune.retrain import scale_to_epochs
 
 

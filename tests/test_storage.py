@@ -31,7 +31,7 @@ from tune.run.run_dir import RunDir
 from tune.run.snapshot import Snapshot, check_storage, restore_snapshot
 from tune.run.verify import verify
 from tune.search.journal import read_trials
-from tune.search.progress import Progress
+from tune.search.trial_progress import Progress
 from tune.spec.sweep_config import make_sweep_config
 
 BUCKET = "sweeps"

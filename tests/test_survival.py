@@ -14,7 +14,7 @@ from faults import small_sweep
 from helpers import rows, start, wait_for
 from optuna.trial import TrialState
 
-from tune.driver.stopping import SweepStopper
+from tune.driver.sweep_stopper import SweepStopper
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify

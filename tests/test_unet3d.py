@@ -170,7 +170,7 @@ def test_same_seed_gives_same_weights() -> None:
 
 def test_weights_do_not_depend_on_how_many_threads_draw_them(monkeypatch: pytest.MonkeyPatch) -> None:
     many = [small().state_dict() for _ in range(5)]
-    monkeypatch.setattr("trainable.core.workers.cores", lambda: 1)
+    monkeypatch.setattr("trainable.core.parallel.cores", lambda: 1)
     one = small().state_dict()
     assert all(torch.equal(each[name], one[name]) for each in many for name in one)
 

@@ -11,8 +11,8 @@ from helpers import SWEEP, make_report
 
 from trainable.core.errors import InputError
 from trainable.data.split import Split, save_split
-from trainable.training.run_log import RunLog
-from tune.driver.scheduler import RungScheduler
+from trainable.training.training_log import TrainingLog
+from tune.driver.rung_scheduler import RungScheduler
 from tune.run.results import read_run
 from tune.run.verify import verify
 from tune.search.journal import Journal
@@ -29,7 +29,7 @@ def run(tmp_path: Path) -> Path:
     save_split(split, tmp_path / "split.json")
     (tmp_path / "study.yaml").write_text(dump(study.with_record(split=split.digest())))
     journal = Journal(tmp_path, study)
-    logs = [RunLog(tmp_path / "trials" / f"{number:04d}") for number in range(5)]
+    logs = [TrainingLog(tmp_path / "trials" / f"{number:04d}") for number in range(5)]
     scheduler = RungScheduler(journal, study, lambda number, result: logs[number].write(result))
     running = {journal.ask()[0] for _ in logs}
     for epoch in range(1, 5):

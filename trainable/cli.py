@@ -10,16 +10,16 @@ from typing import Any, get_args
 
 import torch
 
-from trainable.core.command import DEFAULT, set_train_command, train_command
+from trainable.core.command_name import DEFAULT, set_train_command, train_command
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS
 from trainable.core.logger import init_logger, logger
+from trainable.core.option_errors import did_you_mean
 from trainable.core.option_files import load_options
 from trainable.core.options import help_text, make_config, option_info, option_names, path_options, to_dict
-from trainable.core.validation import did_you_mean
 from trainable.evaluate import evaluate
-from trainable.train_run import FULL_DISK_HINT, out_of_memory, refuse_used, resume_hint, train
+from trainable.train import FULL_DISK_HINT, out_of_memory, refuse_used, resume_hint, train
 from trainable.training.checkpoint import find_checkpoint, load_latest_valid
 from trainable.training.epoch_result import EndReason
 from trainable.training.state import check_resumable

@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def stop(number: int, _: FrameType | None) -> None:
-    """End the verb on a signal; a running sweep handles them itself, see tune.driver.stopping.SweepStopper."""
+    """End the verb on a signal; a running sweep handles them itself, see tune.driver.sweep_stopper.SweepStopper."""
     typer.echo(f"\nstopped by {signal.Signals(number).name}; what was finished is kept", err=True)
     sys.exit(128 + number)
 

@@ -15,9 +15,9 @@ from trainable.core.errors import InputError
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger
 from trainable.training.training_dir import TrainingDir
-from tune.run.report import make_console, print_best, print_outcome, print_space, print_trials, summary_line
 from tune.run.results import Run, export_recipe, read_run
 from tune.run.run_dir import resume_command
+from tune.run.tables import make_console, print_best, print_outcome, print_space, print_trials, summary_line
 from tune.search.sampler import first_recipes
 from tune.spec.sweep_file import load_sweep_config
 

@@ -14,7 +14,7 @@ from trainable.core.options import least_value, make_config, option_names, to_di
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, load_split, save_split
 from trainable.evaluate import evaluate
-from trainable.train_run import train
+from trainable.train import train
 from trainable.training import checkpoint
 from trainable.training.training_dir import TrainingDir
 from tune.run.provenance import digest_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainable.core.config import TrainConfig
-from trainable.training.run_log import read_rows
+from trainable.training.training_log import read_rows
 from tune.run.results import Run, TrialResult, read_run
 from tune.spec.sweep_config import SweepConfig
 

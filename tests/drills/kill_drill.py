@@ -22,8 +22,8 @@ import torch
 
 from trainable.data.phantom import write_phantoms
 from trainable.training.checkpoint import load_checkpoint
-from trainable.training.run_log import read_rows
 from trainable.training.training_dir import LATEST
+from trainable.training.training_log import read_rows
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 150

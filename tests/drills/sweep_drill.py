@@ -34,7 +34,7 @@ from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EpochResult
-from tune.driver.scheduler import RungScheduler
+from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.sweep import launch, resume
 from tune.driver.worker import Fit, fit_to_storage
@@ -43,7 +43,7 @@ from tune.run.verify import verify
 from tune.search.asha import STOP
 from tune.search.journal import read_trials
 from tune.search.journal_file import AtomicJournalBackend
-from tune.search.progress import Progress
+from tune.search.trial_progress import Progress
 
 # Each phase; the kill comes at one of this many first entries of it in one life of the driver.
 ENTRIES = {

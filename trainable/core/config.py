@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from trainable.core.option_errors import allowed_values
 from trainable.core.option_info import option
-from trainable.core.validation import allowed_values
 
 Shape3 = tuple[int, int, int]
 

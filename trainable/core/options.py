@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.option_errors import allowed_values, did_you_mean, error_text, expectation
 from trainable.core.option_info import OptionInfo, info_of
-from trainable.core.validation import allowed_values, did_you_mean, error_text, expectation
 
 OPTIONS = {name: info_of(field) for name, field in TrainConfig.model_fields.items()}
 

@@ -27,8 +27,8 @@ from trainable.core.brats import REGION_LABELS
 from trainable.core.errors import InputError
 from trainable.core.files import fsync_path
 from trainable.core.locks import process_exists
+from trainable.core.parallel import cores, run_parallel
 from trainable.core.progress_bar import progress_bar
-from trainable.core.workers import cores, run_parallel
 from trainable.data.cache import ARRAYS, METADATA, VERSION, CaseMetadata, FileInfo, read_metadata
 from trainable.data.cases import Case, CaseError, LoadedCase, load_case
 from trainable.data.normalise import brain_box, channel_stats

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainable.core.brats import MODALITIES, REGIONS
 from trainable.core.config import Shape3, TrainConfig
-from trainable.core.workers import prefetch
+from trainable.core.parallel import prefetch
 from trainable.data.cache import CachedCase, open_case
 
 Key = tuple[int, int]  # epoch, index of the patch in it

@@ -12,8 +12,8 @@ import numpy as np
 from trainable.core.brats import MODALITIES
 from trainable.core.config import Shape3
 from trainable.core.errors import InputError
+from trainable.core.parallel import run_parallel
 from trainable.core.progress_bar import progress_bar
-from trainable.core.workers import run_parallel
 from trainable.data.phantom_anatomy import check_shape, make_case
 
 MARKER = "phantom.json"

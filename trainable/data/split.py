@@ -13,7 +13,7 @@ import numpy as np
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
-from trainable.core.validation import did_you_mean
+from trainable.core.option_errors import did_you_mean
 
 PARTS = ("train", "val", "test")
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from trainable.core.brats import MODALITIES, REGIONS
 from trainable.core.config import TrainConfig
 from trainable.core.device import has_fused_kernels
-from trainable.core.workers import run_parallel
+from trainable.core.parallel import run_parallel
 
 LEAKY_RELU_SLOPE = 0.01  # of leaky ReLU
 MAX_HEADS = 4  # below an eighth of the resolution a target has too few voxels of a tumour

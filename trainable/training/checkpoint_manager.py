@@ -16,7 +16,7 @@ from trainable.core.device import choose_device
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_copy
 from trainable.core.logger import logger
-from trainable.core.workers import BackgroundWorker
+from trainable.core.parallel import BackgroundWorker
 from trainable.training.checkpoint import load_checkpoint, read_epoch, save_checkpoint
 from trainable.training.training_dir import LATEST, TrainingDir
 

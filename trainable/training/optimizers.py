@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from trainable.core.config import TrainConfig
 
@@ -54,87 +52,3 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         for parameter in network.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
-
-
-def cosine_factor(epoch: int, config: TrainConfig) -> float:
-    """Return a linear warm-up to 1, then half a cosine to min_lr / lr at the last epoch (Loshchilov & Hutter 2017)."""
-    if epoch < config.warmup_epochs:
-        return (epoch + 1) / (config.warmup_epochs + 1)
-    lowest = min(1.0, config.min_lr / config.lr)
-    progress = (epoch - config.warmup_epochs) / max(1, config.epochs - config.warmup_epochs)
-    return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-# The factor on lr per epoch, counted from 0. Closed forms, so that a resumed schedule cannot drift.
-FACTORS: dict[str, Callable[[int, TrainConfig], float]] = {
-    "cosine": cosine_factor,
-    "step": lambda epoch, config: config.step_gamma ** (epoch // config.step_size),
-    "exponential": lambda epoch, config: config.exponential_gamma**epoch,
-    "poly": lambda epoch, config: max(0.0, 1 - epoch / config.epochs) ** config.poly_power,
-}
-PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # what changes during a training
-
-
-class Schedule:
-    """Sets the lr of an optimizer per epoch: lr times a closed form, or plateau, which follows the validated metric."""
-
-    def __init__(self, optimizer: Optimizer, config: TrainConfig) -> None:
-        self.optimizer, self.config = optimizer, config
-        self.epoch = 0  # finished epochs
-        self.plateau: ReduceLROnPlateau | None = None
-        if config.scheduler == "plateau":
-            self.plateau = ReduceLROnPlateau(
-                optimizer,
-                mode="max",
-                factor=config.plateau_factor,
-                patience=config.plateau_patience,
-                min_lr=config.min_lr,
-                threshold=0,
-            )
-        self.set_base_lr(config.lr)
-
-    @property
-    def lr(self) -> float:
-        """The current learning rate."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def step(self, score: float | None) -> None:
-        """End an epoch. score: its validated metric, None if it was not validated."""
-        self.epoch += 1
-        if self.plateau is None:
-            self._set_lr()
-        elif score is not None:
-            self.plateau.step(score)
-
-    def set_base_lr(self, lr: float) -> None:
-        """Replace the base learning rate; the schedule continues at its current epoch."""
-        self.base_lr = lr
-        self._set_lr()
-
-    def _set_lr(self) -> None:
-        """Set the lr of every group: the base learning rate times the factor of the current epoch."""
-        factor = 1.0 if self.plateau is not None else FACTORS[self.config.scheduler](self.epoch, self.config)
-        lr = self.base_lr * factor
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], torch.Tensor):  # a CUDA graph reads it there
-                group["lr"].fill_(lr)
-            else:
-                group["lr"] = lr
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what changes during a training; everything else follows from the config in use."""
-        if self.plateau is None:
-            return {"last_epoch": self.epoch}
-        state = self.plateau.state_dict()
-        return {name: state[name] for name in PLATEAU_STATE}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint; a closed form counts with the options of the config in use from epoch 0 on.
-
-        The lr of plateau is part of the optimizer's state.
-        """
-        if self.plateau is not None:
-            self.plateau.load_state_dict({name: state[name] for name in PLATEAU_STATE})
-            return
-        self.epoch = state["last_epoch"]
-        self.set_base_lr(self.config.lr)

@@ -20,7 +20,8 @@ from trainable.evaluation.metrics import Scores
 from trainable.model.losses import make_loss
 from trainable.model.unet3d import UNet3D, build_network
 from trainable.training.epoch_result import Row
-from trainable.training.optimizers import Schedule, make_optimizer
+from trainable.training.optimizers import make_optimizer
+from trainable.training.schedules import Schedule
 from trainable.training.step import TrainStep, needs_loss_scale
 
 # Keys of the optimizer's groups that follow the config and the device in use, not the checkpoint.

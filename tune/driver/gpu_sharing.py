@@ -14,7 +14,7 @@ from trainable.core.device import kernel_selection, to_network_format
 from trainable.core.options import make_config
 from trainable.evaluation.inference import predict_logits
 from trainable.training.state import TrainingState
-from tune.driver.process_group import ProcessFailed, WaitForAll, run_together
+from tune.driver.parallel_processes import ProcessFailed, WaitForAll, run_together
 
 CUDA_CONTEXT_BYTES = 0.75 * 2**30  # that a process needs besides torch's tensors: CUDA's context, its kernels
 VALIDATED_SHAPE = (240, 240, 155)  # voxels of a BraTS case

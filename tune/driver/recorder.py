@@ -17,15 +17,15 @@ from ray.tune.result import AUTO_RESULT_KEYS
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
-from trainable.core.workers import BackgroundWorker
+from trainable.core.parallel import BackgroundWorker
 from trainable.training import checkpoint
-from trainable.training.run_log import RunLog
-from tune.driver.stopping import SweepStopper
-from tune.run.report import LiveTable
+from trainable.training.training_log import TrainingLog
+from tune.driver.sweep_stopper import SweepStopper
 from tune.run.results import Run, TrialResult, recipe_text, resolve_checkpoint
 from tune.run.retention import Retention
 from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
+from tune.run.tables import LiveTable
 from tune.search.journal import Journal
 from tune.spec.trial_spec import Report
 
@@ -86,7 +86,7 @@ class Recorder(ray_tune.Callback):
         self.retention = Retention(run)
         self.worker, self.last_warning = BackgroundWorker(), ""
         self.last_sync, self.next_sync = -math.inf, math.inf  # monotonic seconds
-        self.logs: dict[int, RunLog] = {}
+        self.logs: dict[int, TrainingLog] = {}
         self.ended: dict[int, TrialResult] = {}  # trials that do not change any more
 
     def __getstate__(self) -> dict[str, object]:
@@ -122,7 +122,7 @@ class Recorder(ray_tune.Callback):
         if "avg_total_loss" not in report:
             return  # it reports no epoch
         if number not in self.logs:
-            self.logs[number] = RunLog(paths.path)
+            self.logs[number] = TrainingLog(paths.path)
         self.logs[number].write(metrics_of(report))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -18,27 +18,27 @@ from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
+from trainable.core.option_errors import did_you_mean
 from trainable.core.options import path_options
-from trainable.core.validation import did_you_mean
 from trainable.data.prepare import prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
 from trainable.training.training_dir import CHECKPOINT_FORMAT
 from tune.driver.cluster import Cluster, Slots, resolve_auto_gpu, running_or_new
 from tune.driver.recorder import Recorder, sync_outputs
-from tune.driver.scheduler import OnReport, RungScheduler
+from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
-from tune.driver.stopping import SweepStopper
+from tune.driver.sweep_stopper import SweepStopper
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
 from tune.driver.worker import Fit, fit_to_storage
 from tune.run.import_trials import change_space, warm_start
 from tune.run.provenance import digest_of, provenance
-from tune.run.report import LiveTable
 from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import RunDir, resume_command
 from tune.run.snapshot import Snapshot, check_storage, is_uri, name_of
+from tune.run.tables import LiveTable
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import dump, load_sweep_config

@@ -8,9 +8,9 @@ import ray
 from ray import tune as ray_tune
 from ray.tune.error import TuneError
 
-from tune.driver.scheduler import RungScheduler
+from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
-from tune.driver.stopping import SweepStopper
+from tune.driver.sweep_stopper import SweepStopper
 from tune.driver.worker import Fit, run_trial
 from tune.run.results import Run
 from tune.run.retention import NUM_TO_KEEP

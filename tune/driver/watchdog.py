@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial
 
 from trainable.core.logger import logger
 from tune.driver import ray_compat
-from tune.run.report import duration
+from tune.run.tables import duration
 from tune.search.journal import Journal
 
 

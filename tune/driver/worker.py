@@ -25,7 +25,7 @@ from trainable.data.split import load_split
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
-from trainable.training.run_log import epoch_line
+from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import share_memory
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.spec.trial_spec import Report, TrialSpec

@@ -16,7 +16,7 @@ from trainable.training.epoch_result import EndReason
 from trainable.training.training_dir import BEST
 from tune.run.results import Run, TrialResult, read_run, resolve_checkpoint
 from tune.search.journal import Journal, read_trials
-from tune.search.progress import Progress
+from tune.search.trial_progress import Progress
 from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config

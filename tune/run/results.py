@@ -19,7 +19,7 @@ from trainable.data.split import Split, load_split
 from trainable.training.epoch_result import EndReason
 from tune.run.run_dir import RunDir
 from tune.search.journal import read_trials
-from tune.search.progress import Progress
+from tune.search.trial_progress import Progress
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 

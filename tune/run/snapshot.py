@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from trainable.core.workers import run_parallel
+from trainable.core.parallel import run_parallel
 from tune.run.results import Run, resolve_checkpoint
 from tune.run.run_dir import RunDir, TrialDir, resume_command
 from tune.search.journal_file import complete_lines

@@ -13,14 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.errors import InputError
 from trainable.training.epoch_result import EndReason
-from trainable.training.run_log import read_rows
 from trainable.training.training_dir import BEST
+from trainable.training.training_log import read_rows
 from tune.run.results import Run, resolve_checkpoint
 from tune.search.asha import decide, rung_epochs
 from tune.search.journal import read_trials
 from tune.search.journal_file import CREATE_TRIAL, SET_STATE, SET_USER_ATTR
 from tune.search.optuna_compat import trial_id
-from tune.search.progress import Progress, rung_decisions, stopped_at
+from tune.search.trial_progress import Progress, rung_decisions, stopped_at
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 Finding = str

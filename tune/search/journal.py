@@ -22,8 +22,8 @@ from trainable.training.epoch_result import EndReason
 from tune.search.asha import Decision
 from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
 from tune.search.optuna_compat import set_intermediate_value, trial_id
-from tune.search.progress import BestEpoch, Progress, stopped_at
 from tune.search.sampler import make_sampler
+from tune.search.trial_progress import BestEpoch, Progress, stopped_at
 from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from trainable.core.validation import UnexpectedValueError
+from trainable.core.option_errors import UnexpectedValueError
 
 Score = Literal["val_dice_mean", "val_dice_WT", "val_dice_TC", "val_dice_ET"]
 Cost = Literal["gpu_seconds", "seconds"]

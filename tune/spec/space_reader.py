@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainable.core.config import TrainConfig
+from trainable.core.option_errors import did_you_mean
 from trainable.core.options import checked_together, option_names, permissive_values, to_dict, validation_messages
-from trainable.core.validation import did_you_mean
 from tune.spec.kinds import KINDS, KINDS_OF_TYPE, Choice
 from tune.spec.space import DEFAULTS, ConfigErrors, KeyPath, Parameter, Problem, Space
 

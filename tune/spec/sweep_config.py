@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import Field, InstanceOf, ValidationError, field_serializer
 
 from trainable.core.config import TrainConfig
+from trainable.core.option_errors import did_you_mean, expectation
 from trainable.core.options import make_config, option_names, permissive_values, to_dict, validation_messages
-from trainable.core.validation import did_you_mean, expectation
 from tune.spec.kinds import Choice
 from tune.spec.run_record import RunRecord
 from tune.spec.sections import Budget, EarlyStopping, Objective, Resources, Searcher, Section

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from trainable.core.errors import InputError
+from trainable.core.option_errors import did_you_mean
 from trainable.core.option_files import NumberLoader
-from trainable.core.validation import did_you_mean
 from tune.spec.space import ConfigErrors, KeyPath
 from tune.spec.sweep_config import SECTIONS, SweepConfig, make_sweep_config, to_sections
 

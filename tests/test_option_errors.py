@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from trainable.core.validation import UnexpectedValueError, allowed_values, did_you_mean, error_text, expectation
+from trainable.core.option_errors import UnexpectedValueError, allowed_values, did_you_mean, error_text, expectation
 
 
 class Settings(BaseModel):

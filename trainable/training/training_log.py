@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from trainable.core.brats import REGIONS
 from trainable.core.files import atomic_write_text
-from trainable.training.board import Board
+from trainable.training.tensorboard_file import Board
 from trainable.training.training_dir import METRICS
 
 
-class RunLog:
+class TrainingLog:
     """Writes the rows of a training, or of a sweep's trial, as they come.
 
     A row replaces those of its epoch and of later ones, which a resumed training repeats.

@@ -12,11 +12,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainable.evaluation.pictures import COLOURS, draw_case, outline
-from trainable.training.run_log import RunLog, epoch_line, read_rows
+from trainable.training.training_log import TrainingLog, epoch_line, read_rows
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    log = RunLog(folder)
+    log = TrainingLog(folder)
     for row in rows:
         log.write(row)
 
@@ -36,7 +36,7 @@ def test_rows_are_read_back_with_every_column_that_ever_came(tmp_path: Path) -> 
 
 
 def test_rows_are_on_disk_as_they_are_written(tmp_path: Path) -> None:
-    log = RunLog(tmp_path)
+    log = TrainingLog(tmp_path)
     log.write({"epoch": 1, "loss": 0.5})
     assert read_rows(tmp_path / "metrics.csv") == [{"epoch": "1", "loss": "0.5"}]
     assert scalars(tmp_path, "loss") == [(1, 0.5)]
@@ -160,7 +160,7 @@ def test_picture_magnifies_small_volumes_and_captions_each_slice() -> None:
 def test_pictures_are_in_tensorboard_as_they_are(tmp_path: Path) -> None:
     image, label = a_case()
     rgb = draw_case(image, label, label)
-    log = RunLog(tmp_path)
+    log = TrainingLog(tmp_path)
     log.write({"epoch": 4}, {"case_a": rgb, "case_b": rgb[:100]})
     events = EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["validation/case_a", "validation/case_b"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from trainable.core.command import train_command
+from trainable.core.command_name import train_command
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
@@ -20,9 +20,9 @@ from trainable.data.split import load_split, save_split
 from trainable.training.checkpoint import find_checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
-from trainable.training.run_log import RunLog, epoch_line
 from trainable.training.state import TrainingState
 from trainable.training.training_dir import BEST, TrainingDir
+from trainable.training.training_log import TrainingLog, epoch_line
 
 FULL_DISK_HINT = ": there is no space for it; free some"
 
@@ -74,7 +74,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
             refuse_used(paths.path)
         check_files(config)
         data = data or prepare_data(config)
-        log = RunLog(paths.path)
+        log = TrainingLog(paths.path)
 
         def on_start(training: TrainingState) -> None:
             save_options(config, paths.config)

@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from trainable.core.workers import BackgroundWorker
+from trainable.core.parallel import BackgroundWorker
 
 
 def test_tasks_are_done_one_after_the_other_and_waited_for_at_the_end() -> None:
@@ -71,5 +71,5 @@ def test_a_task_that_raised_keeps_nothing_alive() -> None:
 
 def test_only_a_progress_bar_imports_rich() -> None:
     """A trial shows none, and its start would wait for the import."""
-    code = "import sys, trainable.core.workers, trainable.core.progress_bar; print('rich' in sys.modules)"
+    code = "import sys, trainable.core.parallel, trainable.core.progress_bar; print('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

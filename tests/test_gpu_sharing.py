@@ -19,7 +19,7 @@ from tune.driver.gpu_sharing import (
     measure_sharing,
     share_memory,
 )
-from tune.driver.process_group import ProcessFailed
+from tune.driver.parallel_processes import ProcessFailed
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import make_sweep_config
 

@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from tune.driver import ray_compat
 from tune.search.asha import CONTINUE, STOP, Decision, decide, rung_epochs
 from tune.search.journal import Journal
-from tune.search.progress import rung_decisions
+from tune.search.trial_progress import rung_decisions
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
 
