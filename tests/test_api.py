@@ -65,6 +65,21 @@ def test_a_run_is_read_as_tables(run_dir: Path) -> None:
     assert list(curves["end_reason"]) == ["", "epochs", ""]
 
 
+def test_the_columns_of_trials_depend_neither_on_trials_nor_on_scores(run_dir: Path, tmp_path: Path) -> None:
+    """A run that has not trained yet, and then one whose trial has no score."""
+    full = vt.open(run_dir).trials()
+    paths = RunDir(tmp_path)
+    paths.config.write_text((run_dir / paths.config.name).read_text())
+    journal = Journal(tmp_path, vt.open(run_dir).config)
+    empty = vt.open(tmp_path).trials()
+    assert (len(empty), list(empty.columns)) == (0, list(full.columns))
+    assert {"score", "dice_WT", "dice_TC", "dice_ET", "params_lr"} <= set(empty.columns)
+    journal.ask()
+    unscored = vt.open(tmp_path).trials()
+    assert list(unscored.columns) == list(full.columns)
+    assert unscored[["score", "dice_WT"]].isna().all(axis=None)
+
+
 def test_a_run_has_a_winner_a_recipe_and_a_config(run_dir: Path) -> None:
     run = vt.open(run_dir)
     best = run.best()

@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
 
     Returns:
         The exit code: 0, 1 if the training diverged, 2 for what the user must correct, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: after --help (0), or for a flag without its value (2).
     """
     init_logger()
     set_train_command(prog)
@@ -74,15 +77,16 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
 
 
 def report_error(error: object) -> int:
-    """Print what the user must correct; return the exit code."""
+    """Print an error that the user must correct; return the exit code 2."""
     logger.error(f"error: {error}")
     return 2
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return a parser with one flag per option of TrainConfig, in its groups.
+    """Return a parser with one flag per option of TrainConfig, in its groups, and --config and --focal_loss.
 
-    Values stay text: TrainConfig checks them.
+    A bool option is a pair of flags, --NAME and --no-NAME; other values stay text, or lists of text, for TrainConfig to
+    check. Options that are not given are left out of the result.
     """
     parser = argparse.ArgumentParser(
         prog=train_command(),
@@ -115,10 +119,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def read_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """Return the options given as flags or in the file of --config.
+    """Return the options given as flags or in the file of --config; a flag overrides the file.
 
     Raises:
-        InputError: for an unknown flag or option, or a file that cannot be read.
+        InputError: for an unknown flag or option, a file that cannot be read, or one with an option that belongs on
+            the command line.
+        SystemExit: after --help (0), or for a flag without its value (2).
     """
     parser = make_parser()
     known, unknown = parser.parse_known_args(argv)
@@ -140,10 +146,14 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def resolve(options: dict[str, Any]) -> TrainConfig:
-    """Return the config of this call: the given options override those of a resumed checkpoint, these the defaults.
+    """Return the config of this call: given options override those of a resumed checkpoint, which override defaults.
+
+    A resumed training keeps its output folder and the split.json in that folder, unless output_dir or split_file is
+    given; `resume` names the checkpoint file. Paths are made absolute, except `resume` and `pretrained`.
 
     Raises:
-        InputError: naming each option that is wrong, or that cannot change on resume.
+        InputError: naming each option that is wrong or that cannot change on resume; or if there is no checkpoint to
+            resume from or to test, or the new output_dir of a resumed training contains a training.
     """
     if options.get("resume") is None:
         config = make_config(options, train_command())

@@ -35,17 +35,18 @@ COLUMNS = (
 
 
 def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
-    """Score the test cases with the checkpoint file of the option `resume`; return the mean scores.
+    """Score the test cases with the checkpoint file of the option `resume`, which must be set; return the mean scores.
 
     Writes test_scores.json and .csv into output_dir; with save_predictions also predictions/CASE.nii.gz, uint8 labels
-    0, 1, 2, 4 on the case's grid.
+    0, 1, 2, 4 on the case's grid. The scores are those of score_case, with lesion_wise also those of score_lesions.
 
     Args:
         config: all options.
-        data: the cases, if they are prepared already.
+        data: the cases, if they are prepared already; None to prepare those of data_dir.
 
     Raises:
-        InputError: if there are no test cases, or the split is not that of the checkpoint.
+        InputError: if the cases, the device or the checkpoint cannot be used, there are no test cases, or the split is
+            not that of the checkpoint.
     """
     assert config.resume is not None
     paths = TrainingDir(config.output_dir)
@@ -74,7 +75,11 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
 
 
 def load_tested(file: Path, data: Data) -> dict[str, Any]:
-    """Return the state of a checkpoint; raise InputError if the split's test cases may have been trained on."""
+    """Return the state of a checkpoint that has not been trained on the test cases.
+
+    Raises:
+        InputError: if the split has no test cases or is not that of the checkpoint, or the file cannot be used.
+    """
     if not data.split.test:
         raise InputError("the split has no test cases; see --test_fraction and --split_file")
     state = load_checkpoint(file)
@@ -84,7 +89,7 @@ def load_tested(file: Path, data: Data) -> dict[str, Any]:
 
 
 def score_table(scores: Mapping[str, Scores]) -> str:
-    """Return the scores per case and their mean as text, in columns by kind and region."""
+    """Return a table as text: one line per case and one of the means, in COLUMNS; kinds without scores are left out."""
     rows = {**scores, "mean": mean_scores(scores.values())}
     width = max(map(len, ["case", *rows]))
     heading, names, lines = " " * width, "case".ljust(width), [case.ljust(width) for case in rows]
@@ -99,7 +104,10 @@ def score_table(scores: Mapping[str, Scores]) -> str:
 
 
 def save_scores(scores: Mapping[str, Scores], stem: Path, about: Mapping[str, Any]) -> None:
-    """Write scores as STEM.json and STEM.csv; about: what was scored, for the JSON."""
+    """Write the scores of each case as STEM.csv, and with their means as STEM.json; make the folder if needed.
+
+    about: what was scored, by name; it precedes the scores in the JSON.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
     mean = mean_scores(scores.values())
     stem.with_suffix(".json").write_text(json.dumps({**about, "cases": scores, "mean": mean}, indent=2) + "\n")

@@ -25,9 +25,9 @@ class Predictions:
     """What predict_cases did.
 
     Attributes:
-        scores: by name, of the predicted cases that have a seg file.
-        failed: why the other cases cannot be used.
-        total: number of cases.
+        scores: of each predicted case that has a seg file, by the case's name.
+        failed: one error per case that cannot be used.
+        total: number of cases, with those that cannot be used.
     """
 
     scores: dict[str, Scores]
@@ -35,7 +35,10 @@ class Predictions:
     total: int
 
     def failures(self) -> str:
-        """Return the cases that cannot be used, one per line after a heading."""
+        """Return how many of the cases cannot be used, then one line per such case that says why.
+
+        Call it only if there are any.
+        """
         rest = "" if len(self.failed) == self.total else ", the others are predicted"
         listing = "".join(f"\n  {error}" for error in self.failed)
         return f"{len(self.failed)} of {self.total} cases cannot be used{rest}:{listing}"
@@ -50,18 +53,22 @@ def predict_cases(
     pictures: bool = False,
     device: str = "auto",
 ) -> Predictions:
-    """Write OUT/<case>.nii.gz (uint8, labels 0, 1, 2, 4) per case; return the scores of those with a seg file.
+    """Write OUT/<case>.nii.gz (uint8, labels 0, 1, 2, 4) per case that can be used.
 
     Args:
-        checkpoint: the file, or a folder whose best model is taken.
-        folders: of cases, or folders of such folders.
-        out: the folder to write into.
-        mirror: average over the 8 mirrored volumes, in addition to the checkpoint's own option.
+        checkpoint: the file, or a folder with best_model.pth; latest.pth is taken if there is no best_model.pth.
+        folders: each the folder of a case, or a folder of such folders.
+        out: the folder to write into, made if needed.
+        mirror: average over the 8 mirrored volumes; if False, only if the checkpoint's option `mirror` says so.
         pictures: also write OUT/<case>.png.
-        device: as the option `device`.
+        device: "auto", "cpu" or "cuda", as the option `device`.
+
+    Returns:
+        The scores of the cases with a seg file, and the errors of the cases that cannot be used.
 
     Raises:
-        InputError: if no case can be used; for two cases of one name, before any is predicted.
+        InputError: before any case is predicted, if a folder, the checkpoint or the device cannot be used or two cases
+            have one name; at the end, if no case can be used.
     """
     cases, failed = find_all(folders)
     total = len(cases) + len(failed)
@@ -95,10 +102,10 @@ def write_prediction(case: LoadedCase, label: Labels, stem: Path, *, with_pictur
 
 
 def find_all(folders: Sequence[Path]) -> tuple[list[Case], list[CaseError]]:
-    """Return the cases in these folders, and the errors of those that lack a file.
+    """Return the cases in these folders, and the errors of the cases that lack a file or cannot be read.
 
     Raises:
-        InputError: if a folder does not exist, or two cases have one name.
+        InputError: if a folder does not exist or contains no case, or two cases have one name.
     """
     by_name: dict[str, Case] = {}
     failed: list[CaseError] = []
@@ -117,7 +124,11 @@ def find_all(folders: Sequence[Path]) -> tuple[list[Case], list[CaseError]]:
 
 
 def cases_in(folder: Path) -> tuple[list[Case], list[CaseError]]:
-    """Return the case that a folder is, or the cases that it contains, and the errors of those that lack a file."""
+    """Return the case that a folder is, or the cases that it contains, and the errors of those that lack a file.
+
+    Raises:
+        InputError: if the folder does not exist or contains no case.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a case's folder or a folder of cases")
     if any(folder.glob("*.nii")) or any(folder.glob("*.nii.gz")):

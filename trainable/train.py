@@ -28,7 +28,10 @@ FULL_DISK_HINT = ": there is no space for it; free some"
 
 
 def resume_hint(config: TrainConfig) -> str:
-    """Return how to go on with an interrupted training; "" before its first checkpoint."""
+    """Return a sentence on how to go on with an interrupted training, to append to a message.
+
+    It is "" before the first checkpoint, and for a test.
+    """
     if config.test_only or not TrainingDir(config.output_dir).latest.exists():
         return ""
     folder = shlex.quote(str(config.output_dir))
@@ -36,7 +39,7 @@ def resume_hint(config: TrainConfig) -> str:
 
 
 def out_of_memory(config: TrainConfig) -> str:
-    """Return what did not fit into the GPU's memory, and what to lower."""
+    """Return a message on what did not fit into the GPU's memory, and which options need less of it."""
     free, total = torch.cuda.mem_get_info(choose_device(config))
     patch = " x ".join(map(str, config.target_shape))
     used = torch.cuda.max_memory_allocated()
@@ -58,14 +61,17 @@ def out_of_memory(config: TrainConfig) -> str:
 
 
 def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
-    """Train in output_dir, with its logs; return the last epoch's result.
+    """Train in output_dir, with its logs and its checkpoints; return the last epoch's result.
+
+    A training that diverges raises no error: its result has the end_reason NON_FINITE.
 
     Args:
         config: all options of the training.
-        data: its cases, if they are prepared already.
+        data: its cases, if they are prepared already; None to prepare those of data_dir.
 
     Raises:
-        InputError: if the folder or a file cannot be used for this training.
+        InputError: if output_dir is in use or belongs to another training or a sweep, the cases, a file or the device
+            cannot be used, or a resumed training has ended already.
     """
     paths = TrainingDir(config.output_dir)
     refuse_sweep(paths.path)
@@ -99,7 +105,10 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
 
 
 def check_files(config: TrainConfig) -> None:
-    """Raise InputError for a missing file now, not after the cases are prepared."""
+    """Raise InputError now, not after the cases are prepared, if the GPU or a file is missing.
+
+    The file of `split_file` is also read, and refused if it is damaged; that of `pretrained` is not opened.
+    """
     choose_device(config)
     if config.pretrained is not None:
         find_checkpoint(config.pretrained, wanted=BEST)
@@ -108,14 +117,14 @@ def check_files(config: TrainConfig) -> None:
 
 
 def refuse_sweep(output: Path) -> None:
-    """Raise InputError if the folder is that of a sweep, or one in it that the sweep itself writes."""
+    """Raise InputError if the folder is that of a sweep or directly in it, such as RUN/best, not RUN/retrain/NAME."""
     for folder in (output, output.parent):
         if all((folder / name).exists() for name in ("study.yaml", "journal.log")):
             raise InputError(f"{output} belongs to the sweep {folder}; take another --output_dir")
 
 
 def refuse_used(output: Path) -> None:
-    """Raise InputError if another training's files would be overwritten."""
+    """Raise InputError if a training, this one or another, has left latest.pth or metrics.csv in the folder."""
     paths = TrainingDir(output)
     if paths.latest.exists() or paths.metrics.exists():
         raise InputError(

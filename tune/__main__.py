@@ -12,7 +12,7 @@ from tune.cli import app
 
 
 def main() -> None:
-    """Run a verb. Exit code 2 for wrong input, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run a verb. Exit code 2 for wrong input or an OSError, 130 after Ctrl-C, 143 after SIGTERM, or the verb's own."""
     init_logger()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -24,7 +24,10 @@ def main() -> None:
 
 
 def stop(number: int, _: FrameType | None) -> None:
-    """End the verb on a signal; a running sweep handles them itself, see tune.driver.sweep_stopper.SweepStopper."""
+    """End this process with exit code 128 + number, and print that what was finished is kept.
+
+    A running sweep (see tune.driver.sweep_stopper.SweepStopper) and `voxtune train` handle these signals themselves.
+    """
     typer.echo(f"\nstopped by {signal.Signals(number).name}; what was finished is kept", err=True)
     sys.exit(128 + number)
 

@@ -41,7 +41,7 @@ Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; by 
 
 
 def print_version(wanted: bool) -> None:
-    """Print the version and exit, if it was asked for."""
+    """Print voxtune's version and exit with code 0 if `wanted`; else do nothing."""
     if wanted:
         logger.info(f"voxtune {metadata.version('voxtune')}")
         raise typer.Exit
@@ -190,7 +190,7 @@ def resume(
 
 
 def finish(run: Run) -> None:
-    """Print what a sweep found; exit code 1 if no trial has a score."""
+    """Print the counts of a sweep's trials and the winner; exit with code 1 if no trial has a score."""
     print_outcome(run)
     if not run.ranking:
         raise typer.Exit(1)

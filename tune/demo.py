@@ -28,12 +28,16 @@ CASES, SHAPE = 20, (64, 64, 48)
 
 
 def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> None:
-    """Run phantoms, a sweep, the best trial, its retraining and predictions of held-out cases, all in a new folder.
+    """Write synthetic cases, run a sweep on them, retrain its winner and predict the test cases, all in a new folder.
 
     Args:
-        out: the folder; None for voxtune_demo, or the next free name like it.
-        trials: of the sweep; None for those of demo.yaml.
-        epochs: of the retraining.
+        out: the folder; None for the first of voxtune_demo, voxtune_demo_2, _3, ... that does not exist.
+        trials: number of trials of the sweep; None for that in demo.yaml.
+        epochs: number of epochs of the retraining.
+
+    Raises:
+        InputError: if `out` exists.
+        SystemExit: with code 1 if no trial has a score; else as `launch`.
     """
     out = out or free_folder(Path("voxtune_demo"))
     if out.exists():
@@ -64,13 +68,13 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
 
 
 def free_folder(wanted: Path) -> Path:
-    """Return the absolute path of `wanted`, or of the first of wanted_2, wanted_3, ... that does not exist yet."""
+    """Return the absolute path of `wanted`, or if that exists of the first of wanted_2, wanted_3, ... that does not."""
     numbered = (wanted.with_name(f"{wanted.name}_{number}") for number in count(2))
     return next(folder for folder in chain([wanted], numbered) if not folder.exists()).resolve()
 
 
 def predict_held_out(run: Run, model: Path, out: Path) -> dict[str, Scores]:
-    """Predict the test cases as `voxtune predict` does; return their scores by case."""
+    """Predict the test cases into OUT/predictions, with pictures; print and return their scores by case name."""
     cases = [out / "data" / name for name in run.split().test]
     scores = predict_cases(model, cases, out / "predictions", pictures=True).scores
     logger.info(score_table(scores))
@@ -78,7 +82,10 @@ def predict_held_out(run: Run, model: Path, out: Path) -> dict[str, Scores]:
 
 
 def untrained(run: Run, names: list[str]) -> float:
-    """Return the mean Dice of the winner's network before its first step."""
+    """Return the mean Dice of the winner's initial weights, drawn from its seed, over cases of the cache.
+
+    names: those of the cases.
+    """
     recipe = run.recipe(run.best())
     torch.manual_seed(recipe.seed)
     cache = Path(str(run.config.record.cache_dir))

@@ -30,20 +30,24 @@ def retrain(
     with_val: bool = False,
     name: str | None = None,
 ) -> Path:
-    """Train a trial's recipe from the start and test it; an unfinished retraining of that name is continued.
+    """Train a recipe from the start in RUN/retrain/<name>, and score it on the test cases if the split has any.
+
+    Called again, this continues an interrupted retraining, or scores one that is trained but not scored yet.
 
     Args:
-        number: the trial; None for the best one.
-        config_file: a recipe as YAML or JSON instead of a trial's.
-        epochs: another number than the sweep's; the lr schedule is scaled to it.
+        run_dir: RUN.
+        number: trial whose recipe is trained; None for the winner, which must have ended by itself.
+        config_file: a recipe as YAML or JSON, trained instead of a trial's.
+        epochs: number of epochs, to which the lr schedule is scaled; None for the recipe's own number.
         with_val: train on the validation cases too; the last epoch is then the model, as nothing is left to select by.
-        name: of the folder in RUN/retrain; by default made of the other arguments.
+        name: of the folder; None for one made of the trial or config_file, epochs and with_val.
 
     Returns:
         The folder, RUN/retrain/<name>.
 
     Raises:
-        InputError: if no trial has ended yet, or if the folder has a retraining of something else.
+        InputError: if no recipe can be chosen (see choose_recipe), if the cases have changed, or if the folder has a
+            retraining that is scored already, or one with another recipe, number of epochs or split.
     """
     run = read_run(run_dir)
     recipe, label = choose_recipe(run, number, config_file)
@@ -77,10 +81,11 @@ def retrain(
 
 
 def choose_recipe(run: Run, number: int | None, config_file: Path | None) -> tuple[TrainConfig, str]:
-    """Return the recipe to train, and a name for it.
+    """Return the recipe to train, and a label for its folder: trial_0007, or config_file's name without its ending.
 
     Raises:
-        InputError: if there is no such trial, or if the best one has not ended by itself.
+        InputError: if the run has no trial `number`, or without a number no trial with a score, both also with a
+            config_file; if the winner is to be trained and has not ended by itself; if config_file is no valid recipe.
     """
     trial = run.best() if number is None else run.trial(number)
     if config_file is not None:
@@ -91,7 +96,10 @@ def choose_recipe(run: Run, number: int | None, config_file: Path | None) -> tup
 
 
 def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on: bool) -> TrainConfig:
-    """Return the options of the retraining: the recipe on the run's cases, without early stopping by patience."""
+    """Return the options of the retraining in `output`: the recipe, the run's cases, the split in `output`, patience 0.
+
+    go_on: resume from the latest checkpoint in `output`.
+    """
     paths = {
         "output_dir": output.path.resolve(),
         "data_dir": run.config.fixed("data_dir"),
@@ -103,10 +111,10 @@ def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on
 
 
 def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
-    """Prepare the cases of a run.
+    """Prepare the cases that a retraining's config names, and return them.
 
     Raises:
-        InputError: if they have changed since the run began.
+        InputError: if the cases of its split are not those that the run began with, or as prepare_data.
     """
     data = prepare_data(config)
     if digest_of(data) != run.config.record.data:
@@ -115,7 +123,7 @@ def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
 
 
 def refuse_other_split(output: TrainingDir, split: Split) -> None:
-    """Raise InputError if a retraining was begun on another split."""
+    """Raise InputError if `output` has the file of another split; a folder without such a file is fine."""
     if output.split.exists() and (begun := load_split(output.split)) != split:
         raise InputError(
             f"{output.path} was begun {'without' if begun.val else 'with'} the validation cases among those to train "
@@ -124,7 +132,7 @@ def refuse_other_split(output: TrainingDir, split: Split) -> None:
 
 
 def refuse_other_recipe(output: TrainingDir, config: TrainConfig) -> None:
-    """Raise InputError if a retraining was begun with another recipe or number of epochs."""
+    """Raise InputError if the retraining in `output` was begun with another recipe or number of epochs."""
     begun, now = load_options(output.config), to_dict(config)
     for name in ["epochs", *option_names(role="recipe")]:
         if begun[name] != now[name]:
@@ -135,7 +143,10 @@ def refuse_other_recipe(output: TrainingDir, config: TrainConfig) -> None:
 
 
 def scale_to_epochs(recipe: TrainConfig, epochs: int) -> TrainConfig:
-    """Return the recipe for another number of epochs, its lr schedule of the same shape over them."""
+    """Return the recipe with this number of epochs, and its lr schedule scaled to them.
+
+    Options that count epochs are scaled in proportion and rounded; a rate per epoch becomes rate ** (old / new epochs).
+    """
     factor = epochs / recipe.epochs
     counts = {
         name: max(least_value(name), round(getattr(recipe, name) * factor))

@@ -1,4 +1,4 @@
-"""What needs Ray or torch, which are imported only when it is called."""
+"""The functions that need Ray or torch, which are imported when one of them is called."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ def launch(
     Args:
         space: YAML of the sweep: a file, or the name of a shipped one such as "brats".
         data: folder with one sub-folder per case.
-        out: folder of the sweep, new.
-        trials: number of trials; None for that of the YAML.
-        overrides: values over those of the YAML, such as {"train.epochs": 3}; None drops a key.
+        out: folder of the sweep, made if missing; refused if it contains a sweep or any sub-folder.
+        trials: number of trials; None for that of the YAML or the overrides.
+        overrides: values that replace those of the YAML, such as {"train.epochs": 3}; None drops a key.
         warm_start: folders of runs whose trials the sweep begins with.
         storage: where Ray keeps checkpoints, a folder or a URI; None for OUT/ray.
         address: of a Ray cluster; None to start one on this machine.
 
     Returns:
-        The run, read.
+        The run as it is at the end.
 
     Raises:
         InputError: for wrong options or data, before anything is trained.
-        SystemExit: if the sweep was ended by Ctrl-C, SIGTERM, a full disk or a lost cluster; it can be resumed.
+        SystemExit: if the sweep was ended by Ctrl-C, SIGTERM, a full disk, a lost cluster or, with
+            resources.fail_fast, a failed trial; it can be resumed.
     """
     from tune.driver.sweep import launch as launch_sweep  # here: this imports Ray and torch
 
@@ -61,15 +62,15 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[UNet3D, TrainConf
     """Load a trained network.
 
     Args:
-        path: a checkpoint, or the folder of a training (RUN/best, RUN/retrain/NAME), whose best model is taken.
-        device: to put it on, such as "cuda".
+        path: a checkpoint, or a folder with one (RUN/best, RUN/retrain/NAME): best_model.pth, else latest.pth.
+        device: to put the network on, such as "cuda".
 
     Returns:
-        The network in eval mode, and the config that it was trained with. It maps a batch of normalised images, float32
-        (N, 4, D, H, W), to a list of one tensor: logits (N, 3, D, H, W) of the regions WT, TC and ET.
+        The network in eval mode, and the config that it was trained with. The network maps a batch of normalised
+        images, float32 (N, 4, D, H, W), to a list of one tensor: logits (N, 3, D, H, W) of the regions WT, TC and ET.
 
     Raises:
-        InputError: if the file is missing, damaged or not a checkpoint of voxtune.
+        InputError: if the file is missing, damaged or not a checkpoint of this version's format.
     """
     import torch
 

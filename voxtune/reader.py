@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
 from trainable.training.training_log import read_rows
 from tune.run.results import Run, TrialResult, read_run
@@ -15,25 +16,30 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 INTEGERS = {"epoch", "best_epoch", "steps"}
+TRIAL_COLUMNS = (
+    *("number", "status", "end_reason", "score", "best_epoch", "epoch", "state"),
+    *(f"dice_{region}" for region in REGIONS),
+    *("seconds", "cost", "seed", "checkpoint", "error", "imported_from"),
+)
 
 
 def open(run_dir: str | Path) -> RunReader:
-    """Read a run, finished or not; read it again to see what a running sweep has done since.
+    """Read a run, finished or not. Open the run again to see what a running sweep has done since.
 
     Args:
         run_dir: the folder that `voxtune launch --out` made.
 
     Raises:
-        InputError: if it is not the folder of a run, or if it is damaged.
+        InputError: if it is not the folder of a run, or its study.yaml or journal is missing or damaged.
     """
     return RunReader(read_run(Path(run_dir)))
 
 
 class RunReader:
-    """A run as it was when it was opened.
+    """A run with the trials that it had when it was opened; only `curves` reads files later, at each call.
 
     Attributes:
-        folder: of the run.
+        folder: path of the run.
         config: what was requested: `config.objective`, `.budget`, `.searcher`, `.early_stopping`, `.space`, `.train`.
     """
 
@@ -46,15 +52,18 @@ class RunReader:
         """Return all trials in the order of their numbers.
 
         Returns:
-            With pandas installed, a DataFrame with one row per trial: number, state, status, end_reason, score,
-            best_epoch, epoch, dice_WT, dice_TC, dice_ET, seconds, cost, seed, checkpoint, error, imported_from, and
-            params_<option> for each searched option. Without pandas, a list of TrialResult.
+            With pandas installed, a DataFrame with one row per trial and these columns, also without trials: number,
+            status, end_reason, score, best_epoch, epoch, state, dice_WT, dice_TC, dice_ET, seconds, cost, seed,
+            checkpoint, error, imported_from, and params_<option> for each searched option. What a trial lacks, such as
+            the score and the Dice before a validated epoch or the value of an inactive option, is NaN or None; in
+            end_reason, error and imported_from "". Without pandas, a list of TrialResult.
         """
         if find_spec("pandas") is None:
             return list(self._run.trials)
         from pandas import DataFrame
 
-        return DataFrame([trial_row(trial) for trial in self._run.trials])
+        columns = [*TRIAL_COLUMNS, *(f"params_{parameter.name}" for parameter in self.config.space.parameters)]
+        return DataFrame([trial_row(trial) for trial in self._run.trials], columns=columns)
 
     def best(self) -> TrialResult:
         """Return the winner, as `voxtune best` prints it.
@@ -65,7 +74,14 @@ class RunReader:
         return self._run.best()
 
     def recipe(self, number: int | None = None) -> TrainConfig:
-        """Return all options of a trial, of the winner by default, without those of where it ran."""
+        """Return all options of a trial, or of the winner if number is None.
+
+        Options that the sweep sets per launch (output_dir, cache_dir, split_file, device) are as in the YAML, or at
+        their defaults.
+
+        Raises:
+            InputError: if there is no trial of this number, or no trial has a score yet.
+        """
         return self._run.recipe(self.best() if number is None else self._run.trial(number))
 
     def curves(self) -> DataFrame | list[dict[str, float | int | str | None]]:
@@ -73,7 +89,9 @@ class RunReader:
 
         Returns:
             With pandas installed, a DataFrame with one row per trial and epoch, else a list of dicts. What an epoch
-            lacks, such as the scores of one that was not validated, is None, in a DataFrame NaN.
+            lacks, such as the scores of one that was not validated, is None, in a DataFrame NaN; a row of a list lacks
+            the columns that its trial's metrics.csv does not have. Before the first report there are no rows and no
+            columns.
         """
         rows: list[dict[str, float | int | str | None]] = []
         for trial in self._run.trials:
@@ -87,7 +105,7 @@ class RunReader:
 
 
 def trial_row(trial: TrialResult) -> dict[str, Any]:
-    """Return a trial as a row of a table."""
+    """Return a trial as a row: TRIAL_COLUMNS and params_<option>, without the Dice and options that it lacks."""
     return {
         **{name: getattr(trial, name) for name in ("number", "status", "end_reason", "score", "best_epoch", "epoch")},
         "state": trial.state.name,
@@ -98,7 +116,7 @@ def trial_row(trial: TrialResult) -> dict[str, Any]:
 
 
 def parse(name: str, text: str) -> float | int | str | None:
-    """Return a value of metrics.csv with its type."""
+    """Return a value of metrics.csv with its type; None for an empty one, except end_reason, which is text."""
     if name == "end_reason":
         return text
     if not text:

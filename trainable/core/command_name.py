@@ -8,11 +8,11 @@ _command = DEFAULT
 
 
 def train_command() -> str:
-    """Return the command to print in messages that tell the user what to type."""
+    """Return the command that starts a training, for messages that ask the user to type it."""
     return _command
 
 
 def set_train_command(command: str) -> None:
-    """Set the command that this process was started with; called by the entry point."""
+    """Set what train_command returns in this process; called by the program's entry point."""
     global _command
     _command = command

@@ -27,10 +27,10 @@ class InputFormat(TypedDict):
 
 
 def choose_device(config: TrainConfig) -> torch.device:
-    """Return the device that a config requests.
+    """Return the device that a config requests; for "auto" a GPU if torch sees one, else the CPU.
 
     Raises:
-        InputError: if that is a GPU and torch sees none.
+        InputError: if device is "cuda" and torch sees no GPU.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA GPU here; use --device cpu or auto")
@@ -38,13 +38,16 @@ def choose_device(config: TrainConfig) -> torch.device:
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Return the mixed-precision context of a config, for a GPU; the CPU always computes in float32."""
+    """Return the mixed-precision context of a config's `amp`; it changes nothing on the CPU, or if amp is off."""
     dtype = AMP_DTYPES.get(config.amp)
     return torch.autocast(device.type, dtype, enabled=dtype is not None and device.type == "cuda")
 
 
 def input_format(config: TrainConfig, device: torch.device) -> InputFormat:
-    """Return the format of the input of a config's network on a device."""
+    """Return the format of a network's input on a device.
+
+    On a GPU with `fast` that is amp's dtype and channels last, else float32 and contiguous.
+    """
     if not (config.fast and device.type == "cuda"):
         return {"device": device, "dtype": torch.float32, "memory_format": torch.contiguous_format}
     return {
@@ -60,8 +63,10 @@ def to_network_format(x: Tensor, config: TrainConfig) -> Tensor:
 
 
 def has_fused_kernels(config: TrainConfig) -> bool:
-    """Return whether a GPU uses the Triton kernels: if Triton is installed, which torch for CUDA brings along on Linux,
-    and a C compiler, which Triton needs.
+    """Return whether a config's network would use the Triton kernels on a GPU.
+
+    It would if `fast` is on, Triton is installed (torch for CUDA on Linux brings it along), and there is a C compiler
+    ($CC, gcc or clang), which Triton needs. Whether there is a GPU is not checked.
     """
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     return config.fast and find_spec("triton") is not None and compiler is not None
@@ -69,11 +74,12 @@ def has_fused_kernels(config: TrainConfig) -> bool:
 
 @contextlib.contextmanager
 def kernel_selection(config: TrainConfig) -> Iterator[None]:
-    """Set how cudnn selects its kernels during a training, and restore the settings afterwards.
+    """Set how cudnn selects its kernels while the context is open, and restore torch's settings afterwards.
 
-    In mixed precision cudnn's heuristic picks the fastest kernels, and trying them all takes seconds per process. In
-    plain PyTorch it does not, and in float32 it picks some that a CUDA graph cannot capture. With `deterministic` only
-    kernels that repeat bit for bit are used.
+    With `fast` and mixed precision cudnn's heuristic selects kernels: here it picks the fastest, and trying them all
+    would take seconds per process. Otherwise all are tried: without `fast` the heuristic misses the fastest, and in
+    float32 it picks some that a CUDA graph cannot capture. With `deterministic` none are tried, and only kernels
+    that repeat bit for bit are used; the environment variable that this needs, if it was not set, stays set.
     """
     before = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if config.deterministic:
@@ -89,7 +95,7 @@ def kernel_selection(config: TrainConfig) -> Iterator[None]:
 
 
 def use_deterministic_algorithms(wanted: bool) -> None:
-    """Call torch's function of this name only if it changes something, since it imports torch's compiler."""
+    """Call torch's function of this name only if that changes a setting, since the call imports torch's compiler."""
     now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if now != (wanted, False):
         torch.use_deterministic_algorithms(wanted)

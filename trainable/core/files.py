@@ -14,17 +14,19 @@ FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, fsync: bool = True) -> None:
-    """Write a file under a temporary name, then rename it to `path`.
+    """Write a file under a temporary name in the same folder, then rename it to `path`.
 
-    A reader, also after a kill, sees the old file or the new one, whole.
+    A reader, also after a kill, sees the old file or the new one, whole. The temporary name is always the same, so only
+    one process at a time may write a path.
 
     Args:
         write: writes the content into the open binary file.
-        fsync: flush the file to the disk before the rename, so that it also survives a crash of the machine. False
-            only for files that are written again soon, or copied elsewhere at once.
+        fsync: flush the file to the disk before the rename, so that `path` is whole also after a crash of the machine.
+            Pass False only for files that are written again soon, or copied elsewhere at once.
 
     Raises:
-        OSError: naming `path`, if it cannot be written (a full disk); the old file is then still whole.
+        OSError: naming `path`, if it cannot be written (a full disk, no such folder). Other exceptions of `write` are
+            passed on. After both the old file is still whole.
     """
     temp = path.with_name(f".{path.name}.new")
     try:
@@ -49,7 +51,11 @@ def atomic_write_text(path: Path, text: str, *, fsync: bool = True) -> None:
 
 
 def atomic_copy(source: Path, path: Path, *, fsync: bool = True) -> None:
-    """Copy a file by `atomic_write`."""
+    """Copy a file's content by `atomic_write`.
+
+    Raises:
+        OSError: if `source` cannot be opened, or as atomic_write does.
+    """
     with source.open("rb") as file:
         atomic_write(path, partial(shutil.copyfileobj, file, length=2**24), fsync=fsync)
 

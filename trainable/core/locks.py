@@ -25,12 +25,13 @@ IN_USE = ".in_use"  # file in a scratch folder that its process locks
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock the folder of a training or a sweep; create it if it does not exist.
+    """Lock the folder of a training or a sweep while the context is open; create the folder if it does not exist.
 
-    A folder that was created here and is still empty at the end is removed.
+    If the folder was created here and contains nothing but its lock file at the end, it is removed; otherwise the lock
+    file stays, unlocked.
 
     Raises:
-        InputError: if it cannot be written, or is locked; the message names the process that locked it.
+        InputError: if the folder cannot be written, or is locked already; the message names the process that locked it.
     """
     new, path = not folder.exists(), folder / LOCK
     try:
@@ -56,7 +57,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Return whether a process has locked a folder with `lock_folder`."""
+    """Return whether a process holds a folder's `lock_folder` now; False for a missing folder too."""
     try:
         with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -71,8 +72,9 @@ _shared_locks: dict[Path, TextIO] = {}  # open files that this process has locke
 
 
 def hold_shared_lock(path: Path) -> None:
-    """Hold a shared lock on a file until this process exits, so that `wait_for_exclusive_lock` can tell when all
-    workers are gone. Does nothing if the file's folder does not exist.
+    """Hold a shared lock on a file until this process exits; `wait_for_exclusive_lock` waits for all such processes.
+
+    The file is made if missing. If its folder does not exist, nothing is locked.
     """
     if path not in _shared_locks and path.parent.is_dir():
         file = path.open("a")
@@ -81,10 +83,10 @@ def hold_shared_lock(path: Path) -> None:
 
 
 def wait_for_exclusive_lock(path: Path, timeout: float) -> None:
-    """Wait until no process holds a shared lock on a file.
+    """Wait until no process holds a lock on a file, which is made if missing; log a line if there is a wait.
 
     Raises:
-        InputError: after `timeout` seconds.
+        InputError: if a process still holds one after `timeout` seconds.
     """
     warned, end = False, time.monotonic() + timeout
     with path.open("a") as file:
@@ -106,7 +108,10 @@ def wait_for_exclusive_lock(path: Path, timeout: float) -> None:
 
 @contextlib.contextmanager
 def scratch_dir(prefix: str) -> Iterator[Path]:
-    """Make a temporary folder, removed at the end; those of this prefix whose process was killed are removed now."""
+    """Yield a new temporary folder whose name starts with `prefix`; it is removed when the context ends.
+
+    Before that, older folders of this prefix are removed whose process was killed.
+    """
     for file in Path(tempfile.gettempdir()).glob(f"{prefix}*/{IN_USE}"):
         with contextlib.suppress(OSError), file.open("a") as other:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,7 +123,7 @@ def scratch_dir(prefix: str) -> Iterator[Path]:
 
 
 def process_exists(pid: int) -> bool:
-    """Return whether a process of this machine runs."""
+    """Return whether this machine has a process of this id: any user's, also one that ended and is not reaped yet."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

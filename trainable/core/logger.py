@@ -24,7 +24,10 @@ class PlainHandler(logging.Handler):
 
 
 def init_logger() -> None:
-    """Print messages of level INFO and above from now on; a second call changes nothing."""
+    """Print the logger's messages of level INFO and above from now on; a second call changes nothing.
+
+    They no longer reach the handlers of Python's root logger.
+    """
     if not any(isinstance(handler, PlainHandler) for handler in logger.handlers):
         logger.addHandler(PlainHandler())
         logger.setLevel(logging.INFO)

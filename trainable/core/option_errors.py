@@ -25,7 +25,7 @@ LIMIT_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 class UnexpectedValueError(ValueError):
-    """Raised by a field's validator.
+    """The error of a value that a field's validator refuses; `expectation` makes a message of it.
 
     Args:
         expected: what the value should be: "one of a, b".
@@ -40,7 +40,8 @@ class UnexpectedValueError(ValueError):
 def expectation(error: ErrorDetails, field: FieldInfo) -> str:
     """Return what a refused value of a field should have been: "a number > 0", "one of adam, sgd (did you mean sgd?)".
 
-    The text of a validator's ValueError says it, else the field's annotation and limits.
+    That is the text of the ValueError if a validator raised one, else what the field's annotation and limits allow. If
+    the value is close to an allowed word, that word is added.
     """
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, ValueError):
@@ -51,12 +52,12 @@ def expectation(error: ErrorDetails, field: FieldInfo) -> str:
 
 
 def error_text(error: ErrorDetails) -> str:
-    """Return the text of a validator's ValueError, else pydantic's own message."""
+    """Return the text of the ValueError if a validator raised one, else pydantic's own message."""
     return str(error.get("ctx", {}).get("error", error["msg"]))
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return " (did you mean X?)" if a name is close to one of names, else nothing."""
+    """Return " (did you mean X?)" with the closest of `names` if one is close to `name`, else ""."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -16,10 +16,10 @@ from trainable.core.options import option_names, to_dict
 
 
 def load_options(path: Path) -> dict[str, Any]:
-    """Return the options in a YAML or JSON file, unchecked.
+    """Return the options in a YAML or JSON file; neither their names nor their values are checked.
 
     Raises:
-        InputError: if it cannot be read as a mapping.
+        InputError: if the file is missing, is neither YAML nor JSON, or is not a mapping (an empty file is not).
     """
     try:
         values = yaml.load(path.read_text(), Loader=NumberLoader)
@@ -31,12 +31,12 @@ def load_options(path: Path) -> dict[str, Any]:
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
-    """Return options as YAML for load_options; by libyaml, if PyYAML has it, in a tenth of the time."""
+    """Return options, by name, as YAML for load_options; by libyaml, if PyYAML has it, in a tenth of the time."""
     return str(yaml.dump(values, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))
 
 
 def save_options(config: TrainConfig, path: Path) -> None:
-    """Write training_config.json: all options of a training, without those of one call of the program."""
+    """Write all options of a training except those of one call of the program, as JSON (training_config.json)."""
     one_call = option_names(one_call=True)
     options = {name: value for name, value in to_dict(config).items() if name not in one_call}
     atomic_write_text(path, json.dumps(options, indent=2) + "\n")
@@ -49,7 +49,7 @@ class NumberLoader(yaml.SafeLoader):
     """
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
-        """Read a number as SafeLoader does, except numbers to the base of 60."""
+        """Return the number of a node as SafeLoader does, or its text if it is a number to the base of 60."""
         if ":" in node.value:
             return node.value
         kind = node.tag.rpartition(":")[2]

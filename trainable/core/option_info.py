@@ -64,7 +64,13 @@ def option(
     le: float | None = None,
     **facts: Any,
 ) -> Any:
-    """Return a pydantic field with its meaning, its limits, and the facts of OptionInfo."""
+    """Return a pydantic field of TrainConfig.
+
+    Args:
+        meaning: for --help and the docs.
+        gt, ge, lt, le: limits of the value: >, >=, <, <=.
+        facts: attributes of OptionInfo, at least group and role.
+    """
     extra: dict[str, Any] = {INFO: OptionInfo(**facts)}
     return Field(default, description=meaning, gt=gt, ge=ge, lt=lt, le=le, json_schema_extra=extra)
 

@@ -17,12 +17,12 @@ OPTIONS = {name: info_of(field) for name, field in TrainConfig.model_fields.item
 
 
 def option_info(name: str) -> OptionInfo:
-    """Return the facts of an option."""
+    """Return the facts of an option; KeyError if there is none of this name."""
     return OPTIONS[name]
 
 
 def option_names(**facts: Any) -> list[str]:
-    """Return the names of the options with all of these facts, in the order of TrainConfig.
+    """Return the names of the options whose OptionInfo has all of these values, in the order of TrainConfig.
 
     option_names(role="recipe", fixed=True) are the searchable options that a resumed training cannot change.
 
@@ -50,12 +50,12 @@ def checked_together() -> list[list[str]]:
 
 
 def permissive_values() -> dict[str, Any]:
-    """Return, for some options, a value that suits every value of the options that they are checked with."""
+    """Return OptionInfo.permissive by the name of each option that has one."""
     return {name: info.permissive for name, info in OPTIONS.items() if info.permissive is not None}
 
 
 def least_value(name: str) -> int:
-    """Return the lower limit of an option that is a whole number."""
+    """Return the lower limit (ge) of a whole-number option; ValueError if the option has none."""
     (limit,) = (limit.ge for limit in TrainConfig.model_fields[name].metadata if hasattr(limit, "ge"))
     return int(limit)
 
@@ -66,7 +66,7 @@ def allowed(name: str) -> str:
 
 
 def help_text(name: str) -> str:
-    """Return an option's meaning, what it may be, its unit and its default."""
+    """Return an option's meaning, what it may be, its unit, its default, and a note if it cannot change on --resume."""
     field, info = TrainConfig.model_fields[name], option_info(name)
     unit = f", {info.unit}" if info.unit else ""
     resume = "; cannot change on --resume" if info.fixed else ""
@@ -74,7 +74,7 @@ def help_text(name: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as a user would type it."""
+    """Return an option's value as a user would type it, floats rounded to 4 significant digits."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, tuple):
@@ -83,7 +83,10 @@ def format_value(value: Any) -> str:
 
 
 def validation_messages(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield each problem of a TrainConfig as (path of the key, message)."""
+    """Yield each problem that TrainConfig found as (path, message).
+
+    The path is (option,), (option, index) for an item of a list, or () for a check of several options.
+    """
     for item in error.errors():
         path = item["loc"]
         name = str(path[0]) if path else ""
@@ -100,10 +103,13 @@ def validation_messages(error: ValidationError) -> Iterator[tuple[tuple[str | in
 
 
 def make_config(values: dict[str, Any], source: str = "options") -> TrainConfig:
-    """Return a TrainConfig of plain values.
+    """Return a TrainConfig of plain values by option name; options that are missing have their defaults.
+
+    Args:
+        source: what the values are from (a file, a command), for the error message.
 
     Raises:
-        InputError: naming the source and each problem.
+        InputError: naming the source and each problem, for values that TrainConfig refuses.
     """
     try:
         return TrainConfig.model_validate(values)
@@ -112,5 +118,5 @@ def make_config(values: dict[str, Any], source: str = "options") -> TrainConfig:
 
 
 def to_dict(config: TrainConfig, *, changed_only: bool = False) -> dict[str, Any]:
-    """Return the options as values for JSON, YAML and weights-only checkpoints; changed_only: without the defaults."""
+    """Return the options as values for JSON, YAML and checkpoints; changed_only: without those at their default."""
     return config.model_dump(mode="json", exclude_defaults=changed_only)

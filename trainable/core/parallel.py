@@ -31,14 +31,19 @@ def run_parallel(
     tick: Callable[..., None] = lambda: None,
     threads: bool = False,
 ) -> list[R]:
-    """Return work(item) of each item, in their order, computed by worker processes (or threads).
+    """Return work(item) of each item, in the order of the items, computed by worker processes or threads.
+
+    If there is one worker or one item, the calling thread does the work. Without items the list is empty.
 
     Args:
-        workers: number of processes or threads; 0 for all cores.
-        tick: called after each item.
+        work: for processes it, the items and the results must be picklable.
+        workers: largest number of processes or threads; 0 for one per core.
+        tick: called without arguments after each finished item.
+        threads: use threads, not processes.
 
     Raises:
-        InputError: if a worker process was killed. Exceptions of `work` are passed on.
+        InputError: if a worker process was killed. The first exception of `work` is passed on; items that no worker has
+            started are then left out.
     """
     workers = min(workers or cores(), len(items))
     if workers <= 1:
@@ -83,9 +88,11 @@ def _end_with_parent() -> None:
 
 
 def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """Yield work(item) of each item, in their order, computed ahead by threads: as many items as threads.
+    """Yield work(item) of each item, in the order of the items, computed ahead by threads.
 
-    With 0 threads each is computed when it is requested.
+    The first `threads` items are started by the call itself; then each result that is requested starts one more item.
+    With 0 threads each item is computed when its result is requested. An exception of `work` is raised in place of its
+    item's result.
     """
     if not threads:
         return map(work, items)
@@ -106,8 +113,8 @@ def prefetch(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterat
 class BackgroundWorker:
     """Runs one task at a time in a background thread.
 
-    An exception of a task, SystemExit included, is re-raised by the next call. On exit from the context the running
-    task is waited for, and its exception replaces the one that ended the context.
+    An exception of a task, SystemExit included, is re-raised once, by the next `start`, `wait` or `check`. On exit from
+    the context the running task is waited for; if it raises an exception, that replaces the one that ended the context.
     """
 
     def __init__(self) -> None:
@@ -122,12 +129,12 @@ class BackgroundWorker:
         self.wait()
 
     def start(self, work: Callable[[], object]) -> None:
-        """Start a task once the one before is done."""
+        """Wait for the running task, then start this one; if `wait` raises an exception, this one is not started."""
         self.wait()
         self.task = self.thread.submit(work)
 
     def wait(self) -> None:
-        """Wait for the running task."""
+        """Wait for the running task, if any, and re-raise the last task's exception if it was not raised yet."""
         task, self.task = self.task, None  # an exception that is kept would keep alive all that its frames refer to
         try:
             if task is not None:

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress_bar(label: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Show a bar on stderr if that is a terminal; yields a function to call after each item (or with -1 to undo)."""
+    """Show a bar on stderr while the context is open, if stderr is a terminal and not `quiet`.
+
+    Yields a function to call after each of the `total` items, or with -1 to take one back; without a bar this does
+    nothing.
+    """
     from rich.console import Console  # here, since a trial shows no bar and its start would wait for the import
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -24,11 +24,12 @@ BLUR = 1.0  # voxels
 
 
 def augment(x: Tensor, y: Tensor, config: TrainConfig, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-    """Augment one patch with the config's probabilities; x may be overwritten.
+    """Return a patch and its target augmented, each transform with its probability in the config; x may be overwritten.
 
     Args:
         x: float32 (4, D, H, W), normalised.
-        y: labels or masks (C, D, H, W), of any dtype.
+        y: labels or masks (C, D, H, W), of any dtype, which is kept.
+        config: its option `augment` is left to the caller to check.
         index: of the patch in its epoch.
     """
     rng = np.random.default_rng([config.seed, epoch, index, 2])
@@ -62,9 +63,13 @@ def per_channel(values: np.ndarray, like: Tensor) -> Tensor:
 
 
 def rotate_and_zoom(x: Tensor, y: Tensor, angles: np.ndarray, zoom: float) -> tuple[Tensor, Tensor]:
-    """Rotate by `angles` (radians, about depth, height, width) and magnify by `zoom` about the centre.
+    """Return a patch x and its target y, both (C, D, H, W), rotated and magnified about the patch's centre.
 
-    The image is interpolated linearly, the target by nearest neighbour; outside both are zero.
+    x is interpolated linearly, y by nearest neighbour; what comes from outside the patch is zero in both.
+
+    Args:
+        angles: in radians, about the axes of depth, height and width, (3,).
+        zoom: above 1 magnifies.
     """
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
@@ -85,7 +90,7 @@ def rotate_and_zoom(x: Tensor, y: Tensor, angles: np.ndarray, zoom: float) -> tu
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Blur (C, D, H, W) with a Gaussian of `sigma` voxels, one axis after the other."""
+    """Return (C, D, H, W) blurred with a Gaussian of `sigma` voxels, axis by axis; what is outside counts as zero."""
     radius = max(1, round(3 * sigma))
     whole = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype) / sigma) ** 2).sum()
     for axis in (1, 2, 3):
@@ -98,7 +103,7 @@ def blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def gamma_correct(x: Tensor, gamma: float) -> Tensor:
-    """Scale each channel of (C, D, H, W) to [0, 1], raise it to the power of gamma, scale it back."""
+    """Return (C, D, H, W) with each channel scaled to [0, 1], raised to the power of gamma, and scaled back."""
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp(min=1e-6)
     return (x - low).div_(span).pow_(gamma).mul_(span).add_(low)

@@ -18,7 +18,7 @@ from trainable.data.patches import Batch
 
 
 class TimedIterator:
-    """Wraps an iterator and sums up the seconds spent waiting for its items."""
+    """Iterates over batches and sums up in `seconds` the time spent waiting for them."""
 
     def __init__(self, items: Iterator[Batch]) -> None:
         self.items, self.seconds = items, 0.0
@@ -41,6 +41,10 @@ def prefetch_to_device(
 
     On a GPU, the next batch is prepared on a side stream during the current step, not earlier, because a waiting batch
     occupies memory.
+
+    Args:
+        batches: all of the epoch, in order.
+        epoch: counted from 0; the augmentation depends on it.
     """
     patches = 0
     for batch in batches:
@@ -61,19 +65,23 @@ def prefetch_to_device(
 
 @lru_cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """Return this process's only stream for preparing batches: torch keeps memory for every stream ever used."""
+    """Return the one stream of a device on which this process prepares batches.
+
+    It is kept because torch holds memory for every stream ever used.
+    """
     return torch.cuda.Stream(device)
 
 
 def prepare_batch(
     batch: Batch, config: TrainConfig, device: torch.device, epoch: int, first: int
 ) -> tuple[Tensor, Tensor]:
-    """Return a batch's image (N, 4, D, H, W), normalised and augmented, and its target, bool (N, 3, D, H, W).
+    """Return a batch's image (N, 4, D, H, W) in the `input_format`, and its target, bool (N, 3, D, H, W).
 
-    Both are on the device. Patches are prepared one at a time, since their memory adds to that of a whole step.
+    The image is normalised and, with the option `augment`, augmented together with the target. Both are on the device.
+    Patches are prepared one at a time, since the memory that this takes adds to that of a whole step.
 
     Args:
-        batch: of PatchReader.
+        batch: as PatchReader.read returns it.
         first: index in the epoch of the batch's first patch.
     """
     label, mean, std = (

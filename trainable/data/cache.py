@@ -2,7 +2,7 @@
 
     FOLDER/<case>/image.npy       int16 (4, D, H, W), cropped to the brain
     FOLDER/<case>/label.npy       uint8 (D, H, W)
-    FOLDER/<case>/foreground.npy  int16 (n, 3), voxels of WT, then TC, then ET
+    FOLDER/<case>/foreground.npy  int16 (n, 3), some voxels of WT, then of TC, then of ET
     FOLDER/<case>/case.json       all else, and size and CRC32 of these files
 
 cache_writer.py writes them.
@@ -46,7 +46,7 @@ class CaseMetadata(TypedDict):
     full_shape: list[int]
     mean: list[float]
     std: list[float]
-    foreground: list[int]  # voxels of each region
+    foreground: list[int]  # number of voxels of each region in foreground.npy
     files: dict[str, FileInfo]
     source: list[list[Any]]
     affine: list[list[float]]
@@ -54,12 +54,12 @@ class CaseMetadata(TypedDict):
 
 @dataclass(frozen=True)
 class CachedCase:
-    """One prepared case; its arrays stay on disk until they are read.
+    """One prepared case; image and label stay on disk until they are read.
 
     Attributes:
         image: int16 (4, D, H, W), cropped to the brain.
         label: uint8 (D, H, W) of 0, 1, 2, 4.
-        foreground: for WT, TC and ET at most 4096 voxels of the region, int16 (n, 3), in the crop.
+        foreground: for WT, TC and ET the coordinates in the crop of at most 4096 voxels of the region, int16 (n, 3).
         mean, std: float32 (4,), over each channel's non-zero voxels.
         offset: corner of the crop in the full volume, in voxels.
         full_shape: (D, H, W) of the full volume.
@@ -78,7 +78,11 @@ class CachedCase:
 
 
 def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
-    """Return the folder for the cache of a data folder: cache_dir, else next to the data, else in ~/.cache."""
+    """Return the folder for the cache of a data folder; neither folder need exist, and none is made.
+
+    That is cache_dir if given; else DATA.cache next to the data folder, if files can be written there; else a folder in
+    ~/.cache/voxtune (or $XDG_CACHE_HOME/voxtune) whose name depends on the path of the data folder.
+    """
     if cache_dir is not None:
         return Path(cache_dir)
     data_dir = Path(os.path.abspath(data_dir))
@@ -92,10 +96,12 @@ def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
 
 
 def open_case(folder: Path, name: str) -> CachedCase:
-    """Open a prepared case: read its JSON and map its arrays into memory; only their sizes are checked.
+    """Open a prepared case: read its case.json and foreground, and map image and label into memory.
+
+    The sizes of the files are checked, their checksums are not.
 
     Raises:
-        InputError: if the case is missing or not whole.
+        InputError: if the case is missing, not whole, or of another version of the cache.
     """
     path = Path(folder) / name
     metadata = read_metadata(path)
@@ -126,7 +132,11 @@ def _three(sizes: Sequence[int]) -> Shape3:
 
 
 def data_digest(folder: Path, names: Sequence[str]) -> str:
-    """Return 12 hex digits that differ if the cases' names or prepared contents do."""
+    """Return 12 hex digits that differ if the cases' names or prepared contents do; the order of names does not matter.
+
+    Raises:
+        InputError: if a case is not prepared, see `read_metadata`.
+    """
     digest = hashlib.sha256()
     for name in sorted(names):
         files = read_metadata(Path(folder) / name)["files"]
@@ -135,7 +145,11 @@ def data_digest(folder: Path, names: Sequence[str]) -> str:
 
 
 def read_metadata(path: Path) -> CaseMetadata:
-    """Return the content of case.json, or raise InputError if it is missing, damaged or of another version."""
+    """Return the content of case.json in `path`, the folder of a prepared case.
+
+    Raises:
+        InputError: if case.json is missing, damaged or of another version of the cache.
+    """
     try:
         metadata: CaseMetadata = json.loads((path / METADATA).read_text())
         if metadata["version"] != VERSION:

@@ -52,13 +52,15 @@ def prepare(
     A cached case is verified by size, checksum and source, and prepared again if it differs.
 
     Args:
-        incomplete: errors of find_cases; listed with the others.
+        folder: the cache; made if missing.
+        incomplete: errors of find_cases; they are listed and returned as bad cases too.
         skip_bad: continue without bad cases.
-        workers: number of processes or threads; 0 for all cores.
-        quiet: print nothing on stderr.
+        workers: number of processes or threads; 0 for one per core.
+        quiet: print nothing on stderr, neither the progress nor what was prepared and left out.
 
     Raises:
-        InputError: for bad cases, all listed (unless skip_bad), no good case, or a folder that cannot be written.
+        InputError: for bad cases (unless skip_bad), or if no good case is left; all are listed, and the good ones stay
+            in the cache. Also for a killed worker, and for a folder that cannot be written or has cases as NIfTI.
     """
     start = time.monotonic()
     folder = Path(folder)
@@ -86,7 +88,7 @@ def prepare(
 
 
 def _update(cases: Sequence[Case], folder: Path, workers: int, quiet: bool) -> dict[str, CaseError | None]:
-    """Prepare the cases that the cache does not have or that have changed; returns the error of each that is bad."""
+    """Prepare the cases that are not cached or have changed; return the error of each of them, None for a good one."""
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     with progress_bar("cases", len(cases), quiet=quiet) as tick:
@@ -122,7 +124,7 @@ def _is_current(folder: Path, case: Case) -> bool:
 
 
 def _prepare_case(folder: Path, case: Case) -> CaseError | None:
-    """Prepare one case; returns its error, if it is bad."""
+    """Prepare one case; return its error, or None if it is good."""
     if case.seg is None:
         return CaseError(
             f"{case.name}: has no seg; expected one next to {case.images[0]}, as only labelled cases train"

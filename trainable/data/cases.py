@@ -26,12 +26,18 @@ FILE_ERRORS = (OSError, EOFError, ValueError, OverflowError, isal_zlib.IsalError
 
 
 class CaseError(InputError):
-    """One case cannot be used."""
+    """The error of one case that cannot be used; the message starts with the case's name."""
 
 
 @dataclass(frozen=True)
 class Naming:
-    """How one year's BraTS names its files and its enhancing tumour."""
+    """How one year's BraTS names its files and labels.
+
+    Attributes:
+        separator: between the case's name and the word of a file.
+        images: words of the modalities, in the order of MODALITIES.
+        et_label: label of the enhancing tumour.
+    """
 
     separator: str
     images: tuple[str, ...]
@@ -44,7 +50,7 @@ BRATS2023 = Naming("-", ("t2f", "t1n", "t1c", "t2w"), 3)
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one patient: images in the order of MODALITIES, seg if there is one."""
+    """Files of one case: images in the order of MODALITIES, seg or None, and the enhancing tumour's label in seg."""
 
     name: str
     images: tuple[Path, ...]
@@ -54,7 +60,14 @@ class Case:
 
 @dataclass(frozen=True)
 class LoadedCase:
-    """Volumes of one case: image int16 (4, X, Y, Z), label uint8 (X, Y, Z) of 0, 1, 2, 4, affine (4, 4) in mm."""
+    """Volumes of one case.
+
+    Attributes:
+        image: int16 (4, X, Y, Z), in the order of MODALITIES.
+        label: uint8 (X, Y, Z) of 0, 1, 2, 4; None without a seg.
+        affine: (4, 4) in mm.
+        seg_dtype: type of the voxels in the seg's file; uint8 without a seg.
+    """
 
     image: NDArray[np.int16]
     label: NDArray[np.uint8] | None
@@ -63,10 +76,10 @@ class LoadedCase:
 
 
 def find_case(folder: Path, *, need_seg: bool) -> Case:
-    """Return the case in a folder, which has the case's name.
+    """Return the case whose files are in a folder; the case has the folder's name.
 
     Raises:
-        CaseError: for a missing modality, or a missing seg if need_seg.
+        CaseError: if the folder cannot be read, or lacks a modality, or the seg if need_seg.
     """
     name = folder.name if folder.name not in ("", "..") else folder.resolve().name
     try:
@@ -92,12 +105,14 @@ def find_case(folder: Path, *, need_seg: bool) -> Case:
 
 
 def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[CaseError]]:
-    """Return the cases in a folder, sorted by name, and the errors of those that lack a file.
+    """Return the cases in a folder, sorted by name, and the errors of those that `find_case` refuses.
 
-    A sub-folder is treated as a case if it contains a NIfTI file or is named BraTS*.
+    A sub-folder that is not hidden is treated as a case if it contains a NIfTI file or is named BraTS* (upper or lower
+    case).
 
     Raises:
-        InputError: if there is no such folder or no case in it; the message names the expected layout.
+        InputError: if there is no such folder, or no sub-folder contains a NIfTI file; the message names the expected
+            layout. Also if data_dir cannot be read.
     """
     if not data_dir.is_dir():
         raise InputError(f"{data_dir}: no such folder; expected a folder laid out as {LAYOUT}")
@@ -129,12 +144,14 @@ def _has_nifti(folder: Path) -> bool:
 def load_case(case: Case) -> LoadedCase:
     """Read and check a case.
 
-    Integers within int16 are kept as they are; any other modality is scaled by one factor so that its largest magnitude
-    is 32767, which the normalisation to z-scores later undoes. ET becomes label 4 for both naming conventions.
+    A modality of integers within int16 is kept as it is; any other is scaled by one factor so that its largest
+    magnitude is 32767, and rounded; the normalisation to z-scores later undoes the factor. ET becomes label 4 for both
+    naming conventions.
 
     Raises:
-        CaseError: for a file that is unreadable or truncated, not 3D, of another shape or affine than the first, with
-            NaN or inf, all zero, or with labels outside the convention.
+        CaseError: for a file that is missing, unreadable or truncated, not 3D, or of another shape or affine than the
+            first modality; for a modality with NaN or inf or that is all zero; for a seg with labels outside the
+            convention.
     """
     first, voxels = _read(case, case.images[0])
     # in the memory order of the files, x fastest, so that only the crop is transposed

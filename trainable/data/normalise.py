@@ -12,7 +12,11 @@ if TYPE_CHECKING:  # the processes that write the cache do not need torch, which
 
 
 def brain_box(image: NDArray[Any], label: NDArray[Any] | None = None) -> tuple[slice, slice, slice]:
-    """Return the box around the voxels that are non-zero in any modality (4, X, Y, Z), or in the label (X, Y, Z)."""
+    """Return the box around the voxels that are non-zero in any modality (4, X, Y, Z), or in the label (X, Y, Z).
+
+    Raises:
+        ValueError: if all voxels are 0.
+    """
     inside = np.asarray(image.any(axis=0))
     if label is not None:
         inside |= label != 0
@@ -24,7 +28,10 @@ def brain_box(image: NDArray[Any], label: NDArray[Any] | None = None) -> tuple[s
 
 
 def channel_stats(image: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and deviation, float32 (4,), of each channel's non-zero voxels; a deviation of 0 becomes 1."""
+    """Return mean and standard deviation, each float32 (4,), of the non-zero voxels of each channel of (4, ...).
+
+    A deviation of 0 becomes 1. A channel without such voxels has mean 0 and deviation 1.
+    """
     mean, std = np.zeros(len(image)), np.ones(len(image))
     for channel, volume in enumerate(image):
         values = volume[volume != 0].astype(np.float64)

@@ -23,10 +23,10 @@ Key = tuple[int, int]  # epoch, index of the patch in it
 
 
 class Batch(TypedDict):
-    """N patches with the values that the cache has.
+    """N patches as they are in the cache, not normalised.
 
-    image: int16 (N, 4, D, H, W). label: uint8 (N, D, H, W). mean, std: float32 (N, 4), those of their cases. case:
-    int64 (N,), the indices of their cases in PatchReader.names.
+    image: int16 (N, 4, D, H, W). label: uint8 (N, D, H, W). mean, std: float32 (N, 4), of each patch's case. case:
+    int64 (N,), the index of each patch's case in PatchReader.names.
     """
 
     image: Tensor
@@ -37,14 +37,24 @@ class Batch(TypedDict):
 
 
 class PatchReader:
-    """The patches of the training cases, by (epoch, index); many threads may read."""
+    """The patches of the training cases, by (epoch, index); several threads may read at once.
+
+    Args:
+        folder: the cache.
+        names: of the cases; `names` of the reader are sorted.
+        pin_memory: read into pinned memory, for copies to a GPU.
+    """
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool = False) -> None:
         self.folder, self.names, self.config, self.pin_memory = folder, sorted(names), config, pin_memory
         self._open: dict[str, CachedCase] = {}
 
     def read(self, keys: Sequence[Key]) -> Batch:
-        """Read the patches of these keys."""
+        """Read the patches of these keys into one batch.
+
+        Raises:
+            InputError: if a case is missing in the cache or not whole.
+        """
         new = partial(torch.empty, pin_memory=self.pin_memory)
         shape, channels = self.config.target_shape, len(MODALITIES)
         image = new((len(keys), channels, *shape), dtype=torch.int16)
@@ -106,7 +116,11 @@ def copy_patch(array: NDArray[Any], start: Shape3, out: NDArray[Any]) -> None:
 
 
 def batch_keys(epochs: Iterable[int], patches: int, config: TrainConfig) -> Iterator[list[Key]]:
-    """Yield the keys of each batch of these epochs, with N patches each; no batch spans two epochs."""
+    """Yield the keys of each batch of these epochs; no batch spans two epochs, so the last of an epoch may be smaller.
+
+    Args:
+        patches: number of patches per epoch.
+    """
     size = config.batch_size
     for epoch in epochs:
         for first in range(0, patches, size):
@@ -114,9 +128,10 @@ def batch_keys(epochs: Iterable[int], patches: int, config: TrainConfig) -> Iter
 
 
 class PatchLoader:
-    """Micro-batches of an epoch, read ahead by threads, also across the end of an epoch.
+    """The micro-batches of each epoch, read ahead by num_workers threads, also across the end of an epoch.
 
-    Threads suffice: numpy releases the GIL while it copies.
+    Threads suffice: numpy releases the GIL while it copies. `names` and the arguments are those of PatchReader;
+    `patches` is the number of patches per epoch.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool) -> None:
@@ -127,14 +142,14 @@ class PatchLoader:
         self._next: int | None = None  # the epoch that _batches start with
 
     def begin(self, epoch: int) -> None:
-        """Start reading the batches of an epoch in the threads."""
+        """Start reading the batches of an epoch, and then of later ones, in the threads, unless they already do."""
         if self._next != epoch:
             self._next = epoch
             keys = batch_keys(range(epoch, max(self._config.epochs, epoch + 1)), self.patches, self._config)
             self._batches = prefetch(self._reader.read, keys, self._config.num_workers)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, as PatchReader.read returns them."""
+        """Yield the batches of an epoch, as PatchReader.read returns them; `begin` is called if it was not."""
         self.begin(epoch)
         self._next = None  # unknown until all batches of this epoch are consumed
         yield from islice(self._batches, math.ceil(self.patches / self._config.batch_size))

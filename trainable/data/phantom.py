@@ -22,16 +22,20 @@ MARKER = "phantom.json"
 def write_phantoms(
     out: Path, *, cases: int, shape: Shape3 = (240, 240, 155), seed: int = 0, workers: int = 0
 ) -> list[Path]:
-    """Write cases as OUT/Phantom_00000/Phantom_00000_flair.nii.gz and so on; returns their folders.
+    """Write synthetic cases as OUT/Phantom_00000/Phantom_00000_flair.nii.gz and so on; return the cases' folders.
 
-    The same seed and index give the same bytes. One case in six (the sixth, the twelfth, ...) has no label 4, in one of
-    four the tumour touches the brain's surface.
+    The same seed, shape and index give the same bytes; cases that exist already are written again. One case in six (the
+    sixth, the twelfth, ...) has no label 4; in one of four the tumour touches the brain's surface.
 
     Args:
-        workers: number of processes; 0 for all cores.
+        out: made if missing; phantom.json in it records seed and shape.
+        cases: number of cases.
+        shape: (X, Y, Z) in voxels.
+        workers: number of processes; 0 for one per core.
 
     Raises:
-        InputError: for a side below 32 voxels, no cases, or a folder with phantoms of another set.
+        InputError: for a side below 32 voxels, fewer than one case, an `out` that cannot be written, one of the folders
+            existing from another seed or shape or from elsewhere, or a killed process.
     """
     check_shape(shape)
     if cases < 1:
@@ -45,7 +49,11 @@ def write_phantoms(
 
 
 def _mark(out: Path, folders: list[Path], made_from: dict[str, object]) -> None:
-    """Record in OUT the seed and shape of its phantoms, or refuse to mix two sets."""
+    """Record in OUT, made if missing, the seed and shape of the phantoms that are about to be written to these folders.
+
+    Raises:
+        InputError: if one of the folders exists and OUT records something else or nothing, or if OUT cannot be written.
+    """
     marker = out / MARKER
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ SOLID = (1.40, 0.45, 0.48, 1.65)  # core of a tumour that does not enhance
 
 @dataclass(frozen=True)
 class Tissue:
-    """Shares of voxels in the brain's box, float32 (X, Y, Z) in 0..1; the rest is white matter."""
+    """Shares of voxels in the brain's box, float32 (X, Y, Z) in 0..1; the rest of the mask `brain` is white matter."""
 
     brain: NDArray[np.bool_]
     grey: Floats
@@ -61,8 +61,9 @@ def make_case(
     """Make one case: image int16 (4, X, Y, Z), background 0, and label uint8 (X, Y, Z) of 0, 1, 2, 4.
 
     Args:
+        seed: the same shape, seed and options give the same case.
         with_et: whether the tumour enhances (has label 4).
-        at_border: whether it reaches the brain's surface.
+        at_border: whether the tumour reaches the brain's surface.
 
     Raises:
         InputError: for a side below 32 voxels.
@@ -87,7 +88,7 @@ def make_case(
 
 
 def check_shape(shape: Shape3) -> None:
-    """Raise InputError if a brain does not fit into (X, Y, Z)."""
+    """Raise InputError if a shape is not three sizes (X, Y, Z) of at least SMALLEST_SIDE voxels."""
     if len(shape) != 3 or min(shape) < SMALLEST_SIDE:
         raise InputError(f"shape is {list(shape)}; expected three sizes of {SMALLEST_SIDE} voxels or more")
 

@@ -15,7 +15,7 @@ from trainable.data.split import Split, split_cases
 
 @dataclass(frozen=True)
 class Data:
-    """The preprocessed cases: their folder, their split, and the reasons of those that were left out as bad."""
+    """The preprocessed cases: the cache's folder, the split, and one message per case that was left out as bad."""
 
     folder: Path
     split: Split
@@ -23,10 +23,14 @@ class Data:
 
 
 def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
-    """Find the cases of data_dir, preprocess those that are not cached yet, split them.
+    """Find the cases of data_dir, preprocess those that are not cached or have changed, split all good ones.
+
+    Args:
+        quiet: print nothing on stderr.
 
     Raises:
-        InputError: for bad cases (without skip_bad_cases), no cases, or a split that cannot be made.
+        InputError: for no data_dir, bad cases (without skip_bad_cases), no good case, a cache that cannot be written,
+            or a split that cannot be made.
     """
     if config.data_dir is None:
         raise InputError("--data_dir is missing: the folder with one sub-folder per case")

@@ -32,13 +32,15 @@ class Split:
 
 
 def split_cases(names: Sequence[str], config: TrainConfig) -> Split:
-    """Split cases by the config's split_file, folds, or fractions; the order of names does not matter.
+    """Split cases by the config's split_file if given, else by folds if not 0, else by fractions.
 
-    With folds the test part is taken first and is the same for every fold. With fractions each part with a fraction
+    The order of names does not matter. Cases that the split file does not name are in no part. With folds the test
+    part, test_fraction of the cases, is taken first and is the same for every fold. A part whose fraction is used and
     above 0 has at least one case if there are three cases or more.
 
     Raises:
-        InputError: for repeated names, a wrong split file, or no case left to train on.
+        InputError: for repeated names, a wrong split file or one that names other cases, fewer cases than folds, or no
+            case left to train on.
     """
     _refuse_repeats(names, "the cases")
     if config.split_file:
@@ -86,7 +88,7 @@ def load_split(path: Path) -> Split:
     """Read a split: JSON {"train": [...], "val": [...], "test": [...]}, of which val and test may be empty.
 
     Raises:
-        InputError: for a file that is not that, a name that appears twice, or nothing to train on.
+        InputError: for a file that is missing or has another content, a name that appears twice, or an empty train.
     """
     layout = 'JSON {"train": [names], "val": [names], "test": [names]}'
     try:

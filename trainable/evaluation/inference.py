@@ -29,7 +29,11 @@ def predict_logits(network: nn.Module, image: Tensor, config: TrainConfig) -> Te
     """Return the logits of a volume: float32 (1, 4, D, H, W), normalised -> float32 (1, 3, D, H, W).
 
     A window has the size of a patch and batch_size windows are predicted at once, so that validation fits into memory
-    if training does. Volumes smaller than the window are padded. With `mirror`, the mean over the 8 mirrored volumes.
+    if training does. Volumes smaller than the window are padded. With `mirror`, the logits are the mean over the 8
+    mirrorings of the volume, itself included. The network is left in eval mode.
+
+    Args:
+        network: returns a list of logits, full resolution first; on the image's device.
     """
     network.eval()
     predictor: Callable[[Tensor], Tensor] = lambda window: network(to_network_format(window, config))[0].float()  # noqa: E731
@@ -48,10 +52,12 @@ def predict_label(
     std: NDArray[np.float32],
     config: TrainConfig,
 ) -> Labels:
-    """Return the label map, uint8 (D, H, W) of 0, 1, 2, 4, of a volume int16 (4, D, H, W).
+    """Return the label map, uint8 (D, H, W) of 0, 1, 2, 4, that is predicted for a volume, after `postprocess`.
 
     Args:
-        mean, std: of its channels' non-zero voxels, float32 (4,).
+        network: is left in eval mode.
+        image: int16 (4, D, H, W), not normalised.
+        mean, std: of the non-zero voxels of each channel, float32 (4,).
     """
     device = next(network.parameters()).device
     raw = torch.from_numpy(np.array(image))[None].to(device)
@@ -61,10 +67,11 @@ def predict_label(
 
 
 def postprocess(label: Labels, config: TrainConfig) -> Labels:
-    """Return a label map (D, H, W) without tumours below min_component voxels, and without ET if it has few in all.
+    """Return a label map (D, H, W) without tumours below min_component voxels, then without ET below et_threshold.
 
-    Tumours are components of WT, voxels being connected by faces, edges and corners. ET of fewer than et_threshold
-    voxels becomes label 1, necrosis, as in Isensee et al. 2020 (arXiv 2011.00848), winners of the BraTS challenge.
+    Tumours are components of WT, voxels being connected by faces, edges and corners. If fewer than et_threshold voxels
+    in all are ET, they become label 1, necrosis, as in Isensee et al. 2020 (arXiv 2011.00848), winners of the BraTS
+    challenge. An option of 0 switches its step off.
     """
     if config.min_component:
         components, _ = ndimage.label(label, np.ones((3, 3, 3)))
@@ -77,7 +84,7 @@ def postprocess(label: Labels, config: TrainConfig) -> Labels:
 
 
 def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> Labels:
-    """Return the label map of a case read from disk, uint8 of its full shape (X, Y, Z)."""
+    """Return the label map predicted for a case, uint8 of its volume's full shape (X, Y, Z); 0 outside the brain."""
     box = brain_box(case.image)
     mean, std = channel_stats(case.image)
     label = np.zeros(case.image.shape[1:], np.uint8)
@@ -86,14 +93,14 @@ def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> L
 
 
 def on_full_grid(label: Labels, case: CachedCase) -> Labels:
-    """Return the label map of a cached case's full volume, from that of its crop (D, H, W); 0 around the crop."""
+    """Return the label map of a cached case's full volume, given the one of its crop (D, H, W); 0 around the crop."""
     full = np.zeros(case.full_shape, np.uint8)
     full[tuple(slice(first, first + size) for first, size in zip(case.offset, label.shape, strict=True))] = label
     return full
 
 
 def save_label(label: Labels, affine: NDArray[np.float64], path: Path) -> None:
-    """Write a label map (X, Y, Z) as NIfTI: uint8, in mm, with its case's affine (4, 4)."""
+    """Write a label map (X, Y, Z) as NIfTI: uint8, in mm, with the affine (4, 4) of its case; make a missing folder."""
     image = nib.Nifti1Image(label, affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)

@@ -26,13 +26,13 @@ def lesion_wise(prediction: Bools, truth: Bools, spacing: Sequence[float] = (1, 
     Truth voxels form one lesion if their dilations touch. A lesion is compared, undilated, with the whole of every
     predicted component that reaches into its dilation; one component may match several lesions. A missed lesion, and a
     component of any size that matches no lesion, count as Dice 0 and the worst HD95. A truth lesion of 50 mm^3 or less
-    is not counted, but matches components as others do. With nothing to count: Dice 1, HD95 0.
+    is not counted, but matches components as larger ones do. With nothing to count: Dice 1, HD95 0.
+
+    These are the rules of github.com/rachitsaluja/BraTS-2023-Metrics. In that code the worst HD95 is 374 and surfaces
+    are meshes weighted by area; here the worst is 373.1287 and surfaces are voxels, as in `hd95`.
 
     Args:
-        spacing: size of a voxel in mm.
-
-    Rules: github.com/rachitsaluja/BraTS-2023-Metrics. Its worst HD95 is 374 and its surfaces are meshes weighted by
-    area; here the worst is 373.1287 and surfaces are voxels, as in `hd95`.
+        spacing: size of a voxel along D, H and W in mm.
     """
     either = prediction | truth
     if not either.any():
@@ -58,10 +58,11 @@ def lesion_wise(prediction: Bools, truth: Bools, spacing: Sequence[float] = (1, 
 def score_lesions(
     prediction: NDArray[np.integer], truth: NDArray[np.integer], *, spacing: Sequence[float] = (1, 1, 1)
 ) -> dict[str, float]:
-    """Return the scores of one case's two label maps (D, H, W): lesion_dice_WT, _TC, _ET, then lesion_hd95_* in mm.
+    """Return `lesion_wise` of each region of one case: lesion_dice_WT, _TC, _ET, then lesion_hd95_* in mm.
 
     Args:
-        spacing: size of a voxel in mm.
+        prediction, truth: label maps (D, H, W) of 0, 1, 2, 4.
+        spacing: size of a voxel along D, H and W in mm.
     """
     pairs = zip(labels_to_regions(prediction), labels_to_regions(truth), strict=True)
     dices, distances = zip(*(lesion_wise(a, b, spacing) for a, b in pairs), strict=True)

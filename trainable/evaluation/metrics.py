@@ -27,7 +27,7 @@ def voxel_spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def dice(prediction: Bools, truth: Bools) -> float:
-    """Return 2 |A and B| / (|A| + |B|) in [0, 1] of masks of one shape; 1 if both are empty, 0 if one is."""
+    """Return 2 |A and B| / (|A| + |B|) in [0, 1] of masks of one shape; 1 if both are empty, 0 if just one is."""
     total = int(prediction.sum()) + int(truth.sum())
     return 2 * int((prediction & truth).sum()) / total if total else 1.0
 
@@ -52,22 +52,24 @@ def sensitivity(prediction: Bools, truth: Bools) -> float:
 
 
 def specificity(prediction: Bools, truth: Bools, outside_voxels: int = 0) -> float:
-    """Return the share of the voxels outside the truth that were not predicted, in [0, 1]; 1 if there are none.
+    """Return the share of the voxels outside the truth that were not predicted, in [0, 1]; 1 if no voxel is outside.
 
     Args:
-        outside_voxels: number of voxels of the full volume outside these arrays, background in both masks.
+        outside_voxels: number of voxels of the full volume that are not in these arrays: background in both masks.
     """
     negative = truth.size - int(truth.sum()) + outside_voxels
     return 1 - int((prediction & ~truth).sum()) / negative if negative else 1.0
 
 
 def hd95(prediction: Bools, truth: Bools, spacing: Sequence[float] = (1, 1, 1)) -> float:
-    """Return the 95th percentile of the Hausdorff distance in mm between surface voxels, the larger of both directions.
+    """Return the 95th percentile of the Hausdorff distance in mm between two masks (D, H, W).
 
-    0 if both masks (D, H, W) are empty, 373.1287 if one is, as in the BraTS challenge.
+    That is the 95th percentile of the distances from each surface voxel of one mask to the nearest surface voxel of the
+    other mask, computed in both directions, of which the larger one counts. It is 0 if both masks are empty, and
+    373.1287 if just one is, as in the BraTS challenge.
 
     Args:
-        spacing: size of a voxel in mm.
+        spacing: size of a voxel along D, H and W in mm.
     """
     if not prediction.any() or not truth.any():
         return 0.0 if prediction.any() == truth.any() else WORST_HD95
@@ -87,11 +89,11 @@ def score_case(
     spacing: Sequence[float] = (1, 1, 1),
     outside_voxels: int = 0,
 ) -> Scores:
-    """Return all scores of one case's two label maps (D, H, W): of dice_scores, hd95_* in mm, sensitivity_*,
-    specificity_*.
+    """Return all scores of one case: those of dice_scores, and per region hd95_* in mm, sensitivity_*, specificity_*.
 
     Args:
-        spacing: size of a voxel in mm.
+        prediction, truth: label maps (D, H, W) of 0, 1, 2, 4.
+        spacing: size of a voxel along D, H and W in mm.
         outside_voxels: see `specificity`.
     """
     scores = dice_scores(torch.from_numpy(prediction.astype(np.uint8)), torch.from_numpy(truth.astype(np.uint8)))
@@ -103,6 +105,6 @@ def score_case(
 
 
 def mean_scores(cases: Iterable[Mapping[str, float]]) -> Scores:
-    """Return the mean over cases of each score; nothing if there are no cases."""
+    """Return the mean over cases of each score, {} if there are no cases; all cases must have the same scores."""
     cases = list(cases)
     return {name: float(np.mean([case[name] for case in cases])) for name in cases[0]} if cases else {}

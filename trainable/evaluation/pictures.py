@@ -19,11 +19,15 @@ COLOURS = {"WT": (70, 200, 90), "TC": (240, 90, 80), "ET": (250, 210, 60)}
 def draw_case(
     image: NDArray[np.int16], label: NDArray[np.uint8] | None, prediction: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
-    """Draw the four modalities of the axial slice with most tumour, truth outlined above, prediction below.
+    """Draw the four modalities of one axial slice in a row with the truth outlined, and below with the prediction.
+
+    The slice is the one with most tumour in the truth, or in the prediction if there is no truth or it is empty; the
+    middle one if that is empty too.
 
     Args:
-        image: int16 (4, X, Y, Z).
-        label, prediction: uint8 (X, Y, Z).
+        image: int16 (4, X, Y, Z), not normalised.
+        label: the truth, uint8 (X, Y, Z); None draws the prediction's row only.
+        prediction: uint8 (X, Y, Z).
 
     Returns:
         RGB uint8 (height, width, 3); small volumes are magnified.
@@ -48,12 +52,17 @@ def outline(mask: Bools) -> Bools:
 
 
 def magnify(plane: NDArray[Any], scale: int) -> NDArray[Any]:
-    """Return a plane (X, Y) as rows of y and columns of x, each pixel `scale` times as large."""
+    """Return a plane (X, Y) as rows of y and columns of x, each pixel repeated to a square of `scale` by `scale`."""
     return plane.T.repeat(scale, 0).repeat(scale, 1)
 
 
 def draw_slice(plane: NDArray[np.int16], regions: Sequence[Bools]) -> NDArray[np.uint8]:
-    """Draw a plane in grey, up to its 99.5th percentile, with the regions outlined in their colours: RGB uint8."""
+    """Return a plane (height, width) in grey with the regions outlined in their colours: RGB uint8 (height, width, 3).
+
+    Args:
+        plane: 0 and below are black, the 99.5th percentile of its positive values and above are white.
+        regions: masks (height, width) of WT, TC and ET; the outline of a later one covers that of an earlier one.
+    """
     top = np.percentile(plane[plane > 0], 99.5) if (plane > 0).any() else 1.0
     grey = (plane / top).clip(0, 1)[..., None] * 255
     rgb = np.repeat(grey, 3, axis=2).astype(np.uint8)
@@ -63,7 +72,7 @@ def draw_slice(plane: NDArray[np.int16], regions: Sequence[Bools]) -> NDArray[np
 
 
 def draw_caption(rgb: NDArray[np.uint8], text: str) -> None:
-    """Write a caption into the upper left corner, in place."""
+    """Write a caption into the upper left corner of a picture (height, width, 3), in place."""
     image = Image.fromarray(rgb)
     ImageDraw.Draw(image).text((4, 2), text, fill=(255, 255, 255))
     rgb[:] = np.asarray(image)

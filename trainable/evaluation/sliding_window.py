@@ -23,9 +23,10 @@ def sliding_window(
 ) -> Tensor:
     """Return the logits of a volume, (1, 4, D, H, W) -> float32 (1, 3, D, H, W), on its device.
 
-    A volume smaller than the window is padded with zeros on both sides.
+    Along an axis on which the volume is smaller than the window it is padded with zeros on both sides.
 
     Args:
+        window: (D, H, W) in voxels.
         predict: windows (N, 4, *window) -> their logits float32 (N, 3, *window), N <= batch_size.
         overlap: share of a window that the next one overlaps, >= 0 and < 1.
     """
@@ -50,13 +51,21 @@ def sliding_window(
 
 
 def window_starts(size: int, length: int, overlap: float) -> list[int]:
-    """Return the first voxels of the windows of `length` along an axis of `size`; the last one ends with the axis."""
+    """Return the first voxel of each window along an axis; the last window ends with the axis.
+
+    Args:
+        size: of the axis in voxels, at least `length`.
+        length: of a window in voxels.
+    """
     step = max(1, int(length * (1 - overlap)))
     return [min(index * step, size - length) for index in range(1 + math.ceil((size - length) / step))]
 
 
 def gaussian(window: Shape3, device: torch.device) -> Tensor:
-    """Return the weights of a window's voxels, float32 (D, H, W); the Gaussian's deviation is an eighth of its size."""
+    """Return the weights of a window's voxels, float32 (D, H, W) >= 0.001: a Gaussian.
+
+    Along each axis its deviation is an eighth of the window's length.
+    """
     weights = torch.ones((), device=device)
     for length in window:
         offsets = torch.arange(length, device=device) - (length - 1) / 2

@@ -25,13 +25,19 @@ def validate(
     full: bool = False,
     on_case: Callable[[CachedCase, Labels], None] = lambda case, prediction: None,
 ) -> dict[str, Scores]:
-    """Predict these cached cases as whole volumes; returns their scores: {case: {dice_WT: ..., ...}}.
+    """Predict cached cases as whole volumes; return the scores of each: {case: {dice_WT: ..., ...}}, {} without names.
+
+    The network is left in eval mode.
 
     Args:
         folder: the cache.
         names: of the cases.
-        full: all scores of score_case, not only Dice.
-        on_case: called with each case and its prediction, uint8 (D, H, W).
+        full: return all scores of score_case, not just those of dice_scores.
+        on_case: called with each case and its prediction, uint8 (D, H, W) as the case's label, once that is scored;
+            what it raises ends the validation.
+
+    Raises:
+        InputError: if a case is missing in the cache or not whole.
     """
     scores, device = {}, next(network.parameters()).device
     for name in names:

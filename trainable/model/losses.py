@@ -1,7 +1,7 @@
 """Losses: pure functions of logits and targets, computed in float32 in every precision of the network.
 
-Every function takes logits (N, C, D, H, W) of any floating dtype and targets of the same shape, 0 or 1, and returns a
-scalar of float32 (float64 for float64 logits). C are the regions, which overlap, hence sigmoid and not softmax.
+Logits are (N, C, D, H, W) of any floating dtype, targets of the same shape, 0 or 1. A loss is a scalar of float32
+(float64 for float64 logits). C are the regions, which overlap, hence sigmoid and not softmax.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def region_sums(
 
     Args:
         gamma: exponent of the focal loss: a voxel's cross-entropy is multiplied by (1 - p_t)^gamma.
-        weights: factors of the cross-entropy of tumour voxels and of the others.
-        fused: on a GPU, by a Triton kernel, whose reference this is.
+        weights: factors of the cross-entropy of voxels with target 1 and of those with target 0.
+        fused: on a GPU, compute the sums by a Triton kernel, always in float32.
     """
     if fused and logits.is_cuda:
         from trainable.model.kernels.region_sums import RegionSums
@@ -51,7 +51,7 @@ def region_sums(
 
 
 def upcast(logits: Tensor) -> Tensor:
-    """Return logits as float32, or float64 if they are that already: sums over a patch overflow float16."""
+    """Return logits as float32, or unchanged if they are float64: sums over a patch overflow float16."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -63,7 +63,7 @@ def overlap_loss(sums: Tensor, *, alpha: float, beta: float, batch: bool) -> Ten
 
 
 def entropy_loss(sums: Tensor, logits: Tensor) -> Tensor:
-    """Return the mean cross-entropy over voxels and regions from region_sums of these logits. In nats."""
+    """Return the mean cross-entropy over samples, voxels and regions, in nats, from region_sums of these logits."""
     return sums[3].sum() / logits.numel()
 
 
@@ -76,8 +76,9 @@ def tversky_loss(logits: Tensor, target: Tensor, *, alpha: float, beta: float, b
     """Return the mean over regions of 1 - TP / (TP + alpha FP + beta FN) (Salehi et al. 2017), in [0, 1].
 
     Args:
+        alpha, beta: weights of the false positives and of the false negatives.
         batch: treat the batch as one volume ("batch Dice"), so that a patch without tumour does not distort the loss;
-            else the mean is over samples and regions.
+            else compute the loss per sample, and return the mean over samples and regions.
     """
     return overlap_loss(region_sums(logits, target), alpha=alpha, beta=beta, batch=batch)
 
@@ -106,7 +107,7 @@ BASE_LOSSES: dict[str, Callable[[Tensor, Tensor, TrainConfig], Tensor]] = {
 
 
 def focal_terms(config: TrainConfig) -> tuple[float, tuple[float, float]]:
-    """Return gamma and weights of region_sums; for other base losses than focal they change nothing."""
+    """Return gamma and weights for region_sums; 0 and (1, 1), which change nothing, if base_loss is not focal."""
     if config.base_loss != "focal":
         return 0.0, (1.0, 1.0)
     return config.focal_gamma, (config.focal_alpha, 1 - config.focal_alpha)
@@ -127,10 +128,10 @@ def head_weights(heads: int) -> list[float]:
 
 
 def make_loss(config: TrainConfig) -> Callable[[Sequence[Tensor], Tensor], Loss]:
-    """Return the loss of a config: a function of the heads' logits, from full resolution down, and the target.
+    """Return the loss of a config: a function of the logits of each head, from full resolution down, and the target.
 
-    The target (N, 3, D, H, W) is downsampled to each head by nearest neighbour. The loss is the weighted mean over the
-    heads, so its scale is that of a single head.
+    The target (N, 3, D, H, W) is downsampled to each head by nearest neighbour. The loss is the mean over the heads,
+    weighted by `head_weights`, so its scale is that of a single head.
     """
     base_loss = BASE_LOSSES[config.base_loss]
     gamma, weights = focal_terms(config)

@@ -25,7 +25,7 @@ MAX_HEADS = 4  # below an eighth of the resolution a target has too few voxels o
 
 
 def norm_act(x: Tensor, norm: nn.InstanceNorm3d, skip: Tensor | None = None, *, fused: bool = False) -> Tensor:
-    """Return leaky_relu(norm(x) [+ skip]), (N, C, D, H, W) -> the same shape. fused: on a GPU, by a Triton kernel."""
+    """Return leaky_relu(norm(x) [+ skip]), (N, C, D, H, W) -> the same shape. fused: on a GPU, by Triton kernels."""
     if fused and x.is_cuda:
         from trainable.model.kernels.norm_act import NormAct
 
@@ -69,17 +69,17 @@ class Conv3d(nn.Conv3d):
 
 
 class ConvTranspose3d(nn.ConvTranspose3d):
-    """nn.ConvTranspose3d without torch's initial weights."""
+    """nn.ConvTranspose3d without torch's initial weights, which draw_weights would overwrite."""
 
     def reset_parameters(self) -> None:
         """Leave the weights uninitialised."""
 
 
 def draw_weights(network: nn.Module) -> None:
-    """Draw the weights of all convolutions: Kaiming normal for leaky ReLU (He et al. 2015), biases zero.
+    """Draw the weights of all Conv3d and ConvTranspose3d: Kaiming normal for leaky ReLU (He et al. 2015), biases zero.
 
-    Each convolution has its own generator, seeded by torch's global one, so that they can be drawn on all cores. On the
-    meta device, which has only shapes, nothing is drawn: importing what torch needs for it takes seconds.
+    Each convolution has its own generator, seeded by torch's global one, so that all cores can draw at once. On the
+    meta device, which has shapes but no values, nothing is drawn: importing what torch needs for that takes seconds.
     """
 
     def draw(seeded: tuple[Conv3d | ConvTranspose3d, int]) -> None:
@@ -95,10 +95,16 @@ def draw_weights(network: nn.Module) -> None:
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3x3 convolutions, each with instance norm and leaky ReLU; the first one may have a stride.
+    """Two 3x3x3 convolutions, each followed by instance norm and leaky ReLU.
 
-    (N, in_channels, D, H, W) -> (N, out_channels, D/stride, H/stride, W/stride). The convolutions have no bias, since
+    (N, in_channels, D, H, W) -> (N, out_channels, D/stride, H/stride, W/stride). These convolutions have no bias, since
     the norm would remove it.
+
+    Args:
+        stride: of the first convolution.
+        residual: add the input before the second leaky ReLU, through a 1x1x1 convolution if its shape differs.
+        dropout: probability of dropping a channel after the first leaky ReLU.
+        fused: on a GPU, use the Triton kernels.
     """
 
     def __init__(
@@ -129,7 +135,7 @@ class UNet3D(nn.Module):
         depth: number of resolutions; each spatial size must be a multiple of `stride` = 2^(depth-1).
         base_channels: channels at full resolution, doubled at each lower one up to max_channels.
         residual: residual instead of plain blocks.
-        deep_supervision: in training, return logits of up to four resolutions.
+        deep_supervision: in training, return logits of the highest depth - 1 resolutions, at most four.
         dropout: probability of dropping a channel, in every block.
         fused: on a GPU, use the Triton kernels.
         gradient_checkpointing: in training, keep only each block's input and recompute the rest for the gradient
@@ -168,9 +174,10 @@ class UNet3D(nn.Module):
         draw_weights(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the logits, (N, 4, D, H, W) -> (N, 3, D, H, W), in training followed by those of the lower heads.
+        """Return a list of logits, (N, 4, D, H, W) -> [(N, 3, D, H, W)].
 
-        Each lower head has half the resolution of the one before.
+        In training with deep supervision the logits of the lower heads follow, each at half the resolution of the one
+        before.
 
         Raises:
             ValueError: if a spatial size is not a multiple of `stride`.
@@ -210,7 +217,7 @@ def count_parameters(config: TrainConfig) -> int:
 
 
 def build_network(config: TrainConfig) -> UNet3D:
-    """Build the network of a config on the CPU, its weights drawn from torch's global generator."""
+    """Build the network of a config on torch's default device, usually the CPU; see `draw_weights` for its weights."""
     return UNet3D(
         config.depth,
         config.base_channels,

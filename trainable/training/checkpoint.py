@@ -25,13 +25,13 @@ def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path, fsync: boo
     """Write a state of tensors and plain values, and copies; a reader sees an old file or a new one, complete.
 
     Args:
-        state: of a training, without the format.
+        state: of a training, without CHECKPOINT_FORMAT, which is added.
         path: the file; its folder is made if needed.
-        copies: more files of the same content.
+        copies: more files of the same content, written after `path`, in existing folders.
         fsync: flush the files to the disk, so that they survive a crash of the machine.
 
     Raises:
-        OSError: if a file cannot be written (a full disk); what was there before is complete.
+        OSError: if a file cannot be written (a full disk); that file and the later ones are then still the old ones.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **state}, file), fsync=fsync)
@@ -44,10 +44,11 @@ def find_checkpoint(path: Path, *, wanted: str = LATEST) -> Path:
 
     Args:
         path: the file or folder.
-        wanted: which one of a folder that has both: LATEST to resume from, BEST to predict with.
+        wanted: which checkpoint of a folder that has both: LATEST to resume from, BEST to predict with. A folder with
+            one of the two gives that one.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no such file, or the folder has neither.
     """
     names = sorted((LATEST, BEST), key=lambda name: name != wanted)
     folders = (path, TrainingDir(path).checkpoints)
@@ -58,10 +59,10 @@ def find_checkpoint(path: Path, *, wanted: str = LATEST) -> Path:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Return the state in a checkpoint, on the CPU.
+    """Return the state in a checkpoint, on the CPU. path: as for find_checkpoint, with LATEST wanted.
 
     Raises:
-        InputError: if the file is missing, damaged or not a checkpoint of this program.
+        InputError: if the file is missing, damaged or not a checkpoint of CHECKPOINT_FORMAT.
     """
     path = find_checkpoint(path)
     state = load_verified(path)
@@ -71,7 +72,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_epoch(path: Path) -> int:
-    """Return the epoch of a checkpoint; 0 if it is damaged or missing."""
+    """Return the epoch of a checkpoint; 0 if it cannot be read. Damaged weights go unnoticed, see load_checkpoint."""
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])
     except Exception:  # torch raises many types for damaged files
@@ -79,7 +80,11 @@ def read_epoch(path: Path) -> int:
 
 
 def load_verified(path: Path) -> Any:
-    """Return the content of a weights-only file after verifying its checksums; raise InputError if it is damaged."""
+    """Return the content of a weights-only file, on the CPU, after verifying its checksums.
+
+    Raises:
+        InputError: if it is missing or damaged, or contains objects other than tensors and plain values.
+    """
     try:
         with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that it writes
             if damaged := file.testzip():
@@ -93,12 +98,18 @@ def load_verified(path: Path) -> Any:
 
 
 def load_network(path: Path, device: torch.device) -> tuple[UNet3D, TrainConfig]:
-    """Return the network of a checkpoint (of a folder: the best) with its weights, and the config of its training."""
+    """Return the network of a checkpoint on a device, ready to predict, and the config of its training.
+
+    path: as for find_checkpoint, with BEST wanted.
+
+    Raises:
+        InputError: if there is no checkpoint, or it is damaged or of another format.
+    """
     return build_from_state(load_checkpoint(find_checkpoint(path, wanted=BEST)), device)
 
 
 def build_from_state(state: dict[str, Any], device: torch.device) -> tuple[UNet3D, TrainConfig]:
-    """Return the network of a loaded checkpoint, ready to predict, and its config."""
+    """Return the network of a loaded checkpoint's state on a device, in eval mode, and the config of its training."""
     config = make_config(state["config"], "the checkpoint")
     network = build_network(config)
     network.load_state_dict(state["network"])
@@ -106,10 +117,17 @@ def build_from_state(state: dict[str, Any], device: torch.device) -> tuple[UNet3
 
 
 def load_latest_valid(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the checkpoint to resume from and its state.
+    """Return the file of the checkpoint to resume from, and its state.
 
-    Instead of latest.pth that is best_model.pth if a kill came between writing the two, so that it is newer; if
-    latest.pth is damaged, the newest intact checkpoint next to it, which is printed.
+    A file other than latest.pth is returned as it is. In place of latest.pth, best_model.pth is returned if it is of a
+    later epoch, as a kill came between writing the two; if latest.pth is damaged, the intact checkpoint of the latest
+    epoch in its folder, with a warning.
+
+    Args:
+        path: as for find_checkpoint, with LATEST wanted.
+
+    Raises:
+        InputError: if there is no checkpoint, or none of them is intact.
     """
     source = find_checkpoint(path)
     if source.name != LATEST:
@@ -134,7 +152,13 @@ def load_latest_valid(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the weights in a checkpoint (of a folder: the best) or in a file with a bare state_dict."""
+    """Return the weights in a checkpoint or in a file with a state_dict, bare or under the key "state_dict".
+
+    path: as for find_checkpoint, with BEST wanted. Values that are no tensors are left out.
+
+    Raises:
+        InputError: if there is no such file, or it is damaged or contains no weights.
+    """
     path = find_checkpoint(path, wanted=BEST)
     state = load_verified(path)
     weights = state
@@ -148,18 +172,26 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def differ_only_in_inputs(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether these are weights of convolutions that differ only in the number of input channels."""
+    """Return whether these are weights of 3D convolutions whose shapes differ at most in the input channels."""
     return a.ndim == b.ndim == 5 and a[:, 0].shape == b[:, 0].shape
 
 
 def load_pretrained(network: UNet3D, path: Path) -> str:
-    """Copy the weights in a file that match by name and shape; return what was not copied, and why.
+    """Copy the weights in a file that match by name and shape into the network; the others stay as they are.
 
-    Weights that differ only in the number of input channels, such as those of the first convolution of a network for
-    other modalities, are adapted: each of our channels gets the sum over theirs, divided by our number of channels.
+    Weights of the first encoder block that differ only in the number of input channels, as for other modalities, are
+    adapted and count as matching: each channel of the network gets the sum over the file's channels, divided by the
+    network's number of channels.
+
+    Args:
+        path: as for load_weights.
+
+    Returns:
+        A text: the share of the network's weights that was copied, then a line on each that was adapted or not copied.
 
     Raises:
-        InputError: if less than MIN_PRETRAINED_SHARE of the network's weights match.
+        InputError: if less than MIN_PRETRAINED_SHARE of the network's weights match, or the file cannot be used. The
+            network is then unchanged.
     """
     given, own = load_weights(path), network.state_dict()
     taken, reasons = {}, [f"not loaded: {name}: not in this network" for name in given if name not in own]

@@ -24,13 +24,15 @@ from trainable.training.training_dir import LATEST, TrainingDir
 class CheckpointManager:
     """Writes the checkpoints of one training in the background, while the next epoch trains.
 
-    Per epoch: best_model.pth if it is the best so far, epoch_NNNN.pth every save_freq epochs, and latest.pth last, so
-    that what it states about the others is true. Leaving the context waits for what is in progress.
+    Per epoch: best_model.pth if the epoch is the best so far, epoch_NNNN.pth every save_freq epochs, and latest.pth
+    last, so that what latest.pth states about the first two is true. Leaving the context waits for the write in
+    progress and raises its exception.
 
     Args:
         config: of the training; its output_dir has the folder of the checkpoints.
-        durable: flush each file to the disk. If False, for a sweep's trial, whose files are copied to the sweep's
-            storage at once: one file per epoch, the first of those above, which replaces the others; not flushed.
+        durable: write all files of an epoch and flush them to the disk. False is for a sweep's trial, whose files are
+            copied to the sweep's storage at once: of the files above that are due in an epoch, only the first is
+            written, without a flush, and old files under the other due names are removed.
     """
 
     def __init__(self, config: TrainConfig, *, durable: bool = True) -> None:
@@ -46,10 +48,16 @@ class CheckpointManager:
         self.background.__exit__(*exception)
 
     def save(self, state: dict[str, Any], *, is_best: bool, on_written: Callable[[], object] = lambda: None) -> None:
-        """Write an epoch's checkpoints in the background, then call on_written there.
+        """Write an epoch's checkpoints in the background, then call on_written in the same thread.
 
-        Returns once the state is copied, so that training may go on, and the previous epoch's files are written. An
-        exception of writing or of on_written, SystemExit included, is raised by the next call of the manager.
+        Returns once the state is copied, so that training may go on, and the previous epoch's files are written and
+        their on_written has returned. An exception of writing or of on_written, SystemExit included, is raised by the
+        next call of the manager, or when its context is left.
+
+        Args:
+            state: as TrainingState.state returns it.
+            is_best: whether the epoch is the best so far.
+            on_written: called once all files of the epoch are written.
         """
         epoch = state["epoch"]
         paths = [self.dir.best] * is_best + [self.dir.numbered(epoch)] * (epoch % self.save_freq == 0)
@@ -60,7 +68,7 @@ class CheckpointManager:
         self.background.start(partial(self._write, staged, [*paths, self.dir.latest], on_written))
 
     def _write(self, state: dict[str, Any], paths: Sequence[Path], on_written: Callable[[], object]) -> None:
-        """Write a staged state to the paths, or, if not durable, to the first of them, and remove the others."""
+        """Write a staged state to all paths; if not durable, only to the first path, and remove the other files."""
         first, *others = paths
         if self.durable:
             save_checkpoint(state, first, *others)
@@ -71,11 +79,14 @@ class CheckpointManager:
         on_written()
 
     def call_after_writing(self, callback: Callable[[], object]) -> None:
-        """Call something in the background once the files of the last epoch are written."""
+        """Wait until the files of the last epoch are written, then call `callback` in the background.
+
+        Raises what was raised in the background before; what `callback` raises is raised by the next call.
+        """
         self.background.start(callback)
 
     def wait(self) -> None:
-        """Wait until the files are written; raise what was raised in the background."""
+        """Wait until the files are written and on_written has returned; raise what was raised in the background."""
         self.background.wait()
 
     def check(self) -> None:
@@ -83,18 +94,20 @@ class CheckpointManager:
         self.background.check()
 
     def adopt(self, source: Path, state: dict[str, Any]) -> bool:
-        """Copy a loaded checkpoint, as latest.pth, and the best model so far from its folder into this one.
+        """Bring a loaded checkpoint, as latest.pth, and the best model in its folder into the manager's folder.
 
-        A kill at any time leaves latest.pth whole, as it was or as it was loaded. A checkpoint inside the output
-        folder, such as a trial's, stays where it is. If an earlier checkpoint of this folder is resumed, those of later
-        epochs are archived.
+        latest.pth is not written if it is of the loaded epoch already, or if the source is elsewhere inside the output
+        folder, as for a sweep's trial. A kill at any time leaves latest.pth whole, the old one or the new one. The best
+        model is copied only if it is that of state["best_epoch"]. If the source is in the manager's folder, that
+        folder's checkpoints of later epochs are archived.
 
         Args:
             source: the file that was loaded.
             state: its content.
 
         Returns:
-            Whether the best model is that of state["best_epoch"]; False if it is damaged, missing or of a later epoch.
+            Whether the best model in the source's folder is that of state["best_epoch"]: False if it is damaged,
+            missing or of another epoch; True if it is missing and best_epoch is 0, as no epoch was validated yet.
         """
         folder, source = self.dir.checkpoints, source.parent
         same = source.resolve() == folder.resolve()
@@ -115,9 +128,10 @@ class CheckpointManager:
 
 
 def stage_to_cpu(value: Any) -> Any:
-    """Return a copy of a state with its tensors on the CPU; those of a GPU may still be in transfer.
+    """Return a copy of a state, of nested dicts and lists, with its tensors on the CPU.
 
-    They are copied into pinned memory, which torch keeps for the process's next state.
+    Tensors of a GPU are copied into pinned memory, which torch keeps for the process's next state. They may still be in
+    transfer: synchronise with the GPU before you read them.
     """
     if isinstance(value, Tensor):
         copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
@@ -128,7 +142,7 @@ def stage_to_cpu(value: Any) -> Any:
 
 
 def best_epoch_on_disk(path: Path) -> int:
-    """Return the epoch of a best model; 0 if there is none, or if it is damaged, which is printed."""
+    """Return the epoch of a best model; 0 if the file is missing, or, with a warning, if it is damaged."""
     try:
         return int(load_checkpoint(path)["epoch"]) if path.exists() else 0
     except InputError as error:
@@ -137,9 +151,13 @@ def best_epoch_on_disk(path: Path) -> int:
 
 
 def archive_later(paths: Sequence[Path], epoch: int) -> None:
-    """Move the checkpoints of epochs after the resumed one into a separate folder, and print it.
+    """Move checkpoints into a new folder next to them, and print its path; without paths do nothing.
 
-    latest.pth, if among them, is copied there, and stays until it is overwritten.
+    latest.pth, if among them, is copied, and stays until it is overwritten.
+
+    Args:
+        paths: the checkpoints of epochs after the resumed one, all in one folder.
+        epoch: the resumed one.
     """
     if not paths:
         return

@@ -31,8 +31,10 @@ class EndReason(StrEnum):
 class EpochStats:
     """Statistics of an epoch, under the names of metrics.csv.
 
-    Losses are means over patches, grad_norm over steps. steps: those that were not skipped. Times in seconds, memory in
-    MiB, data_wait_share as a share of 1. val_time: None without validation.
+    Losses are means over the patches of micro-batches with finite losses, grad_norm is the mean over the steps that
+    were not skipped, steps their number; each mean is NaN if there are none. Times are in seconds: epoch_time of
+    training, avg_batch_time per micro-batch, val_time None without validation. data_wait_share is the
+    part of epoch_time, from 0 to 1, that was spent waiting for data. Memory is in MiB, 0 on a CPU.
     """
 
     avg_total_loss: float
@@ -58,9 +60,10 @@ class EpochStats:
 class EpochResult:
     """What one epoch did.
 
-    epoch: number of finished epochs, from 1. val: mean scores over the validation cases, None if the epoch was not
-    validated. note: a non-finite end in words. checkpoints: the folder that they are written into. pictures: RGB uint8
-    (height, width, 3) of the first validation cases, if validated.
+    epoch: its number, from 1. val: mean scores over the validation cases, None if the epoch was not validated.
+    best_score, best_epoch: the best validated epoch so far, 0 and 0 before one. note: a non-finite end in words, else
+    "". checkpoints: the folder of the training's checkpoints. pictures: RGB uint8 (height, width, 3) of the first
+    validation cases, by name; empty if the epoch was not validated.
     """
 
     epoch: int
@@ -74,7 +77,11 @@ class EpochResult:
     pictures: Pictures = field(default_factory=dict)
 
     def row(self) -> Row:
-        """The result as flat plain values: a line of metrics.csv, a report to a sweep."""
+        """The result as flat plain values: a line of metrics.csv, a report to a sweep.
+
+        The scores of val are named val_NAME, and are left out if the epoch was not validated. note, checkpoints and
+        pictures are always left out.
+        """
         val = {f"val_{name}": value for name, value in (self.val or {}).items()}
         best: Row = {"best_score": self.best_score, "best_epoch": self.best_epoch}
         return {"epoch": self.epoch, **val, **best, "end_reason": self.end_reason.value, **self.stats.row()}

@@ -34,7 +34,7 @@ NUM_PICTURES = 2  # validation cases that each validation draws
 
 
 def seed_epoch(config: TrainConfig, epoch: int) -> None:
-    """Seed torch's generators (dropout) from the seed and the epoch, so that a resumed training draws the same."""
+    """Seed torch's generators (dropout) from `seed` and an epoch, from 0, so that a resumed training draws the same."""
     torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, 3]).generate_state(1)[0]))
 
 
@@ -52,7 +52,7 @@ class EpochMeter:
             torch.cuda.reset_peak_memory_stats(device)
 
     def add_batch(self, losses: Tensor, patches: int) -> None:
-        """Add the total, base and Dice loss of a micro-batch, (3,); one that is not finite is left out."""
+        """Add the total, base and Dice loss of a micro-batch, (3,), unless one of the three is not finite."""
         finite = losses.isfinite().all()
         self.losses += torch.where(finite, losses, 0) * patches
         self.finite_patches += finite * patches
@@ -61,7 +61,7 @@ class EpochMeter:
             self.memory += torch.cuda.memory_allocated(self.device)
 
     def add_step(self, norm: Tensor) -> None:
-        """Add a step by the norm of its gradient; one that is not finite was skipped."""
+        """Add a step by the norm of its gradient; a step whose norm is not finite was skipped, and is left out."""
         self.grad_norms += torch.where(norm.isfinite(), norm, 0)
         self.steps += norm.isfinite()
 
@@ -99,10 +99,11 @@ class EpochMeter:
 def train_one_epoch(
     training: TrainingState, loader: PatchLoader, check: Callable[[], object] = lambda: None
 ) -> EpochStats:
-    """Train on one pass of patches; return the epoch's statistics.
+    """Train on the patches of epoch `training.epoch`, counted from 0; return the epoch's statistics.
 
-    Ends early, with training.skipped.too_many, if the gradient was not finite in max_skipped_steps steps in a row.
-    check is called before each micro-batch and may raise.
+    The epoch ends early, with training.skipped.too_many True, if the gradient was not finite in max_skipped_steps steps
+    in a row. training.step grows by the steps that were not skipped; training.epoch stays. check is called before
+    each micro-batch is trained on; what it raises ends the epoch.
     """
     config, device = training.config, training.device
     training.network.train()
@@ -134,9 +135,15 @@ def train_one_epoch(
 
 
 def micro_batch_weight(index: int, samples: int, patches: int, config: TrainConfig) -> float:
-    """Return the weight of a micro-batch's mean in its step: accumulated, they equal the mean over the step's patches.
+    """Return the weight of a micro-batch's mean loss in its step.
 
-    The last step of an epoch may have fewer patches than the others; it is divided by its own number.
+    The weighted means of a step's micro-batches sum to the mean over the step's patches, also in the last step of an
+    epoch, which may have fewer patches than the others.
+
+    Args:
+        index: of the micro-batch in the epoch, from 0.
+        samples: number of patches in the micro-batch.
+        patches: number of patches in the epoch.
     """
     step_size = config.batch_size * config.accumulation_steps
     before = index // config.accumulation_steps * step_size
@@ -151,22 +158,24 @@ def fit(
     *,
     durable: bool = True,
 ) -> EpochResult:
-    """Train until the last epoch or until patience ends; return the last epoch's result.
+    """Train until the last epoch, until patience ends or until it diverges; return the last epoch's result.
 
     Writes `latest.pth` each epoch, `best_model.pth` at each better validated `metric` and `epoch_NNNN.pth` every
-    save_freq epochs into output_dir/checkpoints. Without validation cases the last epoch is the best. Only the train
-    and val parts of the split are read.
+    save_freq epochs into output_dir/checkpoints; nothing for an epoch in which it diverges, whose end_reason is
+    NON_FINITE. Without validation cases the last epoch is the best. The test cases are not read.
 
     Args:
-        config: all options; `resume` names the checkpoint to continue from.
+        config: all options; `resume` names the checkpoint to continue from, None for a new training.
         data: the prepared cases and their split.
-        on_epoch_end: called after the epoch's checkpoints are on disk. Both happen in the background while the next
-            epoch trains. An exception from it stops the training, which can be resumed.
+        on_epoch_end: called with each epoch's result after the epoch's checkpoints are written, in a background thread
+            while the next epoch trains. An exception from it stops the training, which can be resumed, and is raised
+            here.
         on_start: called once, when everything is checked and loaded and nothing is written yet.
         durable: flush checkpoints to the disk; False for a sweep's trial, see CheckpointManager.
 
     Raises:
-        InputError: if the training cannot be resumed with these options, or has ended already.
+        InputError: if the training cannot be resumed with these options, or has ended already; or if the device or the
+            file of `resume` or `pretrained` cannot be used.
     """
     with kernel_selection(config):
         on_gpu = choose_device(config).type == "cuda"
@@ -198,7 +207,14 @@ def resume_training(
     checkpoints: CheckpointManager,
     on_start: Callable[[TrainingState], None],
 ) -> None:
-    """Load the checkpoint of the option `resume`; nothing is written before on_start was called."""
+    """Load the checkpoint of the option `resume`, call on_start, then have `checkpoints` adopt the loaded files.
+
+    The next validation counts as the best if the best model is missing or not the one that the checkpoint names.
+
+    Raises:
+        InputError: if the checkpoint cannot be used, does not fit the options or the split, or the training has ended
+            already. on_start was not called then, and nothing is written.
+    """
     config = training.config
     assert config.resume is not None
     source, state = load_latest_valid(config.resume)
@@ -220,7 +236,11 @@ def run_epoch(
     checkpoints: CheckpointManager,
     on_epoch_end: Callable[[EpochResult], None],
 ) -> EpochResult:
-    """Train an epoch, validate if it is due, step the schedule, save; return what the epoch did."""
+    """Train an epoch, validate if it is due, step the schedule, save; return what the epoch did.
+
+    An epoch with too many skipped steps in a row is neither validated nor saved. on_epoch_end gets the result in the
+    background, perhaps after this function has returned.
+    """
     config, folder = training.config, checkpoints.dir.checkpoints
     stats = train_one_epoch(training, loader, checkpoints.check)
     training.epoch += 1
@@ -246,23 +266,26 @@ def run_epoch(
 
 
 def diverged_result(training: TrainingState, stats: EpochStats, folder: Path) -> EpochResult:
-    """Return the result of an epoch that ended the training as too many steps in a row were skipped."""
+    """Return the result of an epoch with too many skipped steps in a row. folder: of the training's checkpoints."""
     skipped, best = training.skipped, (training.best_score, training.best_epoch)
     note = f"the gradient was not finite in {skipped.in_a_row} steps in a row, the first in {skipped.first}"
     return EpochResult(training.epoch, stats, None, *best, EndReason.NON_FINITE, folder, note)
 
 
 def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
-    """Return `count` of these names, evenly spread; all of them if count is 0 or there are no more."""
+    """Return `count` of these names, evenly spread; all names if count is 0 or at least their number."""
     if not count or count >= len(names):
         return list(names)
     return [names[index * len(names) // count] for index in range(count)]
 
 
 def validate_epoch(training: TrainingState, data: Data, check: Callable[[], object]) -> tuple[Scores, Pictures]:
-    """Return the mean scores over val_cases of the validation cases, and pictures of the first NUM_PICTURES of them.
+    """Validate on `val_cases` validation cases, evenly spread, or on all of them if that option is 0.
 
-    check is called after each case and may raise.
+    check is called after each case is predicted; what it raises ends the validation.
+
+    Returns:
+        The mean scores over these cases, and pictures of the first NUM_PICTURES of these cases, by name.
     """
     pictures: Pictures = {}
 

@@ -14,7 +14,11 @@ from trainable.core.config import TrainConfig
 
 
 def cosine_factor(epoch: int, config: TrainConfig) -> float:
-    """Return a linear warm-up to 1, then half a cosine to min_lr / lr at the last epoch (Loshchilov & Hutter 2017)."""
+    """Return the factor on lr in an epoch, counted from 0 (Loshchilov & Hutter 2017).
+
+    It rises linearly to 1 during warmup_epochs, then falls along half a cosine, which would reach min_lr / lr (1 if
+    that is more) in the epoch after the last.
+    """
     if epoch < config.warmup_epochs:
         return (epoch + 1) / (config.warmup_epochs + 1)
     lowest = min(1.0, config.min_lr / config.lr)
@@ -35,7 +39,11 @@ PLATEAU_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # 
 
 
 class Schedule:
-    """Sets the lr of an optimizer per epoch: lr times a closed form, or plateau, which follows the validated metric."""
+    """Sets the learning rate of an optimizer per epoch.
+
+    It is the option `lr` times a closed form; for `plateau`, torch's ReduceLROnPlateau lowers it by the validated
+    metric.
+    """
 
     def __init__(self, optimizer: Optimizer, config: TrainConfig) -> None:
         self.optimizer, self.config = optimizer, config
@@ -58,7 +66,10 @@ class Schedule:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def step(self, score: float | None) -> None:
-        """End an epoch. score: its validated metric, None if it was not validated."""
+        """End an epoch: set the learning rate of the next one.
+
+        score: the epoch's validated metric; None if the epoch was not validated, which plateau does not count.
+        """
         self.epoch += 1
         if self.plateau is None:
             self._set_lr()
@@ -66,7 +77,10 @@ class Schedule:
             self.plateau.step(score)
 
     def set_base_lr(self, lr: float) -> None:
-        """Replace the base learning rate; the schedule continues at its current epoch."""
+        """Replace the base learning rate; a closed form continues at its current epoch.
+
+        For plateau it becomes the current learning rate: earlier reductions are dropped.
+        """
         self.base_lr = lr
         self._set_lr()
 
@@ -88,9 +102,10 @@ class Schedule:
         return {name: state[name] for name in PLATEAU_STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint; a closed form counts with the options of the config in use from epoch 0 on.
+        """Continue from a checkpoint's state, as state_dict returned it.
 
-        The lr of plateau is part of the optimizer's state.
+        A closed form sets the learning rate as if the options of the config in use had been those of all epochs. For
+        plateau the learning rate is not set: it is part of the optimizer's state.
         """
         if self.plateau is not None:
             self.plateau.load_state_dict({name: state[name] for name in PLATEAU_STATE})

@@ -32,7 +32,9 @@ CONFIG_OWNED_GROUP_KEYS = ("weight_decay", "momentum", "nesterov", "fused", "cap
 class SkippedSteps:
     """Counts consecutive steps whose gradient was not finite; on a GPU one step late, to avoid waiting for it.
 
-    limit: number of consecutive skipped steps that are too many. first: where the current sequence began.
+    limit: number of consecutive skipped steps that are too many. in_a_row: skipped steps since the last good one.
+    first: in words, where the latest sequence of skipped steps began; "" before one. too_many: in_a_row has reached
+    limit; it stays True.
     """
 
     limit: int
@@ -42,7 +44,10 @@ class SkippedSteps:
     unread: list[tuple[Tensor, torch.cuda.Event | None, str]] = field(default_factory=list)
 
     def add(self, norm: Tensor, location: str) -> None:
-        """Note a step by the norm of its gradient; location says in words which step it is."""
+        """Note a step by the norm of its gradient; location says in words which step it is.
+
+        On a GPU the step is counted by the next call of add or read.
+        """
         self.read()
         finite = norm.isfinite().to("cpu", non_blocking=True)
         event = torch.cuda.Event() if norm.is_cuda else None
@@ -53,7 +58,7 @@ class SkippedSteps:
             event.record()
 
     def read(self) -> None:
-        """Update the count to the last step."""
+        """Count the last step too; on a GPU this waits until that step is done."""
         for finite, event, location in self.unread:
             if event is not None:
                 event.synchronize()
@@ -66,7 +71,10 @@ class SkippedSteps:
 
 
 class TrainingState:
-    """Everything that a checkpoint stores: state() and load_state() name it in one place."""
+    """Everything that a checkpoint stores: state() and load_state() name it in one place.
+
+    Making one seeds torch's generators with the option `seed`, and draws the initial weights.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -89,11 +97,14 @@ class TrainingState:
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether there were `patience` validations without a better score."""
+        """Whether the last `patience` validations had no better score than those before; False if patience is 0."""
         return bool(self.config.patience) and self.validations_without_gain >= self.config.patience
 
     def update_best(self, val: Scores | None) -> bool:
-        """Count a validation, also for the patience; return whether it is the best so far."""
+        """Count a validation, also for the patience; return whether it is the best so far.
+
+        val: its mean scores; None if the epoch was not validated: nothing is counted then, and the result is False.
+        """
         if val is None:
             return False
         score = val[self.config.metric.removeprefix("val_")]
@@ -104,13 +115,15 @@ class TrainingState:
         return False
 
     def reset_best(self) -> None:
-        """Let the next validation count as the best."""
+        """Let the next validation count as the best, and the patience start again."""
         self.best_score, self.best_epoch, self.validations_without_gain = 0.0, 0, 0
 
     def state(self, data: Data, row: Row) -> dict[str, Any]:
-        """Return the whole state at the end of an epoch, as tensors and plain values.
+        """Return the whole state at the end of an epoch, as tensors, not copied, and plain values.
 
         The sampler's position is the epoch: which patches an epoch draws follows from (seed, epoch, index).
+
+        row: of the epoch. A resumed training logs it if a kill came before the log.
         """
         return {
             "epoch": self.epoch,
@@ -138,7 +151,7 @@ class TrainingState:
         return {**state, "param_groups": groups}
 
     def load_state(self, state: dict[str, Any], data: Data) -> None:
-        """Continue from a checkpoint's state, with the options of this config if they may change.
+        """Continue from a checkpoint's state, with the options of `self.config`, a new lr included.
 
         Raises:
             InputError: if an option that is fixed on resume, or the split, differs from the checkpoint's.
@@ -162,7 +175,7 @@ class TrainingState:
             self.schedule.set_base_lr(self.config.lr)
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
-        """Load the optimizer's state, but for what the config and the device in use determine."""
+        """Load the optimizer's state, except CONFIG_OWNED_GROUP_KEYS, which stay as they are in use."""
         groups = [
             {**group, **{name: own[name] for name in CONFIG_OWNED_GROUP_KEYS if name in own}}
             for group, own in zip(state["param_groups"], self.optimizer.param_groups, strict=True)
@@ -175,7 +188,10 @@ class TrainingState:
 
 
 def check_resumable(config: TrainConfig, saved: dict[str, Any]) -> None:
-    """Raise InputError if a config changes an option that is fixed by a checkpoint's options (plain values)."""
+    """Raise InputError if a config changes an option that cannot change on resume.
+
+    saved: the options in the checkpoint, as plain values.
+    """
     now = to_dict(config)
     for name in option_names(fixed=True):
         if now[name] != saved[name]:
@@ -188,7 +204,8 @@ def check_resumable(config: TrainConfig, saved: dict[str, Any]) -> None:
 def random_state() -> dict[str, Any]:
     """Return the state of the global generators of Python, numpy, torch and CUDA.
 
-    The trainer itself draws from generators that it seeds per epoch and patch; this is for what is added to it.
+    The trainer itself draws from generators that it seeds per epoch and patch; these states are kept for code that is
+    added to the trainer and draws from the global generators.
     """
     version, words, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
@@ -201,7 +218,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Restore what random_state returned; a GPU that it lacks keeps its own state."""
+    """Restore what random_state returned; a GPU whose state is not in it keeps its own."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     kind, keys, *rest = state["numpy"]

@@ -57,12 +57,17 @@ class TrainStep:
         self.graph_pool_bytes = 0
 
     def forward_backward(self, x: Tensor, y: Tensor, loss_weight: float) -> Tensor:
-        """Add the gradient of a micro-batch; return its total, base and Dice loss, (3,).
+        """Add the gradient of a micro-batch; return its total, base and Dice loss, (3,), unweighted.
+
+        With CUDA graphs the next call overwrites the returned tensor: use or copy it before that.
 
         Args:
-            x: image patches, (N, 4, D, H, W).
+            x: normalised image patches, (N, 4, D, H, W).
             y: targets per region, (N, 3, D, H, W), 0 or 1.
             loss_weight: weight of the micro-batch in its step.
+
+        Raises:
+            RuntimeError: if the GPU cannot hold this step as a CUDA graph; the message names the option `fast`.
         """
         config = self.config
         # With this weight its step is full, and so is every other micro-batch of it: no step is of both kinds.
@@ -82,9 +87,10 @@ class TrainStep:
         return losses
 
     def update(self) -> Tensor:
-        """Unscale, clip, update, zero; return the norm of the gradient before clipping.
+        """Unscale and clip the gradient, update the weights, zero the gradient; return its norm before clipping.
 
-        A step whose norm is not finite is skipped: it changes neither weights nor the optimizer's state.
+        A step whose norm is not finite is skipped: it changes neither weights nor the optimizer's state. With CUDA
+        graphs the next call overwrites the returned tensor, a scalar.
         """
         if not self.micro_batches_done or self.update_graph is None:
             return self._update_eagerly()
@@ -94,7 +100,7 @@ class TrainStep:
         return norm
 
     def _forward_backward_eagerly(self, x: Tensor, y: Tensor, loss_weight: float) -> Tensor:
-        """As forward_backward, launching each kernel."""
+        """Do what forward_backward does, with each kernel launched from Python and not replayed from a graph."""
         cast_weights = self.use_cuda_graphs and self.config.amp != "off"
         weights = cast_conv_weights(self.network, AMP_DTYPES[self.config.amp]) if cast_weights else {}
         with autocast(self.config, self.device):
@@ -104,7 +110,7 @@ class TrainStep:
         return torch.stack([part.detach() for part in loss])
 
     def _update_eagerly(self) -> Tensor:
-        """As update, launching each kernel."""
+        """Do what update does, with each kernel launched from Python and not replayed from a graph."""
         parameters = list(self.network.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -139,7 +145,7 @@ class TrainStep:
 
 
 def cast_conv_weights(network: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the weights of the convolutions by name, cast to the autocast dtype.
+    """Return the weights and biases of the convolutions, except those of the heads, by name, cast to a dtype.
 
     One kernel casts all of them; autocast would launch one per weight.
     """
@@ -157,25 +163,34 @@ class CastTensors(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors, which share one dtype, in another one; each keeps its memory layout."""
+        """Return the tensors, which all have one dtype, cast to `dtype`; each keeps its memory layout."""
         ctx.dtype = tensors[0].dtype
         return CastTensors.cast(tensors, dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients in the dtype of the tensors."""
+        """Return None for `dtype`, then the gradients cast to the dtype that the tensors had."""
         return None, *CastTensors.cast(gradients, ctx.dtype)
 
     @staticmethod
     def cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return copies in another dtype."""
+        """Return copies of the tensors, cast to `dtype`."""
         copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
         torch._foreach_copy_(copies, tensors)
         return copies
 
 
 def capture_graph(work: Callable[[], Tensor], pool: Any) -> CapturedGraph:
-    """Return the CUDA graph of some work, and the tensor that it writes its result into."""
+    """Capture some work without computing it; return its CUDA graph, and the tensor that the graph writes into.
+
+    Args:
+        work: launches kernels, and returns the tensor with their result.
+        pool: handle of the memory that the graph allocates from.
+
+    Raises:
+        OutOfMemoryError: from torch, if the memory of the GPU does not suffice.
+        RuntimeError: if the work cannot be captured.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(capture_stream()):
         torch.cuda.synchronize()
@@ -197,5 +212,8 @@ def capture_graph(work: Callable[[], Tensor], pool: Any) -> CapturedGraph:
 
 @lru_cache(1)
 def capture_stream() -> torch.cuda.Stream:
-    """Return the stream that this process captures on; torch keeps memory per stream that was ever used."""
+    """Return the one stream on which this process captures graphs.
+
+    It is kept because torch holds memory for every stream ever used.
+    """
     return torch.cuda.Stream()

@@ -25,10 +25,10 @@ FILE_NUMBERS = itertools.count()  # of this process, which may begin several fil
 
 
 class Board:
-    """One event file in a folder.
+    """One event file, made at once in a folder.
 
     Args:
-        folder: of the training; it may contain files of earlier processes.
+        folder: of the training, which must exist; it may contain files of earlier processes.
         step: the first step. Entries of earlier files at this step or later are discarded by TensorBoard: the training
             went back.
     """
@@ -39,13 +39,13 @@ class Board:
         self.append(Event(file_version="brain.Event:2"), Event(step=step, session_log=SessionLog(status="START")))
 
     def add(self, step: int, scalars: Mapping[str, float], images: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Add a step's numbers and pictures, RGB uint8 (height, width, 3)."""
+        """Add a step's numbers and pictures, RGB uint8 (height, width, 3), by their names in TensorBoard."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         values += [Summary.Value(tag=name, image=encode_png(rgb)) for name, rgb in images.items()]
         self.append(Event(step=step, summary=Summary(value=values)))
 
     def append(self, *events: Event) -> None:
-        """Append entries with the current time."""
+        """Append events; the wall_time of each is set to the current time."""
         with self.path.open("ab") as file:
             for event in events:
                 event.wall_time = time.time()

@@ -20,7 +20,10 @@ class TrainingDir:
 
     @classmethod
     def of_checkpoint(cls, file: Path) -> TrainingDir:
-        """Return the folder of the training that wrote a checkpoint, also one that was moved out of `checkpoints`."""
+        """Return the folder that contains the checkpoint's folder `checkpoints`.
+
+        If the checkpoint is in a folder of another name, as after a move, that folder counts as the training's.
+        """
         return cls(file.parent.parent if file.parent.name == CHECKPOINTS else file.parent)
 
     @property
@@ -30,12 +33,12 @@ class TrainingDir:
 
     @property
     def latest(self) -> Path:
-        """The checkpoint to resume from."""
+        """The checkpoint to resume from: that of the last saved epoch."""
         return self.checkpoints / LATEST
 
     @property
     def best(self) -> Path:
-        """The checkpoint of the best validated epoch."""
+        """The checkpoint of the best validated epoch; without validation cases, of the last epoch."""
         return self.checkpoints / BEST
 
     def numbered(self, epoch: int) -> Path:
@@ -59,15 +62,15 @@ class TrainingDir:
 
     @property
     def skipped_cases(self) -> Path:
-        """The bad cases that were left out, with the reasons."""
+        """The bad cases that were left out, one line with the reason per case; empty if there are none."""
         return self.path / "skipped_cases.txt"
 
     @property
     def predictions(self) -> Path:
-        """The predictions of the test cases."""
+        """The folder of the predictions of the test cases."""
         return self.path / "predictions"
 
     @property
     def test_scores(self) -> Path:
-        """The scores of the test cases, without the ending .json or .csv."""
+        """The path of the test scores without its ending: .json and .csv are added."""
         return self.path / "test_scores"

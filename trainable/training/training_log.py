@@ -21,7 +21,9 @@ from trainable.training.training_dir import METRICS
 class TrainingLog:
     """Writes the rows of a training, or of a sweep's trial, as they come.
 
-    A row replaces those of its epoch and of later ones, which a resumed training repeats.
+    A row replaces the earlier rows of its epoch and of later epochs, which a resumed training repeats.
+
+    folder: of the training, made if missing; rows that are in its metrics.csv already are kept.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -31,7 +33,10 @@ class TrainingLog:
         self.board: Board | None = None
 
     def write(self, row: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]] = MappingProxyType({})) -> None:
-        """Add an epoch's row, and pictures, RGB uint8 (height, width, 3), for TensorBoard."""
+        """Add an epoch's row, which has the key "epoch", to metrics.csv and TensorBoard.
+
+        pictures: RGB uint8 (height, width, 3), by name, for TensorBoard.
+        """
         epoch = int(row["epoch"])
         self.rows = [earlier for earlier in self.rows if int(earlier["epoch"]) < epoch]
         self.rows.append({name: str(value) for name, value in row.items()})
@@ -60,7 +65,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    """Return an epoch's row as one line to print: losses and scores, then times and memory."""
+    """Return an epoch's row as one line to print: losses and scores, then times and memory. epochs: their total."""
     loss = f"loss {row['avg_total_loss']:.4f} (base {row['avg_base_loss']:.4f}, Dice {row['avg_dice_loss']:.4f})"
     parts = [f"epoch {row['epoch']:>3}/{epochs}", loss, f"grad {row['grad_norm']:.2f}", f"lr {row['lr']:.2e}"]
     if "val_dice_mean" in row:

@@ -48,10 +48,11 @@ TOKEN_ADVICE = (
 
 
 class Cluster:
-    """A Ray cluster, as a context: the one at an address, or a new one on this machine only.
+    """A Ray cluster as a context: the one at an address, HOST:PORT, or for None a new one on this machine only.
 
-    It starts in a thread, since that takes seconds in which the caller can import torch. `wait` returns when it can be
-    used.
+    A thread connects or starts it, since that takes seconds in which the caller can import torch; `wait` returns when
+    the cluster can be used. The end of the context ends a cluster that was started here, and only disconnects from one
+    at an address.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -79,7 +80,8 @@ class Cluster:
         """Wait until the cluster can be used.
 
         Raises:
-            InputError: if no cluster answers at the address.
+            InputError: if no cluster answers at the address, or it refuses this process; other errors of the start are
+                raised as they are.
         """
         self.started.wait()
         if self.error is not None:
@@ -95,12 +97,18 @@ class Cluster:
 
 
 def running_or_new(cluster: Cluster | None, address: str | None = None) -> AbstractContextManager[Cluster]:
-    """Return a context of a cluster that the caller runs and ends, or of a new one that ends with the context."""
+    """Return a context of `cluster`, which is left as it is at the end, or if that is None a new Cluster(address)."""
     return nullcontext(cluster) if cluster is not None else Cluster(address)
 
 
 def start_ray(address: str | None) -> None:
-    """Connect to a cluster, or start one on this machine. Not in the main thread, where Ray would handle SIGTERM."""
+    """Connect to the cluster at an address, or for None start one on this machine.
+
+    Call this in a thread other than the main one, in which Ray would handle SIGTERM.
+
+    Raises:
+        InputError: if no cluster answers at the address, or refuses this process.
+    """
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -127,12 +135,15 @@ def start_ray(address: str | None) -> None:
 
 
 def resolve_auto_gpu(config: SweepConfig) -> SweepConfig:
-    """Replace `resources.gpu: auto` by a number: as many trials share a GPU as train fastest together.
+    """Return the config with a number in place of `resources.gpu: auto`; with a number already, as it is.
 
-    Measured on one GPU of the cluster, with the recipe of the space that needs most memory. 0 if there is no GPU.
+    The number is 0 if the cluster has no GPU, else 1 / N: N trials share a GPU, see best_count. That is measured on one
+    GPU of the cluster, as soon as one is free, with the recipe of the space that needs most memory.
 
     Raises:
-        ConfigErrors: if the config does not fit that number.
+        InputError: if no trial with a whole GPU fits on the cluster.
+        ConfigErrors: if the config does not fit the number.
+        RuntimeError: from Ray, if a trial fails to run for another reason than memory.
     """
     resources = config.resources
     if resources.gpu == 0 and config.fixed("device") != "cpu" and (count := ray.cluster_resources().get("GPU")):
@@ -164,14 +175,14 @@ def resolve_auto_gpu(config: SweepConfig) -> SweepConfig:
 
 
 def largest_recipe(config: SweepConfig) -> TrainConfig:
-    """Return that of some recipes drawn from the space which needs most GPU memory by a rule of thumb."""
+    """Return the recipe with the highest estimate_memory: of SAMPLED_RECIPES drawn from the space, and of trial 0's."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     configs = [config.train_config(config.space.suggest(study.ask())) for _ in range(SAMPLED_RECIPES)]
     return max([config.base_config(), *configs], key=estimate_memory)
 
 
 def estimate_memory(config: TrainConfig) -> float:
-    """Return a number that grows with the memory of a network's activations, only to compare recipes."""
+    """Return a number to compare the GPU memory of recipes by: it grows with that of a network's activations."""
     width = 4 if config.amp == "off" else 2
     kept = 0.4 if config.gradient_checkpointing else 1.0
     blocks = 1.2 if config.residual else 1.0
@@ -179,7 +190,10 @@ def estimate_memory(config: TrainConfig) -> float:
 
 
 class Slots:
-    """How many trials the cluster can run at once; asked again every few seconds, since nodes come and go.
+    """Counts how many trials of a config the connected cluster can run at once, if it runs nothing else.
+
+    Args:
+        config: its resources are those of one trial; gpu is a number.
 
     Raises:
         InputError: if not even one trial fits.
@@ -197,7 +211,7 @@ class Slots:
             )
 
     def count(self) -> int:
-        """Return how many trials fit at once."""
+        """Return how many trials fit at once; counted again after 5 s, since nodes come and go."""
         if time.monotonic() - self.checked_at > 5:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self.checked_at, self.capacity = time.monotonic(), sum(map(self.on_node, nodes))
@@ -209,5 +223,5 @@ class Slots:
 
 
 def slots_for(have: float, need: float) -> int:
-    """Return how many times a need fits; a share of one GPU is not put together from two."""
+    """Return how many times `need` fits into `have`; a need below 1, a share of a GPU, never spans two GPUs."""
     return int(have) * int(1 / need + 1e-9) if need < 1 else int(have / need + 1e-9)

@@ -26,21 +26,27 @@ MIN_SPEEDUP = 1.1  # that twice as many trials must bring
 
 
 def share_memory(share: float) -> None:
-    """Limit this process to a share of the GPU's memory, so that the other trials on this GPU keep theirs."""
+    """Limit this process to a share of the GPU's memory, so that the other trials on this GPU keep theirs.
+
+    share: between 0 and 1, both excluded, CUDA's own memory included; for other values, or without a GPU, no limit.
+    """
     if 0 < share < 1 and torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(max(share - CUDA_CONTEXT_BYTES / total, share / 2))
 
 
 def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, float]:
-    """Measure a recipe in 1, 2, 4, ... processes on this GPU, until more do not fit or bring little.
+    """Measure a recipe in 1, 2, 4, 8 processes on this GPU, until more do not fit or bring little.
 
     Args:
         recipe: a TrainConfig as plain values.
-        max_processes: processes to try at most.
+        max_processes: processes to try at most; one is always tried.
 
     Returns:
-        Patches per second of all processes together, by their number.
+        Patches per second of all processes together, by the number of processes; empty if not even one fits.
+
+    Raises:
+        RuntimeError: if a single process fails for another reason than memory.
     """
     rates: dict[int, float] = {}
     for count in COUNTS:
@@ -56,7 +62,10 @@ def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, flo
 
 
 def best_count(rates: dict[int, float]) -> int:
-    """Return how many trials are to share a GPU, by measure_sharing: one, unless more bring enough."""
+    """Return how many trials are to share a GPU, given measure_sharing's rates.
+
+    1, also without rates, unless a larger number is MIN_SPEEDUP times as fast as the best smaller one.
+    """
     best = 1
     for count, rate in sorted(rates.items()):
         if rate >= MIN_SPEEDUP * rates[best]:
@@ -66,6 +75,8 @@ def best_count(rates: dict[int, float]) -> int:
 
 def measure_concurrent(recipe: dict[str, Any], count: int) -> float | None:
     """Return the patches per second of `count` processes together; None if they do not fit into the GPU.
+
+    Several processes do not fit if one of them has any error.
 
     Raises:
         RuntimeError: if a single process fails for another reason than memory, with the end of its traceback.
@@ -84,10 +95,10 @@ class DoesNotFit(Exception):
 
 
 def measure_process(recipe: dict[str, Any], share: float, wait_for_all: WaitForAll) -> float:
-    """Train in this process, at the same time as the others; return its patches per second.
+    """Train in this process, at the same time as the other processes; return its own patches per second.
 
     Raises:
-        DoesNotFit: if a step or a validation needs more than this share of the GPU's memory.
+        DoesNotFit: if a step or a validation needs more than MEMORY_MARGIN of this share of the GPU's memory.
     """
     config = make_config(recipe, "sharing")
     torch.set_num_threads(1)
@@ -107,7 +118,7 @@ def measure_process(recipe: dict[str, Any], share: float, wait_for_all: WaitForA
 
 
 def prepare_step(config: TrainConfig) -> Callable[[], None]:
-    """Return a function that trains one step of random patches, after some steps and, on a GPU, a validation."""
+    """Return a function that trains one step of random patches; warmed up by some steps and, on a GPU, a validation."""
     training = TrainingState(config)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(config.batch_size, 4, *config.target_shape, generator=draw).to(training.device)

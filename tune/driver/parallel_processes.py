@@ -18,7 +18,11 @@ WaitForAll = Callable[[], object]
 
 
 class ProcessFailed(Exception):
-    """A process of the group failed: error_type is the name of its exception, the message its traceback."""
+    """A process of run_together failed.
+
+    error_type: the name of its exception, whose traceback is the message; EOFError if the process died, TimeoutError if
+    it was too slow.
+    """
 
     def __init__(self, error_type: str, message: str) -> None:
         super().__init__(message)
@@ -28,7 +32,7 @@ class ProcessFailed(Exception):
 def run_together(
     work: Callable[[Argument, WaitForAll], Result], arguments: Sequence[Argument], timeout: float
 ) -> list[Result]:
-    """Call `work(argument, wait_for_all)` in one new process per argument; return the results in that order.
+    """Call `work(argument, wait_for_all)` in one new process per argument; return the results in the arguments' order.
 
     `wait_for_all()` returns when every process has called it, so that what follows runs at the same time.
 
@@ -37,7 +41,7 @@ def run_together(
         timeout: seconds that all of it may take, the start of the processes included.
 
     Raises:
-        ProcessFailed: by the first process that raises, dies or is too slow; the others are killed.
+        ProcessFailed: for the first process that raises or dies, or if one is too slow; all are killed then.
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(len(arguments))

@@ -30,7 +30,10 @@ def shutdown() -> None:
 
 
 def cluster_died() -> bool:
-    """Return whether a process has ended of the cluster that this process has started; False if Ray does not tell."""
+    """Return whether a process of the cluster that this process has started has ended.
+
+    False if this process has started none, or Ray does not tell.
+    """
     dead_processes = getattr(_local_node(), "dead_processes", None)
     return dead_processes is not None and bool(dead_processes())
 

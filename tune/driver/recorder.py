@@ -35,17 +35,16 @@ RAY_RESULT_KEYS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "
 
 
 def metrics_of(report: Report) -> dict[str, Any]:
-    """Return the row of metrics.csv in a report: without what Ray adds, such as times and the whole config."""
+    """Return the row of metrics.csv in a report: without log, device and what Ray adds, such as the config."""
     return {name: value for name, value in report.items() if name not in RAY_RESULT_KEYS and "/" not in name}
 
 
 def sync_outputs(run: Run, snapshot: Snapshot, retention: Retention) -> bool:
     """Bring the snapshot, the checkpoints and RUN/best up to date with a run.
 
-    Checkpoints are deleted only after the snapshot is up to date, since an older snapshot may name them.
+    Checkpoints are deleted only if the snapshot could be brought up to date, since an older snapshot may name them.
 
-    Returns:
-        False if the winner's checkpoint is not in the storage yet.
+    Returns, Raises: as sync_best.
     """
     if snapshot.update():
         retention.apply(run)
@@ -53,7 +52,15 @@ def sync_outputs(run: Run, snapshot: Snapshot, retention: Retention) -> bool:
 
 
 def sync_best(run: Run) -> bool:
-    """Bring RUN/best up to date with the winner. Returns False if its checkpoint is not in the storage yet."""
+    """Copy the winner's recipe and its best checkpoint to RUN/best, unless the recipe is there already.
+
+    Returns:
+        False if the checkpoint of the winner's best epoch is not in the storage yet: nothing is copied then. True
+        otherwise, also if there is no winner or the winner has no checkpoint.
+
+    Raises:
+        FileNotFoundError, InputError: if the winner has ended, and its checkpoint is missing or damaged.
+    """
     if not run.ranking:
         return True
     best, config, model = run.best(), run.dir.best_config, run.dir.best_model
@@ -104,18 +111,21 @@ class Recorder(ray_tune.Callback):
         return Run(self.run.dir, self.run.config, trials)
 
     def trial_dir(self, number: int) -> TrialDir:
-        """Return the folder of a trial's files, made if it is missing."""
+        """Return the paths in a trial's folder, which is made if it is missing."""
         paths = self.run.dir.trial(number)
         paths.path.mkdir(parents=True, exist_ok=True)
         return paths
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write the trial's recipe. Called by Ray."""
+        """Write the trial's recipe. Called by Ray when a trial starts or is restored."""
         path = self.trial_dir(trial.config["number"]).config
         path.write_text(dump_yaml(trial.config["recipe"]))
 
     def write(self, number: int, report: Report) -> None:
-        """Write a report to metrics.csv, TensorBoard and stdout.log. Called by RungScheduler."""
+        """Write a report to stdout.log, and if it is of an epoch to metrics.csv and TensorBoard.
+
+        Called by RungScheduler.
+        """
         paths = self.trial_dir(number)
         with paths.stdout.open("a") as file:
             file.write(report["log"])
@@ -126,24 +136,30 @@ class Recorder(ray_tune.Callback):
         self.logs[number].write(metrics_of(report))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write error.txt. Called by Ray when a trial has failed and is not restarted."""
+        """Write error.txt, announce the end, and end the sweep if fail_fast is set.
+
+        Called by Ray when a trial has failed and is not restarted.
+        """
         self.trial_dir(trial.config["number"]).error.write_text(Path(trial.error_file).read_text())
         self.finish(trial)
         self.stopper.failed(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Announce the end of a trial. Called by Ray."""
+        """Announce the end of a trial that raised no error, and have RUN synced soon. Called by Ray."""
         self.finish(trial)
 
     def finish(self, ray_trial: Trial) -> None:
-        """Forget a trial's logs, announce its end, and have RUN synced soon."""
+        """Drop a trial's TrainingLog, announce the trial's end, and have RUN synced soon."""
         number, run = ray_trial.config["number"], self.read_current()
         self.logs.pop(number, None)
         self.table.ended(run.trial(number), run)
         self.next_sync = min(self.next_sync, self.last_sync + PAUSE_SECONDS)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Refresh the table, and start a sync in the background if one is due. Called by Ray after each event."""
+        """Redraw the live table, at most once a second, and sync RUN in the background. Called by Ray after each event.
+
+        A sync starts only if one is due and none is running.
+        """
         if self.table.due():
             self.table.refresh(self.read_current())
         now = time.monotonic()
@@ -152,7 +168,11 @@ class Recorder(ray_tune.Callback):
             self.worker.start(partial(self.sync_in_background, self.read_current()))
 
     def sync_in_background(self, run: Run) -> None:
-        """Call sync_outputs. If it fails, the sweep goes on and it is tried again; the same failure is printed once."""
+        """Call sync_outputs. If that raises, print why, unless the last call failed alike, and raise nothing.
+
+        The next call is due in RETRY_SECONDS at the latest if this one failed or the winner's checkpoint is not in the
+        storage yet.
+        """
         done, warning = False, ""
         try:
             done = sync_outputs(run, self.snapshot, self.retention)

@@ -20,11 +20,11 @@ OnReport = Callable[[int, Report, str], None]  # trial's number, report, STOP or
 
 
 class RungScheduler(FIFOScheduler):
-    """Stops a trial that reaches a rung with a score below a quantile of the scores of earlier trials there.
+    """Stops a trial that reaches a rung with a score below a quantile of the scores of earlier trials at that rung.
 
-    If there are too few of them, the trial goes on. The value at a rung is the best score so far, since that is
-    what a trial is judged by in the end. Each decision is in the journal before it is returned, and read back from
-    there. There is one bracket, and nothing is random.
+    If too few trials were at the rung before, the trial goes on. The value at a rung is the best score so far, since
+    that is what a trial is judged by in the end. Each decision is in the journal before it is returned, and a resumed
+    sweep reads it from the journal. There is one bracket, and nothing is random.
     """
 
     def __init__(
@@ -51,9 +51,10 @@ class RungScheduler(FIFOScheduler):
                 self.rungs.setdefault(rung, {})[trial.number] = decided.value
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Record a report and decide. Called by Ray when the report's checkpoint is on disk.
+        """Record a report and decide. Called by Ray when the report's checkpoint is in the storage.
 
-        What is written first is written again if a kill comes between: a restored trial repeats its last report.
+        `write` is called before the report is in the journal. If a kill comes between, the restored trial repeats the
+        report, so that it is written again.
         """
         number, report = trial.config["number"], cast(Report, result)
         if report.get("fresh_process"):  # the restart that the trial asks for is no failure
@@ -66,11 +67,17 @@ class RungScheduler(FIFOScheduler):
         return TrialScheduler.STOP if decision == STOP else TrialScheduler.CONTINUE
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
-        """Record the error of a failed trial. Called by Ray before the searcher, which does not get the error."""
+        """Record the error of a trial, also if the trial is then restarted.
+
+        Called by Ray before the searcher, which does not get the error.
+        """
         self.journal.record_error(trial.config["number"], Path(trial.error_file).read_text())
 
     def decide(self, number: int, report: Report) -> Decision:
-        """Return STOP or CONTINUE. A repeated report gets the same decision as before."""
+        """Return STOP or CONTINUE, and record a new decision at a rung.
+
+        A repeated report gets the same decision as before. A last report, and one that is not at a rung, gets CONTINUE.
+        """
         if report["end_reason"]:
             return CONTINUE  # it ends by itself
         epoch = int(report["epoch"])

@@ -37,7 +37,10 @@ class OptunaSearcher(Searcher):
         return len(self.interrupted) + self.new
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the spec of the next trial, None while no slot is free, FINISHED after the last. Called by Ray."""
+        """Return the spec of the next trial, FINISHED after the last. Called by Ray.
+
+        None while no slot is free, or while new trials wait for the startup trials.
+        """
         if not self.remaining:
             return Searcher.FINISHED
         if len(self.number_by_ray_id) >= self.slots.count():
@@ -66,7 +69,7 @@ class OptunaSearcher(Searcher):
         return dict(spec)
 
     def startup_pending(self) -> bool:
-        """Return True while wait_for_startup is set and startup trials are still running."""
+        """Return whether wait_for_startup is set, startup_trials are handed out, and fewer than that have ended."""
         searcher, trials = self.config.searcher, self.journal.trials()
         ended = sum(trial.state != TrialState.RUNNING for trial in trials)
         return searcher.wait_for_startup and ended < searcher.startup_trials <= len(trials)
@@ -75,7 +78,7 @@ class OptunaSearcher(Searcher):
         """Do nothing: RungScheduler has recorded it, also the report of a stop, for which Ray does not call this."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Report to Optuna how a trial ended. Called by Ray."""
+        """Report to Optuna how a trial ended, and free its slot. Called by Ray."""
         self.journal.tell(self.number_by_ray_id.pop(trial_id), failed=error)
 
     def save(self, checkpoint_path: str) -> None:

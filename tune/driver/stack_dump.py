@@ -12,7 +12,7 @@ DUMP_AT = 0.9  # of report_timeout, so that the stacks are written before HangWa
 
 
 class StackDump:
-    """Writes the stacks of all threads of this process if `restart` is not called in time."""
+    """Writes the stacks of all threads of this process to a file if `seconds` pass without a call of `restart`."""
 
     def __init__(self, seconds: float, file: TextIO) -> None:
         self.seconds, self.file = seconds, file
@@ -26,9 +26,10 @@ class StackDump:
 
 @contextmanager
 def dump_stacks_of_hang(stdout_log: Path, report_timeout: float | None) -> Iterator[StackDump | None]:
-    """Append the stacks to a trial's stdout.log if the trial does not report in time.
+    """In this context, append the stacks to a trial's stdout.log after DUMP_AT of report_timeout without a report.
 
-    Yields None, and nothing is written, without a timeout or if the run's folder is not on this machine.
+    Yields the StackDump to restart at each report. Yields None, and nothing is written, without a timeout or if the
+    run's folder is not on this machine.
     """
     if report_timeout is None or not stdout_log.parents[2].is_dir():
         yield None

@@ -62,15 +62,15 @@ def launch(
     fit: Fit = fit_to_storage,
     on_report: OnReport | None = None,
 ) -> Run:
-    """Start a sweep in a new folder and run it to its end.
+    """Start a sweep in a new folder and run it until all trials have ended, a budget is spent or the target is reached.
 
     Args:
-        cluster: an entered one that the caller ends; by default one of the address, or of this machine only.
-        address: of a running Ray cluster.
+        cluster: an entered Cluster, which is left open; None for a new Cluster(address).
+        address: of a running Ray cluster; None to start one on this machine.
         storage: folder or URI for the checkpoints; by default RUN/ray.
-        params: Optuna parameters to try first; by default those of the default recipe.
-        earlier: runs whose trials are imported first.
-        fit: trains a recipe.
+        params: Optuna parameters to try first; by default those of Space.default_params.
+        earlier: folders of runs whose trials are imported first, see warm_start.
+        fit: called in the process of each trial to train its recipe.
         on_report: called in this process with each report of a trial and the decision on it.
 
     Returns:
@@ -78,7 +78,7 @@ def launch(
 
     Raises:
         InputError: if the folder, the data, the storage, the address or the resources cannot be used.
-        SystemExit: after a signal, a full disk, or a failed trial with fail_fast.
+        SystemExit: after a signal, a full disk, a lost cluster, or a failed trial with fail_fast.
     """
     ensure_new(run_dir)
     if storage is not None and is_uri(storage):
@@ -110,9 +110,9 @@ def launch(
 
 
 def ensure_new(run_dir: Path) -> None:
-    """Raise InputError for the folder of a sweep, of a training or of cases.
+    """Raise InputError if a folder has a study.yaml, a sub-folder, or a split.json without a journal.
 
-    It may contain a log, and the journal and the split of a launch that failed before its first trial.
+    It may have other files, such as a log, and the journal and split of a launch that failed before its first trial.
     """
     paths = RunDir(run_dir)
     if paths.config.exists():
@@ -136,15 +136,15 @@ def resume(
     fit: Fit = fit_to_storage,
     on_report: OnReport | None = None,
 ) -> Run:
-    """Go on with an interrupted sweep, or extend it.
+    """Go on with an interrupted sweep, or extend it; if all its trials have ended, only finalize it.
 
     Args:
         cluster, address, fit, on_report: as for launch.
-        overrides: KEY=VALUE of the keys in CHANGEABLE.
-        space: a YAML with another space to go on in, and with its budgets.
+        overrides: KEY=VALUE; without `space` of the keys in CHANGEABLE, else of any key of that YAML.
+        space: a YAML, or the name of a shipped one, to go on with, see change_space.
         data_dir: where the cases are now, if they were moved.
 
-    Returns, Raises: as launch.
+    Returns, Raises: as launch; InputError also if the run is damaged, in use or of another version.
     """
     refuse_unchangeable(overrides if space is None else ())
     paths = ensure_run(run_dir)
@@ -172,7 +172,7 @@ def resume(
 
 
 def refuse_unchangeable(overrides: Sequence[str]) -> None:
-    """Raise InputError for a KEY=VALUE that cannot change on resume."""
+    """Raise InputError for a KEY=VALUE whose key is not in CHANGEABLE."""
     for text in overrides:
         if (key := text.partition("=")[0].strip()) not in CHANGEABLE:
             allowed = ", ".join(CHANGEABLE)
@@ -182,7 +182,7 @@ def refuse_unchangeable(overrides: Sequence[str]) -> None:
 
 
 def check_resumable(config: SweepConfig, run_dir: Path) -> None:
-    """Raise InputError if a run is of another version, is damaged, or has gone on at another place."""
+    """Raise InputError if a run is of another version or damaged, or if its snapshot has gone on elsewhere."""
     paths = RunDir(run_dir)
     if (version := config.record.format) != CHECKPOINT_FORMAT:
         raise InputError(
@@ -206,7 +206,10 @@ def sweep(
     params: tuple[dict[str, Any], ...] = (),
     on_report: OnReport | None = None,
 ) -> Run:
-    """Run what is left of a sweep on the connected cluster."""
+    """Run what is left of a sweep on the connected cluster; return the run as it is at the end.
+
+    Raises: as launch; InputError also if processes of a killed driver do not end.
+    """
     config = run.config
     journal = Journal(run.folder, config)
     journal.enqueue_first(params or (config.space.default_params(),))
@@ -235,14 +238,14 @@ def sweep(
 
 
 def finalize(run: Run, snapshot: Snapshot) -> Run:
-    """Bring RUN/best, the checkpoints and the snapshot up to date."""
+    """Delete checkpoints that are not needed, bring RUN/best and the snapshot up to date; return the given run."""
     sync_outputs(run, snapshot, Retention(run))
     snapshot.update()
     return run
 
 
 def start_attempt(run: Run) -> Run:
-    """Record the folder below the run's storage that this launch or resume writes its checkpoints into."""
+    """Name a folder below the storage for this attempt's checkpoints; write the name to study.yaml, return the run."""
     name = f"{name_of(run)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # a storage may be shared
     config = run.config.with_record(attempts=[*run.config.record.attempts, name])
     write_config(config, run.folder)
@@ -256,7 +259,7 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None
         data_dir: where the cases are now, with a cache next to it; None: where they were.
 
     Raises:
-        InputError: if they are not the cases that the run began with.
+        InputError: if the folder is missing, or has other cases than those that the run began with.
     """
     assert config.record.cache_dir is not None
     cache: Path | None = Path(config.record.cache_dir)
@@ -276,7 +279,7 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None
 
 
 def with_absolute_paths(config: SweepConfig) -> SweepConfig:
-    """The study with the paths under `train:` made absolute: Ray runs trials in folders of its own."""
+    """Return the config with the paths under `train:` made absolute: Ray runs trials in folders of its own."""
     paths = path_options()
     train = {
         name: str(Path(value).resolve()) if name in paths and value is not None else value
@@ -286,5 +289,5 @@ def with_absolute_paths(config: SweepConfig) -> SweepConfig:
 
 
 def write_config(config: SweepConfig, run_dir: Path) -> None:
-    """Write study.yaml atomically."""
+    """Write RUN/study.yaml; a reader, also after a kill, sees the old file or the new one, whole."""
     atomic_write_text(RunDir(run_dir).config, dump(config))

@@ -24,7 +24,11 @@ SHUTDOWN_GRACE_SECONDS = 20  # seconds from a signal to an end that waits for no
 
 
 class SweepStopper(ray_tune.Stopper):
-    """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target, a full disk."""
+    """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target or an error.
+
+    Errors are a full disk, a lost cluster, and with fail_fast a failed trial. run: as it is before the sweep goes on;
+    the GPU hours that its trials have taken count.
+    """
 
     def __init__(self, run: Run) -> None:
         self.config, self.run = run.config, run
@@ -54,7 +58,7 @@ class SweepStopper(ray_tune.Stopper):
         return False
 
     def failed(self, number: int) -> None:
-        """End the sweep after a trial that has failed and is not restarted, if fail_fast is set."""
+        """End the sweep if fail_fast is set. To be called after trial `number` has failed and is not restarted."""
         if self.config.resources.fail_fast:
             self.error = f"fail_fast: trial {number} failed, see {self.run.dir.trial(number).error}"
 
@@ -79,12 +83,12 @@ class SweepStopper(ray_tune.Stopper):
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle Ctrl-C and SIGTERM: wait for a clean end, but not for long. A second Ctrl-C ends at once.
+        """Handle Ctrl-C and SIGTERM in this context: the first one ends the sweep cleanly.
 
-        The journal is complete at every moment, so an end at once loses no more than a kill does. It is needed if a
-        trial does not answer, or if Ray is dead, since a signal to the whole process group kills it too: Ray's code may
-        then end this process at any moment with exit code 1. A second SIGTERM is ignored, since Ray's processes may
-        send one when they end.
+        The whole process ends at once at a second Ctrl-C, if the clean end takes over SHUTDOWN_GRACE_SECONDS (a trial
+        does not answer), or if Ray has died: a signal to the whole process group kills Ray too, whose code may then end
+        this process at any moment with exit code 1. The journal is complete at every moment, so that an end at once
+        loses no more than a kill does. A second SIGTERM is ignored, since Ray's processes may send one when they end.
         """
 
         def note(number: int, _: Any) -> None:
@@ -122,10 +126,13 @@ class SweepStopper(ray_tune.Stopper):
         return f"stopped by {reason}; go on with: {resume_command(self.run.folder)}{change}"
 
     def exit(self, run: Run) -> None:
-        """Print why the sweep ended before its last trial, and how to go on.
+        """Print why the sweep ended before its last trial, and how to go on; nothing if all trials have ended.
+
+        Args:
+            run: as it is at the end.
 
         Raises:
-            SystemExit: after a signal or an error.
+            SystemExit: after a signal with 128 + its number, after an error with 1.
         """
         if self.reason() and (self.signal or self.error or run.unfinished):
             logger.info(self.message())

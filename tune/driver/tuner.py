@@ -27,7 +27,8 @@ def make_tuner(
 ) -> ray_tune.Tuner:
     """Return the Tuner of one launch or resume.
 
-    Its storage is a new folder, so that what the processes of a dead driver still write cannot mix with it.
+    It writes into a new folder, the last of the record's attempts, so that what the processes of a dead driver still
+    write cannot mix with its files.
     """
     resources = run.config.resources
     trainable = partial(run_trial, fit=fit)
@@ -54,7 +55,11 @@ def make_tuner(
 
 
 def run_tuner(tuner: ray_tune.Tuner, stopper: SweepStopper) -> None:
-    """Run the Tuner; a full disk or a lost cluster ends the sweep, whose trials can be resumed."""
+    """Run the Tuner until its trials have ended or the stopper ends them.
+
+    A full disk or a lost cluster also ends the sweep, whose trials can be resumed: this sets stopper.error. Errors of
+    another cause are raised, unless a signal was received.
+    """
     try:
         tuner.fit()
     except (TuneError, OSError, ray.exceptions.RayError) as error:

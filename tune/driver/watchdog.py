@@ -20,7 +20,10 @@ from tune.search.journal import Journal
 
 
 class HangWatchdog(ray_tune.Callback):
-    """Kills the process of a trial that has reported nothing for too long; the trial has then failed for good."""
+    """Kills the process of a trial that has reported nothing for too long; the trial has then failed for good.
+
+    timeout: seconds; None to kill no trial.
+    """
 
     def __init__(self, journal: Journal, timeout: float | None) -> None:
         self.journal, self.timeout = journal, timeout
@@ -42,7 +45,10 @@ class HangWatchdog(ray_tune.Callback):
         self.last_report[trial.trial_id] = time.monotonic()
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Look for trials that have been silent for too long. Called by Ray after each event."""
+        """Kill the trials without a report for longer than the timeout, looking at most once a second.
+
+        Called by Ray after each event.
+        """
         now = time.monotonic()
         if self.timeout is None or now < self.last_check + 1:  # it looks through all trials
             return
@@ -54,7 +60,7 @@ class HangWatchdog(ray_tune.Callback):
                 self.kill(ray_trial, actor, silent)
 
     def kill(self, ray_trial: Trial, actor: Any, silent: float) -> None:
-        """Kill the process of a trial, which is not restarted.
+        """Record a trial as hung and kill its process; the trial is not restarted.
 
         Args:
             silent: seconds since its last report.

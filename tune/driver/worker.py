@@ -43,10 +43,14 @@ class FreshProcess(Exception):
 
 
 def run_trial(spec: TrialSpec, fit: Fit) -> None:
-    """Train one recipe and report each validated epoch with its checkpoint.
+    """Train one recipe in this process, and report each validated or last epoch with its checkpoints.
 
-    A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed. Ray stops a
-    trial by raising SystemExit inside `report`. That happens in the background thread; the training loop re-raises it.
+    A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed; if that was
+    the last one, nothing is trained. Running out of GPU memory and a full disk are reported, other errors are raised.
+    Ray stops a trial by raising SystemExit inside `report`. That happens in the background thread; the training loop
+    re-raises it.
+
+    fit: trains a recipe on cases, and calls a function after each epoch.
     """
     init_logger()
     hold_shared_lock(Path(spec["lock_file"]))
@@ -94,22 +98,27 @@ class TrialReports:
         self.recipe, self.text, self.dump = recipe, text, dump
 
     def send(self, report: Report, checkpoints: Path | None = None) -> None:
-        """Report to Ray, with a folder of checkpoints or without. Returns when the driver has decided."""
+        """Report to Ray, with the files in `checkpoints` if given; return when the driver has decided.
+
+        Raises:
+            SystemExit: if the driver stops the trial.
+        """
         handle = None if checkpoints is None else ray_tune.Checkpoint.from_directory(str(checkpoints))
         ray_tune.report({**report, "log": report["log"] + drain(self.text)}, checkpoint=handle)
         if self.dump is not None:
             self.dump.restart()
 
     def repeat(self, restored: Path) -> bool:
-        """Repeat the report of a restored checkpoint's epoch. Returns whether that was the last one of the trial."""
+        """Repeat the report in a restored checkpoint file. Returns whether the trial had ended with that epoch."""
         row = cast(Report, checkpoint.load_checkpoint(restored)["row"])
         self.send({**row, "log": f"goes on after epoch {row['epoch']}\n"})
         return bool(row["end_reason"])
 
     def on_epoch_end(self, result: EpochResult) -> None:
-        """Report a validated or last epoch, with the folder of its checkpoints.
+        """Print an epoch's line; if the epoch was validated or is the last, report it with its folder of checkpoints.
 
-        If the epoch is the best so far, that folder has best_model.pth only, which replaces latest.pth.
+        If the epoch is the best so far, that folder has best_model.pth only, which replaces latest.pth. If a loss that
+        is not finite ended the training, the report has no checkpoints.
         """
         row = result.row()
         logger.info(epoch_line(row, self.recipe.epochs))
@@ -123,7 +132,7 @@ class TrialReports:
 
 
 def run_in_trainer_thread(work: Callable[[], Any]) -> Any:
-    """Do some work in the thread that trains in this process, for every trial of the process.
+    """Return work(), called in the one thread of this process that trains, which is kept for all its trials.
 
     Ray gives each trial a new thread, but what cudnn has planned is kept per thread, and takes a while to plan.
     """
@@ -132,13 +141,16 @@ def run_in_trainer_thread(work: Callable[[], Any]) -> Any:
 
 @lru_cache(1)
 def trainer_thread() -> ThreadPoolExecutor:
-    """Return the thread that trains in this process."""
+    """Return the executor of the thread that trains in this process, always the same one."""
     return ThreadPoolExecutor(1, "trainer")
 
 
 @lru_cache(1)
 def freeze_imports() -> None:
-    """Exclude what this process has imported from garbage collection, which took 0.3 s per trial."""
+    """Exclude what this process has imported before the first call from garbage collection; do nothing in later calls.
+
+    Collecting these objects took 0.3 s per trial.
+    """
     gc.collect()
     gc.freeze()
 
@@ -147,7 +159,7 @@ def free_memory() -> int:
     """Free what a trial has left in its process, also in cycles of references, as of an exception with its traceback.
 
     Returns:
-        Bytes of GPU memory that are still occupied.
+        Bytes of GPU memory that tensors still occupy; 0 if this process has not used a GPU.
     """
     gc.collect()
     if not torch.cuda.is_initialized():
@@ -169,10 +181,11 @@ def empty_host_cache() -> None:
 
 
 def clean_process() -> None:
-    """Make sure that the trial before has left nothing in this process.
+    """Free what the trial before has left in this process.
 
     Raises:
-        FreshProcess: if it left GPU memory occupied; the driver was told that this is no failure of the trial.
+        FreshProcess: if more than MAX_LEAKED_BYTES of GPU memory stay occupied. A report is sent before, so that the
+            driver does not count this as a failure of the trial.
     """
     if (left := free_memory()) > MAX_LEAKED_BYTES:
         message = f"{left / 2**20:.0f} MiB of GPU memory were left by the trial before: goes on in a fresh process"
@@ -182,7 +195,11 @@ def clean_process() -> None:
 
 
 def restore_checkpoint(spec: TrialSpec, scratch: Path) -> Path | None:
-    """Copy the checkpoint to resume from to this machine: Ray's own after a worker's death, else the driver's."""
+    """Copy the checkpoint to resume from into `scratch`: Ray's own after a worker's death, else that of the spec.
+
+    Returns:
+        The checkpoint file; None if the trial starts from the beginning.
+    """
     source = ray_tune.get_checkpoint()
     if source is None and spec["checkpoint"] is not None:
         source = ray_tune.Checkpoint(spec["checkpoint"])
@@ -193,7 +210,7 @@ def restore_checkpoint(spec: TrialSpec, scratch: Path) -> Path | None:
 
 @contextlib.contextmanager
 def capture_stdout() -> Iterator[io.StringIO]:
-    """Collect what the trial prints; the driver writes it to the trial's stdout.log."""
+    """Collect what this process prints in the text that is yielded; the driver writes it to the trial's stdout.log."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         yield text

@@ -27,9 +27,10 @@ OUTSIDE_ATTRS = ("outside", "recipe", "told")  # the attributes of a trial that 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trial that may be imported.
+    """A trial of a run, which may be imported into another Optuna study.
 
-    frozen: the trial as it ended. params: its params in the other study, or None. reason: why it has none there.
+    frozen: as it ended, or as it is if it was interrupted. params: its params in the other study; None if it is outside
+    that study's space or unwanted there. reason: why, if params is None.
     """
 
     number: int
@@ -39,15 +40,22 @@ class Candidate:
 
 
 def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
-    """Return the run's config with the space, searcher, budgets and fixed recipe of another YAML.
+    """Return the config with which a run goes on in the space of another YAML.
 
-    If the space or the searcher differs, the trials are imported into a new Optuna study of the same journal, under the
-    same numbers: Optuna forbids changed choices, its TPE no longer samples an option with a changed range jointly with
-    the others, and each searcher needs trials reported in its own way. The caller writes study.yaml, which names the
-    study that counts; until then nothing has changed.
+    All sections are those of the other YAML, except for `record:` and, in `train:`, the options that are no recipe. If
+    that YAML has gpu: auto, the run's number stays.
+
+    If the space, a fixed recipe option or the type of searcher differs, the trials are imported into a new Optuna study
+    of the same journal, under the same numbers: Optuna forbids changed choices, its TPE no longer samples an option of
+    changed range jointly with the others, and each searcher needs trials reported in its own way. The old study counts
+    until the caller writes the returned config to study.yaml, which names the study that counts.
+
+    Args:
+        file: the other YAML, or the name of a shipped one.
+        overrides: `section.key=value` texts that change the other YAML.
 
     Raises:
-        InputError: if the other YAML changes what scores mean.
+        InputError: if the other YAML is wrong, or changes what scores mean.
     """
     old, other = run.config, load_sweep_config(file, overrides)
     if other.resources.gpu == "auto":
@@ -73,7 +81,7 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
 
 
 def outside_attrs(run: Run, candidate: Candidate) -> dict[str, Any]:
-    """Return the attributes of a trial outside the space: the reason, and all that restores it in a later space."""
+    """Return the attributes of a trial of `run` outside the space: why, and all that restores it in a later space."""
     frozen = candidate.frozen
     outcome = {"state": frozen.state.name, "values": frozen.values, "constraints": frozen.constraints}
     recipe = to_dict(run.recipe(run.trial(candidate.number)))
@@ -81,7 +89,10 @@ def outside_attrs(run: Run, candidate: Candidate) -> dict[str, Any]:
 
 
 def restore_outcome(frozen: FrozenTrial) -> FrozenTrial:
-    """Return a trial as it ended, also if it is outside the space of the study that it is read from."""
+    """Return a trial as it ended.
+
+    One that is stored as outside its study's space gets its own state and values again; it has no params.
+    """
     outcome = frozen.user_attrs.get("told")
     if outcome is None:
         return frozen
@@ -95,17 +106,22 @@ def restore_outcome(frozen: FrozenTrial) -> FrozenTrial:
 
 
 def next_name(name: str) -> str:
-    """Return the name of the next study: voxtune, voxtune-2, voxtune-3, ..."""
+    """Return the name of the study after one of this name: voxtune, voxtune-2, voxtune-3, ..."""
     return f"{DEFAULT_STUDY_NAME}-{int(name.removeprefix(DEFAULT_STUDY_NAME).removeprefix('-') or 1) + 1}"
 
 
 def warm_start(journal: Journal, folders: Sequence[Path]) -> None:
-    """Import the ended trials of earlier runs that are in the space of a new sweep.
+    """Import the complete and stopped trials of earlier runs that are in the new sweep's space; print how many.
 
-    They count for the searcher, the rungs and the winner, but not for the sweep's number of trials.
+    A trial that several of the runs have is imported once. Imported trials count for the searcher, the rungs and the
+    winner, but not for study.trials.
+
+    Args:
+        journal: of the new sweep.
+        folders: of the earlier runs.
 
     Raises:
-        InputError: if the scores of a run mean something else.
+        InputError: if a folder is no run, or if the scores of a run mean something else.
     """
     config, known = journal.config, set[str]()
     for folder in folders:
@@ -124,15 +140,20 @@ def warm_start(journal: Journal, folders: Sequence[Path]) -> None:
 
 
 def source_of(run: Run, trial: TrialResult) -> str:
-    """Return the run and number under which a trial ran first."""
+    """Return where a trial ran first, as text: the folder of that run, and the number in it."""
     return trial.imported_from or f"{run.folder.resolve()} trial {trial.number}"
 
 
 def candidates_of(run: Run, config: SweepConfig, known: Collection[str] = ()) -> list[Candidate]:
-    """Return each trial of a run, with its params in the space of another config if it is in that space.
+    """Return each trial of a run as a Candidate for a study of another config.
+
+    It has no params if it is outside that config's space or known, or if it ran out of memory with a smaller share of a
+    GPU than it would have there.
 
     Args:
-        known: the sources of trials that are not imported again.
+        run: whose trials are read.
+        config: of the other study.
+        known: the sources, see source_of, of trials that are not imported again.
     """
     candidates = []
     for stored in read_trials(run.folder, run.config.record.study):
@@ -150,7 +171,7 @@ def candidates_of(run: Run, config: SweepConfig, known: Collection[str] = ()) ->
 
 
 def summary(candidates: Sequence[Candidate]) -> str:
-    """Return how many trials are imported, and why others are not."""
+    """Return how many of the candidates are imported, and why each of the rest is not."""
     imported = sum(candidate.params is not None for candidate in candidates)
     left_out = [candidate for candidate in candidates if candidate.params is None]
     reasons = [f"\n  not trial {candidate.number}: {candidate.reason}" for candidate in left_out]
@@ -158,7 +179,9 @@ def summary(candidates: Sequence[Candidate]) -> str:
 
 
 def differences(one: SweepConfig, other: SweepConfig, *, hashes: bool) -> list[str]:
-    """Return how two configs differ in what the meaning of a score or of a rung depends on.
+    """Return how two configs differ in what the meaning of a score or of a rung depends on; empty if they do not.
+
+    The texts say "here" of `one` and "there" of `other`.
 
     Args:
         hashes: compare the hashes of data and split instead of the seed that the split comes from.
@@ -170,7 +193,7 @@ def differences(one: SweepConfig, other: SweepConfig, *, hashes: bool) -> list[s
 
 
 def comparability_key(config: SweepConfig) -> dict[str, Any]:
-    """Return all options that the meaning of a score or of a rung depends on, by their place in study.yaml."""
+    """Return all values that the meaning of a score or of a rung depends on, by their place in study.yaml."""
     return {
         "study.metric": config.objective.metric,
         "study.seed": config.seed,
@@ -181,7 +204,10 @@ def comparability_key(config: SweepConfig) -> dict[str, Any]:
 
 
 def checkpoint_if_present(run: Run, number: int) -> str | None:
-    """Return the whole path of a trial's checkpoint, or None if its best model is not on disk any more."""
+    """Return the folder or URI of a trial's last checkpoint.
+
+    None if the trial has none, or if the folder has no best_model.pth any more; a URI is not checked.
+    """
     path = run.trial(number).checkpoint
     folder = resolve_checkpoint(run.storage, path) if path else ""
     return folder if "://" in folder or (Path(folder) / BEST).is_file() else None

@@ -16,12 +16,15 @@ PACKAGES = ("voxtune", "torch", "ray", "optuna", "nibabel", "numpy")
 
 
 def digest_of(data: Data) -> str:
-    """Return the hash of the cases in all parts of the split."""
+    """Return a hash of the names and prepared contents of the cases in all parts of the split."""
     return data_digest(data.folder, sorted({*data.split.train, *data.split.val, *data.split.test}))
 
 
 def provenance(data: Data) -> dict[str, Any]:
-    """Return what makes a sweep checkable later: hashes of data and split, versions, commit, checkpoint format."""
+    """Return the fields of RunRecord that make a sweep checkable later.
+
+    They are the hashes of data and split, skipped cases, commit, checkpoint format and versions.
+    """
     return {
         "split": data.split.digest(),
         "data": digest_of(data),
@@ -33,9 +36,9 @@ def provenance(data: Data) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the git commit of this code, "+changes" appended if it was changed since.
+    """Return the commit of the git checkout that has this code, with "+changes" if a tracked file has changed since.
 
-    "none" for an installed wheel or without git.
+    "none" if no checkout has this code (an installed wheel), or if git fails or is missing.
     """
     file = Path(__file__)
 
@@ -51,7 +54,7 @@ def commit() -> str:
 
 
 def version(package: str) -> str:
-    """Return the installed version of a package."""
+    """Return the installed version of a package; "not installed" if there is none."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -34,11 +34,14 @@ STATUS_OF_COMPLETE = {
 class TrialResult:
     """A trial as the journal has it.
 
-    score: its best validated metric. best_epoch: the epoch of that score, 0 if there is none. epoch: the last reported
-    one. dice: Dice of each region at the best epoch. values: the searched options. seconds: training time over all
-    attempts. checkpoint: its path below the run's storage, or a whole path if the trial was imported. cost: the second
-    metric, if the sweep has one. imported_from: run and trial that it was imported from. outside_space: why it is not
-    in the space any more. recipe: all options, only of a trial outside the space.
+    state: Optuna's. end_reason: a value of EndReason, "" unless the trial ended by itself. score: the highest of its
+    validated epochs, None without one. best_epoch: the epoch of that score, 0 without one. epoch: the last reported
+    one, 0 before it. dice: Dice per region at the best epoch, empty without one. values: the searched options. seconds:
+    training time over all attempts. checkpoint: path of the last one below the run's storage, or a whole path or URI if
+    the trial was imported; None without one. error: what made the trial fail, in one line, else "". cost: the second
+    metric, if the sweep has one. imported_from: run and number under which an imported trial ran first, else "".
+    outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
+    space, else empty.
     """
 
     number: int
@@ -60,7 +63,7 @@ class TrialResult:
 
     @classmethod
     def from_frozen(cls, frozen: FrozenTrial, config: SweepConfig) -> TrialResult:
-        """Return a trial of the journal as a TrialResult."""
+        """Return a trial of a run's study as a TrialResult; config: the run's."""
         attrs, progress = frozen.user_attrs, Progress.from_attrs(frozen.user_attrs)
         best = progress.best
         return cls(
@@ -84,12 +87,12 @@ class TrialResult:
 
     @property
     def finished(self) -> bool:
-        """True if it ended by itself, so that its score is of a whole training."""
+        """True if the trial trained to its end, by epochs or patience, so that its score is of a whole training."""
         return self.state == TrialState.COMPLETE and self.end_reason != EndReason.OUT_OF_MEMORY
 
     @property
     def status(self) -> str:
-        """How it ended, in a word or two."""
+        """How the trial ended, in a few words; "running" if it has not."""
         if self.state == TrialState.PRUNED:
             return "not finite" if self.end_reason == EndReason.NON_FINITE else "stopped early"
         if self.state == TrialState.COMPLETE:
@@ -119,7 +122,7 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """True if there are trials to start or to go on with."""
+        """True if a trial still runs or was interrupted, or if fewer than study.trials have started."""
         running = any(trial.state == TrialState.RUNNING for trial in self.trials)
         return running or len(self.own_trials) < self.config.budget.trials
 
@@ -130,10 +133,10 @@ class Run:
 
     @cached_property
     def ranking(self) -> list[TrialResult]:
-        """Trials with a score, best first: those that ended by themselves before those that were stopped or still run.
+        """Trials with a score, best first: those that trained to their end, then the rest, each group by falling score.
 
-        A stopped trial's score is of fewer epochs, so the two kinds are not compared with each other. A trial that ran
-        out of memory is no candidate.
+        The rest was stopped, failed or still runs: scores are of fewer epochs, so the groups are not compared with each
+        other. Trials out of memory and those outside a changed space are left out.
         """
         scored = [
             t
@@ -143,7 +146,11 @@ class Run:
         return sorted(scored, key=lambda t: (not t.finished, -(t.score or 0), t.number))
 
     def pareto_front(self) -> list[TrialResult]:
-        """Return the finished trials that no other one beats in both score and cost, cheapest first."""
+        """Return the finished trials that score higher than every cheaper or equally cheap one, cheapest first.
+
+        Of trials with the same score and cost, the one of the lowest number is returned; without a cost, the winner.
+        Empty if no trial has finished.
+        """
         ended = [trial for trial in self.ranking if trial.finished]
         front: list[TrialResult] = []
         for trial in sorted(ended, key=lambda t: (t.cost or 0.0, -(t.score or 0.0))):
@@ -152,7 +159,7 @@ class Run:
         return front
 
     def best(self) -> TrialResult:
-        """Return the winner.
+        """Return the winner: the first of `ranking`, which was stopped or still runs while no trial has finished.
 
         Raises:
             InputError: if no trial has a score yet.
@@ -165,7 +172,7 @@ class Run:
         """Return the trial of that number.
 
         Raises:
-            InputError: if there is none.
+            InputError: if the run has no such trial.
         """
         for trial in self.trials:
             if trial.number == number:
@@ -173,10 +180,10 @@ class Run:
         raise InputError(f"{self.folder} has no trial {number}; it has {len(self.trials)}, from 0 on")
 
     def split(self) -> Split:
-        """Read the cases of each part.
+        """Return the cases of each part, read from split.json.
 
         Raises:
-            InputError: if the file is missing, or is not the split that the run's scores belong to.
+            InputError: if the file is missing or damaged, or is not the split that the run began with.
         """
         path = self.dir.split
         split = load_split(path)
@@ -191,17 +198,20 @@ class Run:
         return [f"trials/{number}" for number in numbers if int(number) >= len(self.trials)]
 
     def recipe(self, trial: TrialResult) -> TrainConfig:
-        """Return the options of a trial as it was trained, without those of where it ran."""
+        """Return the options of a trial as it was trained, except those that a launch sets per machine.
+
+        cache_dir, split_file and device are as `train:` has them, or at their defaults.
+        """
         if trial.recipe:
             return make_config(trial.recipe)
         return self.config.train_config(trial.values, seed=trial.seed)
 
 
 def ensure_run(run_dir: Path) -> RunDir:
-    """Return the folder as that of a run.
+    """Return the paths in a run's folder.
 
     Raises:
-        InputError: if it has no study.yaml.
+        InputError: if the folder has no study.yaml.
     """
     paths = RunDir(run_dir)
     if not paths.config.exists():
@@ -211,7 +221,15 @@ def ensure_run(run_dir: Path) -> RunDir:
 
 
 def read_run(run_dir: Path, config: SweepConfig | None = None) -> Run:
-    """Read a run, finished or not. config: what is about to be written to its study.yaml, else what is there."""
+    """Return a run as it is now, also while its sweep runs.
+
+    Args:
+        run_dir: its folder.
+        config: the one to read the trials by, if it is about to replace that in study.yaml; None to read study.yaml.
+
+    Raises:
+        InputError: if the folder has no study.yaml, or if the journal is missing, or if one of the two is damaged.
+    """
     paths = ensure_run(run_dir)
     config = config or load_sweep_config(paths.config)
     trials = [TrialResult.from_frozen(frozen, config) for frozen in read_trials(run_dir, config.record.study)]
@@ -219,15 +237,17 @@ def read_run(run_dir: Path, config: SweepConfig | None = None) -> Run:
 
 
 def export_recipe(run: Run, trial: TrialResult, path: Path) -> None:
-    """Write a trial's recipe as YAML, and print the command that trains it."""
+    """Write recipe_text to a file, and print the command that trains it."""
     path.write_text(recipe_text(run, trial))
     logger.info(f"wrote {path}: voxtune train --config {shlex.quote(str(path))} --data_dir DIR")
 
 
 def recipe_text(run: Run, trial: TrialResult) -> str:
-    """Return what of a trial's recipe is not the default, as YAML for `voxtune train` and `voxtune retrain --config`.
+    """Return a trial's options that differ from the defaults, as YAML.
 
-    It names the sweep's split: the trial's own seed would draw another one, with cases in it that selected the trial.
+    It is for `voxtune train --config` and `voxtune retrain --config`. Options such as paths and device are left out,
+    except split_file, which is the run's: a split drawn from the trial's own seed could have test cases that selected
+    the trial.
     """
     recipe = to_dict(run.recipe(trial), changed_only=True)
     left_out = option_names(role="run", exported=False)
@@ -240,9 +260,11 @@ def recipe_text(run: Run, trial: TrialResult) -> str:
 
 
 def resolve_checkpoint(storage: str, path: str) -> str:
-    """Return the folder or URI of a checkpoint from its path in the journal.
+    """Return the folder or URI of a checkpoint.
 
-    The path is relative to the run's storage; that of an imported trial is whole already.
+    Args:
+        storage: the run's.
+        path: from the journal, relative to the storage; that of an imported trial is whole and returned as it is.
     """
     if path.startswith("/") or "://" in path:
         return path

@@ -18,13 +18,14 @@ CHECKPOINT_BYTES_PER_PARAMETER = 3 * 4  # float32 weights and the two moments of
 
 
 def check_disk_space(config: SweepConfig, storage: str, slots: int) -> str:
-    """Return a line on the space that a sweep's checkpoints need at most, for the default recipe's network.
+    """Return a line on the space that a sweep's checkpoints need at most if all trials have trial 0's network.
 
     Args:
+        storage: folder or URI of the checkpoints; the space at a URI is not checked.
         slots: number of trials that can run at once.
 
     Raises:
-        InputError: if the disk of a local storage has less.
+        InputError: if the disk of a folder has less free.
     """
     from trainable.model.unet3d import count_parameters  # here: torch takes seconds to import
 
@@ -44,20 +45,20 @@ def check_disk_space(config: SweepConfig, storage: str, slots: int) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Return a number of bytes in MiB or GiB."""
+    """Return a number of bytes as text in MiB, from 1 GiB on in GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 class Retention:
     """Deletes the checkpoints that no trial needs any more.
 
-    A running or failed trial keeps its last two checkpoints, each of best_model.pth and, if that is newer, latest.pth.
-    A finished trial keeps its best_model.pth, and so does an early-stopped one among the best keep_top of all. Other
-    stopped trials keep nothing.
+    A trial that runs, failed or is outside a changed space keeps its last two checkpoints, each of best_model.pth and,
+    if that is newer, latest.pth. A complete trial keeps its best_model.pth, and so does a stopped one that is the
+    winner or among the first keep_top of Run.ranking. Other stopped trials keep nothing. Imported trials are skipped.
 
-    On a local storage Ray itself keeps two checkpoints of each running trial, as soon as the next is written. On a URI
-    Ray keeps all, because a snapshot may name an old one; those that no snapshot needs are deleted here. Call `apply`
-    with the run as the last snapshot has it.
+    On a local storage Ray itself deletes a running trial's older checkpoints when it writes the next. On a URI Ray
+    keeps all, because a snapshot may name an old one; there `apply` deletes them. Call it only after a snapshot of this
+    state of the run, or of a later one, was uploaded.
     """
 
     def __init__(self, run: Run) -> None:
@@ -70,7 +71,7 @@ class Retention:
         self.settled_in_top: set[int] = set()  # trials with nothing left to delete while they are among the best
 
     def apply(self, run: Run) -> None:
-        """Delete what the trials of the run, as they are now, do not need."""
+        """Delete the checkpoints that the trials of a run do not need, given their states in `run`."""
         top = {trial.number for trial in run.ranking[: max(1, self.keep_top)]}  # RUN/best is made of the first
         for trial in run.trials:
             if trial.imported_from or trial.checkpoint is None or trial.number in self.settled:
@@ -87,14 +88,21 @@ class Retention:
                 (self.settled if finished or not in_top else self.settled_in_top).add(trial.number)
 
     def prune_running(self, last: str) -> None:
-        """Delete the checkpoints before `last` in its attempt, except the newest of those; newer ones stay."""
+        """Delete the checkpoints that are older than `last`, in the same folder, except the newest of the older ones.
+
+        last: path of a checkpoint below the storage.
+        """
         trial_folder = f"{self.base}/{PurePosixPath(last).parent}"
         older = [path for path in self.folders_in(trial_folder) if path < f"{self.base}/{last}"]
         for folder in older[: 1 - NUM_TO_KEEP]:
             self.files.delete_dir(folder)
 
     def prune_ended(self, trial: TrialResult, *, keep_best: bool) -> bool:
-        """Delete what an ended trial does not need; return False if its last checkpoint is not in the journal yet."""
+        """Delete an ended trial's checkpoints; keep_best: except the best_model.pth in the last one.
+
+        Returns:
+            False if keep_best and the storage has a newer checkpoint than `trial` names: nothing is deleted then.
+        """
         folders = self.folders_of(trial)
         last = f"{self.base}/{trial.checkpoint}"
         if keep_best and folders and folders[-1] != last:
@@ -111,12 +119,12 @@ class Retention:
     def folders_of(self, trial: TrialResult) -> list[str]:
         """Return a trial's checkpoint folders in the attempts of this run, oldest first.
 
-        Other attempts are skipped: several runs may share one storage.
+        Folders of other runs are left out: several runs may share one storage.
         """
         trial_folders = [f"{self.base}/{attempt}/{trial.number:04d}" for attempt in self.attempts]
         return [path for folder in trial_folders for path in self.folders_in(folder)]
 
     def folders_in(self, trial_folder: str) -> list[str]:
-        """Return the checkpoint folders in a trial's folder of one attempt, oldest first."""
+        """Return the checkpoint folders in a trial's folder of one attempt, oldest first; none if that is missing."""
         listing = self.files.get_file_info(fs.FileSelector(trial_folder, allow_not_found=True))
         return sorted(info.path for info in listing if info.base_name.startswith("checkpoint_"))

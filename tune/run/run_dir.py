@@ -18,12 +18,15 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """The sweep's config, with what the launch recorded of itself."""
+        """The sweep's config, study.yaml, in which its launch and resumes also record what they resolved."""
         return self.path / "study.yaml"
 
     @property
     def journal(self) -> Path:
-        """The Optuna study: the one source of truth on trials."""
+        """The journal of the run's Optuna studies, the first and one per changed space or searcher.
+
+        It is the one source of truth on trials.
+        """
         return self.path / JOURNAL
 
     @property
@@ -33,12 +36,12 @@ class RunDir:
 
     @property
     def worker_lock(self) -> Path:
-        """The file on which every process of a trial holds a shared lock."""
+        """The file on which each process that runs trials holds a shared lock until it ends."""
         return self.path / ".workers"
 
     @property
     def ray(self) -> Path:
-        """Ray's own storage, with the checkpoints, unless --storage names another."""
+        """The folder in which Ray keeps the checkpoints if the sweep has no --storage."""
         return self.path / "ray"
 
     @property
@@ -47,39 +50,39 @@ class RunDir:
         return self.path / "trials"
 
     def trial(self, number: int) -> TrialDir:
-        """Return the folder of a trial."""
+        """Return the paths in the folder of trial `number`."""
         return TrialDir(self.trials / f"{number:04d}")
 
     @property
     def best(self) -> Path:
-        """The folder of a copy of the winner."""
+        """The folder with copies of the winner's recipe and checkpoint."""
         return self.path / "best"
 
     @property
     def best_config(self) -> Path:
-        """The winner's recipe."""
+        """The winner's options that differ from the defaults, as `voxtune train --config` reads them."""
         return self.best / "config.yaml"
 
     @property
     def best_model(self) -> Path:
-        """The winner's checkpoint of its best epoch."""
+        """The copy of the winner's checkpoint of its best epoch."""
         return self.best / BEST
 
     @property
     def retrain(self) -> Path:
-        """The folder of the retrained winners, each the folder of a training."""
+        """The folder of the retrainings: one output folder of a training per name."""
         return self.path / "retrain"
 
 
 @dataclass(frozen=True)
 class TrialDir:
-    """Paths in a trial's folder, which the driver writes from the trial's reports; nothing is read or created."""
+    """Paths in a trial's folder, which the driver fills from the trial's reports; nothing is read or created here."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The recipe."""
+        """The trial's recipe, with all options."""
         return self.path / "config.yaml"
 
     @property
@@ -89,12 +92,12 @@ class TrialDir:
 
     @property
     def stdout(self) -> Path:
-        """What the trial printed."""
+        """What the trial has printed, over all attempts, and its stacks if it hung."""
         return self.path / "stdout.log"
 
     @property
     def error(self) -> Path:
-        """The traceback of a failed trial."""
+        """The traceback of a failed trial; missing for any other trial."""
         return self.path / "error.txt"
 
 

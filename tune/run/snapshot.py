@@ -48,7 +48,7 @@ def is_uri(storage: str | None) -> bool:
 
 
 def name_of(run: Run) -> str:
-    """Return the name of a run on its storage: that of the folder in which it was launched."""
+    """Return the name of a run on its storage: its folder's name at launch, or its present one if none is recorded."""
     return run.config.record.name or run.folder.name
 
 
@@ -56,7 +56,7 @@ def open_storage(uri: str) -> tuple[Any, str]:
     """Return the file system of a URI and the path in it.
 
     Raises:
-        InputError: if it is no URI of a storage, or contains a password, which study.yaml would show.
+        InputError: if it is no URI of a storage, or contains credentials, which study.yaml would show.
     """
     if "@" in urlsplit(uri).netloc:
         raise InputError("--storage: no keys in the URI, study.yaml would show them; put them into the environment")
@@ -69,7 +69,7 @@ def open_storage(uri: str) -> tuple[Any, str]:
 
 @contextmanager
 def storage_errors(uri: str) -> Iterator[None]:
-    """Turn an error of the storage, or that it does not answer, into an InputError."""
+    """In this context, turn an OSError or ValueError into an InputError that names the URI."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ def storage_errors(uri: str) -> Iterator[None]:
 
 
 def write_file(files: Any, path: str, data: bytes) -> None:
-    """Write a whole file on a storage."""
+    """Write a whole file on a storage, in place of an old one."""
     if files.type_name == "local":  # file://; object stores have no folders to make
         files.create_dir(path.rpartition("/")[0])
     with files.open_output_stream(path) as stream:
@@ -88,19 +88,22 @@ def write_file(files: Any, path: str, data: bytes) -> None:
 
 
 def read_file(files: Any, path: str) -> bytes:
-    """Read a whole file of a storage."""
+    """Return the content of a file on a storage."""
     with files.open_input_stream(path) as stream:
         return bytes(stream.read())
 
 
 def check_storage(storage: str, name: str, attempts: Sequence[str] | None = None) -> None:
-    """Make sure that a storage can be written to, and that a snapshot there is this run's.
+    """Make sure that a storage can be written to, and that it has no snapshot of this name, or one of this run.
 
     Args:
-        attempts: those of the run; None for a run that is about to start.
+        storage: a URI.
+        name: of the run on the storage.
+        attempts: those of the run; None for a run that is about to start, which must have no snapshot yet.
 
     Raises:
-        InputError: if the storage cannot be used.
+        InputError: if the storage or the name cannot be used, or if the snapshot has an attempt that the run lacks, so
+            that it has gone on elsewhere.
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise InputError(f"{name}: with a URI as --storage, expected a folder's name of letters, digits, . _ and -")
@@ -126,17 +129,21 @@ def check_storage(storage: str, name: str, attempts: Sequence[str] | None = None
 
 
 def resume_from_command(uri: str) -> str:
-    """Return the command that goes on from a snapshot."""
+    """Return the command that goes on from the snapshot at a URI, with FOLDER and DATA to be filled in."""
     return f"voxtune resume FOLDER --from {shlex.quote(uri)} --data DATA"
 
 
 def restore_snapshot(uri: str, run_dir: Path) -> None:
-    """Make a run's folder from the snapshot at STORAGE/NAME; the run then continues on that storage.
+    """Make a run's folder from a snapshot; the run then continues on the snapshot's storage.
 
-    RUN/best is left out: it is made again, with its model.
+    RUN/best is left out: a resume makes it again, with its model.
+
+    Args:
+        uri: STORAGE/NAME of the snapshot.
+        run_dir: a folder that does not exist or is empty.
 
     Raises:
-        InputError: if the folder is not empty, or if there is no snapshot.
+        InputError: if the folder is not empty, if the URI cannot be read, or if it has no snapshot.
     """
     if run_dir.exists() and any(run_dir.iterdir()):
         raise InputError(
@@ -180,10 +187,10 @@ class Snapshot:
             self.target = f"{base}/{name_of(run)}/{SNAPSHOT}"
 
     def begin(self) -> None:
-        """Make the first snapshot of a launch or resume, and print where it is.
+        """Make the first snapshot of a launch or resume, and print its URI.
 
         Raises:
-            InputError: if that fails.
+            InputError: if the storage cannot be written to.
         """
         if self.uri:
             with storage_errors(self.uri):
@@ -192,11 +199,16 @@ class Snapshot:
             logger.info(f"snapshots: {self.uri}\nto go on from them on another machine: {command}")
 
     def due(self) -> bool:
-        """Return True if the next one is due even though no trial has ended."""
+        """Return whether PERIOD_SECONDS have passed since the last upload or try; False if the storage is a folder."""
         return bool(self.uri) and time.monotonic() - self.last_try >= PERIOD_SECONDS
 
     def update(self) -> bool:
-        """Bring it up to date; return False if that failed, which is printed once until it works again."""
+        """Bring the snapshot up to date.
+
+        Returns:
+            False if that failed, which is printed once until it works again. True otherwise, also if the storage is a
+            folder.
+        """
         try:
             self.upload()
         except (OSError, ValueError) as error:  # pyarrow's own errors are either
@@ -210,7 +222,11 @@ class Snapshot:
         return True
 
     def upload(self) -> None:
-        """Send the files that have changed since they were sent."""
+        """Send the files that are new or have changed since they were sent.
+
+        Raises:
+            OSError, ValueError: if the storage does not take a file.
+        """
         if not self.uri:
             return
         self.last_try = time.monotonic()
@@ -226,7 +242,7 @@ class Snapshot:
         self.last_try = time.monotonic()
 
     def changed(self, path: Path) -> bool:
-        """Return True if a file has changed since it was sent."""
+        """Return whether a file is new or has changed since it was sent."""
         return self.sent.get(path) != file_stamp(path)
 
     def send(self, path: Path) -> None:

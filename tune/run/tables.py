@@ -30,27 +30,34 @@ COLOURS = {
 
 
 def make_console() -> Console:
-    """Return a console on standard output, wide enough for a table if that is no terminal."""
+    """Return a console on standard output, 150 columns wide if that is no terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=150)
 
 
 def duration(seconds: float) -> str:
-    """Return seconds as 1:05 or 2:03:04."""
+    """Return a number of seconds as 1:05, from an hour on as 2:03:04."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def short_value(value: object) -> str:
-    """Return a value of a recipe in few characters."""
+    """Return a value of a recipe as short text: a float with 3 significant digits, other values in lower case."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(short_value, value)) + "]"
     return f"{value:.3g}" if isinstance(value, float) else str(value).lower()
 
 
 def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", recipes: bool = True) -> Table:
-    """Return trials as a table: epoch reached, scores at the best epoch, how it ended, the searched values."""
+    """Return a table with a row per trial: epoch reached, scores at its best epoch, state, cost if the sweep has one.
+
+    Args:
+        trials: the rows, in this order.
+        epochs: of a whole training, shown after the epoch reached.
+        title: above the table; "" for none.
+        recipes: also show the searched values.
+    """
     table = Table(title=title or None, box=None, header_style="bold", padding=(0, 1), title_justify="left")
     for name in ("trial", "epoch", "best at", *REGIONS, "score"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -76,7 +83,10 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
 
 
 def recipe_diff_table(run: Run, trial: TrialResult) -> Table:
-    """Return the searched options of a trial next to those of the default recipe."""
+    """Return a table of a trial's searched options next to those of trial 0's recipe, in the column "default".
+
+    Values that differ from trial 0's are bold.
+    """
     table = Table("option", f"trial {trial.number}", "default", box=None, header_style="bold", title_justify="left")
     default = to_dict(run.config.base_config())
     for name, value in to_dict(run.recipe(trial)).items():
@@ -103,7 +113,7 @@ def print_space(config: SweepConfig) -> None:
 
 
 def summary_line(run: Run) -> str:
-    """Return how many trials are in which state, and the epochs that they took."""
+    """Return how many of the run's own trials are in which state, how many were imported, and the epochs of its own."""
     own = run.own_trials
     states = [trial.status for trial in own]
     parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
@@ -113,7 +123,7 @@ def summary_line(run: Run) -> str:
 
 
 def print_outcome(run: Run) -> None:
-    """Print what a sweep found and what to type next."""
+    """Print the counts of a sweep's trials, the winner and what to type next; without a score, where to look why."""
     logger.info(f"\n{summary_line(run)}")
     if skipped := run.config.record.skipped_cases:
         logger.info(f"{len(skipped)} bad cases were left out, see {run.dir.config}")
@@ -127,13 +137,13 @@ def print_outcome(run: Run) -> None:
 
 
 def print_trials(run: Run) -> None:
-    """Print all trials of a sweep."""
+    """Print the counts of a sweep's trials, and a table of all."""
     logger.info(summary_line(run))
     make_console().print(trial_table(run.trials, run.config.fixed("epochs")))
 
 
 def print_best(run: Run, top: int) -> None:
-    """Print the best trials, the Pareto front if the sweep has a cost, and the winner's recipe next to the default.
+    """Print the `top` best trials, the Pareto front if the sweep has a cost, and the winner's recipe_diff_table.
 
     Raises:
         InputError: if no trial has a score yet.
@@ -148,9 +158,10 @@ def print_best(run: Run, top: int) -> None:
 
 
 class LiveTable:
-    """The sweep while it runs: a table that refreshes on a terminal, else a line for each ended trial.
+    """Shows a sweep while it runs: on a terminal a table that is redrawn, elsewhere one line per ended trial.
 
-    Messages of the logger appear above the table, because rich redirects sys.stdout meanwhile.
+    The logger's messages appear above the table, because rich redirects sys.stdout meanwhile. epochs: of a whole
+    training. trials: of the whole sweep.
     """
 
     def __init__(self, epochs: int, trials: int) -> None:
@@ -169,11 +180,14 @@ class LiveTable:
             self.live.stop()
 
     def due(self) -> bool:
-        """Return True if the last refresh was a second ago."""
+        """Return whether a second has passed since the last refresh."""
         return time.monotonic() - self.refreshed >= 1
 
     def refresh(self, run: Run) -> None:
-        """Draw the table of the run as it is now."""
+        """Draw a table of `run`: its running trials, and below them the best ended ones if MAX_ROWS leaves room.
+
+        Nothing is drawn off a terminal.
+        """
         self.refreshed = time.monotonic()
         if self.ended_before is None:
             self.ended_before = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
@@ -185,7 +199,7 @@ class LiveTable:
         self.live.update(Group(Text(self.headline(run)), trial_table(rows, self.epochs)), refresh=True)
 
     def headline(self, run: Run) -> str:
-        """Return counts, the best score so far, the time elapsed and an estimate of the time left."""
+        """Return the counts, the best score so far, the time elapsed and the time left, "?" until a trial has ended."""
         elapsed = time.monotonic() - self.started
         ended = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
         new = ended - (self.ended_before or 0)
@@ -195,7 +209,7 @@ class LiveTable:
         return f"{summary_line(run)}; {best}; elapsed {duration(elapsed)}, about {eta} left"
 
     def ended(self, trial: TrialResult, run: Run) -> None:
-        """Print that a trial ended, unless the live table shows it."""
+        """Print a line on a trial that has ended and on the sweep; nothing on a terminal, which has the table."""
         if self.live is None:
             score = "no score" if trial.score is None else f"{run.config.objective.score} {trial.score:.4f}"
             why = f": {trial.error}" if trial.error else ""

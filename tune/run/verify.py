@@ -27,9 +27,13 @@ Finding = str
 
 
 def verify(run: Run) -> dict[str, list[Finding]]:
-    """Return what is wrong with a run, under the name of each check; nothing is written.
+    """Return the findings of each check by its name, an empty list for a check that the run passes; nothing is written.
 
-    Trials that were imported from another run are checked in that run.
+    Epochs, states and checkpoints are checked only of the trials in the run's space that ran here: not of imported
+    ones, which `verify` of their own run checks, nor of those that a changed space excludes.
+
+    Raises:
+        InputError: if the journal is missing or damaged.
     """
     trials = read_trials(run.folder, run.config.record.study)
     entries = read_entries(run)
@@ -63,7 +67,10 @@ def read_entries(run: Run) -> list[dict[str, Any]]:
 
 
 def check_numbers(run: Run, trials: list[FrozenTrial], entries: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Check that numbers have no gaps, that there are at most study.trials, and that each ended once."""
+    """Check that trial numbers have no gaps, that each trial's folder has its trial in the journal, and the counts.
+
+    At most study.trials trials may be the run's own, and each trial may be reported to Optuna as ended only once.
+    """
     if [trial.number for trial in trials] != list(range(len(trials))):
         yield f"the trials have the numbers {[trial.number for trial in trials]}"
     if lost := run.orphan_trial_dirs:
@@ -79,7 +86,10 @@ def check_numbers(run: Run, trials: list[FrozenTrial], entries: list[dict[str, A
 
 
 def check_epochs(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
-    """Check that each validated epoch is there once, in the journal and with the same score in metrics.csv."""
+    """Check that metrics.csv has scores of the epochs that were to be validated, and of no other up to the last.
+
+    In a sweep without a cost the journal must have the same scores.
+    """
     val_freq, last = run.config.fixed("val_freq"), run.config.fixed("epochs")
     progress = Progress.from_attrs(trial.user_attrs)
     reached = progress.epoch
@@ -102,7 +112,10 @@ def check_epochs(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
 
 
 def check_state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
-    """Check that the state follows from the reports, and that the score is that of the best epoch."""
+    """Check an ended trial's state and score against what the journal has of its epochs and of how it ended.
+
+    The score must be the best of its epochs; a running trial is not checked.
+    """
     progress, attrs = Progress.from_attrs(trial.user_attrs), trial.user_attrs
     stopped = stopped_at(attrs)
     if trial.state == TrialState.RUNNING:
@@ -125,7 +138,11 @@ def check_state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
 
 
 def check_decisions(run: Run, trials: list[FrozenTrial], entries: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Replay the decisions of early stopping in the order of the journal, for the scores at the rung at that moment."""
+    """Replay early stopping in the order of the journal.
+
+    Check each decision that was made here against the scores that its rung had at that moment, and that each trial has
+    a decision at each rung that it went past.
+    """
     rungs: dict[int, dict[int, float]] = {rung: {} for rung in rung_epochs(run.config)}
     for entry in entries:
         number, attrs = entry["number"], entry.get("user_attr" if entry["op_code"] == SET_USER_ATTR else "user_attrs")
@@ -149,7 +166,10 @@ def check_decisions(run: Run, trials: list[FrozenTrial], entries: list[dict[str,
 
 
 def check_checkpoints(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
-    """On a local storage, check a running trial's last checkpoint, and that a finished one's is of its best epoch."""
+    """Check that a running trial's last checkpoint is of its last epoch, and a finished one's of its best epoch.
+
+    Nothing is checked on a URI, nor of trials that failed, were stopped or ran out of memory.
+    """
     from trainable.training import checkpoint  # here: torch takes seconds to import
 
     progress = Progress.from_attrs(trial.user_attrs)
@@ -171,7 +191,7 @@ def check_checkpoints(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
 
 
 def check_split(run: Run) -> Iterator[Finding]:
-    """Check that the split's file is there, with the cases that the run's scores belong to."""
+    """Check that split.json is intact and is the split that the run began with."""
     try:
         run.split()
     except InputError as error:
@@ -179,7 +199,7 @@ def check_split(run: Run) -> Iterator[Finding]:
 
 
 def check_best(run: Run) -> Iterator[Finding]:
-    """Check that RUN/best has the best trial's model, once no trial runs."""
+    """Check that RUN/best has the winner's checkpoint of its best epoch, once all study.trials trials have ended."""
     from trainable.training import checkpoint  # here: torch takes seconds to import
 
     if not run.ranking or run.unfinished or run.best().checkpoint is None:

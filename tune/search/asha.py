@@ -23,7 +23,7 @@ MEDIAN_MIN_TRIALS = 3  # a median of fewer scores says little
 
 
 def rung_epochs(config: SweepConfig) -> tuple[int, ...]:
-    """Return the epochs, before the last, at which trials are compared."""
+    """Return the epochs, before the last, at which trials are compared; none if early_stopping.type is none."""
     stopping, epochs = config.early_stopping, config.fixed("epochs")
     match stopping.type:
         case "none":
@@ -37,10 +37,16 @@ def rung_epochs(config: SweepConfig) -> tuple[int, ...]:
 
 
 def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
-    """Return the lowest score that goes on, given the scores of the trials that were at the rung before.
+    """Return the lowest score with which a trial goes on at a rung: a quantile of `values`, interpolated.
 
-    For ASHA that is the best 1 / reduction_factor of them, for the median rule the better half; -inf if there are too
-    few of them to compare with.
+    For ASHA the best 1 / reduction_factor of the values reach it, for the median rule the better half.
+
+    Args:
+        values: scores of the trials that reached this rung earlier.
+        stopping: the section `early_stopping:`.
+
+    Returns:
+        -inf if there are too few values: none for ASHA, fewer than MEDIAN_MIN_TRIALS for the median rule.
     """
     quantile, min_trials = 1 - 1 / stopping.reduction_factor, 1
     if stopping.type == "median":
@@ -49,11 +55,11 @@ def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
 
 
 def decide(value: float, values_at_rung: Sequence[float], stopping: EarlyStopping) -> Decision:
-    """Return whether a trial that reaches a rung is stopped.
+    """Return STOP for a trial that reaches a rung with a score below the cutoff, else CONTINUE.
 
     Args:
-        value: its best score so far, since that is what a trial is judged by in the end.
-        values_at_rung: those of the trials that were there before it.
+        value: the trial's best score so far, since that is what a trial is judged by in the end.
+        values_at_rung: the same of the trials that reached this rung earlier.
         stopping: the section `early_stopping:`.
     """
     return STOP if value < cutoff(values_at_rung, stopping) else CONTINUE

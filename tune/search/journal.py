@@ -36,10 +36,12 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 
 def read_trials(run_dir: Path, study_name: str = DEFAULT_STUDY_NAME) -> list[FrozenTrial]:
-    """Return the trials of a run, also while a sweep writes them.
+    """Return the trials of a study in a run's journal, also while a sweep writes to it.
+
+    Trials that are enqueued but not handed out yet are left out. A journal without this study has no trials.
 
     Raises:
-        InputError: the journal is missing, or has lines that are not its own.
+        InputError: the journal is missing or damaged.
     """
     path = run_dir / JOURNAL
     if not path.exists():
@@ -55,7 +57,10 @@ def read_trials(run_dir: Path, study_name: str = DEFAULT_STUDY_NAME) -> list[Fro
 
 
 def error_summary(error: str) -> str:
-    """Return the line of a traceback that names the error, which other lines may follow."""
+    """Return the last line of a traceback that names an error, which other lines may follow.
+
+    Without such a line it is the last line; "unknown error" for an empty text.
+    """
     lines = error.strip().splitlines() or ["unknown error"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
     return (named or lines)[-1]
@@ -64,13 +69,23 @@ def error_summary(error: str) -> str:
 class Journal:
     """Proposes trials, records what they report, and reports to Optuna how they ended.
 
+    The methods on a running trial take the number of one that ask or reattach has handed out, until tell returns its
+    final state; for another number they raise KeyError.
+
     study: Optuna's, in RUN/journal.log.
     """
 
     def __init__(self, run_dir: Path, config: SweepConfig, *, reset: bool = False) -> None:
-        """Open or create the study. The caller holds the run's lock.
+        """Open or create the study that `config.record` names. The caller holds the run's lock.
 
-        reset: delete a study of this name left by a failed launch.
+        Half a line at the end of the journal, which a crash has left, is cut off with a warning.
+
+        Args:
+            run_dir: the folder of the run, which must exist.
+            reset: first delete a study of this name, which a failed launch has left.
+
+        Raises:
+            InputError: a line of the journal is damaged.
         """
         self.config = config
         path = run_dir / JOURNAL
@@ -95,7 +110,7 @@ class Journal:
         return {}
 
     def trials(self) -> list[FrozenTrial]:
-        """Return every trial that was handed out."""
+        """Return every trial that was handed out or imported: all but those that are enqueued only."""
         return [frozen for frozen in self.study.get_trials(deepcopy=False) if frozen.state != TrialState.WAITING]
 
     def own_trials(self) -> list[FrozenTrial]:
@@ -103,7 +118,10 @@ class Journal:
         return [frozen for frozen in self.trials() if "source" not in frozen.user_attrs]
 
     def enqueue_first(self, params: Sequence[dict[str, Any]]) -> None:
-        """Have these params tried first, if no trial was yet; options that are left out are sampled."""
+        """Have ask return these params first, one trial per item; options that an item leaves out are sampled.
+
+        Does nothing if the study has a trial that was not imported, or enqueued ones.
+        """
         if len(self.study.get_trials(deepcopy=False)) == len(self.trials()) and not self.own_trials():
             for params_of_trial in params:
                 self.study.enqueue_trial(params_of_trial, skip_if_exists=True)
@@ -112,10 +130,10 @@ class Journal:
         """Add a trial of another study.
 
         Args:
-            frozen: the trial, whose state, scores and attributes are kept.
-            params: its params in this study; None if it is outside this study's space. It then keeps its number and
-                is reported to Optuna as FAIL, which samplers ignore.
-            extra: attributes that overlay the trial's.
+            frozen: the trial, whose state, score and user attributes are kept. Its number is the next of this study.
+            params: its params in this study; None if it is outside this study's space. It then takes a number all the
+                same, and is reported to Optuna as FAIL, which samplers ignore.
+            extra: user attributes that replace or join the trial's.
         """
         state = frozen.state if params is not None else TrialState.FAIL
         attrs = {**frozen.user_attrs, **extra}
@@ -137,7 +155,7 @@ class Journal:
         )
 
     def ask(self) -> tuple[int, dict[str, Any]]:
-        """Return a new trial: its number and option values.
+        """Return a new trial: its number and the values of its searched options, without inactive ones.
 
         The sampler is seeded from the study's seed and the trial's number, so that a proposal depends on what is known
         and not on when the sweep was interrupted.
@@ -147,9 +165,9 @@ class Journal:
         return self._propose(self.study.ask())
 
     def reattach(self) -> list[tuple[int, dict[str, Any]]]:
-        """Return the trials that an interrupted sweep left running.
+        """Return the trials that an interrupted sweep left running, each as ask returns a new one.
 
-        Those whose end is in the journal are reported to Optuna as ended instead.
+        A running trial whose end is in the journal is reported to Optuna as ended, and not returned.
         """
         interrupted, trials = [], self.trials()
         for frozen in trials:
@@ -168,7 +186,7 @@ class Journal:
         return trial.number, self.config.space.suggest(trial)
 
     def attrs(self, number: int) -> dict[str, Any]:
-        """Return the attributes of a running trial in the journal."""
+        """Return the user attributes that the journal has of a running trial."""
         return self._running[number].user_attrs
 
     def progress(self, number: int) -> Progress:
@@ -176,13 +194,19 @@ class Journal:
         return Progress.from_attrs(self.attrs(number))
 
     def stopped(self, number: int) -> bool:
-        """Return whether early stopping has ended this trial."""
+        """Return whether early stopping has decided to stop a running trial."""
         return stopped_at(self.attrs(number)) is not None
 
     def record(self, number: int, report: Report, checkpoint: str | None = None) -> None:
-        """Record a report, and the path of its checkpoint below the run's storage.
+        """Record a report of a running trial.
 
-        If the epoch is in the journal already (a restored trial repeats it), only the seconds count.
+        Of a report whose epoch is in the journal already (a restored trial repeats it), or that has none, only the
+        seconds count, and an end because memory ran out.
+
+        Args:
+            number: of the trial.
+            report: as the trial has sent it.
+            checkpoint: path of its checkpoint below the run's storage; None if it has none: the one before stays.
         """
         trial, before, epoch = self._running[number], self.progress(number), int(report["epoch"])
         progress = replace(before, seconds=before.seconds + report.get("time_this_iter_s", 0.0))
@@ -207,32 +231,46 @@ class Journal:
             trial.set_user_attr("progress", progress.to_attrs())
 
     def record_rung(self, number: int, rung: int, value: float, decision: Decision) -> None:
-        """Record a decision of early stopping before it is acted on."""
+        """Record a decision of early stopping before it is acted on.
+
+        Args:
+            number: of the trial.
+            rung: epoch of the rung.
+            value: the trial's best score up to the rung.
+            decision: STOP or CONTINUE.
+        """
         rungs = {**self.attrs(number).get("rungs", {}), str(rung): {"value": value, "decision": decision}}
         self._running[number].set_user_attr("rungs", rungs)
 
     def record_hung(self, number: int, text: str) -> None:
-        """Record that a trial hung, before its process is ended: it has failed, unless its end is in the journal."""
+        """Record that a trial hung, before its process is ended: it has failed, unless its end is in the journal.
+
+        text: what record_error records of the trial, in place of the error of the ended process.
+        """
         self._running[number].set_user_attr("hung", text)
 
     def record_error(self, number: int, text: str) -> None:
-        """Record the line of an error that names it; the trial's error.txt has the whole text."""
+        """Record the error_summary of a traceback, 500 characters at most; the trial's error.txt has the whole text.
+
+        Of a trial that hung, the text of record_hung is recorded.
+        """
         text = self.attrs(number).get("hung", text)
         self._running[number].set_user_attr("error", error_summary(text)[:500])
 
     def finalize_ended(self) -> None:
-        """Report to Optuna the trials whose end is in the journal only, as the sweep ended at that moment."""
+        """Report to Optuna the trials whose end only the journal has, as the sweep ended before `tell`; others stay."""
         for number in list(self._running):
             self.tell(number)
 
     def tell(self, number: int, *, failed: bool = False) -> TrialState | None:
-        """Report the final state derived from the journal to Optuna.
+        """Report the final state of a running trial, as it follows from the journal, to Optuna.
 
-        COMPLETE with its best score if it ended by itself, also if infeasible (out of memory); PRUNED if early stopping
-        or a loss that is not finite stopped it; FAIL if an error came before such an end.
+        COMPLETE with its best score if it ended by itself; with INFEASIBLE_SCORE if it ran out of memory or has no
+        validated epoch. PRUNED if early stopping or gradients that are not finite stopped it. FAIL if it hung, or
+        `failed` says that an error ended it, before such an end.
 
         Returns:
-            The state, or None if the trial was only interrupted.
+            The state; None if the trial was only interrupted: nothing is reported, and it is still running.
         """
         trial, progress = self._running[number], self.progress(number)
         infeasible = progress.end_reason == EndReason.OUT_OF_MEMORY

@@ -21,7 +21,7 @@ def complete_lines(data: bytes) -> bytes:
 
 
 def truncate_partial_line(path: Path) -> int:
-    """Cut a journal back to its complete lines; return how many bytes were cut."""
+    """Cut a journal back to its complete lines; return how many bytes were cut, 0 if it ends with a newline."""
     data = path.read_bytes()
     complete = len(complete_lines(data))
     if complete < len(data):
@@ -50,7 +50,11 @@ class AtomicJournalBackend(JournalFileBackend):
         self.path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append all of these entries, or none and raise OSError."""
+        """Append all of these entries; flush them to the disk, unless all are params.
+
+        Raises:
+            OSError: the entries cannot be written (a full disk); none of them is in the file then.
+        """
         before = self.path.stat().st_size
         try:
             with self.path.open("ab") as file:

@@ -26,9 +26,11 @@ def make_sampler(
     """Return the sampler that proposes trial `number`; config.unmodelled_options lists what it draws at random.
 
     Args:
-        search_space: the params that all trials have, kept from one sampler to the next, since each trial adds little.
-        trials: those before. While the sampler can learn from fewer than startup_trials of them, proposals are evenly
-            spread.
+        number: of the trial; the sampler is seeded from config.seed and this.
+        search_space: of the study, the same object for all its samplers: it keeps which params all trials have, so that
+            each trial is read once.
+        trials: of the study so far. While the type of searcher, unless random, can learn from fewer than startup_trials
+            of them, the sampler is SobolStartupSampler.
     """
     seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
     kind, startup = config.searcher.type, config.searcher.startup_trials
@@ -48,7 +50,11 @@ def make_sampler(
 
 
 def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
-    """Return the option values of a sweep's first trials, `count` at most: of those that do not depend on scores."""
+    """Return the searched options' values of a sweep's first trials, the defaults first.
+
+    They are those that do not depend on scores: all of a random searcher, else startup_trials and at least one. There
+    are at most `count` and at most budget.trials.
+    """
     known = config.budget.trials if config.searcher.type == "random" else max(1, config.searcher.startup_trials)
     study = optuna.create_study(direction="maximize")
     study.enqueue_trial(config.space.default_params())
@@ -81,13 +87,13 @@ class SobolStartupSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return nothing, as above."""
+        """Return nothing: each option is drawn by sample_independent."""
         return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Return the value of this option at the point."""
+        """Return this option's coordinate of the point, as Optuna's param."""
         return encode(self.parameters[param_name].kind.from_unit(self.point[param_name]))
 
 
@@ -95,8 +101,8 @@ class MemoryAwareTPESampler(optuna.samplers.TPESampler):
     """TPE that draws again if a recipe is not likely to fit into GPU memory.
 
     TPE treats an infeasible trial as a bad one, which says little near the limit, where the best recipes often are.
-    But memory grows with some options (`memory="more"` in TrainConfig): a proposal at least as large in every such
-    option as a trial that ran out of memory, of the GPU or of its share of one, will run out too.
+    But memory grows with some options (`memory="more"` in TrainConfig): a proposal will run out too if, by
+    dominates_in_memory, it needs at least as much as a trial that ran out of memory, of the GPU or of its share of one.
     """
 
     def __init__(
@@ -108,14 +114,22 @@ class MemoryAwareTPESampler(optuna.samplers.TPESampler):
         self.draw = optuna.samplers.RandomSampler(seed=seed).sample_independent
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return the params that all trials have, as TPESampler does, but reading each trial only once."""
+        """Return the params that all complete and pruned trials have and that can vary, as TPESampler does.
+
+        What it learns of a trial is kept in `search_space` for the samplers of later trials, so that it need not be
+        read again.
+        """
         shared = self.search_space.calculate(study)
         return {name: distribution for name, distribution in shared.items() if not distribution.single()}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw as TPESampler does, again if too large; options that are drawn one by one later are not known here."""
+        """Draw as TPESampler does, again while the recipe is known not to fit into GPU memory.
+
+        MAX_REDRAWS draws are TPE's, then as many are random; the last one is returned even if it does not fit. Options
+        that sample_independent draws later have no value yet.
+        """
         trials = study.get_trials(deepcopy=False)
         infeasible = [frozen.params for frozen in trials if any(value > 0 for value in frozen.constraints.values())]
         too_large = [DEFAULTS | self.recipe(params) for params in infeasible]  # an inactive option is at its default
@@ -136,9 +150,10 @@ class MemoryAwareTPESampler(optuna.samplers.TPESampler):
 
 
 def dominates_in_memory(recipe: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether a recipe is known to need at least as much GPU memory as another one.
+    """Return whether a recipe is known to need at least as much GPU memory as `other`, which has all options.
 
-    That is not known if an option is not drawn yet, or if one that changes memory in either direction differs.
+    It is if each option with memory="more" in TrainConfig is at least as large, each item of a list too, and each with
+    memory="other" is equal. The result is False if the recipe lacks a value of one of them, as it is not drawn yet.
     """
     for name, effect in MEMORY_OPTIONS.items():
         value, limit = recipe.get(name), other[name]

@@ -23,9 +23,10 @@ class BestEpoch:
 class Progress:
     """How far a trial has come: the attribute "progress".
 
-    epoch: the last reported one. seconds: training time so far, over all attempts. end_reason: why it ended by itself.
-    checkpoint: path of the newest one below the run's storage. best: None until an epoch is validated. device: where it
-    trained. extra: keys of other versions of voxtune, kept as they are.
+    epoch: the last reported one, 0 before. seconds: training time so far, over all attempts. end_reason: why the trial
+    ended by itself, NONE if it did not. checkpoint: path of the newest one below the run's storage. best: None until an
+    epoch is validated. device: name of the GPU or CPU that trained it last, None if no epoch is reported. extra: keys
+    of other versions of voxtune, kept as they are.
     """
 
     epoch: int = 0
@@ -38,7 +39,7 @@ class Progress:
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, Any]) -> Self:
-        """Read it from a trial's user attributes."""
+        """Return the progress in a trial's user attributes; that of a trial without a report if there is none."""
         stored = dict(attrs.get("progress", {}))
         best = stored.pop("best", {})
         return cls(
@@ -52,7 +53,7 @@ class Progress:
         )
 
     def to_attrs(self) -> dict[str, Any]:
-        """Return the value of the attribute, which from_attrs reads back."""
+        """Return the value of the attribute "progress", which from_attrs reads back."""
         stored: dict[str, Any] = {
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -72,18 +73,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class RungDecision:
-    """What early stopping decided at a rung, and the trial's best score up to it."""
+    """What early stopping decided at a rung. value: the trial's best score up to that rung."""
 
     value: float
     decision: Decision
 
 
 def rung_decisions(attrs: Mapping[str, Any]) -> dict[int, RungDecision]:
-    """Return the attribute "rungs" of a trial: the decision at each rung that it has reached, by epoch."""
+    """Return the attribute "rungs" of a trial: the decision at each rung that it has reached, by epoch; {} before."""
     stored = attrs.get("rungs") or {}
     return {int(epoch): RungDecision(rung["value"], rung["decision"]) for epoch, rung in stored.items()}
 
 
 def stopped_at(attrs: Mapping[str, Any]) -> int | None:
-    """Return the epoch at which early stopping ended a trial, or None."""
+    """Return the epoch at which early stopping decided to stop a trial; None if it did not."""
     return next((epoch for epoch, rung in rung_decisions(attrs).items() if rung.decision == STOP), None)

@@ -1,9 +1,10 @@
 """The kinds of search range that a YAML may give an option: what Optuna draws, and the range's own checks.
 
 Each kind has the same methods, so that no caller asks which kind it has:
-`suggest` draws a value from Optuna, `decode` turns Optuna's param back into the value, `contains`, `grid` (all values;
-both ends of a continuous range), `from_unit` (inverse CDF: maps u in [0, 1) to a value), `nearest` (the value of the
-range that stands in for one outside it), `describe` (the range in words), `to_list` (as the YAML has it).
+`read` checks what the YAML gives, `suggest` draws a value from Optuna, `decode` turns Optuna's param back into the
+value, `contains`, `grid` (all values; both ends of a continuous range), `from_unit` (inverse CDF: maps u in [0, 1) to a
+value), `nearest` (the value itself if the range contains it, else the value of the range that stands in for it),
+`describe` (the range in words), `to_list` (as the YAML has it).
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ class Choice:
     def read(cls, name: str, given: Any, check: Check) -> Self:
         """Return the choice that the YAML gives.
 
+        Args:
+            name: of the option, for messages.
+            given: the value of the key `choice`.
+            check: reads a value of the option.
+
         Raises:
-            ValueError: it is not a list of different values that the option allows.
+            ValueError: `given` is not a list of one or more different values that the option allows.
         """
         if not isinstance(given, list) or not given:
             raise ValueError(f"{name}.choice is {given!r}; expected {cls.form}")

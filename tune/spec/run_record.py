@@ -27,9 +27,13 @@ class RunRecord(BaseModel):
     study: str = Field(DEFAULT_STUDY_NAME, description="Optuna study that counts; a changed space starts another one.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what was noted, as plain values, without the defaults of what was not."""
+        """Return the fields that were noted, as plain values; a field that was not noted is left out."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def replace(self, **changes: Any) -> RunRecord:
-        """Return the record with these changes, checked."""
+        """Return a copy of the record with these changes.
+
+        Raises:
+            ValidationError: from pydantic, for a value of the wrong type.
+        """
         return RunRecord.model_validate({**self.to_dict(), **changes})

@@ -24,7 +24,11 @@ class Section(BaseModel):
 
 
 def parse_duration(value: Any) -> Any:
-    """Return 12h, 90m, 45s, 1h30m or 2d as seconds; what is not text stays as it is."""
+    """Return 12h, 90m, 45s, 1h30m or 2d as seconds; what is not text stays as it is.
+
+    Raises:
+        ValueError: for another text; the message says what was expected.
+    """
     if not isinstance(value, str):
         return value
     if not (match := DURATION.fullmatch(value.replace(" ", ""))):
@@ -62,7 +66,7 @@ class Objective(Section):
 
     @property
     def cost(self) -> Cost | None:
-        """The metric that is minimised as well, if any."""
+        """The metric that is minimised as well; None if there is none."""
         return None if isinstance(self.metric, str) else cast(Cost, self.metric[1])
 
 
@@ -102,7 +106,7 @@ class Searcher(Section):
 
 
 class Resources(Section):
-    """What one trial may use, and what happens after a fault."""
+    """GPUs and cores of a trial, what follows its errors and hangs, which checkpoints and processes are kept."""
 
     gpu: int | float | Literal["auto"] = Field(
         0,
@@ -129,6 +133,6 @@ class Resources(Section):
 
     @property
     def gpu_share(self) -> float:
-        """GPUs per trial, or its share of one; a launch replaces auto by what it measured."""
+        """Number of GPUs per trial, or its share of one GPU. Not defined while gpu is auto, which a launch replaces."""
         assert self.gpu != "auto"
         return float(self.gpu)

@@ -37,26 +37,26 @@ class Parameter:
     when: dict[str, tuple[Any, ...]]
 
     def active(self, values: dict[str, Any]) -> bool:
-        """Return whether all conditions hold; one on an option without a value does not."""
+        """Return whether all conditions hold for these values; a condition on an option without a value does not."""
         return all(name in values and values[name] in allowed for name, allowed in self.when.items())
 
     def suggest(self, trial: BaseTrial) -> Any:
-        """Return the value of a trial, drawn by Optuna."""
+        """Return the value of this option in a trial, drawn by Optuna."""
         return self.kind.suggest(self.name, trial)
 
     def condition(self) -> str:
-        """Return the conditions in words."""
+        """Return the conditions in words; "" if there are none."""
         return " and ".join(f"{name} = {' or '.join(map(str, allowed))}" for name, allowed in self.when.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry of the YAML."""
+        """Return the option's entry in the section `space:` of a YAML."""
         when = {name: list(allowed) for name, allowed in self.when.items()}
         return {self.kind.key: self.kind.to_list()} | ({"when": when} if when else {})
 
 
 @dataclass(frozen=True)
 class Space:
-    """The searched options, each after those that its conditions name, and the fixed ones as plain values."""
+    """The searched options, each after those that its conditions name, and the options of `train:` as plain values."""
 
     parameters: tuple[Parameter, ...]
     fixed: dict[str, Any]
@@ -68,7 +68,7 @@ class Space:
         return {name: value for name, value in {**DEFAULTS, **self.fixed}.items() if name not in searched}
 
     def suggest(self, trial: BaseTrial) -> dict[str, Any]:
-        """Return the values of a trial's active parameters, drawn by Optuna in the order of the parameters."""
+        """Return a trial's values of the active parameters, drawn by Optuna in the order of `parameters`."""
         constants, values = self.constants, dict[str, Any]()
         for parameter in self.parameters:
             if parameter.active(constants | values):
@@ -76,12 +76,19 @@ class Space:
         return values
 
     def decode_params(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the option values that Optuna's params encode."""
+        """Return the option values that Optuna's params encode.
+
+        Raises:
+            KeyError: for a param of an option that this space does not search.
+        """
         by_name = {parameter.name: parameter for parameter in self.parameters}
         return {name: by_name[name].kind.decode(param) for name, param in params.items()}
 
     def encode_recipe(self, recipe: dict[str, Any]) -> dict[str, Any]:
-        """Return a whole recipe, given as plain values, as Optuna's params of this space.
+        """Return a recipe as Optuna's params of this space.
+
+        recipe: all options as plain values; of those that are not searched, only options with role="recipe" are
+        compared with this space.
 
         Raises:
             ValueError: the recipe is not in this space; the message says why.
@@ -101,16 +108,20 @@ class Space:
         return {name: encode(value) for name, value in values.items()}
 
     def distributions(self, params: dict[str, Any]) -> dict[str, BaseDistribution]:
-        """Return what Optuna draws each of these params from."""
+        """Return what Optuna draws each of these params from.
+
+        Raises:
+            ValueError: a param of an active option is missing.
+        """
         trial = FixedTrial(params)
         self.suggest(trial)
         return trial.distributions
 
     def default_values(self) -> dict[str, Any]:
-        """Return the searched options of trial 0: each at its default, or at the nearest value that the space contains.
+        """Return the searched options of trial 0: each at its default, or at the nearest value of its range.
 
-        For a choice without the default that is its first value. A parameter whose conditions do not hold for these
-        values is left out.
+        A choice that does not contain the default is at its first value. A parameter whose conditions do not hold for
+        the values of the others is left out.
         """
         constants, values = self.constants, dict[str, Any]()
         for parameter in self.parameters:
@@ -123,7 +134,7 @@ class Space:
         return {name: encode(value) for name, value in self.default_values().items()}
 
     def describe_defaults(self) -> str:
-        """Return in words which of default_values() are not the documented default."""
+        """Return "the defaults", or "the defaults, except NAME=VALUE, ..." if default_values() has others."""
         moved = [
             f"{name}={value} (default {DEFAULTS[name]})"
             for name, value in self.default_values().items()
@@ -132,7 +143,11 @@ class Space:
         return "the defaults" + (f", except {', '.join(moved)}" if moved else "")
 
     def combinations(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Return every combination of these parameters and of those that their conditions name."""
+        """Return every combination of the values of these parameters, and of the parameters that their conditions name.
+
+        Of a continuous range only its two ends are combined. A combination lacks the parameters that are inactive in
+        it.
+        """
         needed = set(names)
         for parameter in reversed(self.parameters):
             needed |= set(parameter.when) if parameter.name in needed else set()
@@ -145,7 +160,7 @@ class Space:
         return combined
 
     def describe(self) -> list[tuple[str, str, str, str]]:
-        """Return rows of name, kind, range and condition."""
+        """Return a row of texts per parameter: its name, kind, range and condition."""
         return [(p.name, p.kind.key, p.kind.describe(), p.condition()) for p in self.parameters]
 
     def to_dict(self) -> dict[str, Any]:

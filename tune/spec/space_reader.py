@@ -16,10 +16,14 @@ from tune.spec.space import DEFAULTS, ConfigErrors, KeyPath, Parameter, Problem,
 
 
 def read_space(raw: dict[str, Any], fixed: dict[str, Any]) -> Space:
-    """Return the space of the YAML's `space:` mapping. fixed: the options of `train:` as plain values.
+    """Return the space of the YAML's section `space:`.
+
+    Args:
+        raw: the section.
+        fixed: the options of `train:` as plain values.
 
     Raises:
-        ConfigErrors: all that is wrong with it.
+        ConfigErrors: all that is wrong with the section; combinations of values only if nothing else is.
     """
     problems: list[Problem] = []
     parameters: dict[str, Parameter] = {}
@@ -86,10 +90,10 @@ def _check_searchable(name: str, fixed: dict[str, Any]) -> None:
 
 
 def validated(name: str, value: Any) -> Any:
-    """Return a value as TrainConfig reads it for this option only.
+    """Return a value of one option as TrainConfig reads it, without a check against other options.
 
     Raises:
-        ValueError: TrainConfig refuses it, in TrainConfig's words.
+        ValueError: TrainConfig refuses the value; the message is TrainConfig's.
     """
     try:
         return to_dict(TrainConfig.model_validate({**permissive_values(), name: value}))[name]

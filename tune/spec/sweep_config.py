@@ -49,15 +49,19 @@ class SweepConfig(Section):
         return [p.name for p in self.space.parameters if p.name in unmodelled]
 
     def cost_of(self, seconds: float) -> float:
-        """Return what a trial that ran this long has cost: seconds, or seconds times GPUs."""
+        """Return what a trial that ran this long has cost: seconds if that is the cost metric, else GPU seconds."""
         return seconds if self.objective.cost == "seconds" else seconds * self.resources.gpu_share
 
     def fixed(self, name: str) -> Any:
-        """Return the value of a training option that all trials share."""
+        """Return the value of a training option that all trials share.
+
+        Raises:
+            KeyError: if the option is searched.
+        """
         return self.space.constants[name]
 
     def with_train(self, train: dict[str, Any]) -> SweepConfig:
-        """Return a copy in which all trials share other options, given as plain values."""
+        """Return a copy whose section `train:` is these options, given as plain values; they are not checked."""
         return self.model_copy(update={"train": train, "space": Space(self.space.parameters, train)})
 
     def with_gpu(self, gpu: float) -> SweepConfig:
@@ -69,11 +73,19 @@ class SweepConfig(Section):
         return self.model_copy(update={"record": self.record.replace(**changes)})
 
     def base_config(self, **extra: Any) -> TrainConfig:
-        """Return the recipe of trial 0: the defaults, as far as the space contains them. Overlaid by extra."""
+        """Return the recipe of trial 0, of Space.default_values(), overlaid by extra. Raises as train_config does."""
         return self.train_config(self.space.default_values(), **extra)
 
     def train_config(self, values: dict[str, Any], **extra: Any) -> TrainConfig:
-        """Return the recipe of a trial: what is fixed, overlaid by its values, overlaid by extra."""
+        """Return the recipe of a trial: `train:`, metric and seed of the sweep, overlaid by values, then by extra.
+
+        Args:
+            values: the trial's searched options.
+            extra: further options, such as the trial's own seed.
+
+        Raises:
+            InputError: TrainConfig refuses an option.
+        """
         shared = {**self.train, "metric": self.objective.score, "seed": self.seed}
         return make_config({**shared, **values, **extra})
 
@@ -90,10 +102,10 @@ SECTION_FIELDS = {
 
 
 def make_sweep_config(values: dict[str, Any]) -> SweepConfig:
-    """Check a mapping of the YAML's sections.
+    """Return the config of a mapping of the YAML's sections; a section that is missing or None has its defaults.
 
     Raises:
-        ConfigErrors: all that is wrong with it.
+        ConfigErrors: all that is wrong with the sections, an empty `space:` included.
     """
     given = {name: section for name, section in values.items() if section is not None}
     problems: list[Problem] = []
@@ -188,7 +200,7 @@ def _yaml_path(loc: KeyPath) -> KeyPath:
 
 
 def conflicts(config: SweepConfig) -> Iterator[Problem]:
-    """Yield the sections that do not go together."""
+    """Yield a problem per pair of settings that do not go together."""
     stopping, val_freq, epochs = config.early_stopping, config.fixed("val_freq"), config.fixed("epochs")
     path = ("early_stopping", "grace_period")
     message = f"early_stopping.grace_period is {stopping.grace_period}; expected"
@@ -207,7 +219,7 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
 
 
 def _cmaes_conflicts(config: SweepConfig) -> Iterator[Problem]:
-    """Yield what CMA-ES cannot do."""
+    """Yield a problem per thing that CMA-ES cannot do and the config requests."""
     path, message = ("searcher", "type"), "searcher.type is 'cmaes', which"
     if config.objective.cost:
         metric = config.objective.metric

@@ -19,14 +19,14 @@ from tune.spec.sweep_config import SECTIONS, SweepConfig, make_sweep_config, to_
 
 @dataclass(frozen=True)
 class Source:
-    """Values read from YAML, and the line of each key; None for a key that --set has given."""
+    """Values read from YAML, and the line of each key, None for a key that --set has given. name: of the file."""
 
     name: str
     values: dict[str, Any]
     lines: dict[KeyPath, int | None]
 
     def location(self, path: KeyPath) -> tuple[int, str]:
-        """Return where a key, or else the nearest one above it, is written: a line to sort by, and a text."""
+        """Return where a key is written, or if it is not, the nearest key above it: a line to sort by, and a text."""
         while path and path not in self.lines:
             path = path[:-1]
         line = self.lines.get(path, 1)
@@ -36,7 +36,8 @@ class Source:
         """Return a copy with `section.key=value` set; null drops the key.
 
         Raises:
-            InputError: the text has another form, names an unknown section, or drops a key that is not there.
+            InputError: the text has another form, names an unknown section, drops a key that the section does not
+                have, or its value is not YAML.
         """
         dotted, equals, given = text.partition("=")
         section, _, key = dotted.strip().partition(".")
@@ -61,11 +62,12 @@ def load_sweep_config(path: Path | str, overrides: Sequence[str] = ()) -> SweepC
     """Read a sweep's YAML.
 
     Args:
-        path: a file, or the bare name of a shipped one.
-        overrides: texts of the form `section.key=value`.
+        path: a file, or the bare name of a shipped one, which a file of that name hides.
+        overrides: texts of the form `section.key=value`; null as the value drops the key.
 
     Raises:
-        InputError: all that is wrong with it, each problem with its line.
+        InputError: the file is missing or no YAML, an override cannot be applied, or else all that is wrong with the
+            config, each problem with its line.
     """
     source = _read(*_find(Path(path)))
     for text in overrides:

@@ -8,10 +8,11 @@ from typing import Any, NotRequired, TypedDict
 class TrialSpec(TypedDict):
     """What the driver sends to a trial's process.
 
-    recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI of the folder to
-    resume from, or None. threads: CPU threads that torch may use. gpu_share: share of one GPU, or number of GPUs.
-    lock_file: the process holds a shared lock on it until it ends. stdout_log: of the trial, in the run's folder.
-    report_timeout: seconds without a report after which the trial counts as hung.
+    number: of the trial. recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI
+    of the folder to resume from; None to start at epoch 1. threads: CPU threads that torch may use. gpu_share: share of
+    one GPU, or number of GPUs. lock_file: the process holds a shared lock on this file until the process ends.
+    stdout_log: path of the trial's stdout.log in the run's folder. report_timeout: seconds without a report after which
+    the trial counts as hung; None for no limit.
     """
 
     number: int
@@ -28,9 +29,10 @@ class Report(TypedDict):
     """What a trial reports to the driver: a row of metrics.csv, with what only the driver reads.
 
     epoch: the epoch that was trained; 0 for a report without one. end_reason: a value of EndReason; "" while the trial
-    runs. log: what the trial has printed since its last report. fresh_process: the trial asks for another process.
-    disk_full: what could not be written. time_this_iter_s: seconds since the last report, added by Ray. The scores and
-    statistics of the epoch have the names of metrics.csv.
+    goes on. log: what the trial has printed since its last report. device: name of the GPU or CPU. fresh_process: the
+    trial asks to be restarted in another process. disk_full: what could not be written, and on which machine.
+    time_this_iter_s: seconds since the last report, added by Ray. The scores and statistics of the epoch have the names
+    of metrics.csv, also those that are not listed here.
     """
 
     epoch: int

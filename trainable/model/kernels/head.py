@@ -67,7 +67,7 @@ def _head_grad(
 
 
 class Head(torch.autograd.Function):
-    """unet3d.head on a GPU."""
+    """unet3d.head on a GPU as an autograd function, its forward and backward one Triton kernel each."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, reuse_input_memory: bool) -> Tensor:
@@ -75,7 +75,7 @@ class Head(torch.autograd.Function):
 
         Args:
             bias: of at most 16 output channels.
-            reuse_input_memory: nothing else reads x any more, so its gradient may overwrite it.
+            reuse_input_memory: nothing else reads x any more, so the gradient of x may overwrite x.
         """
         x = x.contiguous(memory_format=torch.channels_last_3d)
         channels, out = x.shape[1], len(bias)
@@ -108,6 +108,6 @@ class Head(torch.autograd.Function):
 
     @staticmethod
     def sizes(channels: int) -> dict[str, int]:
-        """Return the sizes of a tile; a matrix product needs at least 16 rows."""
+        """Return the sizes of a tile for this number of input channels; a matrix product needs at least 16 rows."""
         block_c = max(16, triton.next_power_of_2(channels))
         return {"OUT": OUT, "BLOCK_S": max(16, TILE // block_c), "BLOCK_C": block_c}

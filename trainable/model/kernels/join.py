@@ -28,7 +28,7 @@ def _join(a, b, out, rows, of_a, of_b, SPLIT: tl.constexpr, BLOCK_S: tl.constexp
 
 
 class Join(torch.autograd.Function):
-    """unet3d.join on a GPU."""
+    """unet3d.join on a GPU as an autograd function, its forward and backward one Triton kernel each."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Join(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of both."""
+        """Return the gradients of a and b."""
         grad = grad.contiguous(memory_format=torch.channels_last_3d)
         a, b = (empty_like(grad, channels) for channels in ctx.channels)
         Join.launch(a, b, grad, split=True)
@@ -50,7 +50,7 @@ class Join(torch.autograd.Function):
 
     @staticmethod
     def launch(a: Tensor, b: Tensor, out: Tensor, *, split: bool) -> None:
-        """Copy a and b into out, or with split out into a and b."""
+        """Copy a and b into out along the channels, or with split copy out into a and b; all are channels last."""
         of_a, of_b = a.shape[1], b.shape[1]
         rows, block_c = out.numel() // (of_a + of_b), triton.next_power_of_2(max(of_a, of_b))
         block_s = max(1, TILE // block_c)

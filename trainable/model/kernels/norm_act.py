@@ -170,17 +170,24 @@ def _norm_grad_apply(
 
 
 class NormAct(torch.autograd.Function):
-    """unet3d.norm_act for channels-last tensors.
+    """unet3d.norm_act on a GPU as an autograd function, its forward and backward two Triton kernels each.
 
-    The gradient of x overwrites that of y, so nothing else may refer to it: every operation that reads y must return a
-    new tensor as its gradient, as convolutions do and an addition does not.
+    The gradient of x overwrites the gradient of y, so nothing else may refer to the latter: every operation that reads
+    y must return a new tensor as its gradient, as convolutions do and an addition does not.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, eps: float, slope: float
     ) -> Tensor:
-        """Return y of the shape and dtype of x, (N, C, D, H, W) of any floating dtype; weight, bias: (C,)."""
+        """Return y = leaky_relu(instance_norm(x) [+ skip]) of the shape and dtype of x.
+
+        Args:
+            x, skip: (N, C, D, H, W) of any floating dtype; copied if not channels last.
+            weight, bias: of the norm, (C,).
+            eps: added to the variance.
+            slope: of the leaky ReLU below 0.
+        """
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if skip is not None:
             skip = skip.contiguous(memory_format=torch.channels_last_3d)

@@ -106,18 +106,24 @@ def _region_sums_grad(
 
 
 def layout(x: Tensor) -> tuple[int, int, int]:
-    """Return the strides of sample, channel and voxel of (N, C, D, H, W), whose voxels have one stride."""
+    """Return the strides of sample, channel and voxel of (N, C, D, H, W), whose voxels must have one stride."""
     assert x.stride(3) == x.stride(4) * x.shape[4]
     assert x.stride(2) == x.stride(3) * x.shape[3]
     return x.stride(0), x.stride(1), x.stride(4)
 
 
 class RegionSums(torch.autograd.Function):
-    """losses.region_sums on a GPU."""
+    """losses.region_sums on a GPU as an autograd function, its forward and backward one Triton kernel each."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, target: Tensor, gamma: float, positive: float, negative: float) -> Tensor:
-        """Return float32 (4, N, C) of logits (N, C, D, H, W) of any floating dtype and a target of 0 and 1."""
+        """Return the sums of losses.region_sums, float32 (4, N, C).
+
+        Args:
+            logits: (N, C, D, H, W) of any floating dtype.
+            target: of the same shape, 0 or 1.
+            gamma, positive, negative: `gamma` and the two `weights` of losses.region_sums.
+        """
         samples, channels, voxels = logits.shape[0], logits.shape[1], logits[0, 0].numel()
         block_s, block_c, chunks, chunk = tiling(voxels, channels, samples)
         partial = torch.empty(samples, chunks, 4, channels, device=logits.device)

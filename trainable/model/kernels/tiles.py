@@ -9,7 +9,11 @@ PROGRAMS = 528  # of a reduction: four per multiprocessor of an H100
 
 
 def tiling(voxels: int, channels: int, samples: int) -> tuple[int, int, int, int]:
-    """Return voxels and channels per tile, number of chunks of voxels of a reduction, voxels per chunk."""
+    """Return voxels per tile, channels per tile, and of a reduction: chunks per sample, voxels per chunk.
+
+    Args:
+        voxels: of a sample.
+    """
     block_c = triton.next_power_of_2(channels)
     block_s = max(1, TILE // block_c)
     blocks = triton.cdiv(voxels, block_s)
