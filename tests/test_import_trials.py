@@ -9,7 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from trainable.core.errors import InputError
-from tune.run.import_trials import change_space, warm_start
+from tune.run.import_trials import change_space, checkpoint_if_present, warm_start
 from tune.run.results import read_run
 from tune.search.journal import Journal, read_trials
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
@@ -227,3 +227,12 @@ def test_a_recipe_outside_the_space_is_named(change: dict[str, Any], reason: str
     recipe = {**study.base_config().model_dump(mode="json"), **change}
     with pytest.raises(ValueError, match=reason):
         study.space.encode_recipe(recipe)
+
+
+def test_a_trial_without_a_checkpoint_has_none_in_any_folder(run: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "best_model.pth").write_text("another training's")
+    monkeypatch.chdir(tmp_path)
+    read = read_run(run)
+    numbers = [trial.number for trial in read.trials if trial.checkpoint is None]
+    assert numbers
+    assert [checkpoint_if_present(read, number) for number in numbers] == [None] * len(numbers)

@@ -90,7 +90,7 @@ def prepare(
     epilog="Example: voxtune train --data_dir DIR --output_dir OUT --epochs 50",
 )
 def train(context: typer.Context) -> None:
-    """Train one recipe, go on with a training, or test its model; `voxtune train --help` lists all options."""
+    """Train one recipe, continue a training, or test its model; `voxtune train --help` lists all options."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the training prints itself how to go on
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
@@ -138,7 +138,7 @@ def launch(
     fail_fast: Annotated[bool, typer.Option("--fail_fast", help="End the sweep at the first failed trial.")] = False,
     set_: Set = None,
 ) -> None:
-    """Run a sweep."""
+    """Run a sweep in a new folder."""
     overrides = [f"train.data_dir={json.dumps(str(data.resolve()))}", *(set_ or [])]
     overrides += [f"study.trials={trials}"] * (trials is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
@@ -178,7 +178,7 @@ def resume(
     address: Address = None,
     set_: Set = None,
 ) -> None:
-    """Go on with a sweep that was interrupted, or extend it: more trials, another budget or target."""
+    """Continue a sweep that was interrupted, or extend it: more trials, another budget or target."""
     from tune.driver.sweep import resume as resume_sweep
     from tune.run.snapshot import restore_snapshot
 
@@ -207,7 +207,7 @@ def status(run: RunFolder) -> None:
 
 @app.command(epilog="Example: voxtune verify RUN")
 def verify(run: RunFolder) -> None:
-    """Check by its folder only that nothing of a sweep is lost, duplicated or decided wrongly."""
+    """Audit a sweep's folder: lost or duplicated trials, wrong early-stopping decisions, wrong checkpoints."""
     from tune.run.verify import verify as verify_run
 
     result = read_run(run)
@@ -227,7 +227,7 @@ def best(
     top: Annotated[int, typer.Option(metavar="N", min=1, help="How many trials to show.")] = 5,
     export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the winner's recipe as YAML.")] = None,
 ) -> None:
-    """Show the best trials, and the winner's recipe next to the default."""
+    """List the best trials, and show where the winner's recipe differs from the default one."""
     result = read_run(run)
     print_best(result, top)
     if export is not None:

@@ -119,9 +119,10 @@ def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[Case
     try:
         folders = sorted(path for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
         folders = [path for path in folders if path.name.lower().startswith("brats") or _has_nifti(path)]
+        any_nifti = any(map(_has_nifti, folders))
     except OSError as error:
         raise InputError(f"{data_dir}: cannot be read: {error}") from None
-    if not any(map(_has_nifti, folders)):
+    if not any_nifti:
         deeper = next(data_dir.glob("*/*/*.nii*"), None)
         hint = f"; did you mean {deeper.parent.parent}?" if deeper else ""
         if _has_nifti(data_dir):

@@ -209,5 +209,7 @@ def checkpoint_if_present(run: Run, number: int) -> str | None:
     None if the trial has none, or if the folder has no best_model.pth any more; a URI is not checked.
     """
     path = run.trial(number).checkpoint
-    folder = resolve_checkpoint(run.storage, path) if path else ""
+    if not path:
+        return None
+    folder = resolve_checkpoint(run.storage, path)
     return folder if "://" in folder or (Path(folder) / BEST).is_file() else None
