@@ -117,15 +117,10 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class LogUniform:
+class LogUniform(Uniform):
     """A number between low and high, both included, uniform in its logarithm."""
 
     key: ClassVar = "loguniform"
-    form: ClassVar = "[low, high]"
-    continuous: ClassVar = True
-
-    low: float
-    high: float
 
     @classmethod
     def read(cls, name: str, given: Any, check: Check) -> Self:
@@ -138,26 +133,8 @@ class LogUniform:
     def suggest(self, name: str, trial: BaseTrial) -> float:
         return trial.suggest_float(name, self.low, self.high, log=True)
 
-    def decode(self, param: float) -> float:
-        return param
-
-    def contains(self, value: float) -> bool:
-        return self.low <= value <= self.high
-
-    def grid(self) -> list[float]:
-        return [self.low, self.high]
-
     def from_unit(self, u: float) -> float:
         return float(self.low * (self.high / self.low) ** u)
-
-    def nearest(self, value: float) -> float:
-        return min(max(value, self.low), self.high)
-
-    def describe(self) -> str:
-        return f"{self.low:g} to {self.high:g}"
-
-    def to_list(self) -> list[float]:
-        return [self.low, self.high]
 
 
 @dataclass(frozen=True)
