@@ -33,8 +33,7 @@ USAGE = """
   %(prog)s --resume DIR --test_only [--save_predictions]    score its test cases"""
 EPILOG = (
     "DIR/checkpoints contains latest.pth, to go on from, and best_model.pth; DIR/metrics.csv and TensorBoard in DIR "
-    "show the epochs. Exit codes: 0 done, 1 the training diverged, 2 something to correct, 130 Ctrl-C. "
-    "docs/options.md has all options as tables."
+    "show the epochs. Exit codes: 0 done, 1 the training diverged, 2 something to correct, 130 Ctrl-C."
 )
 
 
