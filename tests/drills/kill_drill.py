@@ -44,7 +44,7 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 
 def kill_after(process: subprocess.Popen[str], epochs: int, delay: float) -> list[int]:
-    """kill -9 `delay` seconds after so many epochs of this process. Returns the epochs that it printed."""
+    """kill -9 `delay` seconds after the given number of epochs of this process. Returns the epochs that it printed."""
     printed: list[int] = []
     assert process.stdout is not None
     while len(printed) < epochs:

@@ -64,7 +64,7 @@ class Cluster:
         for name, value in RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         if self.address is None and "RAY_AUTH_MODE" not in os.environ:
-            os.environ["RAY_AUTH_TOKEN"] = LOCAL_TOKEN
+            os.environ.setdefault("RAY_AUTH_TOKEN", LOCAL_TOKEN)
         threading.Thread(target=self._run, name="ray", daemon=True).start()
         return self
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
 from trainable.core.errors import InputError
+from trainable.core.files import atomic_copy
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from trainable.core.parallel import BackgroundWorker
@@ -74,9 +74,7 @@ def sync_best(run: Run) -> bool:
             if checkpoint.read_epoch(original) not in (0, best.best_epoch):
                 return False
             checkpoint.load_checkpoint(original)  # fails if it is incomplete
-            temp = model.with_name(f".{model.name}")
-            shutil.copyfile(original, temp)
-            temp.replace(model)
+            atomic_copy(original, model, fsync=False)
     except (FileNotFoundError, InputError):
         if best.state == TrialState.RUNNING:  # Ray deletes all but its newest two
             return False

@@ -279,7 +279,7 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None
 
 
 def with_absolute_paths(config: SweepConfig) -> SweepConfig:
-    """Return the config with the paths under `train:` made absolute: Ray runs trials in folders of its own."""
+    """Return the config with the paths under `train:` made absolute: Ray runs trials in other folders."""
     paths = path_options()
     train = {
         name: str(Path(value).resolve()) if name in paths and value is not None else value

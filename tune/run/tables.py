@@ -113,7 +113,7 @@ def print_space(config: SweepConfig) -> None:
 
 
 def summary_line(run: Run) -> str:
-    """Return how many of the run's own trials are in which state, how many were imported, and the epochs of its own."""
+    """Return how many own trials are in which state, how many were imported, and the epochs of the own ones."""
     own = run.own_trials
     states = [trial.status for trial in own]
     parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]

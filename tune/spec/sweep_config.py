@@ -90,7 +90,7 @@ class SweepConfig(Section):
         return make_config({**shared, **values, **extra})
 
 
-# The sections of the YAML, and the fields of each that has a model of its own.
+# The sections of the YAML, and the fields of each that has a model.
 SECTIONS = ("study", "early_stopping", "searcher", "resources", "train", "space", "record")
 SECTION_FIELDS = {
     "study": {**Objective.model_fields, **Budget.model_fields, "seed": SweepConfig.model_fields["seed"]},
