@@ -14,7 +14,8 @@ import pytest
 from trainable.core.errors import InputError
 from trainable.data.cache import cache_folder, data_digest, open_case
 from trainable.data.cache_writer import FOREGROUND_LIMIT, prepare
-from trainable.data.cases import Case, find_cases, load_case
+from trainable.data.case_reader import load_case
+from trainable.data.cases import Case, find_cases
 from trainable.data.normalise import brain_box, channel_stats
 from trainable.data.phantom import write_phantoms
 

@@ -13,7 +13,8 @@ from trainable.core.brats import MODALITIES
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import make_config
-from trainable.data.cases import Case, CaseError, find_case, find_cases, load_case
+from trainable.data.case_reader import load_case
+from trainable.data.cases import Case, CaseError, find_case, find_cases
 from trainable.data.split import Split, load_split, save_split, split_cases
 
 SHAPE = (12, 10, 8)

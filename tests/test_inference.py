@@ -17,7 +17,8 @@ from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import to_dict
 from trainable.data.cache import open_case
-from trainable.data.cases import LoadedCase, find_case, load_case
+from trainable.data.case_reader import LoadedCase, load_case
+from trainable.data.cases import find_case
 from trainable.data.prepare import Data
 from trainable.evaluation.inference import (
     MIRRORS,

@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
-from trainable.data.cases import find_cases, load_case
+from trainable.data.case_reader import load_case
+from trainable.data.cases import find_cases
 from trainable.data.phantom import write_phantoms
 from trainable.data.phantom_anatomy import make_case
 

@@ -13,7 +13,8 @@ from trainable.core.device import choose_device
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.options import make_config
-from trainable.data.cases import Case, CaseError, LoadedCase, find_case, find_cases, load_case
+from trainable.data.case_reader import LoadedCase, load_case
+from trainable.data.cases import Case, CaseError, find_case, find_cases
 from trainable.evaluation.inference import predict_case, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case

@@ -30,7 +30,8 @@ from trainable.core.locks import process_exists
 from trainable.core.parallel import cores, run_parallel
 from trainable.core.progress_bar import progress_bar
 from trainable.data.cache import ARRAYS, METADATA, VERSION, CaseMetadata, FileInfo, read_metadata
-from trainable.data.cases import Case, CaseError, LoadedCase, load_case
+from trainable.data.case_reader import LoadedCase, load_case
+from trainable.data.cases import Case, CaseError
 from trainable.data.normalise import brain_box, channel_stats
 
 FOREGROUND_LIMIT = 4096

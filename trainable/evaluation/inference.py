@@ -17,7 +17,7 @@ from trainable.core.brats import Labels, regions_to_labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import autocast, to_network_format
 from trainable.data.cache import CachedCase
-from trainable.data.cases import LoadedCase
+from trainable.data.case_reader import LoadedCase
 from trainable.data.normalise import brain_box, channel_stats, normalise
 from trainable.evaluation.sliding_window import sliding_window
 
