@@ -16,7 +16,7 @@ from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
 from trainable.data.cache import CachedCase
 from trainable.data.prepare import Data, prepare_data
-from trainable.evaluation.inference import on_full_grid, save_label
+from trainable.evaluation.inference import NonFiniteLogitsError, on_full_grid, save_label
 from trainable.evaluation.lesions import score_lesions
 from trainable.evaluation.metrics import Scores, mean_scores, voxel_spacing
 from trainable.evaluation.validate import validate
@@ -46,7 +46,7 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
 
     Raises:
         InputError: if the cases, the device or the checkpoint cannot be used, there are no test cases, or the split is
-            not that of the checkpoint.
+            not that of the checkpoint; or if the logits of a test case are not finite.
     """
     assert config.resume is not None
     paths = TrainingDir(config.output_dir)
@@ -61,8 +61,11 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
         if config.save_predictions:
             save_label(on_full_grid(prediction, case), case.affine, paths.predictions / f"{case.name}.nii.gz")
 
-    with kernel_selection(config):
-        scores = validate(network, config, data.folder, data.split.test, full=True, on_case=on_case)
+    try:
+        with kernel_selection(config):
+            scores = validate(network, config, data.folder, data.split.test, full=True, on_case=on_case)
+    except NonFiniteLogitsError as error:
+        raise InputError(f"{config.resume} cannot be scored: {error}; test another checkpoint") from None
     scores = {name: case_scores | by_lesion.get(name, {}) for name, case_scores in scores.items()}
     logger.info(f"{len(scores)} test cases, {config.resume}\n{score_table(scores)}")
     about = {"checkpoint": str(config.resume), "epoch": state["epoch"]} | {

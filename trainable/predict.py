@@ -15,7 +15,7 @@ from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError, find_case, find_cases
-from trainable.evaluation.inference import predict_case, save_label
+from trainable.evaluation.inference import NonFiniteLogitsError, predict_case, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
 from trainable.training.checkpoint import load_network
@@ -27,7 +27,7 @@ class Predictions:
 
     Attributes:
         scores: of each predicted case that has a seg file, by the case's name.
-        failed: one error per case that cannot be used.
+        failed: one error per case that cannot be used or predicted.
         total: number of cases, with those that cannot be used.
     """
 
@@ -85,7 +85,12 @@ def predict_cases(
             logger.info(f"{case.name} cannot be used")
             failed.append(error)
             continue
-        label = predict_case(network, loaded, config)
+        try:
+            label = predict_case(network, loaded, config)
+        except NonFiniteLogitsError as error:
+            logger.info(f"{case.name} cannot be predicted")
+            failed.append(CaseError(f"{case.name}: {checkpoint} cannot predict it: {error}"))
+            continue
         write_prediction(loaded, label, out / case.name, with_picture=pictures)
         if loaded.label is not None:
             scores[case.name] = score_case(label, loaded.label, spacing=voxel_spacing(loaded.affine))

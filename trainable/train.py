@@ -147,7 +147,7 @@ def outcome_summary(result: EpochResult, config: TrainConfig) -> str:
     if result.end_reason == EndReason.NON_FINITE:
         return (
             f"stopped: {result.note}. Lower --lr, or set --gradient_clipping 1.0 or --amp bf16; look at those cases. "
-            f"Nothing was learnt from these steps{resume_hint(config) or '; no epoch was finished before'}"
+            f"Nothing of this epoch is kept{resume_hint(config) or '; no epoch was finished before'}"
         )
     reason = f"patience of {config.patience} validations" if result.end_reason == EndReason.PATIENCE else "last epoch"
     score = f"best {config.metric} {result.best_score:.4f} at epoch {result.best_epoch}"

@@ -24,6 +24,10 @@ from trainable.evaluation.sliding_window import sliding_window
 MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
 
 
+class NonFiniteLogitsError(ArithmeticError):
+    """A network's logits of a volume are not finite, so the labels that follow from them would mean nothing."""
+
+
 @torch.inference_mode()
 def predict_logits(network: nn.Module, image: Tensor, config: TrainConfig) -> Tensor:
     """Return the logits of a volume: float32 (1, 4, D, H, W), normalised -> float32 (1, 3, D, H, W).
@@ -58,12 +62,29 @@ def predict_label(
         network: is left in eval mode.
         image: int16 (4, D, H, W), not normalised.
         mean, std: of the non-zero voxels of each channel, float32 (4,).
+
+    Raises:
+        NonFiniteLogitsError: if a logit is not finite.
     """
     device = next(network.parameters()).device
     raw = torch.from_numpy(np.array(image))[None].to(device)
     x = normalise(raw, torch.from_numpy(mean)[None].to(device), torch.from_numpy(std)[None].to(device))
-    label = regions_to_labels(predict_logits(network, x, config)[0] > 0)
-    return postprocess(label.cpu().numpy(), config)
+    logits = predict_logits(network, x, config)[0]
+    if not logits.isfinite().all():  # of the whole volume at once, since this waits for a GPU
+        raise NonFiniteLogitsError(describe_non_finite(network, logits))
+    return postprocess(regions_to_labels(logits > 0).cpu().numpy(), config)
+
+
+def describe_non_finite(network: nn.Module, logits: Tensor) -> str:
+    """Return how many of a volume's logits are not finite, and whether the network's weights are the cause."""
+    count = logits.numel() - int(logits.isfinite().sum())
+    weights = sum(parameter.numel() - int(parameter.isfinite().sum()) for parameter in network.parameters())
+    cause = (
+        f"and {weights} of the network's weights are not either"
+        if weights
+        else "though all of its weights are: the case's intensities are too large, or the precision, amp, is too low"
+    )
+    return f"{count} of {logits.numel()} logits are not finite, {cause}"
 
 
 def postprocess(label: Labels, config: TrainConfig) -> Labels:
@@ -84,7 +105,11 @@ def postprocess(label: Labels, config: TrainConfig) -> Labels:
 
 
 def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> Labels:
-    """Return the label map predicted for a case, uint8 of its volume's full shape (X, Y, Z); 0 outside the brain."""
+    """Return the label map predicted for a case, uint8 of its volume's full shape (X, Y, Z); 0 outside the brain.
+
+    Raises:
+        NonFiniteLogitsError: if a logit is not finite.
+    """
     box = brain_box(case.image)
     mean, std = channel_stats(case.image)
     label = np.zeros(case.image.shape[1:], np.uint8)

@@ -12,7 +12,7 @@ import torch
 from trainable.core.brats import Labels
 from trainable.core.config import TrainConfig
 from trainable.data.cache import CachedCase, open_case
-from trainable.evaluation.inference import predict_label
+from trainable.evaluation.inference import NonFiniteLogitsError, predict_label
 from trainable.evaluation.metrics import Scores, dice_scores, score_case, voxel_spacing
 
 
@@ -38,11 +38,15 @@ def validate(
 
     Raises:
         InputError: if a case is missing in the cache or not whole.
+        NonFiniteLogitsError: if a case's logits are not finite; the message starts with the case's name.
     """
     scores, device = {}, next(network.parameters()).device
     for name in names:
         case = open_case(folder, name)
-        prediction = predict_label(network, case.image, case.mean, case.std, config)
+        try:
+            prediction = predict_label(network, case.image, case.mean, case.std, config)
+        except NonFiniteLogitsError as error:
+            raise NonFiniteLogitsError(f"{name}: {error}") from None
         if full:
             outside = math.prod(case.full_shape) - case.label.size
             scores[name] = score_case(

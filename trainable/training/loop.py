@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from trainable.data.batches import TimedIterator, prefetch_to_device
 from trainable.data.cache import CachedCase
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
+from trainable.evaluation.inference import NonFiniteLogitsError
 from trainable.evaluation.metrics import Scores, mean_scores
 from trainable.evaluation.pictures import draw_case
 from trainable.evaluation.validate import validate
@@ -238,38 +238,53 @@ def run_epoch(
 ) -> EpochResult:
     """Train an epoch, validate if it is due, step the schedule, save; return what the epoch did.
 
-    An epoch with too many skipped steps in a row is neither validated nor saved. on_epoch_end gets the result in the
+    An epoch with too many skipped steps in a row is neither validated nor saved, and one whose validation meets logits
+    that are not finite is not saved. on_epoch_end gets the result in the
     background, perhaps after this function has returned.
     """
-    config, folder = training.config, checkpoints.dir.checkpoints
+    config = training.config
     stats = train_one_epoch(training, loader, checkpoints.check)
     training.epoch += 1
-    if training.skipped.too_many:  # latest.pth stays that of the epoch before
-        result = diverged_result(training, stats, folder)
-        checkpoints.call_after_writing(partial(on_epoch_end, result))
-        return result
+    if training.skipped.too_many:
+        skipped = training.skipped
+        note = f"the gradient was not finite in {skipped.in_a_row} steps in a row, the first in {skipped.first}"
+        return end_diverged(training, stats, note, checkpoints, on_epoch_end)
     is_last = training.epoch == config.epochs
     val: Scores | None = None
     pictures: Pictures = {}
     if data.split.val and (training.epoch % config.val_freq == 0 or is_last):
         started = time.perf_counter()
-        val, pictures = validate_epoch(training, data, checkpoints.check)
+        try:
+            val, pictures = validate_epoch(training, data, checkpoints.check)
+        except NonFiniteLogitsError as error:
+            note = f"the validation of epoch {training.epoch} met {error}"
+            return end_diverged(training, stats, note, checkpoints, on_epoch_end)
         stats = replace(stats, val_time=time.perf_counter() - started)
     is_best = training.update_best(val) if data.split.val else is_last
     training.schedule.step(val[config.metric.removeprefix("val_")] if val else None)
     end_reason = EndReason.EPOCHS if is_last else EndReason.PATIENCE if training.out_of_patience else EndReason.NONE
     best = training.best_score, training.best_epoch
-    result = EpochResult(training.epoch, stats, val, *best, end_reason, folder, pictures=pictures)
+    result = EpochResult(training.epoch, stats, val, *best, end_reason, checkpoints.dir.checkpoints, pictures=pictures)
     state = training.state(data, result.row())
     checkpoints.save(state, is_best=is_best, on_written=partial(on_epoch_end, result))
     return result
 
 
-def diverged_result(training: TrainingState, stats: EpochStats, folder: Path) -> EpochResult:
-    """Return the result of an epoch with too many skipped steps in a row. folder: of the training's checkpoints."""
-    skipped, best = training.skipped, (training.best_score, training.best_epoch)
-    note = f"the gradient was not finite in {skipped.in_a_row} steps in a row, the first in {skipped.first}"
-    return EpochResult(training.epoch, stats, None, *best, EndReason.NON_FINITE, folder, note)
+def end_diverged(
+    training: TrainingState,
+    stats: EpochStats,
+    note: str,
+    checkpoints: CheckpointManager,
+    on_epoch_end: Callable[[EpochResult], None],
+) -> EpochResult:
+    """Return the result of an epoch in which a training diverged, and have on_epoch_end get it in the background.
+
+    Nothing is saved, so that latest.pth stays that of the epoch before. note: what was not finite, in words.
+    """
+    best, folder = (training.best_score, training.best_epoch), checkpoints.dir.checkpoints
+    result = EpochResult(training.epoch, stats, None, *best, EndReason.NON_FINITE, folder, note)
+    checkpoints.call_after_writing(partial(on_epoch_end, result))
+    return result
 
 
 def evenly_spaced(names: Sequence[str], count: int) -> list[str]:

@@ -266,8 +266,8 @@ class Journal:
         """Report the final state of a running trial, as it follows from the journal, to Optuna.
 
         COMPLETE with its best score if it ended by itself; with INFEASIBLE_SCORE if it ran out of memory or has no
-        validated epoch. PRUNED if early stopping or gradients that are not finite stopped it. FAIL if it hung, or
-        `failed` says that an error ended it, before such an end.
+        validated epoch. PRUNED if early stopping, or gradients or logits that are not finite, stopped it. FAIL if it
+        hung, or `failed` says that an error ended it, before such an end.
 
         Returns:
             The state; None if the trial was only interrupted: nothing is reported, and it is still running.
