@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
+from trainable.core.errors import InputError
 from trainable.core.files import atomic_copy, atomic_write, atomic_write_text
+from trainable.core.options import make_config
+from trainable.data.phantom import write_phantoms
+from trainable.data.prepare import prepare_data
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -48,3 +56,35 @@ def test_every_writer_flushes_to_the_disk_unless_requested_otherwise(
         atomic_copy(tmp_path / "a", tmp_path / "c", fsync=fsync)
         assert len(flushed) == count
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["a", "b", "a"]
+
+
+def test_a_deleted_working_folder_is_an_error_that_says_so(tmp_path: Path) -> None:
+    """Before, `voxtune prepare` ended with "Intel oneMKL FATAL ERROR: Cannot load libtorch_cpu.so"."""
+    write_phantoms(tmp_path / "data", cases=2, shape=(32, 32, 32), workers=1)
+    code = (
+        "import os, sys, tune.__main__ as entry; os.mkdir('gone'); os.chdir('gone'); os.rmdir(os.getcwd()); "
+        f"sys.argv = ['voxtune', 'prepare', {str(tmp_path / 'data')!r}]; entry.main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: the working folder was deleted; change into one that exists, such as `cd ~`\n"
+
+
+def test_a_cache_without_room_names_the_file_and_the_cause(tmp_path: Path) -> None:
+    """Before, it named neither: "373968 requested and 153536 written"."""
+    write_phantoms(tmp_path / "data", cases=2, shape=(48, 48, 40), workers=1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # numpy sees the same as on a full disk
+        with pytest.raises(InputError) as caught:
+            prepare_data(make_config({"data_dir": tmp_path / "data"}), quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    message = str(caught.value)
+    assert message.startswith(
+        f"{tmp_path}/data.cache: the cache cannot be written ([Errno 28] No space left on device: "
+    )
+    assert message.endswith("/image.npy'); free some space, or choose a cache_dir that can be")

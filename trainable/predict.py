@@ -11,6 +11,7 @@ from PIL import Image
 from trainable.core.brats import Labels
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
+from trainable.core.files import require_working_folder
 from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.data.case_reader import LoadedCase, load_case
@@ -71,6 +72,7 @@ def predict_cases(
         InputError: before any case is predicted, if a folder, the checkpoint or the device cannot be used or two cases
             have one name; at the end, if no case can be used.
     """
+    require_working_folder()
     cases, failed = find_all(folders)
     total = len(cases) + len(failed)
     target = choose_device(make_config({"device": device}, "voxtune predict"))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from trainable.core.errors import InputError
+
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OPEN_FILES_ERRNOS = (errno.EMFILE, errno.ENFILE)
+OPEN_FILES_ADVICE = "too many files are open here; allow more with `ulimit -n`, or close other programs"
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, fsync: bool = True) -> None:
@@ -67,3 +73,24 @@ def fsync_path(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def require_working_folder() -> None:
+    """Raise InputError if this process's working folder was deleted: libraries of torch then end the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the working folder was deleted; change into one that exists, such as `cd ~`") from None
+
+
+def raise_open_files_limit() -> int:
+    """Raise the number of files that this process may open to the highest that it may set itself; return it.
+
+    The usual limit on Linux, 1024, is kept low only for programs that use `select`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses its own unlimited
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 2**20

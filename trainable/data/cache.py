@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from trainable.core.config import Shape3
 from trainable.core.errors import InputError
+from trainable.core.files import OPEN_FILES_ADVICE, OPEN_FILES_ERRNOS
 
 VERSION = 1
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
@@ -98,10 +99,10 @@ def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
 def open_case(folder: Path, name: str) -> CachedCase:
     """Open a prepared case: read its case.json and foreground, and map image and label into memory.
 
-    The sizes of the files are checked, their checksums are not.
+    The sizes of the files are checked, their checksums are not. Image and label keep one open file each.
 
     Raises:
-        InputError: if the case is missing, not whole, or of another version of the cache.
+        InputError: if the case is missing, not whole, or of another version of the cache, or too many files are open.
     """
     path = Path(folder) / name
     metadata = read_metadata(path)
@@ -111,7 +112,7 @@ def open_case(folder: Path, name: str) -> CachedCase:
         image, label = (np.load(path / file, mmap_mode="r") for file in ARRAYS[:2])
         voxels = np.split(np.load(path / ARRAYS[2]), np.cumsum(metadata["foreground"])[:-1])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a whole prepared case ({error}); run prepare again") from None
+        raise unusable_case(path, error) from None
     return CachedCase(
         name=name,
         image=image,
@@ -155,5 +156,12 @@ def read_metadata(path: Path) -> CaseMetadata:
         if metadata["version"] != VERSION:
             raise ValueError(f"version {metadata['version']} instead of {VERSION}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a whole prepared case ({error}); run prepare again") from None
+        raise unusable_case(path, error) from None
     return metadata
+
+
+def unusable_case(path: Path, error: Exception) -> InputError:
+    """Return the error of a prepared case that cannot be read. path: its folder. error: why."""
+    if isinstance(error, OSError) and error.errno in OPEN_FILES_ERRNOS:
+        return InputError(f"{path}: cannot be opened: {OPEN_FILES_ADVICE}")
+    return InputError(f"{path}: not a whole prepared case ({error}); run prepare again")

@@ -6,6 +6,7 @@ A case's folder is finished under another name and then renamed, so it is whole 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from trainable.core.brats import REGION_LABELS
 from trainable.core.errors import InputError
-from trainable.core.files import fsync_path
+from trainable.core.files import FULL_DISK_ERRNOS, fsync_path
 from trainable.core.locks import process_exists
 from trainable.core.parallel import cores, run_parallel
 from trainable.core.progress_bar import progress_bar
@@ -72,7 +73,10 @@ def prepare(
     try:
         outcomes = _update(cases, folder, workers, quiet)
     except OSError as error:
-        raise InputError(f"{folder}: the cache cannot be written ({error}); choose a cache_dir that can be") from None
+        room = "free some space, or " if error.errno in FULL_DISK_ERRNOS else ""
+        raise InputError(
+            f"{folder}: the cache cannot be written ({error}); {room}choose a cache_dir that can be"
+        ) from None
     errors = [*incomplete, *(error for error in outcomes.values() if error is not None)]
     if not quiet:
         summary = f"prepared {list(outcomes.values()).count(None)} cases in {time.monotonic() - start:.1f} s"
@@ -157,7 +161,7 @@ def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]]) -> 
     voxels = _foreground(inside, name)
     arrays: list[NDArray[Any]] = [crop, inside, np.concatenate(voxels)]
     for file, array in zip(ARRAYS, arrays, strict=True):
-        np.save(temp / file, array, allow_pickle=False)
+        _save_array(temp / file, array)
     mean, std = channel_stats(crop)
     metadata: CaseMetadata = {
         "version": VERSION,
@@ -173,6 +177,17 @@ def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]]) -> 
     (temp / METADATA).write_text(json.dumps(metadata))
     for file in (*ARRAYS, METADATA, "."):
         fsync_path(temp / file)
+
+
+def _save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as .npy; an OSError names the file and its cause."""
+    try:
+        np.save(path, array, allow_pickle=False)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy says only how many values it has written
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def _foreground(label: NDArray[np.uint8], name: str) -> list[NDArray[np.int16]]:

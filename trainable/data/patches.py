@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -16,10 +18,13 @@ from torch import Tensor
 
 from trainable.core.brats import MODALITIES, REGIONS
 from trainable.core.config import Shape3, TrainConfig
+from trainable.core.files import raise_open_files_limit
 from trainable.core.parallel import prefetch
 from trainable.data.cache import CachedCase, open_case
 
 Key = tuple[int, int]  # epoch, index of the patch in it
+FILES_PER_CASE = 2  # that an opened case keeps open
+OPEN_FILES_SHARE = 1 / 4  # of the files that this process may open, for the cases of a reader
 
 
 class Batch(TypedDict):
@@ -39,6 +44,8 @@ class Batch(TypedDict):
 class PatchReader:
     """The patches of the training cases, by (epoch, index); several threads may read at once.
 
+    Cases stay open, up to `max_open` of them: then the one that was not read for longest is closed.
+
     Args:
         folder: the cache.
         names: of the cases; `names` of the reader are sorted.
@@ -47,7 +54,9 @@ class PatchReader:
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool = False) -> None:
         self.folder, self.names, self.config, self.pin_memory = folder, sorted(names), config, pin_memory
-        self._open: dict[str, CachedCase] = {}
+        self.max_open = max(1, int(raise_open_files_limit() * OPEN_FILES_SHARE) // FILES_PER_CASE)
+        self._open: OrderedDict[str, CachedCase] = OrderedDict()  # the one read last is at the end
+        self._lock = threading.Lock()
 
     def read(self, keys: Sequence[Key]) -> Batch:
         """Read the patches of these keys into one batch.
@@ -77,10 +86,17 @@ class PatchReader:
         return int(order[position])
 
     def _case(self, name: str) -> CachedCase:
-        """Return a case, opened once."""
-        if name not in self._open:
-            self._open[name] = open_case(self.folder, name)
-        return self._open[name]
+        """Return a case, open until the caller drops it."""
+        with self._lock:
+            case = self._open.get(name)
+        if case is None:
+            case = open_case(self.folder, name)  # outside of the lock: threads open cases at the same time
+        with self._lock:
+            self._open[name] = case
+            self._open.move_to_end(name)
+            while len(self._open) > self.max_open:
+                self._open.popitem(last=False)  # its files are closed when no thread reads it any more
+        return case
 
     def _region(self, epoch: int, index: int) -> int | None:
         """Return the region that a patch is centred on, each in turn; None for a patch anywhere."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.files import require_working_folder
 from trainable.data.cache import cache_folder
 from trainable.data.cache_writer import prepare
 from trainable.data.cases import find_cases
@@ -32,6 +33,7 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
         InputError: for no data_dir, bad cases (without skip_bad_cases), no good case, a cache that cannot be written,
             or a split that cannot be made.
     """
+    require_working_folder()
     if config.data_dir is None:
         raise InputError("--data_dir is missing: the folder with one sub-folder per case")
     cases, incomplete = find_cases(config.data_dir, need_seg=True)
