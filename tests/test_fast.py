@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from trainable.core.config import TrainConfig
-from trainable.core.device import has_fused_kernels
 from trainable.core.options import make_config
 from trainable.data.prepare import Data
 from trainable.model import unet3d
+from trainable.model.fused_kernels import has_fused_kernels
 from trainable.model.losses import make_loss
 from trainable.model.unet3d import build_network
 from trainable.training.epoch_result import EpochResult

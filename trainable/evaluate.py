@@ -10,7 +10,7 @@ from typing import Any
 
 from trainable.core.brats import REGIONS, Labels
 from trainable.core.config import TrainConfig
-from trainable.core.device import choose_device, kernel_selection
+from trainable.core.device import choose_device, kernel_selection, with_usable_precision
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
@@ -52,7 +52,9 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     paths = TrainingDir(config.output_dir)
     data = data or prepare_data(config)
     state = load_tested(config.resume, data)
-    network, _ = build_from_state(state, choose_device(config))
+    device = choose_device(config)
+    network, _ = build_from_state(state, device)
+    config = with_usable_precision(config, device)
     by_lesion: dict[str, Scores] = {}
 
     def on_case(case: CachedCase, prediction: Labels) -> None:

@@ -9,9 +9,10 @@ import torch
 
 from trainable.core.command_name import train_command
 from trainable.core.config import TrainConfig
-from trainable.core.device import choose_device
+from trainable.core.device import check_precision, choose_device
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
+from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.option_files import save_options
@@ -39,11 +40,13 @@ def resume_hint(config: TrainConfig) -> str:
 
 
 def out_of_memory(config: TrainConfig) -> str:
-    """Return a message on what did not fit into the GPU's memory, and which options need less of it."""
+    """Return a message on what did not fit into the GPU's memory, who else holds it, and which options need less."""
     free, total = torch.cuda.mem_get_info(choose_device(config))
     patch = " x ".join(map(str, config.target_shape))
     used = torch.cuda.max_memory_allocated()
-    ways = []
+    taken = memory_taken_by_others(1)
+    others = f"; {taken}" if taken else ""
+    ways = ["to free that memory, or another GPU with CUDA_VISIBLE_DEVICES"] * bool(taken)
     if config.amp == "off":
         ways.append("--amp bf16 (half the memory)")
     if config.batch_size > 1:
@@ -55,7 +58,7 @@ def out_of_memory(config: TrainConfig) -> str:
     ways.append("a smaller --target_shape")
     return (
         f"out of GPU memory with batch_size {config.batch_size}, target_shape {patch}, amp {config.amp}: of the card's "
-        f"{total / 2**30:.1f} GiB this training took {used / 2**30:.1f} and {free / 2**30:.1f} are free now. "
+        f"{total / 2**30:.1f} GiB this training took {used / 2**30:.1f} and {free / 2**30:.1f} are free now{others}. "
         f"Try {', '.join(ways)}"
     )
 
@@ -105,11 +108,11 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
 
 
 def check_files(config: TrainConfig) -> None:
-    """Raise InputError now, not after the cases are prepared, if the GPU or a file is missing.
+    """Raise InputError now, not after the cases are prepared, if the GPU or a file is missing, or it cannot do bf16.
 
     The file of `split_file` is also read, and refused if it is damaged; that of `pretrained` is not opened.
     """
-    choose_device(config)
+    check_precision(config, choose_device(config))
     if config.pretrained is not None:
         find_checkpoint(config.pretrained, wanted=BEST)
     if config.split_file is not None:

@@ -103,7 +103,7 @@ PROOFS = [
     pin("deterministic", "loop::deterministic_algorithms_are_asked_for_during_the_training_alone"),
     pin("fast", FAST, gpu=True),
     cut("fast", "step", "self.use_cuda_graphs = config.fast and", "self.use_cuda_graphs =", FAST, gpu=True),
-    cut("fast", "device", "return config.fast and", "return", FAST, gpu=True),
+    cut("fast", "fused_kernels", "return config.fast and", "return", FAST, gpu=True),
     pin("num_workers", "patches::num_workers_threads_read_the_patches"),
     # length
     pin("epochs", "loop::interrupted_and_resumed_equals_uninterrupted_bit_for_bit"),

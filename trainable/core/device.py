@@ -1,12 +1,10 @@
-"""The device of a training: its choice, precision, memory format and kernels."""
+"""The device of a training: its choice, precision, memory format and cudnn's kernels."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import TypedDict
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.logger import logger
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # dtype on a GPU, by the option amp
 
@@ -35,6 +34,21 @@ def choose_device(config: TrainConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA GPU here; use --device cpu or auto")
     return torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
+
+
+def missing_gpu_reason() -> str:
+    """Return why torch sees no CUDA GPU here: its version and build, and its own error; "" if it sees one."""
+    if torch.cuda.is_available():
+        return ""
+    build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU alone"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    restriction = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible!r}"
+    try:
+        torch.cuda.init()  # its error tells whether a driver is there, and whether it is too old
+        error = "torch.cuda.is_available() is false"
+    except (AssertionError, RuntimeError) as raised:
+        error = str(raised).splitlines()[0]
+    return f"torch {torch.__version__}, {build}{restriction}: {error}"
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
@@ -62,14 +76,24 @@ def to_network_format(x: Tensor, config: TrainConfig) -> Tensor:
     return x.to(**input_format(config, x.device))
 
 
-def has_fused_kernels(config: TrainConfig) -> bool:
-    """Return whether a config's network would use the Triton kernels on a GPU.
+def check_precision(config: TrainConfig, device: torch.device) -> None:
+    """Raise InputError if a GPU cannot train in the precision that a config requests."""
+    if not computes_bf16(config, device):
+        raise InputError(f"amp is 'bf16', which {torch.cuda.get_device_name()} cannot compute; use --amp fp16 or off")
 
-    It would if `fast` is on, Triton is installed (torch for CUDA on Linux brings it along), and there is a C compiler
-    ($CC, gcc or clang), which Triton needs. Whether there is a GPU is not checked.
-    """
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    return config.fast and find_spec("triton") is not None and compiler is not None
+
+def with_usable_precision(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """Return a config to predict with on a device: with amp off, which is said, if a GPU cannot compute in bf16."""
+    if computes_bf16(config, device):
+        return config
+    logger.info(f"amp is off here: {torch.cuda.get_device_name()} cannot compute in bf16, so float32 is used")
+    return config.model_copy(update={"amp": "off"})
+
+
+def computes_bf16(config: TrainConfig, device: torch.device) -> bool:
+    """Return whether a device can compute in bf16, or need not: GPUs before Ampere only emulate it, slowly."""
+    needed = config.amp == "bf16" and device.type == "cuda"
+    return not needed or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @contextlib.contextmanager

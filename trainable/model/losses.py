@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainable.core.config import TrainConfig
-from trainable.core.device import has_fused_kernels
+from trainable.model.fused_kernels import has_fused_kernels
 
 SMOOTH = 1e-5  # keeps an empty region's ratio defined: 0 over 0 counts as a full match
 VOXELS = (2, 3, 4)
@@ -136,7 +136,7 @@ def make_loss(config: TrainConfig) -> Callable[[Sequence[Tensor], Tensor], Loss]
     base_loss = BASE_LOSSES[config.base_loss]
     gamma, weights = focal_terms(config)
     base_weight, dice_weight = config.loss_weights
-    fused = has_fused_kernels(config)  # once, since it searches for a compiler
+    fused = has_fused_kernels(config)
 
     def loss(heads: Sequence[Tensor], target: Tensor) -> Loss:
         base = dice = upcast(heads[0]).new_zeros(())

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from trainable.core.brats import MODALITIES, REGIONS
 from trainable.core.config import TrainConfig
-from trainable.core.device import has_fused_kernels
 from trainable.core.parallel import run_parallel
+from trainable.model.fused_kernels import has_fused_kernels
 
 LEAKY_RELU_SLOPE = 0.01  # of leaky ReLU
 MAX_HEADS = 4  # below an eighth of the resolution a target has too few voxels of a tumour
@@ -212,8 +212,9 @@ class UNet3D(nn.Module):
 
 def count_parameters(config: TrainConfig) -> int:
     """Return the number of parameters of a config's network, without allocating it."""
+    on_cpu = config.model_copy(update={"device": "cpu"})  # no GPU is opened for it
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build_network(config).parameters())
+        return sum(parameter.numel() for parameter in build_network(on_cpu).parameters())
 
 
 def build_network(config: TrainConfig) -> UNet3D:

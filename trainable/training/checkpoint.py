@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from trainable.core.config import TrainConfig
+from trainable.core.device import with_usable_precision
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_copy, atomic_write
 from trainable.core.logger import logger
@@ -100,18 +101,21 @@ def load_verified(path: Path) -> Any:
 def load_network(path: Path, device: torch.device) -> tuple[UNet3D, TrainConfig]:
     """Return the network of a checkpoint on a device, ready to predict, and the config of its training.
 
+    Its amp is off if the device cannot compute in the amp of the training.
+
     path: as for find_checkpoint, with BEST wanted.
 
     Raises:
         InputError: if there is no checkpoint, or it is damaged or of another format.
     """
-    return build_from_state(load_checkpoint(find_checkpoint(path, wanted=BEST)), device)
+    network, config = build_from_state(load_checkpoint(find_checkpoint(path, wanted=BEST)), device)
+    return network, with_usable_precision(config, device)
 
 
 def build_from_state(state: dict[str, Any], device: torch.device) -> tuple[UNet3D, TrainConfig]:
     """Return the network of a loaded checkpoint's state on a device, in eval mode, and the config of its training."""
     config = make_config(state["config"], "the checkpoint")
-    network = build_network(config)
+    network = build_network(config.model_copy(update={"device": device.type}))
     network.load_state_dict(state["network"])
     return network.to(device).eval(), config
 

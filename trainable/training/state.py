@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainable.core.config import TrainConfig
-from trainable.core.device import choose_device
+from trainable.core.device import check_precision, choose_device
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
 from trainable.data.prepare import Data
@@ -79,6 +79,7 @@ class TrainingState:
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.device = choose_device(config)
+        check_precision(config, self.device)
         torch.manual_seed(config.seed)
         self.network: UNet3D = build_network(config).to(self.device)
         if config.fast and self.device.type == "cuda":
