@@ -10,7 +10,7 @@ import torch
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
 from tune.driver import gpu_sharing as sharing
-from tune.driver.cluster import Cluster, largest_recipe, resolve_auto_gpu
+from tune.driver.cluster import Cluster, largest_recipe, resolve_gpu
 from tune.driver.gpu_sharing import (
     DoesNotFit,
     best_count,
@@ -103,9 +103,9 @@ def test_without_a_gpu_auto_is_none_unless_gpu_hours_are_counted(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = {"resources": {"gpu": "auto"}, "space": {"lr": {"loguniform": [1e-5, 1e-2]}}}
-    assert resolve_auto_gpu(make_sweep_config(values)).resources.gpu == 0
+    assert resolve_gpu(make_sweep_config(values)).resources.gpu == 0
     with pytest.raises(ConfigErrors, match=r"study.gpu_hours would never be spent, since resources.gpu is 0"):
-        resolve_auto_gpu(make_sweep_config({**values, "study": {"gpu_hours": 3.0}}))
+        resolve_gpu(make_sweep_config({**values, "study": {"gpu_hours": 3.0}}))
     assert capsys.readouterr().out.splitlines()[0] == "resources.gpu: auto is 0 (the cluster has no GPU)"
 
 

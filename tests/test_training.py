@@ -381,4 +381,4 @@ def test_a_trial_reports_each_kind_of_full_disk_and_is_not_a_failure(
     worker.run_trial(spec, full)
     [report] = reports
     assert (report["epoch"], report["end_reason"]) == (0, "")
-    assert re.match(rf"a full disk on .*: \[Errno {code}\] {os.strerror(code)}: '/injected'", report["disk_full"])
+    assert re.match(rf"a full disk on .*: \[Errno {code}\] {os.strerror(code)}: '/injected'", report["ends_sweep"])

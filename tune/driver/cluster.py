@@ -134,44 +134,64 @@ def start_ray(address: str | None) -> None:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
 
 
-def resolve_auto_gpu(config: SweepConfig) -> SweepConfig:
-    """Return the config with a number in place of `resources.gpu: auto`; with a number already, as it is.
+def resolve_gpu(config: SweepConfig) -> SweepConfig:
+    """Return the config with a number for `resources.gpu`, and print it if that was auto or not given.
 
-    The number is 0 if the cluster has no GPU, else 1 / N: N trials share a GPU, see best_count. That is measured on one
-    GPU of the cluster, as soon as one is free, with the recipe of the space that needs most memory.
+    A number stays. If it is not given, it is 1 if the cluster has a GPU and train.device is not cpu, else 0. Auto is 0
+    if the cluster has no GPU, else 1 / N: N trials share a GPU, see measure_auto.
 
     Raises:
-        InputError: if no trial with a whole GPU fits on the cluster.
+        InputError: if no trial with a whole GPU fits on the cluster, or torch sees no GPU where auto is measured.
         ConfigErrors: if the config does not fit the number.
         RuntimeError: from Ray, if a trial fails to run for another reason than memory.
     """
-    resources = config.resources
-    if resources.gpu == 0 and config.fixed("device") != "cpu" and (count := ray.cluster_resources().get("GPU")):
-        logger.info(
-            f"resources.gpu is 0: trials train on the CPU; the cluster has {count:g} GPUs, see --set resources.gpu=1"
-        )
-    if resources.gpu != "auto":
+    gpu, count = config.resources.gpu, ray.cluster_resources().get("GPU", 0)
+    has = f"the cluster has {count:g} GPU{'s' * (count != 1)}" if count else "the cluster has no GPU"
+    if gpu == 0 and count and config.fixed("device") != "cpu":
+        logger.info(f"resources.gpu is 0: trials train on the CPU; {has}, see --set resources.gpu=1")
+    if gpu not in ("auto", None):
         return config
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     gpus: float = 0
-    reason = "the cluster has no GPU"
-    if nodes:
-        from tune.driver.gpu_sharing import best_count, measure_sharing
-
-        Slots(config.with_gpu(1))
-        logger.info("resources.gpu is auto: measuring how many trials are to share a GPU, as soon as one is free")
-        max_processes = min(int(node.get("CPU", 0) / node["GPU"]) // resources.cpu for node in nodes)
-        recipe = {**to_dict(largest_recipe(config)), "device": "cuda"}
-        options: dict[str, Any] = {"num_gpus": 1, "num_cpus": resources.cpu, "max_retries": 0}
-        rates = ray.get(ray.remote(**options)(measure_sharing).remote(recipe, max_processes))
-        count = best_count(rates)
-        gpus = 1 / count if count > 1 else 1
-        reason = ", ".join(f"{count}: {rate:.1f} patches/s" for count, rate in rates.items()) or "none fits"
-    logger.info(f"resources.gpu: auto is {gpus:g} ({reason})")
+    if gpu is None and config.fixed("device") == "cpu":
+        has = "train.device is cpu"
+    elif gpu is None:
+        gpus = min(count, 1)
+    elif count:
+        gpus, has = measure_auto(config)
+    logger.info(f"resources.gpu: {'not given, so it' if gpu is None else 'auto'} is {gpus:g} ({has})")
     config = config.with_gpu(gpus)
     if problems := list(conflicts(config)):
         raise ConfigErrors(*problems)
     return config
+
+
+def measure_auto(config: SweepConfig) -> tuple[float, str]:
+    """Measure how many trials are to share a GPU, see best_count: on one GPU of the cluster, as soon as one is free.
+
+    The recipe is the one of the space that needs most memory.
+
+    Returns:
+        The share of a GPU per trial, and the rates in words.
+
+    Raises: as resolve_gpu.
+    """
+    from tune.driver.gpu_sharing import best_count, measure_sharing
+
+    cpu = config.resources.cpu
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    Slots(config.with_gpu(1))
+    logger.info("resources.gpu is auto: measuring how many trials are to share a GPU, as soon as one is free")
+    max_processes = min(int(node.get("CPU", 0) / node["GPU"]) // cpu for node in nodes)
+    recipe = {**to_dict(largest_recipe(config)), "device": "cuda"}
+    options: dict[str, Any] = {"num_gpus": 1, "num_cpus": cpu, "max_retries": 0}
+    try:
+        rates = ray.get(ray.remote(**options)(measure_sharing).remote(recipe, max_processes))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise
+    reason = ", ".join(f"{count}: {rate:.1f} patches/s" for count, rate in rates.items()) or "none fits"
+    return 1 / best_count(rates), reason
 
 
 def largest_recipe(config: SweepConfig) -> TrainConfig:

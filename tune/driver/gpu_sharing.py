@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 
 from trainable.core.config import TrainConfig
-from trainable.core.device import kernel_selection, to_network_format
+from trainable.core.device import kernel_selection, missing_gpu_reason, to_network_format
+from trainable.core.errors import InputError
+from trainable.core.gpu_memory import CUDA_CONTEXT_BYTES
 from trainable.core.options import make_config
 from trainable.evaluation.inference import predict_logits
 from trainable.training.state import TrainingState
 from tune.driver.parallel_processes import ProcessFailed, WaitForAll, run_together
 
-CUDA_CONTEXT_BYTES = 0.75 * 2**30  # that a process needs besides torch's tensors: CUDA's context, its kernels
 VALIDATED_SHAPE = (240, 240, 155)  # voxels of a BraTS case
 WARMUP_STEPS, MEASURE_SECONDS = 8, 3.0
 TIMEOUT_SECONDS = 600  # of one measurement, with the start of its processes
@@ -35,6 +37,20 @@ def share_memory(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(max(share - CUDA_CONTEXT_BYTES / total, share / 2))
 
 
+def missing_gpu(gpu_share: float) -> str:
+    """Return what is reserved, why torch sees no GPU all the same, and what to do; "" if torch sees one.
+
+    gpu_share: share of a GPU, or number of GPUs, that Ray has reserved for this process.
+    """
+    if not (reason := missing_gpu_reason()):
+        return ""
+    return (
+        f"resources.gpu: {gpu_share:g} GPU is reserved on {platform.node()}, but torch sees none there ({reason}); "
+        "look at `nvidia-smi` there and install the build of torch that fits its driver, or launch with "
+        "--set resources.gpu=0 to train on the CPU"
+    )
+
+
 def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, float]:
     """Measure a recipe in 1, 2, 4, 8 processes on this GPU, until more do not fit or bring little.
 
@@ -46,8 +62,11 @@ def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, flo
         Patches per second of all processes together, by the number of processes; empty if not even one fits.
 
     Raises:
+        InputError: if torch sees no GPU here.
         RuntimeError: if a single process fails for another reason than memory.
     """
+    if recipe["device"] != "cpu" and (missing := missing_gpu(1)):
+        raise InputError(missing)
     rates: dict[int, float] = {}
     for count in COUNTS:
         if count > max(1, max_processes):

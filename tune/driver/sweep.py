@@ -24,7 +24,7 @@ from trainable.data.prepare import prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
 from trainable.training.training_dir import CHECKPOINT_FORMAT
-from tune.driver.cluster import Cluster, Slots, resolve_auto_gpu, running_or_new
+from tune.driver.cluster import Cluster, Slots, resolve_gpu, running_or_new
 from tune.driver.recorder import Recorder, sync_outputs
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
@@ -97,7 +97,7 @@ def launch(
             )
         with lock_folder(run_dir):
             ensure_new(run_dir)  # another launch may have ended meanwhile
-            config = resolve_auto_gpu(config)
+            config = resolve_gpu(config)
             slots = Slots(config)
             logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
             save_split(data.split, RunDir(run_dir).split)
@@ -165,7 +165,7 @@ def resume(
             return finalize(run, Snapshot(run))
         with running_or_new(cluster, address) as cluster:
             cluster.wait()
-            config = resolve_auto_gpu(config)
+            config = resolve_gpu(config)
             slots = Slots(config)
             write_config(config, run_dir)
             return sweep(replace(run, config=config), slots, fit, on_report=on_report)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import platform
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -17,6 +18,7 @@ from ray import tune as ray_tune
 
 from trainable.core.config import TrainConfig
 from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock, scratch_dir
 from trainable.core.logger import init_logger, logger
 from trainable.core.options import make_config
@@ -26,7 +28,7 @@ from trainable.training import checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.training_log import epoch_line
-from tune.driver.gpu_sharing import share_memory
+from tune.driver.gpu_sharing import missing_gpu, share_memory
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.spec.trial_spec import Report, TrialSpec
 
@@ -34,8 +36,13 @@ Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
 # A trial writes one file per epoch, since Ray copies it to the sweep's storage at once.
 fit_to_storage: Fit = partial(fit, durable=False)
 
+TAKEN_MEMORY_PAUSE = 10.0  # seconds before a trial whose memory others hold is restarted
 MAX_LEAKED_BYTES = 64 * 2**20  # of GPU memory that a process may keep between trials
 MAX_PINNED_BYTES = 2 * 2**30  # of pinned memory that it may keep: freeing and pinning again takes 0.5 s per GiB
+
+
+class GpuMemoryTakenError(RuntimeError):
+    """A trial ran out of GPU memory since processes that do not belong to the sweep hold a part of its share."""
 
 
 class FreshProcess(Exception):
@@ -46,9 +53,9 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
     """Train one recipe in this process, and report each validated or last epoch with its checkpoints.
 
     A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed; if that was
-    the last one, nothing is trained. Running out of GPU memory and a full disk are reported, other errors are raised.
-    Ray stops a trial by raising SystemExit inside `report`. That happens in the background thread; the training loop
-    re-raises it.
+    the last one, nothing is trained. Running out of GPU memory, a full disk and a reserved GPU that torch does not see
+    are reported, other errors are raised, also that other processes hold the GPU memory. Ray stops a trial by raising
+    SystemExit inside `report`. That happens in the background thread; the training loop re-raises it.
 
     fit: trains a recipe on cases, and calls a function after each epoch.
     """
@@ -59,6 +66,9 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
     run_in_trainer_thread(lambda: torch.set_num_threads(spec["threads"]))
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
     if recipe.device != "cpu":
+        if spec["gpu_share"] and (missing := missing_gpu(spec["gpu_share"])):  # else it would train on the CPU
+            end_sweep(missing)
+            return
         share_memory(spec["gpu_share"])
     assert recipe.cache_dir is not None
     assert recipe.split_file is not None
@@ -70,6 +80,7 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
     ):
         trial = TrialReports(recipe, text, dump)
         failure: Report | None = None
+        taken = ""
         recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
         try:
             restored = restore_checkpoint(spec, scratch)
@@ -80,15 +91,25 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
             run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end))
         except torch.cuda.OutOfMemoryError as error:
             logger.info(f"out of GPU memory: {str(error).splitlines()[0]}")
+            taken = memory_taken_by_others(spec["gpu_share"])
             failure = {"epoch": 0, "end_reason": EndReason.OUT_OF_MEMORY.value, "log": ""}
         except OSError as error:
             if error.errno not in FULL_DISK_ERRNOS:
                 raise
             disk_full = f"a full disk on {platform.node()}: {error}"
-            failure = {"epoch": 0, "end_reason": "", "disk_full": disk_full, "log": ""}
+            failure = {"epoch": 0, "end_reason": "", "ends_sweep": disk_full, "log": ""}
         if failure is not None:  # outside of `except`, since the exception holds the tensors
             free_memory()
+            if taken:  # it says nothing of the recipe: an error, after which the trial is restarted
+                time.sleep(TAKEN_MEMORY_PAUSE)
+                raise GpuMemoryTakenError(taken)
             trial.send(failure)
+
+
+def end_sweep(reason: str) -> None:
+    """Ask the driver to end the sweep, which can be resumed, as no trial can train on this machine now."""
+    report: Report = {"epoch": 0, "end_reason": "", "ends_sweep": reason, "log": f"{reason}\n"}
+    ray_tune.report(dict(report))
 
 
 class TrialReports:

@@ -43,7 +43,7 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     """Return the config with which a run goes on in the space of another YAML.
 
     All sections are those of the other YAML, except for `record:` and, in `train:`, the options that are no recipe. If
-    that YAML has gpu: auto, the run's number stays.
+    that YAML has gpu: auto, or no gpu, the run's number stays.
 
     If the space, a fixed recipe option or the type of searcher differs, the trials are imported into a new Optuna study
     of the same journal, under the same numbers: Optuna forbids changed choices, its TPE no longer samples an option of
@@ -60,6 +60,7 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     old, other = run.config, load_sweep_config(file, overrides)
     if other.resources.gpu == "auto":
         logger.info(f"resources.gpu: auto stays {old.resources.gpu:g}, as measured at launch")
+    if other.resources.gpu in ("auto", None):
         other = other.with_gpu(old.resources.gpu_share)
     if changed := differences(old, other, hashes=False):
         raise InputError(f"{file}: {'; '.join(changed)}: scores could not be compared; launch a new sweep with it")

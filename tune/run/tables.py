@@ -104,7 +104,8 @@ def print_space(config: SweepConfig) -> None:
     make_console().print(table)
     rungs = ", ".join(map(str, rung_epochs(config)))
     stopping = f"{config.early_stopping.type} at epochs {rungs}" if rungs else "no early stopping"
-    resources = f"{config.resources.cpu} CPU, {format_value(config.resources.gpu)} GPU per trial"
+    gpu = "1 GPU, if there is one," if config.resources.gpu is None else f"{format_value(config.resources.gpu)} GPU"
+    resources = f"{config.resources.cpu} CPU, {gpu} per trial"
     budget = f"{config.budget.trials} trials of up to {config.fixed('epochs')} epochs"
     logger.info(f"\n{budget}; {config.searcher.type}; {stopping}; {resources}")
     if config.unmodelled_options:

@@ -108,9 +108,10 @@ class Searcher(Section):
 class Resources(Section):
     """GPUs and cores of a trial, what follows its errors and hangs, which checkpoints and processes are kept."""
 
-    gpu: int | float | Literal["auto"] = Field(
-        0,
-        description="GPUs per trial, 0 for the CPU; a fraction shares one; auto measures at launch how many share it.",
+    gpu: int | float | Literal["auto"] | None = Field(
+        None,
+        description="GPUs per trial, 0 for the CPU; a fraction shares one; auto measures at launch how many share it; "
+        "by default 1 if the cluster has one.",
     )
     cpu: int = Field(1, ge=1, description="CPU cores per trial, and its threads.")
     max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")
@@ -124,8 +125,8 @@ class Resources(Section):
     @field_validator("gpu", mode="plain")
     @classmethod
     def _share_or_whole(cls, value: Any) -> Any:
-        """Accept auto, a share of one GPU or a whole number."""
-        if value == "auto":
+        """Accept auto, a share of one GPU or a whole number, and no value as the default."""
+        if value is None or value == "auto":
             return value
         if type(value) not in (int, float) or not 0 <= value < math.inf or (value > 1 and value != int(value)):
             raise UnexpectedValueError("a fraction up to 1, a whole number, or 'auto'", ["auto"])
@@ -133,6 +134,9 @@ class Resources(Section):
 
     @property
     def gpu_share(self) -> float:
-        """Number of GPUs per trial, or its share of one GPU. Not defined while gpu is auto, which a launch replaces."""
+        """Number of GPUs per trial, or its share of one GPU; 0 while gpu is not given, which a launch replaces.
+
+        Not defined while gpu is auto, which a launch replaces too.
+        """
         assert self.gpu != "auto"
-        return float(self.gpu)
+        return float(self.gpu or 0)

@@ -208,11 +208,11 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
         yield path, f"{message} a multiple of train.val_freq ({val_freq}), for a rung compares validated epochs"
     if stopping.type != "none" and stopping.grace_period > epochs:
         yield path, f"{message} at most train.epochs ({epochs})"
-    if config.budget.gpu_hours is not None and not config.resources.gpu:
+    if config.budget.gpu_hours is not None and config.resources.gpu == 0:
         yield ("study", "gpu_hours"), "study.gpu_hours would never be spent, since resources.gpu is 0; use time_budget"
-    if config.objective.cost == "gpu_seconds" and not config.resources.gpu:
+    if config.objective.cost == "gpu_seconds" and config.resources.gpu == 0:
         yield ("study", "metric"), "study.metric: gpu_seconds would always be 0, since resources.gpu is 0; use seconds"
-    if config.fixed("device") == "cuda" and not config.resources.gpu:
+    if config.fixed("device") == "cuda" and config.resources.gpu == 0:
         yield ("resources", "gpu"), "resources.gpu is 0, but train.device is cuda; expected a GPU, or a share of one"
     if config.searcher.type == "cmaes":
         yield from _cmaes_conflicts(config)

@@ -30,7 +30,8 @@ class Report(TypedDict):
 
     epoch: the epoch that was trained; 0 for a report without one. end_reason: a value of EndReason; "" while the trial
     goes on. log: what the trial has printed since its last report. device: name of the GPU or CPU. fresh_process: the
-    trial asks to be restarted in another process. disk_full: what could not be written, and on which machine.
+    trial asks to be restarted in another process. ends_sweep: why no trial can train on its machine now, such as a full
+    disk, and which machine it is; the sweep ends, and can be resumed.
     time_this_iter_s: seconds since the last report, added by Ray. The scores and statistics of the epoch have the names
     of metrics.csv, also those that are not listed here.
     """
@@ -46,5 +47,5 @@ class Report(TypedDict):
     val_dice_ET: NotRequired[float]
     device: NotRequired[str]
     fresh_process: NotRequired[bool]
-    disk_full: NotRequired[str]
+    ends_sweep: NotRequired[str]
     time_this_iter_s: NotRequired[float]
