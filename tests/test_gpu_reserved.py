@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import SPACE, SWEEP
+from helpers import SPACE, SWEEP, voxtune
 
 from trainable.core.device import missing_gpu_reason
 from trainable.core.errors import InputError
@@ -18,7 +19,7 @@ from tune.driver.searcher import OptunaSearcher
 from tune.driver.sweep import launch
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
-from tune.search.journal import Journal
+from tune.search.journal import Journal, read_trials
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config
@@ -120,3 +121,23 @@ def test_auto_is_not_measured_where_torch_sees_no_gpu(
 ) -> None:
     with pytest.raises(InputError, match=r"^resources.gpu: 1 GPU is reserved on .*, but torch sees none there \(torch"):
         resolve_gpu(reserving("auto"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("options", [[], ["--set", "resources.gpu=0"]])
+def test_on_a_gpu_a_sweep_trains_there_unless_the_cpu_is_requested(
+    phantoms: Path, prepared: Data, tmp_path: Path, options: list[str]
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(SPACE.replace("device: cpu", "device: auto").replace("resources: {gpu: 0, cpu: 1}\n", ""))
+    words = ["launch", space, "--data", phantoms, "--out", tmp_path / "run", "--trials", "1"]
+    words += ["--set", f"train.cache_dir={prepared.folder}", *options]
+    done = voxtune(*words, RAY_OVERRIDE_RESOURCES='{"CPU": 1, "GPU": 1}')
+    assert done.returncode == 0, done.stdout + done.stderr
+    device = read_trials(tmp_path / "run")[0].user_attrs["progress"]["device"]
+    if options:
+        assert "resources.gpu is 0: trials train on the CPU; the cluster has 1 GPU, see" in done.stdout
+        assert device == f"CPU, {platform.machine()}"
+    else:
+        assert "resources.gpu: not given, so it is 1 (the cluster has 1 GPU)\n" in done.stdout
+        assert device == torch.cuda.get_device_name()

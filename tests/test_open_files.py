@@ -58,7 +58,7 @@ def open_files_below(folder: Path) -> int:
 
 def test_the_case_that_was_not_read_for_longest_is_closed(prepared: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = PatchReader(prepared.folder, prepared.split.train, CONFIG)
-    assert reader.max_open == raise_open_files_limit() // 8
+    assert reader.max_open == min(raise_open_files_limit() // 8, 10_000)
     whole = PatchReader(prepared.folder, prepared.split.train, CONFIG).read([(0, index) for index in range(24)])
     before = open_files_below(prepared.folder)
     reader.max_open = 2

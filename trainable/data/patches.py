@@ -25,6 +25,7 @@ from trainable.data.cache import CachedCase, open_case
 Key = tuple[int, int]  # epoch, index of the patch in it
 FILES_PER_CASE = 2  # that an opened case keeps open
 OPEN_FILES_SHARE = 1 / 4  # of the files that this process may open, for the cases of a reader
+MAX_OPEN_CASES = 10_000  # Linux limits a process to 65,530 mapped files too
 
 
 class Batch(TypedDict):
@@ -54,7 +55,8 @@ class PatchReader:
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool = False) -> None:
         self.folder, self.names, self.config, self.pin_memory = folder, sorted(names), config, pin_memory
-        self.max_open = max(1, int(raise_open_files_limit() * OPEN_FILES_SHARE) // FILES_PER_CASE)
+        allowed = int(raise_open_files_limit() * OPEN_FILES_SHARE) // FILES_PER_CASE
+        self.max_open = min(max(1, allowed), MAX_OPEN_CASES)
         self._open: OrderedDict[str, CachedCase] = OrderedDict()  # the one read last is at the end
         self._lock = threading.Lock()
 
