@@ -65,7 +65,7 @@ def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, flo
         InputError: if torch sees no GPU here.
         RuntimeError: if a single process fails for another reason than memory.
     """
-    if recipe["device"] != "cpu" and (missing := missing_gpu(1)):
+    if recipe.get("device") == "cuda" and (missing := missing_gpu(1)):
         raise InputError(missing)
     rates: dict[int, float] = {}
     for count in COUNTS:
