@@ -86,13 +86,14 @@ def test_bf16_on_a_gpu_that_only_emulates_it_is_refused_in_training_and_float32_
 
 TRAIN = """
 import torch
+from trainable.core.device import to_network_format
 from trainable.core.options import make_config
 from trainable.training.state import TrainingState
 config = make_config({"depth": 3, "base_channels": 8, "target_shape": (32, 32, 32), "device": "cuda", "amp": "bf16"})
 training = TrainingState(config)
 x, y = torch.randn(2, 4, 32, 32, 32, device="cuda"), torch.rand(2, 3, 32, 32, 32, device="cuda") > 0.9
 for _ in range(6):  # the last ones from a CUDA graph
-    losses = training.train_step.forward_backward(x.bfloat16(), y, 1.0)
+    losses = training.train_step.forward_backward(to_network_format(x, config), y, 1.0)
     norm = training.train_step.update()
 print(training.network.fused, bool(losses.isfinite().all()), bool(norm.isfinite()))
 """
@@ -102,7 +103,12 @@ print(training.network.fused, bool(losses.isfinite().all()), bool(norm.isfinite(
 @pytest.mark.parametrize("works", [True, False])
 def test_a_training_goes_on_with_plain_pytorch_if_triton_cannot_compile(works: bool, tmp_path: Path) -> None:
     broken = {} if works else {"CC": "/bin/false"}
-    environment = {**os.environ, **broken, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path.cwd())}
+    environment = {
+        **os.environ,
+        **broken,
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     code = "from trainable.core.logger import init_logger; init_logger()\n" + TRAIN
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -41,6 +41,8 @@ def triton_failure(device: torch.device) -> str:
         from trainable.model.kernels.join import Join
 
         joined = Join.apply(a, b)
+    except torch.OutOfMemoryError:  # it says nothing of Triton
+        raise
     except Exception as error:  # of the compiler, the linker, the driver: each has its own type
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"Triton cannot compile or run a kernel: {lines[-1].strip()}"
