@@ -103,6 +103,33 @@ def test_ctrl_c_of_voxtune_train_is_that_of_train_py(phantoms: Path, prepared: D
     assert "what was finished is kept" not in error
 
 
+EARLY_CTRL_C = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.{handler})
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["voxtune", "check", "demo"]
+runpy.run_module("tune", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_voxtune_imports_what_it_needs_leaves_no_traceback() -> None:
+    done = run_command("-c", EARLY_CTRL_C.format(handler="default_int_handler"))
+    assert (done.returncode, done.stderr) == (130, "\nstopped by SIGINT; what was finished is kept\n")
+
+
+def test_a_ctrl_c_that_is_ignored_stays_ignored() -> None:
+    """A shell ignores it for what a script starts with &."""
+    done = run_command("-c", EARLY_CTRL_C.format(handler="SIG_IGN"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("ok\n")
+
+
 def test_a_folder_in_a_command_is_quoted() -> None:
     assert resume_command(Path("/a run")) == "voxtune resume '/a run'"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from trainable.core.files import atomic_copy, atomic_write, atomic_write_text
+from trainable.core.files import atomic_copy, atomic_write, atomic_write_text, fsync_path
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -48,3 +49,25 @@ def test_every_writer_flushes_to_the_disk_unless_requested_otherwise(
         atomic_copy(tmp_path / "a", tmp_path / "c", fsync=fsync)
         assert len(flushed) == count
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["a", "b", "a"]
+
+
+def test_a_file_system_that_cannot_flush_a_folder_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be flushed is an error that names it."""
+
+    def fail_with(code: int) -> None:
+        def fsync(handle: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("os.fsync", fsync)
+
+    (tmp_path / "file").touch()
+    for code in (errno.EINVAL, errno.ENOTSUP):
+        fail_with(code)
+        fsync_path(tmp_path)
+        with pytest.raises(OSError, match="file'"):
+            fsync_path(tmp_path / "file")
+    fail_with(errno.EIO)
+    with pytest.raises(OSError, match=f"Input/output error: '{tmp_path}'"):
+        fsync_path(tmp_path)

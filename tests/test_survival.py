@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults import small_sweep
-from helpers import rows, start, wait_for
+from helpers import clean_environment, rows, start, wait_for
 from optuna.trial import TrialState
 
-from tune.driver.sweep_stopper import SweepStopper
+from trainable.core.signals import END_SIGNALS
+from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify
@@ -60,10 +62,15 @@ def nothing_lost(run: Path) -> bool:
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
         (signal.SIGTERM, True),
         pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+        (signal.SIGUSR1, False),
+        pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms, tmp_path, number, whole_group):
-    """SIGTERM to the whole group, as a batch system or `timeout` sends it, reaches Ray's processes too."""
+    """SIGTERM to the whole group, as a batch system or `timeout` sends it, reaches Ray's processes too.
+
+    SIGUSR1 is what Slurm sends when a job's time is nearly over.
+    """
     run = tmp_path / "run"
     process = start(*launch_words(space, phantoms, run))
     wait_for(process, lambda: epochs_of(run, 0) > 2)
@@ -76,6 +83,24 @@ def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms
     assert "Traceback" not in output
     assert nothing_lost(run)
     assert TrialState.RUNNING in [trial.state for trial in read_trials(run)]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_without_a_reader_of_its_output(space, phantoms, tmp_path):
+    """As after `launch ... | head -1`."""
+    run, errors = tmp_path / "run", tmp_path / "errors"
+    words = [*launch_words(space, phantoms, run), "--trials", "1", "--set", "train.epochs=2"]
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=file, env=clean_environment()
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0, errors.read_text()
+    note = f"standard output has no reader any more (Broken pipe); the sweep goes on, see: voxtune status {run}"
+    assert errors.read_text().count(note) == 1
+    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE]
 
 
 @pytest.mark.slow
@@ -161,7 +186,7 @@ def test_a_full_disk_ends_a_sweep_with_the_cause_and_it_goes_on_after_room_is_ma
 
 def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
     """As Ray's processes may send one when they end; its own handler would then end the driver with exit code 1."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in END_SIGNALS}
     ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []))
     try:
         with ending.handle_signals():
@@ -176,6 +201,34 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert caught.value.code == 143
+
+
+def test_a_signal_that_is_ignored_stays_ignored_and_rays_handler_gives_way(tmp_path: Path, prepared, phantoms):
+    """nohup ignores SIGHUP; Ray takes SIGUSR1 when it starts, and would then end the sweep with exit code 0."""
+    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []))
+    before = {number: signal.getsignal(number) for number in END_SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending.handle_signals():
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            SignalKeeper(ending).setup()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not ending.stop_all()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert ending.reason() == "SIGUSR1"
+    finally:
+        ending.finished.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_sweep_that_ray_ends_by_itself_is_not_taken_for_finished(tmp_path: Path, prepared, phantoms, capsys):
+    run = Run(RunDir(tmp_path), small_sweep(prepared, phantoms), [])
+    with pytest.raises(SystemExit) as caught:
+        SweepStopper(run).exit(run)
+    assert caught.value.code == 1
+    line = f"stopped by Ray, before the last trial; go on with: voxtune resume {tmp_path}\n"
+    assert capsys.readouterr().out == line
 
 
 def test_the_last_report_of_a_trial_is_counted_once(tmp_path: Path, prepared, phantoms):

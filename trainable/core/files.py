@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -61,9 +62,16 @@ def atomic_copy(source: Path, path: Path, *, fsync: bool = True) -> None:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's list of names, to the disk; a folder only if its file system can do that.
+
+    Raises:
+        OSError: naming `path`.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in UNSUPPORTED_ERRNOS):
+            raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(handle)

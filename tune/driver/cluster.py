@@ -20,6 +20,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
+from trainable.core.parallel import cores
 from tune.driver import ray_compat
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import SweepConfig, conflicts
@@ -113,7 +114,8 @@ def start_ray(address: str | None) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:  # "local": also if RAY_ADDRESS is set
-        ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
+        options |= {"num_cpus": cores(), "object_store_memory": 200 * 2**20}  # Ray itself counts all cores of a node
+        ray.init(address="local", include_dashboard=False, **options)
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     answers = False

@@ -28,7 +28,7 @@ from tune.driver.cluster import Cluster, Slots, resolve_auto_gpu, running_or_new
 from tune.driver.recorder import Recorder, sync_outputs
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
-from tune.driver.sweep_stopper import SweepStopper
+from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
 from tune.driver.worker import Fit, fit_to_storage
@@ -225,8 +225,9 @@ def sweep(
             attempt = run.config.record.attempts[-1]
             scheduler = RungScheduler(journal, run.config, recorder.write, attempt, on_report)
             watchdog = HangWatchdog(journal, config.resources.report_timeout)
+            callbacks = [SignalKeeper(stopper), recorder, watchdog]
             with recorder.worker:
-                run_tuner(make_tuner(run, fit, searcher, scheduler, stopper, [recorder, watchdog]), stopper)
+                run_tuner(make_tuner(run, fit, searcher, scheduler, stopper, callbacks), stopper)
     try:
         journal.finalize_ended()
         run = finalize(read_run(run.folder), snapshot)

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import platform
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -96,6 +97,7 @@ class TrialReports:
 
     def __init__(self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None) -> None:
         self.recipe, self.text, self.dump = recipe, text, dump
+        self.last_report = time.monotonic()
 
     def send(self, report: Report, checkpoints: Path | None = None) -> None:
         """Report to Ray, with the files in `checkpoints` if given; return when the driver has decided.
@@ -104,7 +106,10 @@ class TrialReports:
             SystemExit: if the driver stops the trial.
         """
         handle = None if checkpoints is None else ray_tune.Checkpoint.from_directory(str(checkpoints))
-        ray_tune.report({**report, "log": report["log"] + drain(self.text)}, checkpoint=handle)
+        seconds = time.monotonic() - self.last_report  # Ray's own number goes wrong if the clock is set
+        log = report["log"] + drain(self.text)
+        ray_tune.report({**report, "log": log, "time_this_iter_s": seconds}, checkpoint=handle)
+        self.last_report = time.monotonic()
         if self.dump is not None:
             self.dump.restart()
 
@@ -190,6 +195,7 @@ def clean_process() -> None:
     if (left := free_memory()) > MAX_LEAKED_BYTES:
         message = f"{left / 2**20:.0f} MiB of GPU memory were left by the trial before: goes on in a fresh process"
         report: Report = {"epoch": 0, "end_reason": "", "fresh_process": True, "log": message + "\n"}
+        report["time_this_iter_s"] = 0.0
         ray_tune.report(dict(report))
         raise FreshProcess(message)
 

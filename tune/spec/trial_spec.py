@@ -31,8 +31,8 @@ class Report(TypedDict):
     epoch: the epoch that was trained; 0 for a report without one. end_reason: a value of EndReason; "" while the trial
     goes on. log: what the trial has printed since its last report. device: name of the GPU or CPU. fresh_process: the
     trial asks to be restarted in another process. disk_full: what could not be written, and on which machine.
-    time_this_iter_s: seconds since the last report, added by Ray. The scores and statistics of the epoch have the names
-    of metrics.csv, also those that are not listed here.
+    time_this_iter_s: seconds since the last report, by a clock that nobody sets. The scores and statistics of the epoch
+    have the names of metrics.csv, also those that are not listed here.
     """
 
     epoch: int
