@@ -80,7 +80,7 @@ def test_a_shared_lock_in_a_folder_that_does_not_exist_is_skipped(tmp_path: Path
 
 
 def flock_of_nfs4(file: TextIO, operation: int) -> None:
-    """Lock a file as NFSv4 does: a shared lock needs a file open for reading, an exclusive one a file open for writing."""
+    """Lock a file as NFSv4 does: a shared lock needs one open for reading, an exclusive lock one open for writing."""
     mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
     if mode == (os.O_WRONLY if operation & fcntl.LOCK_SH else os.O_RDONLY):
         raise OSError(errno.EBADF, "Bad file descriptor")

@@ -1,6 +1,9 @@
 """Entry point of `voxtune` and `python -m tune`."""
 
+import os
+import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from signal import Signals
 from types import FrameType
@@ -13,6 +16,8 @@ def main() -> None:
 
     Exit code 2 for wrong input or an OSError, 128 + its number after a signal (130 after Ctrl-C), or the verb's own.
     """
+    if sys.getfilesystemencoding() != "utf-8":  # a locale of ASCII: Ray reads the names of files as UTF-8
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
     handle_end_signals(stop)
     from trainable.core.errors import InputError  # here, since a signal may come while these are imported
     from trainable.core.logger import init_logger
@@ -20,11 +25,28 @@ def main() -> None:
 
     init_logger()
     try:
+        sys.argv[1:] = read_words(sys.argv[1:])
         app()
     except (InputError, OSError) as error:
         with suppress(OSError):  # of a terminal that was closed
             print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def read_words(words: Sequence[str]) -> list[str]:
+    """Return the words of the command line, with ~ for the home folder also behind `--flag=`, where no shell reads it.
+
+    Raises:
+        InputError: a word is not UTF-8.
+    """
+    from trainable.core.files import user_path
+
+    expanded = []
+    for word in words:
+        user_path(word)  # refuses what is not UTF-8
+        path = re.sub(r"^--\w+=", "", word)
+        expanded.append(word.removesuffix(path) + str(user_path(path)) if path.startswith("~") else word)
+    return expanded
 
 
 def stop(number: int, _: FrameType | None) -> None:

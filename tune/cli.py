@@ -141,7 +141,7 @@ def launch(
     set_: Set = None,
 ) -> None:
     """Run a sweep in a new folder."""
-    overrides = [f"train.data_dir={json.dumps(str(data.resolve()))}", *(set_ or [])]
+    overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}", *(set_ or [])]
     overrides += [f"study.trials={trials}"] * (trials is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
     overrides += ["resources.fail_fast=true"] * fail_fast

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from trainable.core.files import user_path
 from trainable.core.option_errors import allowed_values
 from trainable.core.option_info import option
 
@@ -239,6 +240,12 @@ class TrainConfig(BaseModel):
         if numeric and any(isinstance(number, bool) for number in numbers):
             raise ValueError(allowed_values(field))
         return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _paths_of_users(cls, value: Any) -> Any:
+        """Expand ~, and refuse a path that is not UTF-8."""
+        return user_path(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> TrainConfig:

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from trainable.core.errors import InputError
+
 UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -75,3 +77,20 @@ def fsync_path(path: Path) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(handle)
+
+
+def user_path(given: str | Path) -> Path:
+    """Return a path as a user has written it, with ~ as the home folder (a shell expands none behind `=`).
+
+    Raises:
+        InputError: the path is not UTF-8, so that neither Ray nor a YAML can hold it.
+    """
+    path = Path(given)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{os.fsencode(path)!r}: these bytes are not UTF-8; rename the file or folder") from None
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user, or no home
+        return path

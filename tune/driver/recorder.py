@@ -115,9 +115,10 @@ class Recorder(ray_tune.Callback):
         return paths
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write the trial's recipe. Called by Ray when a trial starts or is restored."""
-        path = self.trial_dir(trial.config["number"]).config
-        path.write_text(dump_yaml(trial.config["recipe"]))
+        """Write the trial's recipe, and make its stdout.log. Called by Ray when a trial starts or is restored."""
+        paths = self.trial_dir(trial.config["number"])
+        paths.config.write_text(dump_yaml(trial.config["recipe"]))
+        paths.stdout.touch()
 
     def write(self, number: int, report: Report) -> None:
         """Write a report to stdout.log, and if it is of an epoch to metrics.csv and TensorBoard.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_write_text
+from trainable.core.files import atomic_write_text, user_path
 from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.option_errors import did_you_mean
@@ -84,7 +84,7 @@ def launch(
     if storage is not None and is_uri(storage):
         check_storage(storage, run_dir.name)
     elif storage is not None:
-        storage = str(Path(storage).resolve())
+        storage = str(user_path(storage).resolve())
     config = with_absolute_paths(config)
     if (pretrained := config.fixed("pretrained")) is not None:
         checkpoint.load_weights(Path(pretrained))

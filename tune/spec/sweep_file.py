@@ -45,6 +45,8 @@ class Source:
             raise InputError(f"--set {text}: expected section.key=value, such as train.epochs=3")
         if section not in SECTIONS:
             raise InputError(f"--set {text}: unknown section {section!r}{did_you_mean(section, list(SECTIONS))}")
+        if section == "record":
+            raise InputError(f"--set {text}: launch and resume write the section record; it cannot be given")
         keys = self.values.get(section) or {}
         if not isinstance(keys, dict):
             return self  # make_sweep_config refuses the section
