@@ -143,6 +143,70 @@ def test_the_trials_of_a_lost_node_move_and_go_on(space, phantoms, tmp_path, mon
     assert nothing_lost(run)
 
 
+@pytest.mark.slow
+def test_a_folder_that_is_moved_ends_its_sweep_with_a_hint_and_goes_on_at_its_new_place(space, phantoms, tmp_path):
+    run = tmp_path / "run"
+    process = start(*launch_words(space, phantoms, run), "--trials", "1")
+    wait_for(process, lambda: epochs_of(run, 0) > 2)
+    run.rename(tmp_path / "moved")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert f"{run} was moved or deleted while the sweep ran; if it was moved, go on with `voxtune resume NEW" in output
+    resumed = start("-m", "tune", "resume", tmp_path / "moved")
+    assert resumed.communicate(timeout=240) is not None
+    assert resumed.returncode == 0
+    assert nothing_lost(tmp_path / "moved")
+
+
+@pytest.mark.slow
+def test_paths_of_any_script_in_a_locale_of_ascii(space, phantoms, tmp_path):
+    data, run = tmp_path / "脑🧠 data", tmp_path / "🧠"
+    data.symlink_to(phantoms)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [*launch_words(space, data, run), "--trials", "1", "--set", "train.epochs=1"]
+    for step in (words, ["-m", "tune", "resume", run, "--trials", "2"]):
+        process = start(*step, **locale)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE] * 2
+
+
+HOLD = """
+import sys, time
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+hold = ray.remote(num_cpus=2)(time.sleep).remote(600)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_says_that_others_hold_the_cluster_and_starts_when_they_end(space, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    cluster, run = Cluster(initialize_head=True, head_node_args={"num_cpus": 2}), tmp_path / "run"
+    words = [*launch_words(space, phantoms, run), "--trials", "1", "--set", "train.epochs=2"]
+    try:
+        other = start("-c", HOLD, cluster.address, RAY_AUTH_MODE="disabled")
+        assert other.stdout is not None
+        while other.stdout.readline() != "held\n":
+            assert other.poll() is None
+        process = start(*words, "--address", cluster.address, RAY_AUTH_MODE="disabled")
+        wait_for(process, lambda: (run / "journal.log").exists() and "waits" in (run / "journal.log").read_text())
+        assert [trial.status for trial in read_run(run).trials] == ["waiting"]
+        other.kill()
+        other.wait()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        cluster.shutdown()
+    assert output.count("waits for 1 CPU per trial: 2 of 2 CPU are taken by others\n") == 1
+    assert process.returncode == 0, output
+    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE]
+    assert nothing_lost(run)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""

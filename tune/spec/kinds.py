@@ -268,6 +268,19 @@ KINDS_OF_TYPE: dict[Any, tuple[type[Kind], ...]] = {
 }
 
 
+def all_values(kind: Kind) -> list[Any]:
+    """Return all values of a range that is not continuous, however many."""
+    match kind:
+        case Choice():
+            return list(kind.values)
+        case RandInt():
+            return list(range(kind.low, kind.high + 1))
+        case QUniform():
+            return [kind.at(index) for index in range(kind.count)]
+        case _:
+            raise ValueError(f"{kind} is continuous")
+
+
 def encode(value: Any) -> Any:
     """Return a value as Optuna's param: lists as JSON, because Optuna's importances hash params."""
     return json.dumps(value) if isinstance(value, list) else value
