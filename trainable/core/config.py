@@ -7,8 +7,8 @@ the fields below, see options.py.
 from __future__ import annotations
 
 import math
-from functools import partial
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
