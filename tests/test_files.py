@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import pytest
 
-from trainable.core.files import atomic_copy, atomic_write, atomic_write_text, fsync_path
+from trainable.core.files import atomic_copy, atomic_write, atomic_write_text, errors_name, fsync_path
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -49,6 +49,13 @@ def test_every_writer_flushes_to_the_disk_unless_requested_otherwise(
         atomic_copy(tmp_path / "a", tmp_path / "c", fsync=fsync)
         assert len(flushed) == count
     assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["a", "b", "a"]
+
+
+def test_an_error_without_a_path_gets_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="'/nowhere'"), errors_name(tmp_path):
+        open("/nowhere")  # noqa: SIM115
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}'"), errors_name(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_file_system_that_cannot_flush_a_folder_is_passed_over(

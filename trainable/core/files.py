@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -63,6 +64,17 @@ def atomic_copy(source: Path, path: Path, *, fsync: bool = True) -> None:
         atomic_write(path, partial(shutil.copyfileobj, file, length=2**24), fsync=fsync)
 
 
+@contextlib.contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """In this context, add the path to an OSError that names none, as those of a write or a lock do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def fsync_path(path: Path) -> None:
     """Flush a file, or a folder's list of names, to the disk; a folder only if its file system can do that.
 
@@ -71,10 +83,11 @@ def fsync_path(path: Path) -> None:
     """
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with errors_name(path):
+            os.fsync(handle)
     except OSError as error:
         if not (path.is_dir() and error.errno in UNSUPPORTED_ERRNOS):
-            raise OSError(error.errno, error.strerror, str(path)) from None
+            raise
     finally:
         os.close(handle)
 

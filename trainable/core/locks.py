@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from trainable.core.errors import InputError
+from trainable.core.files import errors_name
 from trainable.core.logger import logger
 
 LOCK = ".lock"  # file in a folder that the process that uses the folder locks
@@ -45,13 +46,14 @@ def lock_folder(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with errors_name(path):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise InputError(f"{folder} is in use by {file.read().strip()}; wait for it or end it") from None
         except OSError as error:
             if error.errno not in NO_LOCKS_ERRNOS:
-                raise OSError(error.errno, error.strerror, str(path)) from None
+                raise
             raise InputError(
                 f"{folder}: its file system cannot lock files ({error.strerror}), so a second process could write into "
                 "the folder unnoticed; choose a folder on another file system, or have this one mounted with locks "
@@ -126,10 +128,11 @@ def wait_for_exclusive_lock(path: Path, timeout: float) -> None:
 def _unlockable(path: Path) -> Iterator[None]:
     """Turn the error of a file system without locks into a warning that says what is lost; name the path in others."""
     try:
-        yield
+        with errors_name(path):
+            yield
     except OSError as error:
         if error.errno not in NO_LOCKS_ERRNOS:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+            raise
         logger.warning(
             f"{path}: the file system cannot lock files ({error.strerror}); after a killed driver, wait until the "
             "processes of its trials have ended before you resume"
