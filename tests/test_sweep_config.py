@@ -36,8 +36,8 @@ space:
 """
 
 
-def write(folder: Path, text: str) -> Path:
-    file = folder / "my.yaml"
+def write(folder: Path, text: str, name: str = "my.yaml") -> Path:
+    file = folder / name
     file.write_text(text)
     return file
 
@@ -92,7 +92,7 @@ def test_round_trip(tmp_path: Path) -> None:
     record = {"commit": "12e4567", "hash": "1e5", "versions": {"ray": "2.60"}, "word": "off"}
     config = load_sweep_config(write(tmp_path, GOOD), ["train.amp=true", "space.residual={choice: [true, false]}"])
     config = config.with_record(**record)
-    again = load_sweep_config(write(tmp_path, dump(config)))
+    again = load_sweep_config(write(tmp_path, dump(config), "study.yaml"))
     assert again == config
     assert again.record.to_dict() == record
     assert dump(again) == dump(config)
@@ -104,7 +104,7 @@ def test_the_record_has_the_form_of_earlier_versions(tmp_path: Path) -> None:
     assert "record: {}" in dump(config)
     assert config.record == RunRecord()
     noted = {"storage": None, "attempts": ["a"], "cache_dir": "/c", "split": "1e5", "format": 4, "study": "voxtune-2"}
-    again = load_sweep_config(write(tmp_path, dump(config.with_record(later=[1], **noted))))
+    again = load_sweep_config(write(tmp_path, dump(config.with_record(later=[1], **noted)), "study.yaml"))
     assert (again.record.split, again.record.format, again.record.study) == ("1e5", 4, "voxtune-2")
     assert again.record.to_dict() == {**noted, "later": [1]}
     assert list(again.with_record(attempts=["a", "b"]).record.to_dict()) == [*noted, "later"]
@@ -121,7 +121,7 @@ def test_the_record_has_the_form_of_earlier_versions(tmp_path: Path) -> None:
 )
 def test_a_damaged_record_is_named(tmp_path: Path, record: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load_sweep_config(write(tmp_path, f"{GOOD}record: {record}\n"))
+        load_sweep_config(write(tmp_path, f"{GOOD}record: {record}\n", "study.yaml"))
 
 
 def test_legacy_spellings_become_plain_options(tmp_path: Path) -> None:

@@ -219,7 +219,8 @@ class QUniform:
         step = given[2]
         if step > 0 and (high - low) / step > MAX_STEPS:
             raise ValueError(f"{name}.{cls.key} is {given!r}; expected at most {MAX_STEPS} steps; uniform has no steps")
-        if not 0 < step <= high - low or (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
+        span = Decimal(str(high)) - Decimal(str(low))  # 0.9 - 0.8 as floats is less than 0.1
+        if not 0 < step < math.inf or Decimal(str(step)) > span or span % Decimal(str(step)):
             raise ValueError(f"{name}.{cls.key} is {given!r}; expected a step > 0 that divides high - low")
         return cls(low, high, float(step))
 
