@@ -16,7 +16,8 @@ def main() -> None:
 
     Exit code 2 for wrong input or an OSError, 128 + its number after a signal (130 after Ctrl-C), or the verb's own.
     """
-    if sys.getfilesystemencoding() != "utf-8":  # a locale of ASCII: Ray reads the names of files as UTF-8
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        # A locale of ASCII: Ray reads the names of files as UTF-8.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
     handle_end_signals(stop)
     from trainable.core.errors import InputError  # here, since a signal may come while these are imported
