@@ -53,6 +53,12 @@ def test_a_new_folder_that_nothing_came_of_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "old").exists()
 
 
+def test_a_folder_may_be_moved_while_it_is_locked(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "new"):
+        (tmp_path / "new").rename(tmp_path / "moved")
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
 def test_a_folder_is_locked_only_while_a_process_holds_its_lock(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     with lock_folder(tmp_path):

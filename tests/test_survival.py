@@ -175,7 +175,9 @@ HOLD = """
 import sys, time
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False)
-hold = ray.remote(num_cpus=2)(time.sleep).remote(600)
+hold = ray.remote(num_cpus=2)(lambda: time.sleep(600)).remote()
+while ray.available_resources().get("CPU"):
+    time.sleep(0.1)
 print("held", flush=True)
 time.sleep(600)
 """

@@ -65,7 +65,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if new and list(folder.iterdir()) == [path]:
+            if new and folder.is_dir() and list(folder.iterdir()) == [path]:  # it may have been moved
                 path.unlink()
                 folder.rmdir()
 
