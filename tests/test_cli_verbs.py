@@ -13,9 +13,11 @@ import typer
 from cli_page import PAGE, cli_page
 
 import voxtune
+from trainable.core.locks import lock_folder
 from trainable.core.logger import init_logger, logger
 from trainable.data.prepare import Data
 from trainable.training import checkpoint
+from tune.__main__ import read_words
 from tune.cli import app
 from tune.run.run_dir import resume_command
 
@@ -103,6 +105,33 @@ def test_ctrl_c_of_voxtune_train_is_that_of_train_py(phantoms: Path, prepared: D
     assert "what was finished is kept" not in error
 
 
+EARLY_CTRL_C = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.{handler})
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["voxtune", "check", "demo"]
+runpy.run_module("tune", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_voxtune_imports_what_it_needs_leaves_no_traceback() -> None:
+    done = run_command("-c", EARLY_CTRL_C.format(handler="default_int_handler"))
+    assert (done.returncode, done.stderr) == (130, "\nstopped by SIGINT; what was finished is kept\n")
+
+
+def test_a_ctrl_c_that_is_ignored_stays_ignored() -> None:
+    """A shell ignores it for what a script starts with &."""
+    done = run_command("-c", EARLY_CTRL_C.format(handler="SIG_IGN"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("ok\n")
+
+
 def test_a_folder_in_a_command_is_quoted() -> None:
     assert resume_command(Path("/a run")) == "voxtune resume '/a run'"
 
@@ -115,3 +144,39 @@ def test_the_logger_prints_once_without_level_and_errors_on_stderr(capsys: pytes
     logger.warning("a warning")
     logger.error("an error")
     assert capsys.readouterr() == ("[bold] a line\na warning\n", "an error\n")
+
+
+def test_a_tilde_is_the_home_folder_also_behind_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["--data=~/cases", "~/run", "--set", "train.cache_dir=~/x", "a~b", "--out", "r=~"]
+    assert read_words(words) == ["--data=/home/me/cases", "/home/me/run", *words[2:]]
+
+
+def test_a_word_that_is_not_utf_8_is_refused_with_its_bytes(tmp_path: Path) -> None:
+    data = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    done = subprocess.run(
+        [sys.executable, "-m", "tune", "launch", "demo", "--data", data, "--out", tmp_path / "run"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2
+    expected = f"error: b'{tmp_path}/\\xff': these bytes are not UTF-8; rename the file or folder\n"
+    assert done.stderr == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_scripts_work_in_a_locale_of_ascii(tmp_path: Path) -> None:
+    path = tmp_path / "脑🧠.yaml"
+    path.write_text("space: {lr: {loguniform: [1e-5, 1e-2]}}\n")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tune", "check", path], capture_output=True, check=False, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(b"ok\n")
+
+
+def test_a_sweep_that_is_being_started_is_not_taken_for_a_wrong_folder(tmp_path: Path) -> None:
+    with lock_folder(tmp_path):
+        done = run_command("-m", "tune", "status", tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path}: the sweep is being started and has no study.yaml yet; ask again" in done.stderr

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from helpers import clean_environment
+from helpers import clean_environment, voxtune
 from ray.tune.execution.tune_controller import _get_max_pending_trials
 from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
 from trainable.core.errors import InputError
 from tune.driver import cluster
-from tune.driver.cluster import Cluster, running_or_new, slots_for
+from tune.driver.cluster import LONGEST_TEMP_DIR, Cluster, running_or_new, shorten_temp_dir, slots_for
 
 SCRIPT = """
 import signal, time
@@ -108,6 +110,66 @@ def test_shares_of_a_gpu_are_not_put_together_from_two() -> None:
     assert slots_for(8, 1.0) == 8
     assert slots_for(7, 2.0) == 3
     assert slots_for(0, 0.5) == 0
+
+
+def test_a_ray_client_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    words = ["launch", "demo", "--data", tmp_path, "--out", tmp_path / "run", "--address", "ray://head:10001"]
+    done = voxtune(*words)
+    assert done.returncode == 2
+    assert "--address ray://head:10001: a Ray Client cannot drive a sweep; give HOST:PORT" in done.stderr
+    assert "ray job submit" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_with_a_long_path_is_replaced_for_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr("tempfile.tempdir", "/" + (LONGEST_TEMP_DIR - 1) * "a")
+    shorten_temp_dir()
+    assert "RAY_TMPDIR" not in os.environ
+    monkeypatch.setattr("tempfile.tempdir", "/" + LONGEST_TEMP_DIR * "a")
+    monkeypatch.setenv("RAY_TMPDIR", "")  # so that it is removed after the test
+    shorten_temp_dir()
+    folder = Path(os.environ["RAY_TMPDIR"])
+    assert folder == Path(f"/tmp/voxtune-{os.getuid()}")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("RAY_TMPDIR", "/" + LONGEST_TEMP_DIR * "a")
+    with pytest.raises(InputError, match=r"RAY_TMPDIR /a+: \d+ bytes are too many .* such as RAY_TMPDIR=/tmp"):
+        shorten_temp_dir()
+
+
+@pytest.mark.slow
+def test_a_cluster_starts_with_the_longest_temporary_folder_and_with_a_longer_one(tmp_path: Path) -> None:
+    for length in (LONGEST_TEMP_DIR, LONGEST_TEMP_DIR + 1):
+        folder = tempfile.mkdtemp(dir="/tmp", prefix="v" * (length - len("/tmp/") - 8))
+        assert len(folder) == length
+        environment = {name: value for name, value in clean_environment().items() if name != "RAY_TMPDIR"}
+        code = "from tune.driver.cluster import Cluster\nwith Cluster() as cluster: cluster.wait()"
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment | {"TMPDIR": folder})
+        assert (Path(folder) / "ray").exists() == (length == LONGEST_TEMP_DIR)
+        shutil.rmtree(folder)
+
+
+def test_ray_is_imported_without_a_home_and_an_entry_in_passwd() -> None:
+    """As in a container that runs as a bare number."""
+    names = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME")
+    environment = {name: value for name, value in clean_environment().items() if name not in names}
+    code = "import getpass; from pathlib import Path; import tune.driver.cluster; print(Path.home(), getpass.getuser())"
+    unshare = ["unshare", "--user", "--map-user=4242"]
+    if subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("needs user namespaces")
+    done = subprocess.run([*unshare, sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "/tmp/voxtune-4242 4242\n", done.stderr
+
+
+@pytest.mark.slow
+def test_a_local_cluster_has_the_cores_that_the_process_may_use() -> None:
+    code = "import ray\nfrom tune.driver.cluster import Cluster\nwith Cluster() as cluster:\n    cluster.wait()\n"
+    code += "    print(ray.cluster_resources()['CPU'])"
+    command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment())
+    assert done.stdout == "1.0\n"
 
 
 LISTENING = """

@@ -1,12 +1,16 @@
 """Faults of trials in real sweeps on a real local Ray: what is reported, what is retried, what goes on."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from faults import faulty, leaky, small_sweep
 from optuna.trial import TrialState
 
+from tune.driver import watchdog
 from tune.driver.sweep import launch, resume
+from tune.driver.watchdog import HangWatchdog
+from tune.run.verify import verify
 from tune.search.journal import read_trials
 
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
@@ -34,6 +38,38 @@ def test_each_fault_is_reported_as_what_it_is_and_the_sweep_goes_on(cluster, pha
     for number, lives in {1: 2, 2: 1, 4: 2, 5: 2, 6: 2}.items():
         assert (folders[number] / "stdout.log").read_text().count("goes on after epoch 1") == lives - 1, number
     assert list(trials[5].intermediate_values) == [1, 2, 3]
+
+
+def test_epochs_without_validation_are_a_sign_of_life_and_a_clock_that_is_set_back_costs_nothing(
+    cluster, phantoms, prepared, tmp_path
+):
+    """Only the last of 16 epochs of half a second is validated, and a trial without a report for 4 s has hung."""
+    train = {"epochs": 16, "val_freq": 16}
+    config = small_sweep(prepared, phantoms, study={"trials": 2}, resources={"report_timeout": 4}, train=train)
+    run = launch(config, tmp_path / "run", cluster=cluster, fit=faulty({0: "slow", 1: "clock once"}))
+    assert [trial.state for trial in read_trials(run.folder)] == [COMPLETE, COMPLETE]
+    assert [list(trial.intermediate_values) for trial in read_trials(run.folder)] == [[16], [16]]
+    assert (run.folder / "trials" / "0000" / "stdout.log").read_text().count("epoch ") == 16
+    assert 7.5 < run.trial(0).seconds < 120
+    assert 0 < run.trial(1).seconds < 120
+    assert not any(verify(run).values())
+
+
+def test_after_a_pause_of_its_own_the_driver_waits_anew(monkeypatch):
+    """Ctrl-Z of the driver alone: its trials go on and wait with their reports."""
+    now, hung = 100.0, []
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now)
+    monkeypatch.setattr(HangWatchdog, "kill", lambda self, trial, actor, silent: hung.append((trial.trial_id, silent)))
+    ray_trial = SimpleNamespace(trial_id="a", status="RUNNING", temporary_state=SimpleNamespace(ray_actor=object()))
+    dog = HangWatchdog(None, 15)
+    dog.on_trial_start(0, [ray_trial], ray_trial)
+    for seconds in (1.1, 25, *[1.1] * 13):
+        now += seconds
+        dog.on_step_end(0, [ray_trial])
+    assert hung == []
+    now += 1.1
+    dog.on_step_end(0, [ray_trial])
+    assert hung == [("a", pytest.approx(15.4))]
 
 
 def test_a_frozen_process_is_ended_too(cluster, phantoms, prepared, tmp_path):

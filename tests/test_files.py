@@ -13,7 +13,7 @@ from typing import BinaryIO
 import pytest
 
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_copy, atomic_write, atomic_write_text
+from trainable.core.files import atomic_copy, atomic_write, atomic_write_text, errors_name, fsync_path
 from trainable.core.options import make_config
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
@@ -88,3 +88,32 @@ def test_a_cache_without_room_names_the_file_and_the_cause(tmp_path: Path) -> No
         f"{tmp_path}/data.cache: the cache cannot be written ([Errno 28] No space left on device: "
     )
     assert message.endswith("/image.npy'); free some space, or choose a cache_dir that can be")
+
+
+def test_an_error_without_a_path_gets_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="'/nowhere'"), errors_name(tmp_path):
+        open("/nowhere")  # noqa: SIM115
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}'"), errors_name(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_system_that_cannot_flush_a_folder_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be flushed is an error that names it."""
+
+    def fail_with(code: int) -> None:
+        def fsync(handle: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("os.fsync", fsync)
+
+    (tmp_path / "file").touch()
+    for code in (errno.EINVAL, errno.ENOTSUP):
+        fail_with(code)
+        fsync_path(tmp_path)
+        with pytest.raises(OSError, match="file'"):
+            fsync_path(tmp_path / "file")
+    fail_with(errno.EIO)
+    with pytest.raises(OSError, match=f"Input/output error: '{tmp_path}'"):
+        fsync_path(tmp_path)

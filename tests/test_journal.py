@@ -212,3 +212,20 @@ def test_the_rung_at_which_a_trial_was_stopped():
     attrs = {"rungs": {"1": {"value": 0.5, "decision": "CONTINUE"}, "3": {"value": 0.4, "decision": "STOP"}}}
     assert rung_decisions(attrs) == {1: RungDecision(0.5, "CONTINUE"), 3: RungDecision(0.4, "STOP")}
     assert (stopped_at(attrs), stopped_at({})) == (3, None)
+
+
+def test_a_space_that_the_trials_exhaust_is_tried_once_each_also_after_an_interruption(tmp_path: Path):
+    space = {"depth": {"choice": [3, 4]}, "batch_size": {"randint": [1, 2]}}
+    config = make_sweep_config({"study": {"trials": 12}, "searcher": {"type": "random"}, "space": space})
+    tried = []
+    for number in range(4):
+        journal = Journal(tmp_path, config)  # as after each trial of a sweep that is resumed
+        journal.enqueue_first([config.space.default_params()])
+        handed_out, values = journal.ask()
+        assert handed_out == number
+        tried.append(values)
+        journal.record(number, make_report(9, 0.5, end_reason="epochs"))
+        journal.tell(number)
+    assert tried[0] == config.space.default_values()
+    assert sorted(map(str, tried)) == sorted(map(str, config.space.recipes or []))
+    assert config.trials_left(4, Journal(tmp_path, config).tried(read_trials(tmp_path))) == 0

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from trainable.core.errors import InputError
 from trainable.core.locks import hold_shared_lock, is_locked, lock_folder, scratch_dir, wait_for_exclusive_lock
+
+KERNEL_FLOCK = fcntl.flock
 
 
 def test_a_locked_folder_is_refused_until_it_is_unlocked(tmp_path: Path) -> None:
@@ -48,6 +53,12 @@ def test_a_new_folder_that_nothing_came_of_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "old").exists()
 
 
+def test_a_folder_may_be_moved_while_it_is_locked(tmp_path: Path) -> None:
+    with lock_folder(tmp_path / "new"):
+        (tmp_path / "new").rename(tmp_path / "moved")
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
 def test_a_folder_is_locked_only_while_a_process_holds_its_lock(tmp_path: Path) -> None:
     assert not is_locked(tmp_path)
     with lock_folder(tmp_path):
@@ -72,3 +83,63 @@ def test_the_exclusive_lock_is_waited_for_until_the_processes_with_a_shared_one_
 def test_a_shared_lock_in_a_folder_that_does_not_exist_is_skipped(tmp_path: Path) -> None:
     hold_shared_lock(tmp_path / "gone" / "workers")
     assert list(tmp_path.iterdir()) == []
+
+
+def flock_of_nfs4(file: TextIO, operation: int) -> None:
+    """Lock a file as NFSv4 does: a shared lock needs one open for reading, an exclusive lock one open for writing."""
+    mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+    if mode == (os.O_WRONLY if operation & fcntl.LOCK_SH else os.O_RDONLY):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+    KERNEL_FLOCK(file, operation)
+
+
+def use_every_lock(folder: Path) -> None:
+    """Take each lock of the module once."""
+    with lock_folder(folder / "out"):
+        assert is_locked(folder / "out")
+    wait_for_exclusive_lock(folder / "alone", 1)
+    hold_shared_lock(folder / "workers")
+    with scratch_dir("mine-") as one, scratch_dir("mine-") as other:
+        assert one.is_dir()
+        assert other.is_dir()
+
+
+def test_every_lock_works_on_nfs4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("fcntl.flock", flock_of_nfs4)
+    use_every_lock(tmp_path)
+    with (tmp_path / "workers").open("r+") as file, pytest.raises(BlockingIOError):
+        KERNEL_FLOCK(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_refused_for_a_folder_and_passed_over_where_less_is_lost(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("fcntl.flock", flock)
+    sentence = rf"out: its file system cannot lock files \({os.strerror(code)}\), .* choose a folder on another"
+    with pytest.raises(InputError, match=sentence), lock_folder(tmp_path / "out"):
+        pass
+    hold_shared_lock(tmp_path / "workers")
+    wait_for_exclusive_lock(tmp_path / "alone", 1)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in printed] == [str(tmp_path / "workers"), str(tmp_path / "alone")]
+    assert all("wait until the processes of its trials have ended before you resume" in line for line in printed)
+    with scratch_dir("mine-") as one, scratch_dir("mine-") as other:
+        assert one.is_dir()  # the second has not taken it for a killed process's
+        assert other.is_dir()
+    assert not capsys.readouterr().out
+
+
+def test_another_error_of_a_lock_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for lock in (lambda: lock_folder(tmp_path).__enter__(), lambda: wait_for_exclusive_lock(tmp_path / "workers", 1)):
+        with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}/\.?(lock|workers)'"):
+            lock()

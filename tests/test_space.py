@@ -1,5 +1,7 @@
 """The search space: what is read, what is refused, what Optuna draws."""
 
+import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,54 @@ def test_each_kind_contains_its_grid_and_finds_the_nearest_value(
     assert KINDS[kind.key].read("x", kind.to_list(), lambda value: value) == kind
 
 
+WIDE: list[tuple[Kind, Any, Any, Any]] = [
+    (RandInt(1, 2**53), 300_000_000, 0, 1),
+    (QUniform(0.0, 1e8, 1.0), 123_456.0, 0.5, 0.0),
+    (QUniform(0.0, 1.0, 1e-9), 0.25, 2.0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("kind", "inside", "outside", "nearest"), WIDE)
+def test_a_range_of_any_width_takes_no_time_and_no_memory(kind: Kind, inside: Any, outside: Any, nearest: Any) -> None:
+    """A list of the values of the first would take 72 PB."""
+    started = time.perf_counter()
+    for _ in range(100):
+        assert kind.contains(inside)
+        assert not kind.contains(outside)
+        assert (kind.nearest(inside), kind.nearest(outside)) == (inside, nearest)
+        assert kind.grid() == [kind.low, kind.high]  # type: ignore[union-attr]
+        assert all(kind.contains(kind.from_unit(u)) for u in (0.0, 0.3, 1 - 2**-53))
+    assert time.perf_counter() - started < 1
+
+
+def test_a_unit_number_maps_to_each_value_of_a_range_as_to_a_list_of_them() -> None:
+    for kind in (RandInt(-3, 900), QUniform(0.3, 2.1, 0.6), QUniform(0.0, 0.96, 0.32)):
+        grid = kind.grid()
+        assert [kind.from_unit(u / 1000) for u in range(1000)] == [grid[int(u / 1000 * len(grid))] for u in range(1000)]
+        between: list[Any] = [low + (high - low) / 3 for low, high in itertools.pairwise(grid)]
+        assert not any(map(kind.contains, between))
+        if isinstance(kind, QUniform):
+            assert [kind.nearest(value) for value in between] == grid[:-1]
+
+
+def test_the_recipes_of_a_finite_space_respect_conditions() -> None:
+    raw: dict[str, Any] = {
+        "optimizer": {"choice": ["adam", "sgd"]},
+        "momentum": {"quniform": [0.8, 0.9, 0.1], "when": {"optimizer": "sgd"}},
+        "loss_weights": {"choice": [[1.0, 1.0], [1.0, 2.0]]},
+    }
+    space = read_space(raw, {})
+    recipes = space.recipes
+    assert recipes is not None
+    assert len(recipes) == 6
+    assert {"optimizer": "sgd", "momentum": 0.9, "loss_weights": [1.0, 2.0]} in recipes
+    assert {"optimizer": "adam", "loss_weights": [1.0, 1.0]} in recipes
+    assert space.untried(6, [recipes[0], recipes[0], recipes[3]]) == [*recipes[1:3], *recipes[4:]]
+    assert space.untried(5, recipes) is None  # five trials do not exhaust it
+    assert read_space(raw | {"lr": LR}, {}).recipes is None
+    assert read_space({"step_size": {"randint": [1, 10**9]}}, {"scheduler": "step"}).recipes is None
+
+
 @pytest.mark.parametrize("more", [{}, {"multivariate": True, "group": True}])
 def test_same_seed_gives_same_proposals(more: dict[str, bool]) -> None:
     space = read_space(SPACE, {})
@@ -222,6 +272,9 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"dropout": {"quniform": [0.0, 0.5, 0.2]}}, {}, r"expected a step > 0 that divides high - low"),
     ({"dropout": {"quniform": [0.0, 0.5, 0]}}, {}, r"expected a step > 0"),
     ({"dropout": {"quniform": [0.0, 0.5, float("nan")]}}, {}, r"expected a step > 0"),
+    ({"lr": {"loguniform": [1e-320, 1e-2]}}, {}, r"space.lr.loguniform .* expected ends whose ratio is a number"),
+    ({"step_size": {"randint": [1, 10**20]}}, {}, r"space.step_size.randint .* at most 9007199254740992 \(2\^53\)"),
+    ({"dropout": {"quniform": [0.0, 0.5, 1e-30]}}, {}, r"expected at most 1000000000 steps; uniform has no steps"),
     ({"dropout": {"quniform": [0.0, 0.5]}}, {}, r"expected \[low, high, step\]"),
     ({"dropout": {"uniform": [0.0, 1.0]}}, {}, r"space.dropout is 1.0; expected a number >= 0 and < 1"),
     ({"optimizer": {"choice": ["adam", "adamx"]}}, {}, r"space.optimizer is 'adamx'; expected one of adam, adamw, sgd"),

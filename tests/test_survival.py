@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faults import small_sweep
-from helpers import rows, start, wait_for
+from helpers import clean_environment, rows, start, wait_for
 from optuna.trial import TrialState
 
-from tune.driver.sweep_stopper import SweepStopper
+from trainable.core.signals import END_SIGNALS
+from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify
@@ -60,10 +62,15 @@ def nothing_lost(run: Path) -> bool:
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
         (signal.SIGTERM, True),
         pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+        (signal.SIGUSR1, False),
+        pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms, tmp_path, number, whole_group):
-    """SIGTERM to the whole group, as a batch system or `timeout` sends it, reaches Ray's processes too."""
+    """SIGTERM to the whole group, as a batch system or `timeout` sends it, reaches Ray's processes too.
+
+    SIGUSR1 is what Slurm sends when a job's time is nearly over.
+    """
     run = tmp_path / "run"
     process = start(*launch_words(space, phantoms, run))
     wait_for(process, lambda: epochs_of(run, 0) > 2)
@@ -76,6 +83,24 @@ def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms
     assert "Traceback" not in output
     assert nothing_lost(run)
     assert TrialState.RUNNING in [trial.state for trial in read_trials(run)]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_without_a_reader_of_its_output(space, phantoms, tmp_path):
+    """As after `launch ... | head -1`."""
+    run, errors = tmp_path / "run", tmp_path / "errors"
+    words = [*launch_words(space, phantoms, run), "--trials", "1", "--set", "train.epochs=2"]
+    with errors.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, words)], stdout=subprocess.PIPE, stderr=file, env=clean_environment()
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0, errors.read_text()
+    note = f"standard output has no reader any more (Broken pipe); the sweep goes on, see: voxtune status {run}"
+    assert errors.read_text().count(note) == 1
+    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE]
 
 
 @pytest.mark.slow
@@ -115,6 +140,72 @@ def test_the_trials_of_a_lost_node_move_and_go_on(space, phantoms, tmp_path, mon
     assert [list(trial.intermediate_values) for trial in trials] == [list(range(1, 61))] * 3
     logs = [(run / "trials" / f"{number:04d}" / "stdout.log").read_text() for number in range(2)]
     assert sum("goes on after epoch" in log for log in logs) == 1
+    assert nothing_lost(run)
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_moved_ends_its_sweep_with_a_hint_and_goes_on_at_its_new_place(space, phantoms, tmp_path):
+    run = tmp_path / "run"
+    process = start(*launch_words(space, phantoms, run), "--trials", "1")
+    wait_for(process, lambda: epochs_of(run, 0) > 2)
+    run.rename(tmp_path / "moved")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert f"{run} was moved or deleted while the sweep ran; if it was moved, go on with `voxtune resume NEW" in output
+    resumed = start("-m", "tune", "resume", tmp_path / "moved")
+    assert resumed.communicate(timeout=240) is not None
+    assert resumed.returncode == 0
+    assert nothing_lost(tmp_path / "moved")
+
+
+@pytest.mark.slow
+def test_paths_of_any_script_in_a_locale_of_ascii(space, phantoms, tmp_path):
+    data, run = tmp_path / "脑🧠 data", tmp_path / "🧠"
+    data.symlink_to(phantoms)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [*launch_words(space, data, run), "--trials", "1", "--set", "train.epochs=1"]
+    for step in (words, ["-m", "tune", "resume", run, "--trials", "2"]):
+        process = start(*step, **locale)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE] * 2
+
+
+HOLD = """
+import sys, time
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+hold = ray.remote(num_cpus=2)(lambda: time.sleep(600)).remote()
+while ray.available_resources().get("CPU"):
+    time.sleep(0.1)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_says_that_others_hold_the_cluster_and_starts_when_they_end(space, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    cluster, run = Cluster(initialize_head=True, head_node_args={"num_cpus": 2}), tmp_path / "run"
+    words = [*launch_words(space, phantoms, run), "--trials", "1", "--set", "train.epochs=2"]
+    try:
+        other = start("-c", HOLD, cluster.address, RAY_AUTH_MODE="disabled")
+        assert other.stdout is not None
+        while other.stdout.readline() != "held\n":
+            assert other.poll() is None
+        process = start(*words, "--address", cluster.address, RAY_AUTH_MODE="disabled")
+        wait_for(process, lambda: (run / "journal.log").exists() and "waits" in (run / "journal.log").read_text())
+        assert [trial.status for trial in read_run(run).trials] == ["waiting"]
+        other.kill()
+        other.wait()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        cluster.shutdown()
+    assert output.count("waits for 1 CPU per trial: 2 of 2 CPU are taken by others\n") == 1
+    assert process.returncode == 0, output
+    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE]
     assert nothing_lost(run)
 
 
@@ -161,7 +252,7 @@ def test_a_full_disk_ends_a_sweep_with_the_cause_and_it_goes_on_after_room_is_ma
 
 def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
     """As Ray's processes may send one when they end; its own handler would then end the driver with exit code 1."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in END_SIGNALS}
     ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []))
     try:
         with ending.handle_signals():
@@ -176,6 +267,34 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert caught.value.code == 143
+
+
+def test_a_signal_that_is_ignored_stays_ignored_and_rays_handler_gives_way(tmp_path: Path, prepared, phantoms):
+    """nohup ignores SIGHUP; Ray takes SIGUSR1 when it starts, and would then end the sweep with exit code 0."""
+    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []))
+    before = {number: signal.getsignal(number) for number in END_SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending.handle_signals():
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            SignalKeeper(ending).setup()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not ending.stop_all()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert ending.reason() == "SIGUSR1"
+    finally:
+        ending.finished.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_sweep_that_ray_ends_by_itself_is_not_taken_for_finished(tmp_path: Path, prepared, phantoms, capsys):
+    run = Run(RunDir(tmp_path), small_sweep(prepared, phantoms), [])
+    with pytest.raises(SystemExit) as caught:
+        SweepStopper(run).exit(run)
+    assert caught.value.code == 1
+    line = f"stopped by Ray, before the last trial; go on with: voxtune resume {tmp_path}\n"
+    assert capsys.readouterr().out == line
 
 
 def test_the_last_report_of_a_trial_is_counted_once(tmp_path: Path, prepared, phantoms):

@@ -1,5 +1,6 @@
 """The YAML of a sweep: what is read, and where and why it is refused."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ import pytest
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.options import make_config
+from tune.run.tables import print_space
 from tune.search.asha import rung_epochs
+from tune.search.sampler import first_recipes
 from tune.spec.kinds import LogUniform
 from tune.spec.run_record import RunRecord
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
@@ -32,8 +36,8 @@ space:
 """
 
 
-def write(folder: Path, text: str) -> Path:
-    file = folder / "my.yaml"
+def write(folder: Path, text: str, name: str = "my.yaml") -> Path:
+    file = folder / name
     file.write_text(text)
     return file
 
@@ -88,7 +92,7 @@ def test_round_trip(tmp_path: Path) -> None:
     record = {"commit": "12e4567", "hash": "1e5", "versions": {"ray": "2.60"}, "word": "off"}
     config = load_sweep_config(write(tmp_path, GOOD), ["train.amp=true", "space.residual={choice: [true, false]}"])
     config = config.with_record(**record)
-    again = load_sweep_config(write(tmp_path, dump(config)))
+    again = load_sweep_config(write(tmp_path, dump(config), "study.yaml"))
     assert again == config
     assert again.record.to_dict() == record
     assert dump(again) == dump(config)
@@ -100,7 +104,7 @@ def test_the_record_has_the_form_of_earlier_versions(tmp_path: Path) -> None:
     assert "record: {}" in dump(config)
     assert config.record == RunRecord()
     noted = {"storage": None, "attempts": ["a"], "cache_dir": "/c", "split": "1e5", "format": 4, "study": "voxtune-2"}
-    again = load_sweep_config(write(tmp_path, dump(config.with_record(later=[1], **noted))))
+    again = load_sweep_config(write(tmp_path, dump(config.with_record(later=[1], **noted)), "study.yaml"))
     assert (again.record.split, again.record.format, again.record.study) == ("1e5", 4, "voxtune-2")
     assert again.record.to_dict() == {**noted, "later": [1]}
     assert list(again.with_record(attempts=["a", "b"]).record.to_dict()) == [*noted, "later"]
@@ -117,7 +121,7 @@ def test_the_record_has_the_form_of_earlier_versions(tmp_path: Path) -> None:
 )
 def test_a_damaged_record_is_named(tmp_path: Path, record: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load_sweep_config(write(tmp_path, f"{GOOD}record: {record}\n"))
+        load_sweep_config(write(tmp_path, f"{GOOD}record: {record}\n", "study.yaml"))
 
 
 def test_legacy_spellings_become_plain_options(tmp_path: Path) -> None:
@@ -298,3 +302,48 @@ def test_every_key_has_a_description() -> None:
     sections: list[Any] = [field.annotation for field in SweepConfig.model_fields.values()]
     for section in (s for s in sections if hasattr(s, "model_fields")):
         assert all(field.description for field in section.model_fields.values())
+
+
+def test_a_record_is_refused_where_a_user_gives_it(tmp_path: Path) -> None:
+    """A run's study.yaml has one."""
+    text = "space: {lr: {loguniform: [1e-5, 1e-2]}}\nrecord: {data: x}\n"
+    for name in ("mine.yaml", "study.yaml"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=r"mine.yaml:2: launch and resume write the section record into study.yaml"):
+        load_sweep_config(tmp_path / "mine.yaml")
+    assert load_sweep_config(tmp_path / "study.yaml").record.data == "x"
+    with pytest.raises(InputError, match=r"--set record.data=x: launch and resume write the section record"):
+        load_sweep_config("demo", ["record.data=x"])
+
+
+def test_a_number_with_a_leading_zero_is_decimal() -> None:
+    """YAML 1.1 reads 010 as 8."""
+    config = load_sweep_config("demo", ["study.trials=010", "train.epochs=0_12"])
+    assert (config.budget.trials, config.fixed("epochs")) == (10, 12)
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_sweep_config("demo", ["train.cache_dir=~/cache", "train.data_dir=/data/~x"])
+    assert config.train["cache_dir"] == "/home/me/cache"
+    assert config.train["data_dir"] == "/data/~x"
+
+
+def test_a_path_that_is_not_utf_8_is_refused_with_its_bytes() -> None:
+    with pytest.raises(
+        InputError, match=r"data_dir is .*expected a path in UTF-8, not of the bytes b'/data/\\xff\\xfe'"
+    ):
+        make_config({"data_dir": os.fsdecode(b"/data/\xff\xfe")})
+
+
+def test_a_small_space_is_tried_once(capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_sweep_config(
+        {"study": {"trials": 12}, "space": {"depth": {"choice": [3, 4]}, "batch_size": {"randint": [1, 2]}}}
+    )
+    recipes = first_recipes(config, 5)
+    assert recipes[0] == config.space.default_values()
+    assert sorted(map(str, recipes)) == sorted(map(str, config.space.recipes or []))
+    assert config.trials_left(3, recipes[:3]) == 1
+    assert config.trials_left(4, recipes) == 0
+    print_space(config)
+    assert "the space has 4 recipes: the sweep ends when each has been tried" in capsys.readouterr().out

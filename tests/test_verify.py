@@ -84,6 +84,19 @@ def test_a_lost_score_in_the_journal(run: Path):
     assert "epochs" in wrong(run)
 
 
+def test_a_trial_that_took_less_than_no_time(run: Path):
+    """As of a clock that was set back while it ran, by a version that read it."""
+
+    def earlier(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            if (progress := entry.get("user_attr", {}).get("progress")) and entry["trial_id"] == 0:
+                progress["seconds"] = -86394.0
+        return entries
+
+    edit(run, earlier)
+    assert wrong(run) == ["states and scores"]
+
+
 @pytest.mark.parametrize(("old", "new"), [("STOP", "CONTINUE"), ("CONTINUE", "STOP")])
 def test_a_decision_that_the_rung_does_not_explain(run: Path, old: str, new: str):
     def turned(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

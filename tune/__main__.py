@@ -1,26 +1,53 @@
 """Entry point of `voxtune` and `python -m tune`."""
 
-import signal
+import os
+import re
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from signal import Signals
 from types import FrameType
 
-import typer
-
-from trainable.core.errors import InputError
-from trainable.core.logger import init_logger
-from tune.cli import app
+from trainable.core.signals import handle_end_signals
 
 
 def main() -> None:
-    """Run a verb. Exit code 2 for wrong input or an OSError, 130 after Ctrl-C, 143 after SIGTERM, or the verb's own."""
+    """Run a verb.
+
+    Exit code 2 for wrong input or an OSError, 128 + its number after a signal (130 after Ctrl-C), or the verb's own.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        # A locale of ASCII: Ray reads the names of files as UTF-8.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
+    handle_end_signals(stop)
+    from trainable.core.errors import InputError  # here, since a signal may come while these are imported
+    from trainable.core.logger import init_logger
+    from tune.cli import app
+
     init_logger()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     try:
+        sys.argv[1:] = read_words(sys.argv[1:])
         app()
     except (InputError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        with suppress(OSError):  # of a terminal that was closed
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def read_words(words: Sequence[str]) -> list[str]:
+    """Return the words of the command line, with ~ for the home folder also behind `--flag=`, where no shell reads it.
+
+    Raises:
+        InputError: a word is not UTF-8.
+    """
+    from trainable.core.files import user_path
+
+    expanded = []
+    for word in words:
+        user_path(word)  # refuses what is not UTF-8
+        path = re.sub(r"^--\w+=", "", word)
+        expanded.append(word.removesuffix(path) + str(user_path(path)) if path.startswith("~") else word)
+    return expanded
 
 
 def stop(number: int, _: FrameType | None) -> None:
@@ -28,7 +55,8 @@ def stop(number: int, _: FrameType | None) -> None:
 
     A running sweep (see tune.driver.sweep_stopper.SweepStopper) and `voxtune train` handle these signals themselves.
     """
-    typer.echo(f"\nstopped by {signal.Signals(number).name}; what was finished is kept", err=True)
+    with suppress(OSError):
+        print(f"\nstopped by {Signals(number).name}; what was finished is kept", file=sys.stderr)
     sys.exit(128 + number)
 
 

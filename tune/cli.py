@@ -13,7 +13,8 @@ import typer
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import is_locked
-from trainable.core.logger import logger
+from trainable.core.logger import logger, outlive_reader
+from trainable.core.signals import handle_end_signals
 from trainable.training.training_dir import TrainingDir
 from tune.run.results import Run, export_recipe, read_run
 from tune.run.run_dir import resume_command
@@ -91,8 +92,9 @@ def prepare(
 )
 def train(context: typer.Context) -> None:
     """Train one recipe, continue a training, or test its model; `voxtune train --help` lists all options."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the training prints itself how to go on
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in handle_end_signals(signal.default_int_handler):  # the training prints itself how to go on
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
     try:
         from trainable.cli import main
 
@@ -139,19 +141,20 @@ def launch(
     set_: Set = None,
 ) -> None:
     """Run a sweep in a new folder."""
-    overrides = [f"train.data_dir={json.dumps(str(data.resolve()))}", *(set_ or [])]
+    overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}", *(set_ or [])]
     overrides += [f"study.trials={trials}"] * (trials is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
     overrides += ["resources.fail_fast=true"] * fail_fast
     config = load_sweep_config(space, overrides)
-    print_space(config)
     earlier = [folder.resolve() for folder in warm_start or []]
-    from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
+    with outlive_reader(f"the sweep goes on, see: voxtune status {out}"):
+        print_space(config)
+        from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
 
-    with Cluster(address) as cluster:  # which starts while torch is imported
-        from tune.driver.sweep import launch as launch_sweep
+        with Cluster(address) as cluster:  # which starts while torch is imported
+            from tune.driver.sweep import launch as launch_sweep
 
-        finish(launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
+            finish(launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
 
 
 @app.command(epilog="Example: voxtune resume RUN --trials 100")
@@ -186,7 +189,8 @@ def resume(
     run, data = run.resolve(), data and data.resolve()
     if from_ is not None:
         restore_snapshot(from_, run)
-    finish(resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data))
+    with outlive_reader(f"the sweep goes on, see: voxtune status {run}"):
+        finish(resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data))
 
 
 def finish(run: Run) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainable.core.files import user_path
 from tune.spec.sweep_file import load_sweep_config
 from voxtune.reader import RunReader
 
@@ -50,12 +51,14 @@ def launch(
     """
     from tune.driver.sweep import launch as launch_sweep  # here: this imports Ray and torch
 
-    values = {"train.data_dir": str(Path(data).resolve()), **(overrides or {})}
+    values = {"train.data_dir": str(user_path(data).resolve()), **(overrides or {})}
     if trials is not None:
         values["study.trials"] = trials
-    config = load_sweep_config(space, [f"{key}={json.dumps(value)}" for key, value in values.items()])
-    earlier = [Path(folder).resolve() for folder in warm_start]
-    return RunReader(launch_sweep(config, Path(out).resolve(), address=address, storage=storage, earlier=earlier))
+    config = load_sweep_config(
+        space, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    )
+    earlier = [user_path(folder).resolve() for folder in warm_start]
+    return RunReader(launch_sweep(config, user_path(out).resolve(), address=address, storage=storage, earlier=earlier))
 
 
 def load_model(path: str | Path, device: str = "cpu") -> tuple[UNet3D, TrainConfig]:

@@ -74,6 +74,11 @@ def happen(fault: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "/injected")
     if fault == "hang":
         time.sleep(3600)
+    if fault == "slow":
+        time.sleep(0.5)
+    if fault == "clock once":
+        now = time.time
+        time.time = lambda: now() - 86400
     if fault == "freeze":
         os.kill(os.getpid(), signal.SIGSTOP)
 

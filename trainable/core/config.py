@@ -7,12 +7,15 @@ the fields below, see options.py.
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
+from trainable.core.errors import InputError
+from trainable.core.files import user_path
 from trainable.core.option_errors import allowed_values
 from trainable.core.option_info import option
 
@@ -239,6 +242,16 @@ class TrainConfig(BaseModel):
         if numeric and any(isinstance(number, bool) for number in numbers):
             raise ValueError(allowed_values(field))
         return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _paths_of_users(cls, value: Any) -> Any:
+        """Expand ~, and refuse a path that is not UTF-8."""
+        try:
+            return user_path(value) if isinstance(value, Path) else value
+        except InputError:
+            expected = f"a path in UTF-8, not of the bytes {os.fsencode(value)!r}; rename the file or folder"
+            raise ValueError(expected) from None
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> TrainConfig:

@@ -7,13 +7,14 @@ import errno
 import os
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from trainable.core.errors import InputError
 
+UNSUPPORTED_ERRNOS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OPEN_FILES_ERRNOS = (errno.EMFILE, errno.ENFILE)
 OPEN_FILES_ADVICE = "too many files are open here; allow more with `ulimit -n`, or close other programs"
@@ -66,11 +67,30 @@ def atomic_copy(source: Path, path: Path, *, fsync: bool = True) -> None:
         atomic_write(path, partial(shutil.copyfileobj, file, length=2**24), fsync=fsync)
 
 
+@contextlib.contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """In this context, add the path to an OSError that names none, as those of a write or a lock do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def fsync_path(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's list of names, to the disk; a folder only if its file system can do that.
+
+    Raises:
+        OSError: naming `path`.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with errors_name(path):
+            os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in UNSUPPORTED_ERRNOS):
+            raise
     finally:
         os.close(handle)
 
@@ -94,3 +114,20 @@ def raise_open_files_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else 2**20
+
+
+def user_path(given: str | Path) -> Path:
+    """Return a path as a user has written it, with ~ as the home folder (a shell expands none behind `=`).
+
+    Raises:
+        InputError: the path is not UTF-8, so that neither Ray nor a YAML can hold it.
+    """
+    path = Path(given)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{os.fsencode(path)!r}: these bytes are not UTF-8; rename the file or folder") from None
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user, or no home
+        return path

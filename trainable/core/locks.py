@@ -1,11 +1,13 @@
 """Locks between processes: folders locked by one process, files locked by many workers, temporary folders.
 
-All are flock locks, which the kernel releases when the process ends, also by kill -9.
+All are flock locks, which the kernel releases when the process ends, also by kill -9. Every file is opened for reading
+and writing: NFSv4 gives a shared lock only on a file open for reading, an exclusive one only on one open for writing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
@@ -17,10 +19,12 @@ from pathlib import Path
 from typing import TextIO
 
 from trainable.core.errors import InputError
+from trainable.core.files import errors_name
 from trainable.core.logger import logger
 
 LOCK = ".lock"  # file in a folder that the process that uses the folder locks
 IN_USE = ".in_use"  # file in a scratch folder that its process locks
+NO_LOCKS_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without locks
 
 
 @contextlib.contextmanager
@@ -31,7 +35,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     file stays, unlocked.
 
     Raises:
-        InputError: if the folder cannot be written, or is locked already; the message names the process that locked it.
+        InputError: if the folder cannot be written, is on a file system without locks, or is locked already; the
+            message names the process that locked it.
     """
     new, path = not folder.exists(), folder / LOCK
     try:
@@ -41,17 +46,26 @@ def lock_folder(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with errors_name(path):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise InputError(f"{folder} is in use by {file.read().strip()}; wait for it or end it") from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS_ERRNOS:
+                raise
+            raise InputError(
+                f"{folder}: its file system cannot lock files ({error.strerror}), so a second process could write into "
+                "the folder unnoticed; choose a folder on another file system, or have this one mounted with locks "
+                "(Lustre: -o flock). A sweep's checkpoints can stay on it: --storage"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
         try:
             yield
         finally:
-            if new and list(folder.iterdir()) == [path]:
+            if new and folder.is_dir() and list(folder.iterdir()) == [path]:  # it may have been moved
                 path.unlink()
                 folder.rmdir()
 
@@ -74,22 +88,26 @@ _shared_locks: dict[Path, TextIO] = {}  # open files that this process has locke
 def hold_shared_lock(path: Path) -> None:
     """Hold a shared lock on a file until this process exits; `wait_for_exclusive_lock` waits for all such processes.
 
-    The file is made if missing. If its folder does not exist, nothing is locked.
+    The file is made if missing. If its folder does not exist, nothing is locked; nor, after a warning, on a file system
+    without locks.
     """
     if path not in _shared_locks and path.parent.is_dir():
-        file = path.open("a")
-        fcntl.flock(file, fcntl.LOCK_SH)
+        file = path.open("a+")
+        with _unlockable(path):
+            fcntl.flock(file, fcntl.LOCK_SH)
         _shared_locks[path] = file
 
 
 def wait_for_exclusive_lock(path: Path, timeout: float) -> None:
     """Wait until no process holds a lock on a file, which is made if missing; log a line if there is a wait.
 
+    On a file system without locks nothing is waited for, after a warning.
+
     Raises:
         InputError: if a process still holds one after `timeout` seconds.
     """
     warned, end = False, time.monotonic() + timeout
-    with path.open("a") as file:
+    with path.open("a+") as file, _unlockable(path):
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,17 +125,33 @@ def wait_for_exclusive_lock(path: Path, timeout: float) -> None:
 
 
 @contextlib.contextmanager
+def _unlockable(path: Path) -> Iterator[None]:
+    """Turn the error of a file system without locks into a warning that says what is lost; name the path in others."""
+    try:
+        with errors_name(path):
+            yield
+    except OSError as error:
+        if error.errno not in NO_LOCKS_ERRNOS:
+            raise
+        logger.warning(
+            f"{path}: the file system cannot lock files ({error.strerror}); after a killed driver, wait until the "
+            "processes of its trials have ended before you resume"
+        )
+
+
+@contextlib.contextmanager
 def scratch_dir(prefix: str) -> Iterator[Path]:
     """Yield a new temporary folder whose name starts with `prefix`; it is removed when the context ends.
 
-    Before that, older folders of this prefix are removed whose process was killed.
+    Before that, older folders of this prefix are removed whose process was killed; none on a file system without locks.
     """
     for file in Path(tempfile.gettempdir()).glob(f"{prefix}*/{IN_USE}"):
-        with contextlib.suppress(OSError), file.open("a") as other:
+        with contextlib.suppress(OSError), file.open("r+") as other:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(file.parent, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix) as name, Path(name, f"{IN_USE}.new").open("w") as own:
-        fcntl.flock(own, fcntl.LOCK_EX)
+    with tempfile.TemporaryDirectory(prefix=prefix) as name, Path(name, f"{IN_USE}.new").open("w+") as own:
+        with contextlib.suppress(OSError):  # without locks only what a kill leaves is not removed
+            fcntl.flock(own, fcntl.LOCK_EX)
         Path(own.name).rename(Path(name, IN_USE))  # visible to other processes only once it is locked
         yield Path(name)
 

@@ -43,15 +43,20 @@ def save_options(config: TrainConfig, path: Path) -> None:
 
 
 class NumberLoader(yaml.SafeLoader):
-    """A safe YAML loader that reads `1e-4` as a number and `1:30` as text.
+    """A safe YAML loader that reads `1e-4` as a number, `1:30` as text and `010` as 10.
 
-    YAML 1.1 requires `1.0e-4`, and reads `1:30` as 90.
+    YAML 1.1 requires `1.0e-4`, and reads `1:30` as 90 and `010` as 8.
     """
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
-        """Return the number of a node as SafeLoader does, or its text if it is a number to the base of 60."""
+        """Return the number of a node as SafeLoader does.
+
+        Return its text if it is a number to the base of 60, and the decimal number if it is one to the base of 8.
+        """
         if ":" in node.value:
             return node.value
+        if re.fullmatch(r"[-+]?0[0-7_]+", node.value):
+            return int(node.value.replace("_", ""))
         kind = node.tag.rpartition(":")[2]
         return self.construct_yaml_int(node) if kind == "int" else self.construct_yaml_float(node)
 

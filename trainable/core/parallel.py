@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import threading
@@ -10,17 +11,61 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from trainable.core.errors import InputError
 
+CGROUPS = Path("/sys/fs/cgroup")
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use, at least 1.
+
+    A batch system or `taskset` limits it to some cores, a container's CPU quota to the time of some, rounded down.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(allowed, cpu_quota())))
+
+
+def cpu_quota(root: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float:
+    """Return the CPU quota of this process's control groups, in cores; inf without one.
+
+    Args:
+        root: where the control groups are mounted: of version 2 here, of version 1 in the sub-folders "cpu" and
+            "cpu,cpuacct".
+        membership: the kernel's file of this process's groups, lines HIERARCHY:CONTROLLERS:PATH.
+    """
+    quota = math.inf
+    for line in _lines(membership):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mounted in {root, root / "unified"} if not controllers else {root / "cpu", root / controllers}:
+            group = mounted / path.lstrip("/")
+            for folder in (group, *group.parents):  # each group above limits it too; a container shows its own as root
+                if folder.is_relative_to(mounted):
+                    quota = min(quota, _quota_of(folder))
+    return quota
+
+
+def _quota_of(group: Path) -> float:
+    """Return the quota of one control group of version 2 or 1 in cores; inf if it has none."""
+    words = " ".join(_lines(group / "cpu.max")).split()
+    words = words or _lines(group / "cpu.cfs_quota_us") + _lines(group / "cpu.cfs_period_us")
+    if len(words) != 2 or not all(word.isdigit() for word in words):  # "max", or -1 in version 1
+        return math.inf
+    return int(words[0]) / int(words[1])
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file of the kernel; none if it cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def run_parallel(

@@ -20,3 +20,7 @@ What becomes of one report, in Ray's order of calls (tests/test_ray_compat.py as
 When a trial fails, Ray decides whether to restart it (max_failures), then calls RungScheduler.on_trial_error. If it is
 not restarted, OptunaSearcher.on_trial_complete(error=True) and Recorder.on_trial_error follow.
 """
+
+from tune.driver.home import ensure_home
+
+ensure_home()  # before any module of this folder imports Ray

@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import socket
+import tempfile
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -20,10 +21,14 @@ from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
+from trainable.core.parallel import cores
 from tune.driver import ray_compat
+from tune.driver.home import short_private_dir
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import SweepConfig, conflicts
 
+# Bytes: of the 107 of a Unix socket's path Ray adds "/ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store".
+LONGEST_TEMP_DIR = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 SAMPLED_RECIPES = 200  # drawn from the space to find the one that needs most memory
 # Ray reads these when it starts; values that the user has set are kept.
 RAY_ENVIRONMENT = {
@@ -56,6 +61,18 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None) -> None:
+        """Note the address.
+
+        Raises:
+            InputError: for an address of a Ray Client, or a temporary folder that Ray cannot use.
+        """
+        if address is not None and "://" in address:
+            raise InputError(
+                f"--address {address}: a Ray Client cannot drive a sweep; give HOST:PORT of the head node (6379 is "
+                "Ray's port) on a machine of the cluster, or send the command there with `ray job submit`"
+            )
+        if address is None:
+            shorten_temp_dir()
         self.address = address
         self.started, self.ended = threading.Event(), threading.Event()
         self.error: BaseException | None = None
@@ -96,6 +113,24 @@ class Cluster:
                 os.environ.pop(name, None)
 
 
+def shorten_temp_dir() -> None:
+    """Give Ray a folder below /tmp in place of a TMPDIR whose path is too long for Ray's sockets.
+
+    Raises:
+        InputError: if RAY_TMPDIR is too long; or as short_private_dir.
+    """
+    given = os.environ.get("RAY_TMPDIR")
+    length = len(os.fsencode(given or tempfile.gettempdir()))
+    if length <= LONGEST_TEMP_DIR:
+        return
+    if given:
+        raise InputError(
+            f"RAY_TMPDIR {given}: {length} bytes are too many for the sockets of Ray; expected a folder whose path has "
+            f"at most {LONGEST_TEMP_DIR}, such as RAY_TMPDIR=/tmp"
+        )
+    os.environ["RAY_TMPDIR"] = str(short_private_dir())
+
+
 def running_or_new(cluster: Cluster | None, address: str | None = None) -> AbstractContextManager[Cluster]:
     """Return a context of `cluster`, which is left as it is at the end, or if that is None a new Cluster(address)."""
     return nullcontext(cluster) if cluster is not None else Cluster(address)
@@ -113,9 +148,10 @@ def start_ray(address: str | None) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:  # "local": also if RAY_ADDRESS is set
-        ray.init(address="local", include_dashboard=False, object_store_memory=200 * 2**20, **options)
+        options |= {"num_cpus": cores(), "object_store_memory": 200 * 2**20}  # Ray itself counts all cores of a node
+        ray.init(address="local", include_dashboard=False, **options)
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     answers = False
     try:
         if port.isdigit():  # Ray itself tries for minutes

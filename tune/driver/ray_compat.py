@@ -53,6 +53,16 @@ def forbid_restarts(ray_trial: Trial) -> None:
     ray_trial.max_failures = 0
 
 
+def holds_resources() -> bool:
+    """Return whether Ray has reserved resources for a trial of this process, or does not tell.
+
+    Ray reserves them as a placement group, whose id ends with that of the job.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    groups = ray.util.placement_group_table()
+    return any(group.get("state", "CREATED") == "CREATED" for name, group in groups.items() if name.endswith(job))
+
+
 def checkpoint_name(result: dict[str, Any]) -> str | None:
     """Return the name of a report's checkpoint in the folder of its trial; None for a report without a checkpoint."""
     return result.get("checkpoint_dir_name")

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_copy
+from trainable.core.files import atomic_copy, atomic_write_text, errors_name
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from trainable.core.parallel import BackgroundWorker
@@ -115,9 +115,10 @@ class Recorder(ray_tune.Callback):
         return paths
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write the trial's recipe. Called by Ray when a trial starts or is restored."""
-        path = self.trial_dir(trial.config["number"]).config
-        path.write_text(dump_yaml(trial.config["recipe"]))
+        """Write the trial's recipe, and make its stdout.log. Called by Ray when a trial starts or is restored."""
+        paths = self.trial_dir(trial.config["number"])
+        atomic_write_text(paths.config, dump_yaml(trial.config["recipe"]), fsync=False)
+        paths.stdout.touch()
 
     def write(self, number: int, report: Report) -> None:
         """Write a report to stdout.log, and if it is of an epoch to metrics.csv and TensorBoard.
@@ -125,7 +126,7 @@ class Recorder(ray_tune.Callback):
         Called by RungScheduler.
         """
         paths = self.trial_dir(number)
-        with paths.stdout.open("a") as file:
+        with errors_name(paths.stdout), paths.stdout.open("a") as file:
             file.write(report["log"])
         if "avg_total_loss" not in report:
             return  # it reports no epoch

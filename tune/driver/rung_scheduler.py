@@ -60,6 +60,8 @@ class RungScheduler(FIFOScheduler):
         if report.get("fresh_process"):  # the restart that the trial asks for is no failure
             ray_compat.allow_one_more_restart(trial)
         self.write(number, report)
+        if report.get("sign_of_life"):
+            return TrialScheduler.CONTINUE
         self.journal.record(number, report, self.checkpoint_path(number, result))
         decision = self.decide(number, report)
         if self.on_report is not None:

@@ -28,7 +28,7 @@ class OptunaSearcher(Searcher):
         if not config.resources.gpu_share:
             self.run_options["device"] = "cpu"  # Ray leaves GPUs visible to processes that requested none
         self.interrupted = journal.reattach()
-        self.new = max(0, config.budget.trials - len(journal.own_trials()))
+        self.new = config.trials_left(len(journal.own_trials()), journal.tried(journal.trials()))
         self.number_by_ray_id: dict[str, int] = {}  # of the running trials
 
     @property

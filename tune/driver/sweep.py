@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_write_text
+from trainable.core.files import atomic_write_text, user_path
 from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.option_errors import did_you_mean
@@ -26,9 +26,10 @@ from trainable.training import checkpoint
 from trainable.training.training_dir import CHECKPOINT_FORMAT
 from tune.driver.cluster import Cluster, Slots, resolve_gpu, running_or_new
 from tune.driver.recorder import Recorder, sync_outputs
+from tune.driver.resource_wait import ResourceWait
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
-from tune.driver.sweep_stopper import SweepStopper
+from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
 from tune.driver.worker import Fit, fit_to_storage
@@ -84,29 +85,28 @@ def launch(
     if storage is not None and is_uri(storage):
         check_storage(storage, run_dir.name)
     elif storage is not None:
-        storage = str(Path(storage).resolve())
+        storage = str(user_path(storage).resolve())
     config = with_absolute_paths(config)
     if (pretrained := config.fixed("pretrained")) is not None:
         checkpoint.load_weights(Path(pretrained))
-    with running_or_new(cluster, address) as cluster:
+    with lock_folder(run_dir), running_or_new(cluster, address) as cluster:
+        ensure_new(run_dir)  # another launch may have ended meanwhile
         cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
         data = prepare_data(config.base_config())
         if not data.split.val:
             raise InputError(
                 "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
             )
-        with lock_folder(run_dir):
-            ensure_new(run_dir)  # another launch may have ended meanwhile
-            config = resolve_gpu(config)
-            slots = Slots(config)
-            logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
-            save_split(data.split, RunDir(run_dir).split)
-            config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
-            if is_uri(storage):
-                config = config.with_record(name=run_dir.name)
-            warm_start(Journal(run_dir, config, reset=True), earlier)
-            write_config(config, run_dir)
-            return sweep(read_run(run_dir), slots, fit, params=params, on_report=on_report)
+        config = resolve_gpu(config)
+        slots = Slots(config)
+        logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
+        save_split(data.split, RunDir(run_dir).split)
+        config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
+        if is_uri(storage):
+            config = config.with_record(name=run_dir.name)
+        warm_start(Journal(run_dir, config, reset=True), earlier)
+        write_config(config, run_dir)
+        return sweep(read_run(run_dir), slots, fit, params=params, on_report=on_report)
 
 
 def ensure_new(run_dir: Path) -> None:
@@ -160,7 +160,13 @@ def resume(
                 f"study.trials is {config.budget.trials}, but {run_dir} has {count} already; choose at least {count}"
             )
         if not run.unfinished:
-            logger.info(f"all {config.budget.trials} trials have ended; add some with --trials")
+            left = config.budget.trials - count
+            why = (
+                f"the space has no other recipe, though study.trials is {count + left}"
+                if left
+                else "add some with --trials"
+            )
+            logger.info(f"all {count} trials have ended; {why}")
             write_config(config, run_dir)
             return finalize(run, Snapshot(run))
         with running_or_new(cluster, address) as cluster:
@@ -208,7 +214,7 @@ def sweep(
 ) -> Run:
     """Run what is left of a sweep on the connected cluster; return the run as it is at the end.
 
-    Raises: as launch; InputError also if processes of a killed driver do not end.
+    Raises: as launch; InputError also if processes of a killed driver do not end, or the folder is moved meanwhile.
     """
     config = run.config
     journal = Journal(run.folder, config)
@@ -220,13 +226,22 @@ def sweep(
         wait_for_exclusive_lock(run.dir.worker_lock, WORKER_EXIT_TIMEOUT)
         run = start_attempt(run)
         snapshot.begin()
-        with LiveTable(config.fixed("epochs"), config.budget.trials) as table, stopper.handle_signals():
+        with (
+            LiveTable(config.fixed("epochs"), len(run.own_trials) + run.trials_left) as table,
+            stopper.handle_signals(),
+        ):
             recorder = Recorder(run, journal, table, stopper, snapshot)
             attempt = run.config.record.attempts[-1]
             scheduler = RungScheduler(journal, run.config, recorder.write, attempt, on_report)
             watchdog = HangWatchdog(journal, config.resources.report_timeout)
+            callbacks = [SignalKeeper(stopper), recorder, watchdog, ResourceWait(journal, slots.need)]
             with recorder.worker:
-                run_tuner(make_tuner(run, fit, searcher, scheduler, stopper, [recorder, watchdog]), stopper)
+                run_tuner(make_tuner(run, fit, searcher, scheduler, stopper, callbacks), stopper)
+    if not run.dir.config.exists():
+        raise InputError(
+            f"{run.folder} was moved or deleted while the sweep ran; if it was moved, go on with "
+            f"`{resume_command(Path('NEW_PLACE'))}`"
+        )
     try:
         journal.finalize_ended()
         run = finalize(read_run(run.folder), snapshot)

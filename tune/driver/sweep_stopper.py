@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, cast
 
 from ray import tune as ray_tune
 
 from trainable.core.logger import logger
+from trainable.core.signals import handle_end_signals, restore_handlers
 from trainable.training.epoch_result import EndReason
 from tune.driver import ray_compat
 from tune.run.results import Run
@@ -21,6 +23,22 @@ from tune.run.run_dir import resume_command
 from tune.spec.trial_spec import Report
 
 SHUTDOWN_GRACE_SECONDS = 20  # seconds from a signal to an end that waits for nothing
+
+
+class SignalKeeper(ray_tune.Callback):
+    """Handles signals in place of Ray, which takes SIGUSR1 for itself when it starts, and then ends without a word."""
+
+    def __init__(self, stopper: SweepStopper) -> None:
+        self.stopper = stopper
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
+        return {}
+
+    def setup(self, *_: Any, **info: Any) -> None:
+        """Handle signals again. Called by Ray once its own handlers are set."""
+        if not self.stopper.signal:
+            handle_end_signals(self.stopper.note)
 
 
 class SweepStopper(ray_tune.Stopper):
@@ -83,40 +101,42 @@ class SweepStopper(ray_tune.Stopper):
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle Ctrl-C and SIGTERM in this context: the first one ends the sweep cleanly.
+        """Handle END_SIGNALS in this context: the first one ends the sweep cleanly; those that are ignored stay so.
 
         The whole process ends at once at a second Ctrl-C, if the clean end takes over SHUTDOWN_GRACE_SECONDS (a trial
         does not answer), or if Ray has died: a signal to the whole process group kills Ray too, whose code may then end
         this process at any moment with exit code 1. The journal is complete at every moment, so that an end at once
         loses no more than a kill does. A second SIGTERM is ignored, since Ray's processes may send one when they end.
         """
-
-        def note(number: int, _: Any) -> None:
-            if not self.signal:
-                self.signal = number
-                threading.Thread(target=wait_and_leave, daemon=True).start()
-            elif number == signal.SIGINT:
-                leave()
-
-        def wait_and_leave() -> None:
-            end = time.monotonic() + SHUTDOWN_GRACE_SECONDS
-            while not self.finished.wait(0.05):
-                if ray_compat.cluster_died() or time.monotonic() > end:
-                    leave()
-
-        def leave() -> None:
-            print(self.message(), flush=True)  # not by the logger, whose lock another thread may hold
-            sys.stderr.flush()
-            os._exit(128 + self.signal)  # Ray's processes end with this one
-
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = handle_end_signals(self.note)
         try:
             yield
         finally:
             if not self.signal:  # else wait_and_leave also limits what comes after the trials
                 self.finished.set()
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+                restore_handlers(before)
+
+    def note(self, number: int, _: FrameType | None = None) -> None:
+        """Handle a signal, see handle_signals."""
+        if not self.signal:
+            self.signal = number
+            threading.Thread(target=self.wait_and_leave, daemon=True).start()
+        elif number == signal.SIGINT:
+            self.leave()
+
+    def wait_and_leave(self) -> None:
+        """Wait until `finished` is set; end the process if Ray has died or SHUTDOWN_GRACE_SECONDS are over."""
+        end = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+        while not self.finished.wait(0.05):
+            if ray_compat.cluster_died() or time.monotonic() > end:
+                self.leave()
+
+    def leave(self) -> None:
+        """Print how to go on, and end the process at once; Ray's processes end with it."""
+        with suppress(OSError):  # of a terminal that was closed
+            print(self.message(), flush=True)  # not by the logger, whose lock another thread may hold
+            sys.stderr.flush()
+        os._exit(128 + self.signal)
 
     def message(self) -> str:
         """Return why the sweep ended and how to go on, as printed at its end."""
@@ -134,6 +154,8 @@ class SweepStopper(ray_tune.Stopper):
         Raises:
             SystemExit: after a signal with 128 + its number, after an error with 1.
         """
+        if run.unfinished and not self.reason():
+            self.error = "Ray, before the last trial"
         if self.reason() and (self.signal or self.error or run.unfinished):
             logger.info(self.message())
         self.finished.set()

@@ -18,9 +18,14 @@ from tune.driver import ray_compat
 from tune.run.tables import duration
 from tune.search.journal import Journal
 
+OWN_PAUSE_SECONDS = 5.0  # between two events, after which the driver itself was stopped (Ctrl-Z, a paused machine)
+
 
 class HangWatchdog(ray_tune.Callback):
     """Kills the process of a trial that has reported nothing for too long; the trial has then failed for good.
+
+    Each epoch counts as a report, see TrialReports.on_epoch_end. After a pause of its own the driver, which has read
+    no reports meanwhile, waits anew.
 
     timeout: seconds; None to kill no trial.
     """
@@ -29,6 +34,7 @@ class HangWatchdog(ray_tune.Callback):
         self.journal, self.timeout = journal, timeout
         self.last_report: dict[str, float] = {}  # when each running trial started or last reported, by Ray's id
         self.last_check = 0.0
+        self.last_event = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
@@ -50,6 +56,9 @@ class HangWatchdog(ray_tune.Callback):
         Called by Ray after each event.
         """
         now = time.monotonic()
+        if now > self.last_event + OWN_PAUSE_SECONDS:
+            self.last_report = dict.fromkeys(self.last_report, now)
+        self.last_event = now
         if self.timeout is None or now < self.last_check + 1:  # it looks through all trials
             return
         self.last_check = now

@@ -37,6 +37,7 @@ Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
 fit_to_storage: Fit = partial(fit, durable=False)
 
 TAKEN_MEMORY_PAUSE = 10.0  # seconds before a trial whose memory others hold is restarted
+SIGN_OF_LIFE_AT = 0.2  # of report_timeout: the driver hears of a trial that trains without a validation so often
 MAX_LEAKED_BYTES = 64 * 2**20  # of GPU memory that a process may keep between trials
 MAX_PINNED_BYTES = 2 * 2**30  # of pinned memory that it may keep: freeing and pinning again takes 0.5 s per GiB
 
@@ -78,7 +79,7 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
         capture_stdout() as text,
         dump_stacks_of_hang(Path(spec["stdout_log"]), spec["report_timeout"]) as dump,
     ):
-        trial = TrialReports(recipe, text, dump)
+        trial = TrialReports(recipe, text, dump, spec["report_timeout"])
         failure: Report | None = None
         taken = ""
         recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
@@ -115,8 +116,9 @@ def end_sweep(reason: str) -> None:
 class TrialReports:
     """Sends the reports of a trial to Ray, each with what the trial has printed since the last one."""
 
-    def __init__(self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None) -> None:
-        self.recipe, self.text, self.dump = recipe, text, dump
+    def __init__(self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None, timeout: float | None) -> None:
+        self.recipe, self.text, self.dump, self.timeout = recipe, text, dump, timeout
+        self.last_report = self.last_message = time.monotonic()
 
     def send(self, report: Report, checkpoints: Path | None = None) -> None:
         """Report to Ray, with the files in `checkpoints` if given; return when the driver has decided.
@@ -124,8 +126,15 @@ class TrialReports:
         Raises:
             SystemExit: if the driver stops the trial.
         """
+        seconds = time.monotonic() - self.last_report  # Ray's own number goes wrong if the clock is set
+        self.deliver({**report, "time_this_iter_s": seconds}, checkpoints)
+        self.last_report = time.monotonic()
+
+    def deliver(self, report: Report, checkpoints: Path | None = None) -> None:
+        """Hand a report to Ray with what was printed since the last one, and count anew until the trial has hung."""
         handle = None if checkpoints is None else ray_tune.Checkpoint.from_directory(str(checkpoints))
         ray_tune.report({**report, "log": report["log"] + drain(self.text)}, checkpoint=handle)
+        self.last_message = time.monotonic()
         if self.dump is not None:
             self.dump.restart()
 
@@ -137,6 +146,8 @@ class TrialReports:
 
     def on_epoch_end(self, result: EpochResult) -> None:
         """Print an epoch's line; if the epoch was validated or is the last, report it with its folder of checkpoints.
+
+        After another epoch the driver only gets a sign of life, as often as it needs one.
 
         If the epoch is the best so far, that folder has best_model.pth only, which replaces latest.pth. If a loss that
         is not finite ended the training, the report has no checkpoints.
@@ -150,6 +161,8 @@ class TrialReports:
             self.send(report)
         elif result.val is not None or result.end_reason:
             self.send(report, result.checkpoints)
+        elif self.timeout is not None and time.monotonic() - self.last_message > SIGN_OF_LIFE_AT * self.timeout:
+            self.deliver({"epoch": 0, "end_reason": "", "sign_of_life": True, "log": "", "time_this_iter_s": 0.0})
 
 
 def run_in_trainer_thread(work: Callable[[], Any]) -> Any:
@@ -211,6 +224,7 @@ def clean_process() -> None:
     if (left := free_memory()) > MAX_LEAKED_BYTES:
         message = f"{left / 2**20:.0f} MiB of GPU memory were left by the trial before: goes on in a fresh process"
         report: Report = {"epoch": 0, "end_reason": "", "fresh_process": True, "log": message + "\n"}
+        report["time_this_iter_s"] = 0.0
         ray_tune.report(dict(report))
         raise FreshProcess(message)
 

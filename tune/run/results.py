@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.locks import is_locked
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from trainable.core.options import make_config, option_names, to_dict
@@ -41,7 +42,7 @@ class TrialResult:
     the trial was imported; None without one. error: what made the trial fail, in one line, else "". cost: the second
     metric, if the sweep has one. imported_from: run and number under which an imported trial ran first, else "".
     outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
-    space, else empty.
+    space, else empty. waits: it waits for resources that others hold.
     """
 
     number: int
@@ -60,6 +61,7 @@ class TrialResult:
     imported_from: str = ""
     outside_space: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
+    waits: bool = False
 
     @classmethod
     def from_frozen(cls, frozen: FrozenTrial, config: SweepConfig) -> TrialResult:
@@ -82,6 +84,7 @@ class TrialResult:
             imported_from=attrs.get("source", ""),
             outside_space=attrs.get("outside", ""),
             recipe=attrs.get("recipe", {}),
+            waits=attrs.get("waits", False),
             error=attrs.get("error", attrs.get("hung", "")) if frozen.state == TrialState.FAIL else "",
         )
 
@@ -92,14 +95,16 @@ class TrialResult:
 
     @property
     def status(self) -> str:
-        """How the trial ended, in a few words; "running" if it has not."""
+        """How the trial ended, in a few words; "running" or "waiting" if it has not."""
         if self.state == TrialState.PRUNED:
             return "not finite" if self.end_reason == EndReason.NON_FINITE else "stopped early"
         if self.state == TrialState.COMPLETE:
             return STATUS_OF_COMPLETE[EndReason(self.end_reason)]
         if self.outside_space:
             return "outside the space"
-        return "failed" if self.state == TrialState.FAIL else "running"
+        if self.state == TrialState.FAIL:
+            return "failed"
+        return "waiting" if self.waits else "running"
 
 
 @dataclass(frozen=True)
@@ -122,9 +127,14 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """True if a trial still runs or was interrupted, or if fewer than study.trials have started."""
-        running = any(trial.state == TrialState.RUNNING for trial in self.trials)
-        return running or len(self.own_trials) < self.config.budget.trials
+        """True if a trial still runs or was interrupted, or if some are still to be started."""
+        return self.trials_left > 0 or any(trial.state == TrialState.RUNNING for trial in self.trials)
+
+    @property
+    def trials_left(self) -> int:
+        """Number of trials that are still to be started."""
+        tried = (trial.values for trial in self.trials if not trial.outside_space)
+        return self.config.trials_left(len(self.own_trials), tried)
 
     @property
     def own_trials(self) -> list[TrialResult]:
@@ -216,6 +226,8 @@ def ensure_run(run_dir: Path) -> RunDir:
     paths = RunDir(run_dir)
     if not paths.config.exists():
         name = paths.config.name
+        if is_locked(run_dir):
+            raise InputError(f"{run_dir}: the sweep is being started and has no {name} yet; ask again in a minute")
         raise InputError(f"{run_dir}: no {name} there; expected the folder that `voxtune launch --out` made")
     return paths
 

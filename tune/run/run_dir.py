@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainable.training.training_dir import BEST, METRICS, SPLIT
 from tune.search.journal_file import JOURNAL
+from tune.spec.sweep_file import RUN_CONFIG
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class RunDir:
     @property
     def config(self) -> Path:
         """The sweep's config, study.yaml, in which its launch and resumes also record what they resolved."""
-        return self.path / "study.yaml"
+        return self.path / RUN_CONFIG
 
     @property
     def journal(self) -> Path:

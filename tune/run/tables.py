@@ -108,6 +108,8 @@ def print_space(config: SweepConfig) -> None:
     resources = f"{config.resources.cpu} CPU, {gpu} per trial"
     budget = f"{config.budget.trials} trials of up to {config.fixed('epochs')} epochs"
     logger.info(f"\n{budget}; {config.searcher.type}; {stopping}; {resources}")
+    if (recipes := config.space.recipes) is not None and len(recipes) < config.budget.trials:
+        logger.info(f"the space has {len(recipes)} recipes: the sweep ends when each has been tried")
     if config.unmodelled_options:
         unmodelled = ", ".join(config.unmodelled_options)
         logger.info(f"{config.searcher.type} cannot model {unmodelled}: drawn at random")
@@ -120,7 +122,7 @@ def summary_line(run: Run) -> str:
     parts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
     epochs = sum(trial.epoch for trial in own)
     imported = f", {len(run.trials) - len(own)} more of earlier runs" if len(own) < len(run.trials) else ""
-    return f"{len(own)} of {run.config.budget.trials} trials{imported}: {', '.join(parts)}; {epochs} epochs"
+    return f"{len(own)} of {len(own) + run.trials_left} trials{imported}: {', '.join(parts)}; {epochs} epochs"
 
 
 def print_outcome(run: Run) -> None:
@@ -128,6 +130,8 @@ def print_outcome(run: Run) -> None:
     logger.info(f"\n{summary_line(run)}")
     if skipped := run.config.record.skipped_cases:
         logger.info(f"{len(skipped)} bad cases were left out, see {run.dir.config}")
+    if not run.unfinished and len(run.own_trials) < run.config.budget.trials:
+        logger.info(f"the space has no other recipe, though study.trials is {run.config.budget.trials}")
     if not run.ranking:
         trials = run.dir.trials / "*"
         logger.info(f"no trial has a score; see {trials}/error.txt and stdout.log")

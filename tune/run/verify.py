@@ -114,10 +114,12 @@ def check_epochs(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
 def check_state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
     """Check an ended trial's state and score against what the journal has of its epochs and of how it ended.
 
-    The score must be the best of its epochs; a running trial is not checked.
+    The score must be the best of its epochs; of a running trial only the seconds are checked.
     """
     progress, attrs = Progress.from_attrs(trial.user_attrs), trial.user_attrs
     stopped = stopped_at(attrs)
+    if progress.seconds < 0:
+        yield f"trial {trial.number} took {progress.seconds:g} s, expected 0 or more: the clock was set while it ran"
     if trial.state == TrialState.RUNNING:
         return
     expected = TrialState.COMPLETE if progress.end_reason else TrialState.FAIL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +22,9 @@ from trainable.training.epoch_result import EndReason
 from tune.search.asha import Decision
 from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
 from tune.search.optuna_compat import set_intermediate_value, trial_id
-from tune.search.sampler import make_sampler
+from tune.search.sampler import make_sampler, next_untried
 from tune.search.trial_progress import BestEpoch, Progress, stopped_at
+from tune.spec.kinds import encode
 from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
@@ -161,8 +162,23 @@ class Journal:
         and not on when the sweep was interrupted.
         """
         trials = self.trials()
+        self._enqueue_untried(trials)
         self.study.sampler = make_sampler(self.config, len(trials), self.search_space, trials)
         return self._propose(self.study.ask())
+
+    def _enqueue_untried(self, trials: Sequence[FrozenTrial]) -> None:
+        """Have the next trial try a recipe that none has, if the sweep's trials exhaust the space.
+
+        Does nothing if trials are enqueued already.
+        """
+        if len(self.study.get_trials(deepcopy=False)) > len(trials):
+            return
+        if values := next_untried(self.config, len(trials), self.tried(trials)):
+            self.study.enqueue_trial({name: encode(value) for name, value in values.items()})
+
+    def tried(self, trials: Iterable[FrozenTrial]) -> Iterator[dict[str, Any]]:
+        """Yield the searched options of those of these trials that are in this study's space."""
+        return (self.config.space.decode_params(t.params) for t in trials if "outside" not in t.user_attrs)
 
     def reattach(self) -> list[tuple[int, dict[str, Any]]]:
         """Return the trials that an interrupted sweep left running, each as ask returns a new one.
@@ -241,6 +257,11 @@ class Journal:
         """
         rungs = {**self.attrs(number).get("rungs", {}), str(rung): {"value": value, "decision": decision}}
         self._running[number].set_user_attr("rungs", rungs)
+
+    def record_waiting(self, number: int, *, waits: bool) -> None:
+        """Record whether a trial waits for resources that others hold; written only when that changes."""
+        if self.attrs(number).get("waits", False) != waits:
+            self._running[number].set_user_attr("waits", waits)
 
     def record_hung(self, number: int, text: str) -> None:
         """Record that a trial hung, before its process is ended: it has failed, unless its end is in the journal.

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.storages.journal import JournalFileBackend
 
 from trainable.core.errors import InputError
+from trainable.core.files import errors_name
 
 JOURNAL = "journal.log"
 CREATE_TRIAL, SET_PARAM, SET_STATE, SET_USER_ATTR = 4, 5, 6, 8  # Optuna's op codes of an entry
@@ -57,7 +58,7 @@ class AtomicJournalBackend(JournalFileBackend):
         """
         before = self.path.stat().st_size
         try:
-            with self.path.open("ab") as file:
+            with errors_name(self.path), self.path.open("ab") as file:
                 file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
                 file.flush()
                 # A param needs no fsync: nothing else of its trial is in the journal yet if the machine crashes.

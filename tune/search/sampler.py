@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,17 +52,31 @@ def make_sampler(
 def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
     """Return the searched options' values of a sweep's first trials, the defaults first.
 
-    They are those that do not depend on scores: all of a random searcher, else startup_trials and at least one. There
-    are at most `count` and at most budget.trials.
+    They are those that do not depend on scores: all of a random searcher or of a space that the trials exhaust, else
+    startup_trials and at least one. There are at most `count` and at most budget.trials.
     """
     known = config.budget.trials if config.searcher.type == "random" else max(1, config.searcher.startup_trials)
     study = optuna.create_study(direction="maximize")
     study.enqueue_trial(config.space.default_params())
-    recipes = []
-    for number in range(min(count, known, config.budget.trials)):
+    recipes: list[dict[str, Any]] = []
+    finite = config.space.untried(config.budget.trials, ()) is not None
+    for number in range(min(count, config.trials_left(0, ()) if finite else known, config.budget.trials)):
+        if number and (values := next_untried(config, number, recipes)):
+            study.enqueue_trial({name: encode(value) for name, value in values.items()})
         study.sampler = make_sampler(config, number, IntersectionSearchSpace(), [])
         recipes.append(config.space.suggest(study.ask()))
     return recipes
+
+
+def next_untried(config: SweepConfig, number: int, tried: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return a recipe that trial `number` is to try, of those left of a space that the sweep's trials exhaust.
+
+    Drawn at random from config.seed and number; None if the space has more recipes than study.trials, or none is left.
+    """
+    untried = config.space.untried(config.budget.trials, tried)
+    if not untried:
+        return None
+    return untried[int(np.random.default_rng([config.seed, number]).integers(len(untried)))]
 
 
 class SobolStartupSampler(optuna.samplers.BaseSampler):

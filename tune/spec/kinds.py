@@ -2,14 +2,16 @@
 
 Each kind has the same methods, so that no caller asks which kind it has:
 `read` checks what the YAML gives, `suggest` draws a value from Optuna, `decode` turns Optuna's param back into the
-value, `contains`, `grid` (all values; both ends of a continuous range), `from_unit` (inverse CDF: maps u in [0, 1) to a
-value), `nearest` (the value itself if the range contains it, else the value of the range that stands in for it),
-`describe` (the range in words), `to_list` (as the YAML has it).
+value, `contains`, `count` (number of its values; inf of a continuous range), `grid` (all values, only both ends of a
+range with more than MAX_GRID), `from_unit` (inverse CDF: maps u in [0, 1) to a value), `nearest` (the value itself if
+the range contains it, else the value of the range that stands in for it), `describe` (the range in words), `to_list`
+(as the YAML has it). None but `grid` takes longer for a range of more values.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -17,6 +19,9 @@ from typing import Any, ClassVar, Self
 
 from optuna.trial import BaseTrial
 
+MAX_GRID = 1000
+MAX_WHOLE_NUMBER = 2**53  # up to it each whole number is a float too, as which samplers draw it
+MAX_STEPS = 10**9
 Check = Callable[[Any], Any]  # returns a value as TrainConfig reads it, or raises ValueError in TrainConfig's words
 
 
@@ -57,6 +62,10 @@ class Choice:
 
     def contains(self, value: Any) -> bool:
         return value in self.values
+
+    @property
+    def count(self) -> int:
+        return len(self.values)
 
     def grid(self) -> list[Any]:
         return list(self.values)
@@ -100,6 +109,10 @@ class Uniform:
     def contains(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    @property
+    def count(self) -> float:
+        return math.inf
+
     def grid(self) -> list[float]:
         return [self.low, self.high]
 
@@ -128,6 +141,8 @@ class LogUniform(Uniform):
         low, high = _low_high(cls, name, given, check)
         if low <= 0:
             raise ValueError(f"{name}.{cls.key} is {given!r}; expected low > 0, because the range is logarithmic")
+        if math.isinf(high / low):
+            raise ValueError(f"{name}.{cls.key} is {given!r}; expected ends whose ratio is a number, not infinite")
         return cls(low, high)
 
     def suggest(self, name: str, trial: BaseTrial) -> float:
@@ -151,7 +166,10 @@ class RandInt:
     @classmethod
     def read(cls, name: str, given: Any, check: Check) -> Self:
         """Return the range that the YAML gives, or raise ValueError."""
-        return cls(*_low_high(cls, name, given, check))
+        low, high = _low_high(cls, name, given, check)
+        if max(-low, high) > MAX_WHOLE_NUMBER:
+            raise ValueError(f"{name}.{cls.key} is {given!r}; expected numbers of at most {MAX_WHOLE_NUMBER} (2^53)")
+        return cls(low, high)
 
     def suggest(self, name: str, trial: BaseTrial) -> int:
         return trial.suggest_int(name, self.low, self.high)
@@ -160,14 +178,17 @@ class RandInt:
         return param
 
     def contains(self, value: int) -> bool:
-        return value in self.grid()
+        return self.low <= value <= self.high and value == int(value)
+
+    @property
+    def count(self) -> int:
+        return self.high - self.low + 1
 
     def grid(self) -> list[int]:
-        return list(range(self.low, self.high + 1))
+        return list(range(self.low, self.high + 1)) if self.count <= MAX_GRID else [self.low, self.high]
 
     def from_unit(self, u: float) -> int:
-        grid = self.grid()
-        return grid[int(u * len(grid))]
+        return self.low + int(u * self.count)
 
     def nearest(self, value: int) -> int:
         return min(max(value, self.low), self.high)
@@ -196,7 +217,10 @@ class QUniform:
         """Return the range that the YAML gives, or raise ValueError."""
         low, high = _low_high(cls, name, given, check, count=3)
         step = given[2]
-        if not 0 < step <= high - low or (Decimal(str(high)) - Decimal(str(low))) % Decimal(str(step)):
+        if step > 0 and (high - low) / step > MAX_STEPS:
+            raise ValueError(f"{name}.{cls.key} is {given!r}; expected at most {MAX_STEPS} steps; uniform has no steps")
+        span = Decimal(str(high)) - Decimal(str(low))  # 0.9 - 0.8 as floats is less than 0.1
+        if not 0 < step < math.inf or Decimal(str(step)) > span or span % Decimal(str(step)):
             raise ValueError(f"{name}.{cls.key} is {given!r}; expected a step > 0 that divides high - low")
         return cls(low, high, float(step))
 
@@ -207,19 +231,27 @@ class QUniform:
         return round(param, 12)  # 0.1 * 3 is 0.30000000000000004
 
     def contains(self, value: float) -> bool:
-        return value in self.grid()
+        return self.nearest(value) == value
+
+    @property
+    def count(self) -> int:
+        return round((self.high - self.low) / self.step) + 1
+
+    def at(self, index: int) -> float:
+        """Return the value after `index` steps."""
+        return round(self.low + index * self.step, 12)
 
     def grid(self) -> list[float]:
-        steps = round((self.high - self.low) / self.step)
-        return [round(self.low + index * self.step, 12) for index in range(steps + 1)]
+        return [self.at(index) for index in range(self.count)] if self.count <= MAX_GRID else [self.low, self.high]
 
     def from_unit(self, u: float) -> float:
-        grid = self.grid()
-        return grid[int(u * len(grid))]
+        return self.at(int(u * self.count))
 
     def nearest(self, value: float) -> float:
-        """Return the closest value of the grid; of two that are as close, the lower one."""
-        return min(self.grid(), key=lambda other: abs(other - value))
+        """Return the closest value of the range; of two that are as close, the lower one."""
+        below = math.floor((min(max(value, self.low), self.high) - self.low) / self.step)
+        around = range(max(0, below - 1), min(self.count, below + 3))
+        return min(map(self.at, around), key=lambda other: abs(other - value))
 
     def describe(self) -> str:
         return f"{self.low:g} to {self.high:g}, step {self.step:g}"
@@ -235,6 +267,19 @@ KINDS_OF_TYPE: dict[Any, tuple[type[Kind], ...]] = {
     int: (RandInt, Choice),
     float: (Uniform, LogUniform, QUniform, Choice),
 }
+
+
+def all_values(kind: Kind) -> list[Any]:
+    """Return all values of a range that is not continuous, however many."""
+    match kind:
+        case Choice():
+            return list(kind.values)
+        case RandInt():
+            return list(range(kind.low, kind.high + 1))
+        case QUniform():
+            return [kind.at(index) for index in range(kind.count)]
+        case _:
+            raise ValueError(f"{kind} is continuous")
 
 
 def encode(value: Any) -> Any:

@@ -117,7 +117,7 @@ class Resources(Section):
     max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")
     fail_fast: bool = Field(False, description="End the sweep at the first trial that has failed after its restarts.")
     report_timeout: Duration | None = Field(
-        3600.0, description="A trial without a report for this long has hung: it is ended as failed."
+        3600.0, description="A trial that finishes no epoch for this long has hung: it is ended as failed."
     )
     keep_top: int = Field(5, ge=0, description="Early-stopped trials among the best keep_top keep their checkpoint.")
     reuse_processes: bool = Field(True, description="One process runs trial after trial.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -12,8 +15,9 @@ from optuna.trial import BaseTrial, FixedTrial
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
-from tune.spec.kinds import Kind, encode
+from tune.spec.kinds import Kind, all_values, encode
 
+MAX_RECIPES = 10_000  # of a space that is counted; with more it is treated as one that trials do not exhaust
 KeyPath = tuple[str | int, ...]
 Problem = tuple[KeyPath, str]  # the path of a key in the YAML, and a sentence about it
 
@@ -141,6 +145,31 @@ class Space:
             if value != DEFAULTS[name]
         ]
         return "the defaults" + (f", except {', '.join(moved)}" if moved else "")
+
+    @cached_property
+    def recipes(self) -> list[dict[str, Any]] | None:
+        """Every recipe of the space, as the values of its active parameters; None if there are over MAX_RECIPES."""
+        if any(parameter.kind.count == math.inf for parameter in self.parameters):
+            return None
+        found = [dict[str, Any]()]
+        for parameter in self.parameters:
+            if parameter.kind.count > MAX_RECIPES:
+                return None
+            values = [{parameter.name: value} for value in all_values(parameter.kind)]
+            found = [old | new for old in found for new in (values if parameter.active(self.constants | old) else [{}])]
+            if len(found) > MAX_RECIPES:
+                return None
+        return found
+
+    def untried(self, trials: int, tried: Iterable[dict[str, Any]]) -> list[dict[str, Any]] | None:
+        """Return the recipes that are left of a space that `trials` trials exhaust; None if it has more recipes.
+
+        tried: the values of the trials so far.
+        """
+        if self.recipes is None or len(self.recipes) > trials:
+            return None
+        known = {json.dumps(values, sort_keys=True) for values in tried}
+        return [values for values in self.recipes if json.dumps(values, sort_keys=True) not in known]
 
     def combinations(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Return every combination of the values of these parameters, and of the parameters that their conditions name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -51,6 +51,17 @@ class SweepConfig(Section):
     def cost_of(self, seconds: float) -> float:
         """Return what a trial that ran this long has cost: seconds if that is the cost metric, else GPU seconds."""
         return seconds if self.objective.cost == "seconds" else seconds * self.resources.gpu_share
+
+    def trials_left(self, own: int, tried: Iterable[dict[str, Any]]) -> int:
+        """Return how many trials are still to be started: of study.trials, and of the recipes of a finite space.
+
+        Args:
+            own: number of trials that were not imported.
+            tried: the searched options of each trial, imported ones in this space included.
+        """
+        left = max(0, self.budget.trials - own)
+        untried = self.space.untried(self.budget.trials, tried)
+        return left if untried is None else min(left, len(untried))
 
     def fixed(self, name: str) -> Any:
         """Return the value of a training option that all trials share.

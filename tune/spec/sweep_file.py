@@ -16,6 +16,8 @@ from trainable.core.option_files import NumberLoader
 from tune.spec.space import ConfigErrors, KeyPath
 from tune.spec.sweep_config import SECTIONS, SweepConfig, make_sweep_config, to_sections
 
+RUN_CONFIG = "study.yaml"  # name of the file in a run's folder, which has a record
+
 
 @dataclass(frozen=True)
 class Source:
@@ -45,6 +47,8 @@ class Source:
             raise InputError(f"--set {text}: expected section.key=value, such as train.epochs=3")
         if section not in SECTIONS:
             raise InputError(f"--set {text}: unknown section {section!r}{did_you_mean(section, list(SECTIONS))}")
+        if section == "record":
+            raise InputError(f"--set {text}: launch and resume write the section record; it cannot be given")
         keys = self.values.get(section) or {}
         if not isinstance(keys, dict):
             return self  # make_sweep_config refuses the section
@@ -70,6 +74,9 @@ def load_sweep_config(path: Path | str, overrides: Sequence[str] = ()) -> SweepC
             config, each problem with its line.
     """
     source = _read(*_find(Path(path)))
+    if source.values.get("record") and Path(path).name != RUN_CONFIG:
+        _, location = source.location(("record",))
+        raise InputError(f"{location}: launch and resume write the section record into {RUN_CONFIG}; remove it here")
     for text in overrides:
         source = source.override(text)
     try:

@@ -11,7 +11,7 @@ class TrialSpec(TypedDict):
     number: of the trial. recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI
     of the folder to resume from; None to start at epoch 1. threads: CPU threads that torch may use. gpu_share: share of
     one GPU, or number of GPUs. lock_file: the process holds a shared lock on this file until the process ends.
-    stdout_log: path of the trial's stdout.log in the run's folder. report_timeout: seconds without a report after which
+    stdout_log: path of the trial's stdout.log in the run's folder. report_timeout: seconds without an epoch after which
     the trial counts as hung; None for no limit.
     """
 
@@ -31,9 +31,10 @@ class Report(TypedDict):
     epoch: the epoch that was trained; 0 for a report without one. end_reason: a value of EndReason; "" while the trial
     goes on. log: what the trial has printed since its last report. device: name of the GPU or CPU. fresh_process: the
     trial asks to be restarted in another process. ends_sweep: why no trial can train on its machine now, such as a full
-    disk, and which machine it is; the sweep ends, and can be resumed.
-    time_this_iter_s: seconds since the last report, added by Ray. The scores and statistics of the epoch have the names
-    of metrics.csv, also those that are not listed here.
+    disk, and which machine it is; the sweep ends, and can be resumed. sign_of_life: the trial is between two
+    validations; of this report nothing but the log is recorded. time_this_iter_s: seconds since the last report that is
+    no sign of life, by a clock that nobody sets. The scores and statistics of the epoch have the names of metrics.csv,
+    also those that are not listed here.
     """
 
     epoch: int
@@ -48,4 +49,5 @@ class Report(TypedDict):
     device: NotRequired[str]
     fresh_process: NotRequired[bool]
     ends_sweep: NotRequired[str]
+    sign_of_life: NotRequired[bool]
     time_this_iter_s: NotRequired[float]

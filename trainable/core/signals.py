@@ -1,0 +1,31 @@
+"""The signals that ask a process to end: Ctrl-C, a batch system's warning, a closed terminal."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+# Slurm's --signal sends the user-defined two, often SIGUSR1, before a job's time is over.
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+Handler = Callable[[int, FrameType | None], Any] | int | None
+
+
+def handle_end_signals(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Handler]:
+    """Have `handler` called at each of END_SIGNALS; return the handlers until now, for restore_handlers.
+
+    A signal that is ignored stays ignored: nohup ignores SIGHUP, and a shell SIGINT for a script's background job.
+    """
+    before: dict[int, Handler] = {number: signal.getsignal(number) for number in END_SIGNALS}
+    heeded = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    for number in heeded:
+        signal.signal(number, handler)
+    return heeded
+
+
+def restore_handlers(handlers: dict[int, Handler]) -> None:
+    """Set the handlers that handle_end_signals has returned."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
