@@ -24,7 +24,7 @@ from trainable.data.cases import find_cases
 from trainable.data.patches import Batch, Key, PatchLoader, PatchReader, copy_patch
 from trainable.data.prepare import Data
 
-SMALL = {"depth": 2, "target_shape": (4, 4, 4)}
+SMALL = {"depth": 2, "target_shape": (4, 4, 4), "augment": False}  # moved patches are in test_spatial.py
 WITHOUT_ET = "Phantom_00005"
 SIZE = (22, 24, 28)
 
@@ -46,12 +46,19 @@ def dataset(prepared: Data, names: Iterable[str] | None = None, **options: Any) 
 
 
 def loader(prepared: Data, **options: Any) -> PatchLoader:
-    config = TrainConfig(**{"depth": 2, "target_shape": (16, 8, 12), "num_workers": 0, **options})
+    config = TrainConfig(**{"depth": 2, "target_shape": (16, 8, 12), "num_workers": 0, "augment": False, **options})
     return PatchLoader(prepared.folder, names_of(prepared), config, pin_memory=False)
 
 
 def same(first: Batch, second: Batch) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return all(equal(one, other) for one, other in zip(first.values(), second.values(), strict=True))
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two values of a batch are equal, as are the items of lists."""
+    if isinstance(one, list):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
 
 
 def names_drawn(prepared: Data, patches: Patches, epoch: int, count: int) -> list[str]:
@@ -174,7 +181,7 @@ def test_same_seed_gives_the_same_patches_and_another_other_ones(prepared: Data)
 
 
 def test_seed_draws_the_place_of_a_patch_and_the_order_of_the_cases(rulers: Path, prepared: Data) -> None:
-    config = TrainConfig(depth=2, target_shape=(4, 4, 4), tumour_share=0)
+    config = TrainConfig(depth=2, target_shape=(4, 4, 4), tumour_share=0, augment=False)
     datasets = [Patches(rulers, ["Middle"], config.model_copy(update={"seed": seed})) for seed in (3, 3, 4)]
     starts = [[start_of(patches[1, index]) for index in range(8)] for patches in datasets]
     assert starts[0] == starts[1]
@@ -268,13 +275,15 @@ def test_case_without_the_region_is_centred_on_any_of_its_tumour(prepared: Data)
 
 
 def test_patch_by_the_border_is_moved_inside_and_keeps_its_tumour_voxel(rulers: Path) -> None:
-    patches = Patches(rulers, ["Corner"], TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=1))
+    patches = Patches(
+        rulers, ["Corner"], TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=1, augment=False)
+    )
     for epoch in range(3):
         for index in range(12):
             patch = patches[epoch, index]
             assert start_of(patch) == (0, 0, 0)  # all of this tumour is nearer to the corner than half a patch
             assert labels_to_regions(patch["label"].numpy())[(epoch + index) % 3].any()
-    far = Patches(rulers, ["Middle"], TrainConfig(depth=2, target_shape=(18, 18, 26), tumour_share=1))
+    far = Patches(rulers, ["Middle"], TrainConfig(depth=2, target_shape=(18, 18, 26), tumour_share=1, augment=False))
     starts = np.array([start_of(far[0, index]) for index in range(40)])
     assert (starts <= np.array(SIZE) - (18, 18, 26)).all()
     assert (starts.max(0) == np.array(SIZE) - (18, 18, 26)).any()
@@ -298,7 +307,7 @@ def test_tumour_share_0_draws_from_all_of_the_case(prepared: Data) -> None:
 
 
 def test_every_place_of_a_case_is_drawn_alike(rulers: Path) -> None:
-    config = TrainConfig(depth=2, target_shape=(20, 22, 28), tumour_share=0)
+    config = TrainConfig(depth=2, target_shape=(20, 22, 28), tumour_share=0, augment=False)
     patches = Patches(rulers, ["Middle"], config)
     counts = Counter(start_of(patches[1, index]) for index in range(900))
     assert set(counts) == set(product(range(3), range(3), range(1)))
