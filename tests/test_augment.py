@@ -18,7 +18,7 @@ from trainable.data.augment import augment, blur, gamma_correct
 from trainable.data.normalise import normalise
 from trainable.data.spatial import crop_transformed, transform_matrix
 
-KINDS = ("flip", "rotate", "zoom", "scale", "shift", "gamma", "noise", "blur")
+KINDS = ("flip", "rotate", "zoom", "scale", "shift", "gamma", "noise", "blur", "lowres", "contrast", "brightness")
 SHAPE = (14, 20, 26)
 
 

@@ -349,3 +349,48 @@ def test_cut_takes_what_there_is_and_zeros_elsewhere() -> None:
     padded = np.pad(array, [(0, 0), (2, 2), (2, 2), (2, 2)])
     assert np.array_equal(piece(array, (-2, 1, -1), 2, 5, 5, 8), padded[:, 0:5, 3:8, 1:9])
     assert np.array_equal(piece(array[0], (0, 0, 0), 3, 4, 5), array[0])
+
+
+def test_patch_overhang_lets_patches_reach_beyond_the_box_by_that_share(rulers: Path) -> None:
+    """Without it the voxels at the ends of the box are in few random patches, and never in the middle of one."""
+    shape, overhang = (8, 8, 16), (2, 2, 4)
+    options: dict[str, Any] = {"depth": 2, "target_shape": shape, "tumour_share": 0, "augment": False}
+    patches = Patches(rulers, ["Middle"], TrainConfig(**options, patch_overhang=0.25))
+    starts = np.array([place(patches, index) for index in range(400)])
+    assert (starts.min(0) == -np.array(overhang)).all()
+    assert (starts.max(0) == np.array(SIZE) - shape + overhang).all()
+
+
+def place(patches: Patches, index: int) -> list[int]:
+    """First voxel of a patch of a ruler, which may lie before the case: from any of its voxels inside."""
+    image = patches[1, index]["image"].numpy()
+    inside = np.argwhere(image[3] > 0)[0]
+    return [int(image[axis][tuple(inside)]) - 1 - int(inside[axis]) for axis in range(3)]
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_what_hangs_over_is_0(rulers: Path, share: float) -> None:
+    config = TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=share, augment=False, patch_overhang=0.25)
+    patches = Patches(rulers, ["Corner"], config)
+    for index in range(12):
+        start = place(patches, index)
+        image, label = (patches[1, index][name].numpy() for name in ("image", "label"))  # type: ignore[literal-required]
+        grid = np.stack(np.meshgrid(*[np.arange(16) + at for at in start], indexing="ij"))
+        inside = ((grid >= 0) & (grid < np.array(SIZE)[:, None, None, None])).all(0)
+        assert (image[3] == inside).all()
+        assert not label[~inside].any()
+        if share:  # the tumour's voxels are at 0 to 7 along each axis, half a patch before them is -8 to -1
+            assert -4 <= min(start) <= max(start) <= 0
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_patch_overhang_of_a_case_smaller_than_the_patch(prepared: Data, share: float) -> None:
+    """It is centred as long as the overhang does not make it fit."""
+    name = names_of(prepared)[0]
+    case = open_case(prepared.folder, name)
+    options: dict[str, Any] = {"target_shape": (64, 64, 64), "depth": 3, "tumour_share": share}
+    same_place = dataset(prepared, [name], **options, patch_overhang=0.02)[1, 0]
+    assert torch.equal(same_place["label"], dataset(prepared, [name], **options)[1, 0]["label"])
+    hanging = [dataset(prepared, [name], **options, patch_overhang=0.4)[1, index]["label"] for index in range(8)]
+    assert len({each.numpy().tobytes() for each in hanging}) > 1
+    assert max(int((each > 0).sum()) for each in hanging) <= (np.asarray(case.label) > 0).sum()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainable.core.config import Shape3, TrainConfig
@@ -17,6 +18,10 @@ from trainable.data.spatial import augmentation_generator, crop_transformed, dra
 SCALE = SHIFT = NOISE = 0.1
 GAMMA = 0.3
 BLUR = 1.0  # voxels
+BRIGHTNESS = CONTRAST = 0.25
+LOWRES = 0.5  # of the resolution that is lost
+LOWRES_CHANNEL_PROB = 0.5
+MIN_RESOLUTION = 0.125  # at any strength
 
 
 def augment(
@@ -61,7 +66,29 @@ def augment(
         x *= per_channel(1 + rng.uniform(-SCALE, SCALE, 4) * strength, x)
     if rng.random() < config.shift_prob:
         x += per_channel(rng.uniform(-SHIFT, SHIFT, 4) * strength, x)
+    x = change_quality(x, brain, config, np.random.default_rng([config.seed, epoch, index, 4]))
     return x.mul_(brain), y
+
+
+def change_quality(x: Tensor, brain: Tensor, config: TrainConfig, rng: np.random.Generator) -> Tensor:
+    """Return a patch (4, D, H, W) with nnU-Net's brightness, contrast and low resolution, each with its probability.
+
+    Args:
+        brain: where the patch is not background, bool (4, D, H, W); elsewhere the result is undefined.
+        rng: of these transforms alone.
+    """
+    strength = config.augment_strength
+    if rng.random() < config.brightness_prob:
+        x = x * per_channel(1 + rng.uniform(-BRIGHTNESS, BRIGHTNESS, 4) * strength, x)
+    if rng.random() < config.contrast_prob:
+        x = change_contrast(x, brain, per_channel(1 + rng.uniform(-CONTRAST, CONTRAST, 4) * strength, x))
+    if rng.random() < config.lowres_prob:
+        zooms = np.maximum(MIN_RESOLUTION, 1 - rng.uniform(0, LOWRES, 4) * strength)
+        x = torch.stack([
+            lower_resolution(channel, float(zoom)) if lowered else channel
+            for channel, zoom, lowered in zip(x, zooms, rng.random(4) < LOWRES_CHANNEL_PROB, strict=True)
+        ])  # fmt: skip
+    return x
 
 
 def per_channel(values: np.ndarray, like: Tensor) -> Tensor:
@@ -87,3 +114,24 @@ def gamma_correct(x: Tensor, gamma: float) -> Tensor:
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     span = (high - low).clamp(min=1e-6)
     return (x - low).div_(span).pow_(gamma).mul_(span).add_(low)
+
+
+def change_contrast(x: Tensor, brain: Tensor, factors: Tensor) -> Tensor:
+    """Return (C, D, H, W) with differences from each channel's mean scaled and cut to its range; background is 0.
+
+    Args:
+        brain: the voxels that mean and range are of, bool (C, D, H, W).
+        factors: (C, 1, 1, 1).
+    """
+    axes = (1, 2, 3)
+    mean = (x * brain).sum(axes, keepdim=True) / brain.sum(axes, keepdim=True).clamp(min=1)
+    low = x.masked_fill(~brain, torch.inf).amin(axes, keepdim=True)
+    high = x.masked_fill(~brain, -torch.inf).amax(axes, keepdim=True)
+    return ((x - mean) * factors + mean).clamp(low, high).where(brain, 0)  # without a voxel the range is infinite
+
+
+def lower_resolution(volume: Tensor, zoom: float) -> Tensor:
+    """Return (D, H, W) sampled at `zoom` times its resolution, by nearest neighbour, and back, linearly."""
+    size = [max(1, round(length * zoom)) for length in volume.shape]
+    small = F.interpolate(volume[None, None], size, mode="nearest-exact")
+    return F.interpolate(small, volume.shape, mode="trilinear", align_corners=False)[0, 0]

@@ -111,16 +111,22 @@ class PatchReader:
         return start, config.target_shape
 
     def _start(self, case: CachedCase, rng: np.random.Generator, region: int | None) -> Shape3:
-        """Return the first voxel of a patch; below 0 along axes on which the case is smaller than the patch."""
-        room = np.array(case.image.shape[1:]) - self.config.target_shape
+        """Return the first voxel of a patch.
+
+        It is below 0 along axes on which the case is smaller than the patch, and by up to `patch_overhang`.
+        """
+        shape = np.array(self.config.target_shape)
+        room = np.array(case.image.shape[1:]) - shape
+        overhang = (shape * self.config.patch_overhang).astype(int)
+        low, high = -overhang, room + overhang
         voxels = () if region is None else case.foreground[region]
         if not len(voxels) and region is not None:
             voxels = case.foreground[0]  # no such region in this case: any of its tumour
         if len(voxels):
-            start = voxels[rng.integers(len(voxels))] - np.array(self.config.target_shape) // 2
+            start = voxels[rng.integers(len(voxels))] - shape // 2
         else:
-            start = rng.integers(np.maximum(room, 0) + 1)
-        start = np.where(room < 0, room // 2, np.clip(start, 0, np.maximum(room, 0)))
+            start = low + rng.integers(np.maximum(high - low, 0) + 1)
+        start = np.where(high < low, room // 2, np.clip(start, low, np.maximum(low, high)))
         return (int(start[0]), int(start[1]), int(start[2]))
 
 
