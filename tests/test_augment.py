@@ -14,10 +14,11 @@ from torch import Tensor
 
 from trainable.core.brats import labels_to_regions, labels_to_regions_torch
 from trainable.core.config import TrainConfig
-from trainable.data.augment import augment, blur, gamma_correct, rotate_and_zoom
+from trainable.data.augment import augment, blur, gamma_correct
 from trainable.data.normalise import normalise
+from trainable.data.spatial import crop_transformed, transform_matrix
 
-KINDS = ("flip", "rotate", "zoom", "scale", "shift", "gamma", "noise", "blur")
+KINDS = ("flip", "rotate", "zoom", "scale", "shift", "gamma", "noise", "blur", "lowres", "contrast", "brightness")
 SHAPE = (14, 20, 26)
 
 
@@ -115,7 +116,7 @@ def test_rotation_equals_scipy_s_on_a_volume_that_is_no_cube(axis: int, degrees:
     x, y = sample()
     angles = np.zeros(3)
     angles[axis] = math.radians(degrees)
-    image, target = rotate_and_zoom(x[0], y[0], angles, 1.0)
+    image, target = crop_transformed(x[0], y[0], transform_matrix(angles, 1.0), (0, 0, 0), SHAPE)
     plane = [other for other in range(3) if other != axis]
     turn = np.eye(3)
     turn[np.ix_(plane, plane)] = ndimage_turn(degrees)
@@ -176,7 +177,7 @@ def test_zoom_magnifies_every_axis_by_up_to_a_fifth() -> None:
 
 def test_zoom_of_one_and_a_half_stretches_distances_from_the_centre() -> None:
     x, y, before = balls()
-    image, _ = rotate_and_zoom(x[0], y[0], np.zeros(3), 1.5)
+    image, _ = crop_transformed(x[0], y[0], transform_matrix(np.zeros(3), 1.5), (0, 0, 0), (30, 40, 52))
     np.testing.assert_allclose(offsets_of(image[:3]), 1.5 * before, atol=0.02)
 
 

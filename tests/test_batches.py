@@ -12,7 +12,7 @@ from trainable.core.brats import labels_to_regions_torch
 from trainable.core.config import TrainConfig
 from trainable.data.batches import TimedIterator, prefetch_to_device, prepare_batch
 from trainable.data.normalise import normalise
-from trainable.data.patches import Batch, PatchLoader
+from trainable.data.patches import Batch, PatchLoader, PatchReader
 from trainable.data.prepare import Data
 
 CPU = torch.device("cpu")
@@ -33,21 +33,26 @@ def read(prepared: Data, config: TrainConfig) -> list[Batch]:
     return list(PatchLoader(prepared.folder, prepared.split.train, config, pin_memory=False).epoch(0))
 
 
+def normalised(batch: Batch) -> Tensor:
+    """The images of a batch without moved patches, (N, 4, D, H, W)."""
+    return normalise(torch.stack(batch["image"]), batch["mean"], batch["std"])
+
+
 def test_a_batch_is_normalised_and_its_targets_are_the_regions_of_its_labels(prepared: Data) -> None:
     config = config_of(augment=False, batch_size=2)
     for batch in read(prepared, config):
         x, y = prepare_batch(batch, config, CPU, 0, 0)
         assert (x.dtype, y.dtype) == (torch.float32, torch.bool)
-        assert torch.equal(x, normalise(batch["image"], batch["mean"], batch["std"]))
-        assert torch.equal(y, labels_to_regions_torch(batch["label"]))
+        assert torch.equal(x, normalised(batch))
+        assert torch.equal(y, labels_to_regions_torch(torch.stack(batch["label"])))
 
 
 def test_augmentation_can_be_switched_off(prepared: Data) -> None:
     for on in (True, False):
-        config = config_of(augment=on, flip_prob=1.0)
+        config = config_of(augment=on, flip_prob=1.0, rotate_prob=0, zoom_prob=0)
         batch = read(prepared, config)[0]
         x, _ = prepare_batch(batch, config, CPU, 0, 0)
-        assert torch.equal(x, normalise(batch["image"], batch["mean"], batch["std"])) != on
+        assert torch.equal(x, normalised(batch)) != on
 
 
 def test_a_patch_is_augmented_by_its_position_in_the_epoch_in_every_batch(prepared: Data) -> None:
@@ -62,8 +67,9 @@ def test_a_patch_is_augmented_by_its_position_in_the_epoch_in_every_batch(prepar
 
 
 def test_two_equal_patches_of_a_batch_are_augmented_differently(prepared: Data) -> None:
-    config = config_of(shift_prob=1.0)
-    batch = {name: torch.cat([tensor, tensor]) for name, tensor in read(prepared, config)[0].items()}
+    config = config_of(shift_prob=1.0, rotate_prob=0, zoom_prob=0, flip_prob=0)
+    reader = PatchReader(prepared.folder, prepared.split.train[:1], config)
+    batch = reader.read([(0, 0), (0, 0)])
     x, _ = prepare_batch(batch, config, CPU, 0, 0)
     assert not torch.equal(x[0], x[1])
 

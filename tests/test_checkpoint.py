@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from trainable import cli
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.options import to_dict
+from trainable.core.options import make_config, to_dict
+from trainable.data.prepare import Data
 from trainable.model.unet3d import UNet3D, build_network
 from trainable.training.checkpoint import (
     find_checkpoint,
@@ -24,6 +27,7 @@ from trainable.training.checkpoint import (
     load_pretrained,
     save_checkpoint,
 )
+from trainable.training.loop import fit
 
 STATE = {"epoch": 3, "network": {"weight": torch.arange(1000.0)}, "best": 0.5, "history": [1, None, "x"]}
 
@@ -257,3 +261,20 @@ def test_first_convolution_for_other_modalities_is_adapted_and_keeps_its_scale(t
     image = torch.randn(1, 1, 8, 8, 8)  # the same in every modality: the answer is the same
     expected = given.eval()(image.expand(-1, channels, -1, -1, -1))[0]
     torch.testing.assert_close(own.eval()(image.expand(-1, 4, -1, -1, -1))[0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_checkpoint_of_a_network_that_is_refused_now_is_said(
+    prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Older code took networks with two voxels at the lowest resolution."""
+    options = {"depth": 3, "base_channels": 4, "target_shape": (4, 8, 8), "device": "cpu", "num_workers": 0}
+    fit(make_config({**options, "epochs": 1, "patches_per_epoch": 1, "output_dir": tmp_path}), prepared)
+    file = tmp_path / "checkpoints" / "latest.pth"
+    state = load_checkpoint(file)
+    state["config"]["target_shape"] = [4, 4, 8]
+    save_checkpoint(state, file)
+    message = "target_shape [4, 4, 8] and depth 3 leave two voxels at the lowest resolution"
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_network(file, torch.device("cpu"))
+    assert cli.main(["--resume", str(file)]) == 2
+    assert message in capsys.readouterr().err

@@ -91,10 +91,12 @@ def test_patch_of_no_or_negative_size_is_refused() -> None:
             make_config({"target_shape": [size, 64, 64]})
 
 
-def test_one_voxel_at_the_bottom_of_the_network_is_refused() -> None:
-    with pytest.raises(InputError, match="leave one voxel at the lowest resolution"):
-        make_config({"target_shape": [32, 32, 32], "depth": 6})
-    assert make_config({"target_shape": [32, 32, 64], "depth": 6}).depth == 6  # two voxels
+def test_one_or_two_voxels_at_the_bottom_of_the_network_are_refused() -> None:
+    """Instance norm makes -1 and 1 of any two: the lowest resolution would tell nothing of the patch."""
+    for shape, voxels in [([32, 32, 32], "one voxel"), ([32, 64, 32], "two voxels")]:
+        with pytest.raises(InputError, match=f"leave {voxels} at the lowest resolution"):
+            make_config({"target_shape": shape, "depth": 6})
+    assert make_config({"target_shape": [32, 64, 64], "depth": 6}).depth == 6  # four
     assert make_config({"target_shape": [32, 32, 32], "depth": 5}).depth == 5  # eight
 
 

@@ -24,7 +24,7 @@ from trainable.data.cases import find_cases
 from trainable.data.patches import Batch, Key, PatchLoader, PatchReader, copy_patch
 from trainable.data.prepare import Data
 
-SMALL = {"depth": 2, "target_shape": (4, 4, 4)}
+SMALL = {"depth": 2, "target_shape": (4, 4, 4), "augment": False}  # moved patches are in test_spatial.py
 WITHOUT_ET = "Phantom_00005"
 SIZE = (22, 24, 28)
 
@@ -46,12 +46,19 @@ def dataset(prepared: Data, names: Iterable[str] | None = None, **options: Any) 
 
 
 def loader(prepared: Data, **options: Any) -> PatchLoader:
-    config = TrainConfig(**{"depth": 2, "target_shape": (16, 8, 12), "num_workers": 0, **options})
+    config = TrainConfig(**{"depth": 2, "target_shape": (16, 8, 12), "num_workers": 0, "augment": False, **options})
     return PatchLoader(prepared.folder, names_of(prepared), config, pin_memory=False)
 
 
 def same(first: Batch, second: Batch) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return all(equal(one, other) for one, other in zip(first.values(), second.values(), strict=True))
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two values of a batch are equal, as are the items of lists."""
+    if isinstance(one, list):
+        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
 
 
 def names_drawn(prepared: Data, patches: Patches, epoch: int, count: int) -> list[str]:
@@ -174,7 +181,7 @@ def test_same_seed_gives_the_same_patches_and_another_other_ones(prepared: Data)
 
 
 def test_seed_draws_the_place_of_a_patch_and_the_order_of_the_cases(rulers: Path, prepared: Data) -> None:
-    config = TrainConfig(depth=2, target_shape=(4, 4, 4), tumour_share=0)
+    config = TrainConfig(depth=2, target_shape=(4, 4, 4), tumour_share=0, augment=False)
     datasets = [Patches(rulers, ["Middle"], config.model_copy(update={"seed": seed})) for seed in (3, 3, 4)]
     starts = [[start_of(patches[1, index]) for index in range(8)] for patches in datasets]
     assert starts[0] == starts[1]
@@ -268,13 +275,15 @@ def test_case_without_the_region_is_centred_on_any_of_its_tumour(prepared: Data)
 
 
 def test_patch_by_the_border_is_moved_inside_and_keeps_its_tumour_voxel(rulers: Path) -> None:
-    patches = Patches(rulers, ["Corner"], TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=1))
+    patches = Patches(
+        rulers, ["Corner"], TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=1, augment=False)
+    )
     for epoch in range(3):
         for index in range(12):
             patch = patches[epoch, index]
             assert start_of(patch) == (0, 0, 0)  # all of this tumour is nearer to the corner than half a patch
             assert labels_to_regions(patch["label"].numpy())[(epoch + index) % 3].any()
-    far = Patches(rulers, ["Middle"], TrainConfig(depth=2, target_shape=(18, 18, 26), tumour_share=1))
+    far = Patches(rulers, ["Middle"], TrainConfig(depth=2, target_shape=(18, 18, 26), tumour_share=1, augment=False))
     starts = np.array([start_of(far[0, index]) for index in range(40)])
     assert (starts <= np.array(SIZE) - (18, 18, 26)).all()
     assert (starts.max(0) == np.array(SIZE) - (18, 18, 26)).any()
@@ -298,7 +307,7 @@ def test_tumour_share_0_draws_from_all_of_the_case(prepared: Data) -> None:
 
 
 def test_every_place_of_a_case_is_drawn_alike(rulers: Path) -> None:
-    config = TrainConfig(depth=2, target_shape=(20, 22, 28), tumour_share=0)
+    config = TrainConfig(depth=2, target_shape=(20, 22, 28), tumour_share=0, augment=False)
     patches = Patches(rulers, ["Middle"], config)
     counts = Counter(start_of(patches[1, index]) for index in range(900))
     assert set(counts) == set(product(range(3), range(3), range(1)))
@@ -340,3 +349,48 @@ def test_cut_takes_what_there_is_and_zeros_elsewhere() -> None:
     padded = np.pad(array, [(0, 0), (2, 2), (2, 2), (2, 2)])
     assert np.array_equal(piece(array, (-2, 1, -1), 2, 5, 5, 8), padded[:, 0:5, 3:8, 1:9])
     assert np.array_equal(piece(array[0], (0, 0, 0), 3, 4, 5), array[0])
+
+
+def test_patch_overhang_lets_patches_reach_beyond_the_box_by_that_share(rulers: Path) -> None:
+    """Without it the voxels at the ends of the box are in few random patches, and never in the middle of one."""
+    shape, overhang = (8, 8, 16), (2, 2, 4)
+    options: dict[str, Any] = {"depth": 2, "target_shape": shape, "tumour_share": 0, "augment": False}
+    patches = Patches(rulers, ["Middle"], TrainConfig(**options, patch_overhang=0.25))
+    starts = np.array([place(patches, index) for index in range(400)])
+    assert (starts.min(0) == -np.array(overhang)).all()
+    assert (starts.max(0) == np.array(SIZE) - shape + overhang).all()
+
+
+def place(patches: Patches, index: int) -> list[int]:
+    """First voxel of a patch of a ruler, which may lie before the case: from any of its voxels inside."""
+    image = patches[1, index]["image"].numpy()
+    inside = np.argwhere(image[3] > 0)[0]
+    return [int(image[axis][tuple(inside)]) - 1 - int(inside[axis]) for axis in range(3)]
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_what_hangs_over_is_0(rulers: Path, share: float) -> None:
+    config = TrainConfig(depth=2, target_shape=(16, 16, 16), tumour_share=share, augment=False, patch_overhang=0.25)
+    patches = Patches(rulers, ["Corner"], config)
+    for index in range(12):
+        start = place(patches, index)
+        image, label = (patches[1, index][name].numpy() for name in ("image", "label"))  # type: ignore[literal-required]
+        grid = np.stack(np.meshgrid(*[np.arange(16) + at for at in start], indexing="ij"))
+        inside = ((grid >= 0) & (grid < np.array(SIZE)[:, None, None, None])).all(0)
+        assert (image[3] == inside).all()
+        assert not label[~inside].any()
+        if share:  # the tumour's voxels are at 0 to 7 along each axis, half a patch before them is -8 to -1
+            assert -4 <= min(start) <= max(start) <= 0
+
+
+@pytest.mark.parametrize("share", [0, 1])
+def test_patch_overhang_of_a_case_smaller_than_the_patch(prepared: Data, share: float) -> None:
+    """It is centred as long as the overhang does not make it fit."""
+    name = names_of(prepared)[0]
+    case = open_case(prepared.folder, name)
+    options: dict[str, Any] = {"target_shape": (64, 64, 64), "depth": 3, "tumour_share": share}
+    same_place = dataset(prepared, [name], **options, patch_overhang=0.02)[1, 0]
+    assert torch.equal(same_place["label"], dataset(prepared, [name], **options)[1, 0]["label"])
+    hanging = [dataset(prepared, [name], **options, patch_overhang=0.4)[1, index]["label"] for index in range(8)]
+    assert len({each.numpy().tobytes() for each in hanging}) > 1
+    assert max(int((each > 0).sum()) for each in hanging) <= (np.asarray(case.label) > 0).sum()

@@ -14,6 +14,7 @@ from trainable.core.command_name import DEFAULT, set_train_command, train_comman
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.core.idle_options import idle_options, idle_text
 from trainable.core.logger import init_logger, logger
 from trainable.core.option_errors import did_you_mean
 from trainable.core.option_files import load_options
@@ -53,11 +54,15 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
     init_logger()
     set_train_command(prog)
     try:
-        config = resolve(read_flags(sys.argv[1:] if argv is None else argv))
+        options = read_flags(sys.argv[1:] if argv is None else argv)
+        config = resolve(options)
     except (InputError, OSError) as error:
         return report_error(error)
     except KeyboardInterrupt:
         return INTERRUPTED
+    given = options.keys() & TrainConfig.model_fields.keys()
+    if idle := idle_text(idle_options(config, sorted(given))):
+        logger.warning(idle)
     try:
         if config.test_only:
             evaluate(config)
@@ -163,7 +168,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
             raise InputError("--pretrained is what a new training starts from, and --resume goes on with one; drop one")
         wanted = BEST if options.get("test_only") else LATEST
         source, state = load_latest_valid(find_checkpoint(Path(options["resume"]), wanted=wanted))
-        saved = state["config"]
+        saved = {**to_dict(TrainConfig()), **state["config"]}  # older code lacked some of the options
         training_dir = TrainingDir.of_checkpoint(source)
         split = {"split_file": training_dir.split} if training_dir.split.exists() else {}
         kept_options = {**saved, **split, "output_dir": training_dir.path, "pretrained": None}

@@ -12,6 +12,7 @@ import typer
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.idle_options import idle_text
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
 from trainable.core.signals import handle_end_signals
@@ -20,6 +21,7 @@ from tune.run.results import Run, export_recipe, read_run
 from tune.run.run_dir import resume_command
 from tune.run.tables import make_console, print_best, print_outcome, print_space, print_trials, summary_line
 from tune.search.sampler import first_recipes
+from tune.spec.idle_parameters import idle_parameters
 from tune.spec.sweep_file import load_sweep_config
 
 app = typer.Typer(
@@ -113,6 +115,8 @@ def check(space: Space, set_: Set = None) -> None:
         config.train_config(values)
         logger.info(f"  {number}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
     logger.info(f"\ntrial 0: {config.space.describe_defaults()}")
+    if idle := idle_text(idle_parameters(config.space)):
+        logger.warning(f"\n{idle}")
     logger.info("\nok")
 
 

@@ -67,6 +67,7 @@ BASE_LOSS = "losses::config_chooses_the_base_loss_and_its_parameters"
 BATCH_DICE = "losses::config_chooses_dice_and_tversky_per_batch_or_per_patch"
 DECAY = "optimizers::weights_decay_and_biases_and_norms_do_not"
 MOMENTUM = "optimizers::momentum_is_nesterov_s_or_plain_as_torch_has_them"
+AVERAGE = "weight_average::the_average_is_validated_and_saved_and_predicts"
 AMP = "loop::amp_computes_in_its_precision_on_a_gpu"
 PLATEAU = "loop::plateau_and_patience_watch_the_metric_at_each_validation"
 ADDS_INPUT = "unet3d::residual_block_adds_its_input"
@@ -134,6 +135,7 @@ PROOFS = [
     pin("target_shape", "inference::windows_leave_no_trace_if_a_voxel_s_logits_depend_only_on_it"),
     pin("batch_size", "patches::epoch_has_one_patch_per_case_or_as_many_as_requested"),
     pin("tumour_share", "patches::tumour_share_is_met_at_even_intervals"),
+    pin("patch_overhang", "patches::patch_overhang_lets_patches_reach_beyond_the_box_by_that_share"),
     # loss
     pin("base_loss", BASE_LOSS),
     pin("loss_weights", "losses::loss_weights_are_base_then_dice"),
@@ -155,6 +157,9 @@ PROOFS = [
     pin("gradient_clipping", "loop::clipping_limits_the_update_and_reports_the_norm_before_it"),
     pin("accumulation_steps", "loop::accumulated_micro_batches_give_the_update_of_one_batch"),
     pin("accumulation_steps", "loop::share_of_step_sums_to_one_in_every_step"),
+    pin("ema_decay", "weight_average::average_is_the_one_computed_by_hand"),
+    cut("ema_decay", "loop", "validate(training.validated_network,", "validate(training.network,", AVERAGE),
+    cut("ema_decay", "checkpoint", 'state.get("ema") or state["network"]', 'state["network"]', AVERAGE),
     pin("amp", AMP, gpu=True),
     cut("amp", "state", "init_scale=2.0**16 if self.scaled else 1.0", "init_scale=1.0", AMP, gpu=True),
     # schedule
@@ -172,7 +177,7 @@ PROOFS = [
     pin("augment", "batches::augmentation_can_be_switched_off"),
     pin("augment_strength", "augment::strength_0_leaves_everything_but_flips"),
     pin("flip_prob", "augment::flip_turns_image_and_target_alike"),
-    cut("rotate_prob", "augment", "rng.random() < config.rotate_prob", "rng.random() < 0", ROTATION),
+    cut("rotate_prob", "spatial", "rng.random() < config.rotate_prob", "rng.random() < 0", ROTATION),
     pin("rotate_prob", "augment::each_transform_comes_as_often_as_its_probability"),  # given as 0
     pin("zoom_prob", "augment::zoom_magnifies_every_axis_by_up_to_a_fifth"),
     pin("scale_prob", "augment::scale_multiplies_each_channel_by_up_to_a_tenth"),
@@ -180,6 +185,9 @@ PROOFS = [
     pin("gamma_prob", "augment::gamma_keeps_each_channel_s_minimum_and_maximum_and_bends_between"),
     pin("noise_prob", "augment::noise_has_up_to_a_tenth_of_a_deviation"),
     pin("blur_prob", "augment::blur_of_a_patch_is_between_half_a_voxel_and_one_wide"),
+    pin("lowres_prob", "augment_quality::low_resolution_is_of_half_of_the_channels_and_0_5_to_1"),
+    pin("contrast_prob", "augment_quality::contrast_scales_about_the_mean_by_0_75_to_1_25_within_the_range"),
+    pin("brightness_prob", "augment_quality::brightness_multiplies_each_channel_by_0_75_to_1_25"),
     # inference
     pin("overlap", "inference::logits_equal_monai_s_gaussian_sliding_window_one_by_one"),
     pin("mirror", "inference::mirror_averages_the_eight_mirrored_volumes"),

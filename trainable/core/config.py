@@ -6,7 +6,6 @@ the fields below, see options.py.
 
 from __future__ import annotations
 
-import math
 import os
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, mod
 from trainable.core.errors import InputError
 from trainable.core.files import user_path
 from trainable.core.option_errors import allowed_values
-from trainable.core.option_info import option
+from trainable.core.option_info import Above, option
+from trainable.core.patch_fits import check_patch_fits
 
 Shape3 = tuple[int, int, int]
 
@@ -32,8 +32,20 @@ _loss = partial(option, group="loss", role="recipe")
 _optimizer = partial(option, group="optimizer", role="recipe")
 _scheduler = partial(option, group="scheduler", role="recipe")
 _augmentation = partial(option, group="augmentation", role="recipe")
-_probability = partial(_augmentation, unit="probability", ge=0, le=1)
 _inference = partial(option, group="inference", role="protocol", compared="value", prediction=True)
+
+# Options that act only if another has one of these values.
+_on_gpu = partial(_run, acts_if={"device": ("auto", "cuda")})
+_of_test = partial(_run, one_call=True, acts_if={"test_only": (True,)})
+_of_split = partial(_data, fixed=True, ge=0, acts_if={"split_file": (None,)})
+_of_focal = partial(_loss, acts_if={"base_loss": ("focal",)})
+_of_tversky = partial(_loss, acts_if={"base_loss": ("tversky",)}, checked_with="tversky weights", ge=0)
+_of_sgd = partial(_optimizer, acts_if={"optimizer": ("sgd",)})
+_of_plateau = partial(_scheduler, acts_if={"scheduler": ("plateau",)})
+_of_augment = partial(_augmentation, acts_if={"augment": (True,)})
+_probability = partial(
+    _augmentation, unit="probability", ge=0, le=1, acts_if={"augment": (True,), "augment_strength": Above(0)}
+)
 
 
 class TrainConfig(BaseModel):
@@ -60,10 +72,10 @@ class TrainConfig(BaseModel):
         compared="value",
     )
     test_only: bool = _run(False, "Score the test cases with --resume; do not train.", one_call=True, set_by="launch")
-    save_predictions: bool = _run(False, "With test_only: write each prediction as NIfTI.", one_call=True)
-    lesion_wise: bool = _run(False, "With test_only: also lesion-wise Dice and HD95, as in BraTS 2023.", one_call=True)
+    save_predictions: bool = _of_test(False, "With test_only: write each prediction as NIfTI.")
+    lesion_wise: bool = _of_test(False, "With test_only: also lesion-wise Dice and HD95, as in BraTS 2023.")
     device: Literal["auto", "cpu", "cuda"] = _run("auto", "Device; auto uses a GPU if there is one.")
-    fast: bool = _run(True, "On a GPU: fused kernels, channels last, steps from a CUDA graph; false: plain PyTorch.")
+    fast: bool = _on_gpu(True, "On a GPU: fused kernels, channels last, steps from a CUDA graph; false: plain PyTorch.")
     deterministic: bool = _run(False, "Use only algorithms that repeat bit for bit, also on a GPU; slower.")
     num_workers: int = _run(
         2, "Threads that read patches ahead; 0 reads each patch when it is needed.", unit="threads", exported=True, ge=0
@@ -72,10 +84,14 @@ class TrainConfig(BaseModel):
     # Which cases
     skip_bad_cases: bool = _data(False, "Continue without cases that fail a check, and list them.")
     split_file: Path | None = _data(None, "JSON with the case names of train, val and test; replaces the fractions.")
-    val_fraction: float = _data(0.15, "Share of cases used for validation.", unit="share", fixed=True, ge=0, lt=1)
-    test_fraction: float = _data(0.15, "Share of cases held out until the end.", unit="share", fixed=True, ge=0, lt=1)
-    folds: int = _data(0, "Number of folds of a cross-validation; 0 = none.", fixed=True, ge=0)
-    fold: int = _data(0, "Index of the fold used for validation, from 0.", fixed=True, ge=0)
+    val_fraction: float = _of_split(
+        0.15, "Share of cases used for validation.", unit="share", lt=1, acts_if={"split_file": (None,), "folds": (0,)}
+    )
+    test_fraction: float = _of_split(0.15, "Share of cases held out until the end.", unit="share", lt=1)
+    folds: int = _of_split(0, "Number of folds of a cross-validation; 0 = none.")
+    fold: int = _of_split(
+        0, "Index of the fold used for validation, from 0.", acts_if={"split_file": (None,), "folds": Above(0)}
+    )
     seed: int = _data(
         0, "Seed of the split, initial weights, patches and augmentation.", fixed=True, set_by="study", ge=0, le=2**62
     )
@@ -147,56 +163,99 @@ class TrainConfig(BaseModel):
         1 / 3, "Share of patches centred on tumour, on each region in turn.", unit="share", ge=0, le=1
     )
 
+    patch_overhang: float = _patches(
+        0.0,
+        "Share of a patch that may lie beyond the brain's box along each axis, as zeros.",
+        unit="share",
+        ge=0,
+        le=0.5,
+    )
+
     # Loss
     base_loss: Literal["bce", "focal", "tversky"] = _loss(
         "bce", "Loss added to Dice; --focal_loss is short for focal.", checked_with="tversky weights"
     )
     loss_weights: tuple[float, float] = _loss((1.0, 1.0), "Weights of the base loss and of Dice.")
     batch_dice: bool = _loss(
-        True, "Dice and Tversky over a micro-batch as one volume; false: per patch, then the mean."
+        True,
+        "Dice and Tversky over a micro-batch as one volume; false: per patch, then the mean.",
+        acts_if={"batch_size": Above(1)},
     )
-    focal_gamma: float = _loss(2.0, "Focal loss: exponent that reduces the weight of easy voxels.", ge=0)
-    focal_alpha: float = _loss(0.5, "Focal loss: weight of tumour voxels; 1 - alpha for the others.", gt=0, lt=1)
-    tversky_alpha: float = _loss(0.3, "Tversky loss: weight of false positives.", checked_with="tversky weights", ge=0)
-    tversky_beta: float = _loss(0.7, "Tversky loss: weight of false negatives.", checked_with="tversky weights", ge=0)
+    focal_gamma: float = _of_focal(2.0, "Focal loss: exponent that reduces the weight of easy voxels.", ge=0)
+    focal_alpha: float = _of_focal(0.5, "Focal loss: weight of tumour voxels; 1 - alpha for the others.", gt=0, lt=1)
+    tversky_alpha: float = _of_tversky(0.3, "Tversky loss: weight of false positives.")
+    tversky_beta: float = _of_tversky(0.7, "Tversky loss: weight of false negatives.")
 
     # Optimizer
     optimizer: Literal["adam", "adamw", "sgd"] = _optimizer("adam", "Optimizer.", fixed=True, memory="other")
     lr: float = _optimizer(3e-4, "Initial learning rate of the schedule.", gt=0)
     weight_decay: float = _optimizer(1e-5, "Weight decay, on convolution weights only: none on biases and norms.", ge=0)
-    momentum: float = _optimizer(0.9, "SGD: momentum.", ge=0, lt=1)
-    nesterov: bool = _optimizer(True, "SGD: Nesterov momentum.")
+    momentum: float = _of_sgd(0.9, "SGD: momentum.", ge=0, lt=1)
+    nesterov: bool = _optimizer(True, "SGD: Nesterov momentum.", acts_if={"optimizer": ("sgd",), "momentum": Above(0)})
     gradient_clipping: float = _optimizer(0.0, "Maximum norm of the gradient; 0 = no clipping.", ge=0)
     accumulation_steps: int = _optimizer(
         1, "Micro-batches per step (optimizer update).", unit="micro-batches", memory="more", ge=1
     )
-    amp: Literal["off", "fp16", "bf16"] = _optimizer(
-        "off", "Mixed precision on a GPU; --amp without a value is fp16.", memory="other", prediction=True
+    ema_decay: float = _optimizer(
+        0.0,
+        "Validate and save a moving average of the weights, of this decay per step; 0 = off. Takes the memory of the "
+        "weights once more, twice during a step.",
+        memory="more",
+        ge=0,
+        lt=1,
+    )
+    amp: Literal["off", "fp16", "bf16"] = _on_gpu(
+        "off",
+        "Mixed precision on a GPU; --amp without a value is fp16.",
+        group="optimizer",
+        role="recipe",
+        memory="other",
+        prediction=True,
     )
 
     # Learning-rate schedule
     scheduler: Literal["plateau", "cosine", "step", "exponential", "poly"] = _scheduler(
         "plateau", "Learning-rate schedule, stepped after each epoch; plateau after each validation.", fixed=True
     )
-    warmup_epochs: int = _scheduler(0, "Cosine: epochs of linear warm-up.", unit="epochs", over_epochs="count", ge=0)
-    min_lr: float = _scheduler(0.0, "Cosine and plateau: lowest learning rate.", ge=0)
-    plateau_factor: float = _scheduler(0.5, "Plateau: factor of a reduction.", gt=0, lt=1)
-    plateau_patience: int = _scheduler(
+    warmup_epochs: int = _scheduler(
+        0,
+        "Cosine: epochs of linear warm-up.",
+        unit="epochs",
+        over_epochs="count",
+        ge=0,
+        acts_if={"scheduler": ("cosine",), "epochs": Above("warmup_epochs")},
+    )
+    min_lr: float = _scheduler(
+        0.0, "Cosine and plateau: lowest learning rate.", ge=0, acts_if={"scheduler": ("cosine", "plateau")}
+    )
+    plateau_factor: float = _of_plateau(0.5, "Plateau: factor of a reduction.", gt=0, lt=1)
+    plateau_patience: int = _of_plateau(
         10,
         "Plateau: validations without a better score before a reduction.",
         unit="validations",
         over_epochs="count",
         ge=0,
     )
-    step_size: int = _scheduler(30, "Step: epochs between reductions.", unit="epochs", over_epochs="count", ge=1)
-    step_gamma: float = _scheduler(0.1, "Step: factor of a reduction.", gt=0, le=1)
-    exponential_gamma: float = _scheduler(0.95, "Exponential: factor per epoch.", over_epochs="rate", gt=0, le=1)
-    poly_power: float = _scheduler(0.9, "Poly: exponent of the share of epochs left.", gt=0)
+    step_size: int = _scheduler(
+        30,
+        "Step: epochs between reductions.",
+        unit="epochs",
+        over_epochs="count",
+        ge=1,
+        acts_if={"scheduler": ("step",), "epochs": Above("step_size")},
+    )
+    step_gamma: float = _scheduler(0.1, "Step: factor of a reduction.", gt=0, le=1, acts_if={"scheduler": ("step",)})
+    exponential_gamma: float = _scheduler(
+        0.95, "Exponential: factor per epoch.", over_epochs="rate", gt=0, le=1, acts_if={"scheduler": ("exponential",)}
+    )
+    poly_power: float = _scheduler(
+        0.9, "Poly: exponent of the share of epochs left.", gt=0, acts_if={"scheduler": ("poly",)}
+    )
 
     # Augmentation, on the batch on its device
     augment: bool = _augmentation(True, "Augment the patches.")
-    augment_strength: float = _augmentation(1.0, "Factor on the ranges below; the probabilities stay.", ge=0, le=3)
-    flip_prob: float = _probability(0.5, "Flip, separately per axis.")
+    augment_strength: float = _of_augment(1.0, "Factor on the ranges below; the probabilities stay.", ge=0, le=3)
+    flip_prob: float = _of_augment(0.5, "Flip, separately per axis.", unit="probability", ge=0, le=1)
     rotate_prob: float = _probability(0.2, "Rotate by up to 15 degrees per axis.")
     zoom_prob: float = _probability(0.2, "Zoom in space by up to 20 %.")
     scale_prob: float = _probability(0.5, "Scale the intensity by up to 10 %.")
@@ -204,6 +263,9 @@ class TrainConfig(BaseModel):
     gamma_prob: float = _probability(0.15, "Gamma-correct the intensity by up to 30 %.")
     noise_prob: float = _probability(0.15, "Add Gaussian noise of up to 0.1 standard deviations.")
     blur_prob: float = _probability(0.1, "Gaussian blur, sigma up to 1 voxel.")
+    lowres_prob: float = _probability(0.0, "Lower the resolution to 0.5 to 1, each channel with probability 0.5.")
+    contrast_prob: float = _probability(0.0, "Scale the contrast about the mean by up to 25 %, within the range.")
+    brightness_prob: float = _probability(0.0, "Scale the intensity by up to 25 %.")
 
     # Whole volumes
     overlap: float = _inference(0.5, "Share of a window that the next one overlaps.", ge=0, lt=1)
@@ -267,20 +329,3 @@ class TrainConfig(BaseModel):
         if self.base_loss == "tversky" and self.tversky_alpha + self.tversky_beta == 0:
             raise ValueError("tversky_alpha and tversky_beta are both 0; expected one above 0")
         return self
-
-
-def check_patch_fits(target_shape: Shape3, depth: int) -> None:
-    """Raise ValueError if a U-Net of this depth cannot take a patch of this shape (D, H, W)."""
-    stride = 2 ** (depth - 1)
-    for size in target_shape:
-        if size < stride or size % stride:
-            near = max(stride, round(size / stride) * stride)
-            raise ValueError(
-                f"target_shape {list(target_shape)} and depth {depth} do not fit: "
-                f"each size must be a multiple of {stride} (2^(depth-1)); the nearest to {size} is {near}"
-            )
-    if math.prod(size // stride for size in target_shape) == 1:
-        raise ValueError(
-            f"target_shape {list(target_shape)} and depth {depth} leave one voxel at the lowest resolution, "
-            f"which instance norm cannot normalise; double a size or lower depth"
-        )

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
 Role = Literal["recipe", "protocol", "run"]
+
+
+@dataclass(frozen=True)
+class Above:
+    """The values of an option that are above a number, or above the value of another option. limit: it, or its name."""
+
+    limit: float | str
+
+
+Condition = tuple[Any, ...] | Above  # the values of an option that fulfil it
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class OptionInfo:
         set_by: a sweep cannot fix it as a training option: the "launch" sets it, or it is an option of the "study".
         checked_with: name of the check that compares it with other options.
         permissive: a value that suits every value of the options that it is checked with.
+        acts_if: what other options must be for this one to have an effect, by their names.
     """
 
     group: str
@@ -49,6 +61,7 @@ class OptionInfo:
     set_by: Literal["", "launch", "study"] = ""
     checked_with: str = ""
     permissive: Any = None
+    acts_if: Mapping[str, Condition] = field(default_factory=dict)
 
 
 INFO = "info"  # key of a field's json_schema_extra

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from trainable.core.brats import REGIONS, labels_to_regions_torch
+from trainable.core.brats import MODALITIES, REGIONS, labels_to_regions_torch
 from trainable.core.config import TrainConfig
 from trainable.core.device import input_format
 from trainable.data.augment import augment
@@ -84,16 +84,16 @@ def prepare_batch(
         batch: as PatchReader.read returns it.
         first: index in the epoch of the batch's first patch.
     """
-    label, mean, std = (
-        tensor.to(device, non_blocking=True) for tensor in (batch["label"], batch["mean"], batch["std"])
-    )
-    x = torch.empty(batch["image"].shape, **input_format(config, device))
-    y = torch.empty(len(label), len(REGIONS), *label.shape[1:], dtype=torch.bool, device=device)
-    for i in range(len(x)):
-        image = batch["image"][i].to(device, non_blocking=True)
-        patch, labels = normalise(image, mean[i], std[i]), label[i, None]
+    mean, std = (tensor.to(device, non_blocking=True) for tensor in (batch["mean"], batch["std"]))
+    count, shape = len(batch["image"]), config.target_shape
+    x = torch.empty((count, len(MODALITIES), *shape), **input_format(config, device))
+    y = torch.empty(count, len(REGIONS), *shape, dtype=torch.bool, device=device)
+    for i in range(count):
+        image, label = (tensors[i].to(device, non_blocking=True) for tensors in (batch["image"], batch["label"]))
+        patch, labels = normalise(image, mean[i], std[i]), label[None]
         if config.augment:
-            patch, labels = augment(patch, labels, config, epoch, first + i)
+            start = batch["start"][i]
+            patch, labels = augment(patch, labels, config, epoch, first + i, start=start, shape=shape)
         x[i], y[i] = patch, labels_to_regions_torch(labels[0])
-        del image, patch
+        del image, label, patch, labels
     return x, y

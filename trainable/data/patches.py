@@ -21,6 +21,7 @@ from trainable.core.config import Shape3, TrainConfig
 from trainable.core.files import raise_open_files_limit
 from trainable.core.parallel import prefetch
 from trainable.data.cache import CachedCase, open_case
+from trainable.data.spatial import augmentation_generator, draw_transform, source_block
 
 Key = tuple[int, int]  # epoch, index of the patch in it
 FILES_PER_CASE = 2  # that an opened case keeps open
@@ -31,12 +32,15 @@ MAX_OPEN_CASES = 10_000  # Linux limits a process to 65,530 mapped files too
 class Batch(TypedDict):
     """N patches as they are in the cache, not normalised.
 
-    image: int16 (N, 4, D, H, W). label: uint8 (N, D, H, W). mean, std: float32 (N, 4), of each patch's case. case:
-    int64 (N,), the index of each patch's case in PatchReader.names.
+    image: N of int16 (4, D, H, W). label: N of uint8 (D, H, W). Both are of target_shape, except for a patch that the
+    augmentation rotates or zooms: they are then the block of the case that it is cropped from. start: the first voxel
+    of each patch in its block. mean, std: float32 (N, 4), of each patch's case. case: int64 (N,), the index of each
+    patch's case in PatchReader.names.
     """
 
-    image: Tensor
-    label: Tensor
+    image: list[Tensor]
+    label: list[Tensor]
+    start: list[Shape3]
     mean: Tensor
     std: Tensor
     case: Tensor
@@ -67,19 +71,29 @@ class PatchReader:
             InputError: if a case is missing in the cache or not whole.
         """
         new = partial(torch.empty, pin_memory=self.pin_memory)
-        shape, channels = self.config.target_shape, len(MODALITIES)
-        image = new((len(keys), channels, *shape), dtype=torch.int16)
-        label = new((len(keys), *shape), dtype=torch.uint8)
+        channels = len(MODALITIES)
+        images, labels, starts = list[Tensor](), list[Tensor](), list[Shape3]()
         mean, std = new((len(keys), channels)), new((len(keys), channels))
         cases = [self._case_index(epoch, index) for epoch, index in keys]
         for i, (epoch, index) in enumerate(keys):
             case = self._case(self.names[cases[i]])
             rng = np.random.default_rng([self.config.seed, epoch, index])
-            start = self._start(case, rng, self._region(epoch, index))
-            copy_patch(case.image, start, image[i].numpy())
-            copy_patch(case.label, start, label[i].numpy())
+            patch_start = self._start(case, rng, self._region(epoch, index))
+            start, shape = self._block(case, patch_start, epoch, index)
+            images.append(new((channels, *shape), dtype=torch.int16))
+            labels.append(new(shape, dtype=torch.uint8))
+            copy_patch(case.image, start, images[i].numpy())
+            copy_patch(case.label, start, labels[i].numpy())
+            starts.append(_minus(patch_start, start))
             mean[i], std[i] = torch.from_numpy(case.mean), torch.from_numpy(case.std)
-        return {"image": image, "label": label, "mean": mean, "std": std, "case": torch.tensor(cases)}
+        return {
+            "image": images,
+            "label": labels,
+            "start": starts,
+            "mean": mean,
+            "std": std,
+            "case": torch.tensor(cases),
+        }
 
     def _case_index(self, epoch: int, index: int) -> int:
         """Return the case of a patch: every case once before any comes twice, in another order each time."""
@@ -105,18 +119,38 @@ class PatchReader:
         before, after = int(index * self.config.tumour_share), int((index + 1) * self.config.tumour_share)
         return (epoch + before) % len(REGIONS) if after > before else None
 
+    def _block(self, case: CachedCase, start: Shape3, epoch: int, index: int) -> tuple[Shape3, Shape3]:
+        """Return the first voxel and the shape of what is read for a patch: more than it if the patch will be moved."""
+        config = self.config
+        if config.augment:
+            matrix = draw_transform(augmentation_generator(config, epoch, index), config)
+            if matrix is not None:
+                return source_block(matrix, start, config.target_shape, case.label.shape)
+        return start, config.target_shape
+
     def _start(self, case: CachedCase, rng: np.random.Generator, region: int | None) -> Shape3:
-        """Return the first voxel of a patch; below 0 along axes on which the case is smaller than the patch."""
-        room = np.array(case.image.shape[1:]) - self.config.target_shape
+        """Return the first voxel of a patch.
+
+        It is below 0 along axes on which the case is smaller than the patch, and by up to `patch_overhang`.
+        """
+        shape = np.array(self.config.target_shape)
+        room = np.array(case.image.shape[1:]) - shape
+        overhang = (shape * self.config.patch_overhang).astype(int)
+        low, high = -overhang, room + overhang
         voxels = () if region is None else case.foreground[region]
         if not len(voxels) and region is not None:
             voxels = case.foreground[0]  # no such region in this case: any of its tumour
         if len(voxels):
-            start = voxels[rng.integers(len(voxels))] - np.array(self.config.target_shape) // 2
+            start = voxels[rng.integers(len(voxels))] - shape // 2
         else:
-            start = rng.integers(np.maximum(room, 0) + 1)
-        start = np.where(room < 0, room // 2, np.clip(start, 0, np.maximum(room, 0)))
+            start = low + rng.integers(np.maximum(high - low, 0) + 1)
+        start = np.where(high < low, room // 2, np.clip(start, low, np.maximum(low, high)))
         return (int(start[0]), int(start[1]), int(start[2]))
+
+
+def _minus(one: Shape3, other: Shape3) -> Shape3:
+    """Return the difference of two positions."""
+    return one[0] - other[0], one[1] - other[1], one[2] - other[2]
 
 
 def copy_patch(array: NDArray[Any], start: Shape3, out: NDArray[Any]) -> None:

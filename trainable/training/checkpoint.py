@@ -113,10 +113,13 @@ def load_network(path: Path, device: torch.device) -> tuple[UNet3D, TrainConfig]
 
 
 def build_from_state(state: dict[str, Any], device: torch.device) -> tuple[UNet3D, TrainConfig]:
-    """Return the network of a loaded checkpoint's state on a device, in eval mode, and the config of its training."""
+    """Return the network of a loaded checkpoint's state on a device, in eval mode, and the config of its training.
+
+    Its weights are the averaged ones if the training had the option ema_decay.
+    """
     config = make_config(state["config"], "the checkpoint")
     network = build_network(config.model_copy(update={"device": device.type}))
-    network.load_state_dict(state["network"])
+    network.load_state_dict(state.get("ema") or state["network"])
     return network.to(device).eval(), config
 
 
@@ -158,7 +161,9 @@ def load_latest_valid(path: Path) -> tuple[Path, dict[str, Any]]:
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the weights in a checkpoint or in a file with a state_dict, bare or under the key "state_dict".
 
-    path: as for find_checkpoint, with BEST wanted. Values that are no tensors are left out.
+    Of a checkpoint with ema_decay these are the averaged ones. Values that are no tensors are left out.
+
+    path: as for find_checkpoint, with BEST wanted.
 
     Raises:
         InputError: if there is no such file, or it is damaged or contains no weights.
@@ -167,7 +172,9 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     state = load_verified(path)
     weights = state
     if isinstance(state, dict):
-        weights = next((state[key] for key in ("network", "state_dict", "model_state_dict") if key in state), state)
+        weights = next(
+            (state[key] for key in ("ema", "network", "state_dict", "model_state_dict") if key in state), state
+        )
     if not isinstance(weights, dict) or not any(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
         raise InputError(
             f"{path}: contains no weights; expected a checkpoint of voxtune or a state_dict of its network"

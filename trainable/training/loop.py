@@ -198,6 +198,8 @@ def begin_training(training: TrainingState, on_start: Callable[[TrainingState], 
     """Load the weights of the option `pretrained`, if given, and call on_start."""
     if training.config.pretrained is not None:
         logger.info(load_pretrained(training.network, training.config.pretrained))
+        if training.average:
+            training.average.restart()
     on_start(training)
 
 
@@ -310,5 +312,5 @@ def validate_epoch(training: TrainingState, data: Data, check: Callable[[], obje
             pictures[case.name] = draw_case(case.image, case.label, prediction)
 
     names = evenly_spaced(data.split.val, training.config.val_cases)
-    cases = validate(training.network, training.config, data.folder, names, on_case=on_case)
+    cases = validate(training.validated_network, training.config, data.folder, names, on_case=on_case)
     return mean_scores(cases.values()), pictures

@@ -23,6 +23,7 @@ from trainable.training.epoch_result import Row
 from trainable.training.optimizers import make_optimizer
 from trainable.training.schedules import Schedule
 from trainable.training.step import TrainStep, needs_loss_scale
+from trainable.training.weight_average import WeightAverage
 
 # Keys of the optimizer's groups that follow the config and the device in use, not the checkpoint.
 CONFIG_OWNED_GROUP_KEYS = ("weight_decay", "momentum", "nesterov", "fused", "capturable")
@@ -89,12 +90,18 @@ class TrainingState:
         # In every precision, as it skips a step whose gradient is not finite; only fp16 needs the scale.
         self.scaled = needs_loss_scale(config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**16 if self.scaled else 1.0)
-        self.train_step = TrainStep(self.network, make_loss(config), self.optimizer, self.scaler, config)
+        self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
+        self.train_step = TrainStep(self.network, make_loss(config), self.optimizer, self.scaler, config, self.average)
         self.epoch = self.step = 0  # finished epochs, and steps without the skipped ones
         self.best_score, self.best_epoch = 0.0, 0
         self.validations_without_gain = 0
         self.skipped = SkippedSteps(config.max_skipped_steps)
         self.row: Row = {}  # of the last epoch of a resumed training
+
+    @property
+    def validated_network(self) -> UNet3D:
+        """The network that is validated and predicts: the averaged one with `ema_decay`, else the trained one."""
+        return self.network if self.average is None else self.average.network
 
     @property
     def out_of_patience(self) -> bool:
@@ -130,6 +137,7 @@ class TrainingState:
             "epoch": self.epoch,
             "step": self.step,
             "network": self.network.state_dict(),
+            **({"ema": self.average.network.state_dict()} if self.average else {}),
             "optimizer": self.optimizer_state(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaled else {},
@@ -169,6 +177,10 @@ class TrainingState:
         self.epoch, self.step = state["epoch"], state["step"]
         self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
         self.validations_without_gain = state["validations_without_gain"]
+        if self.average and "ema" in state:
+            self.average.load(state["ema"], self.step)
+        elif self.average:  # switched on by the resume
+            self.average.restart(self.step)
         self.skipped = SkippedSteps(self.config.max_skipped_steps, *state["skipped_steps"])
         self.row = state["row"]
         set_random_state(state["random"])

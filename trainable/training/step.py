@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from trainable.core.config import TrainConfig
 from trainable.core.device import AMP_DTYPES, autocast
 from trainable.model.losses import Loss
+from trainable.training.weight_average import WeightAverage
 
 WARMUP_MICRO_BATCHES = 3  # micro-batches before a step is captured: all kernels are then chosen, compiled and loaded
 
@@ -43,7 +44,9 @@ class TrainStep:
         optimizer: Optimizer,
         scaler: torch.amp.GradScaler,
         config: TrainConfig,
+        average: WeightAverage | None = None,
     ) -> None:
+        self.average = average  # updated after each step
         self.network, self.loss, self.optimizer, self.scaler, self.config = network, loss, optimizer, scaler, config
         self.device = next(network.parameters()).device
         self.scaled = needs_loss_scale(config, self.device)
@@ -121,6 +124,8 @@ class TrainStep:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.gradient_clipping, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update(None if self.scaled else 1.0)
+        if self.average is not None:
+            self.average.update(norm)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
