@@ -14,7 +14,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import make_config
 from trainable.data.case_reader import load_case
-from trainable.data.cases import Case, CaseError, find_case, find_cases
+from trainable.data.cases import NAMES_2021, NAMES_2023, Case, CaseError, find_case, find_cases
 from trainable.data.split import Split, load_split, save_split, split_cases
 
 SHAPE = (12, 10, 8)
@@ -66,7 +66,7 @@ def test_reads_a_case_of_2021(write: Writer, end: str) -> None:
     folder = write("BraTS2021_00001", end=end)
     case = find_case(folder, need_seg=True)
     loaded = load_case(case)
-    assert (case.name, case.et_label) == ("BraTS2021_00001", 4)
+    assert (case.name, case.naming) == ("BraTS2021_00001", NAMES_2021)
     assert [path.name for path in case.images] == [f"BraTS2021_00001_{word}{end}" for word in MODALITIES]
     assert loaded.image.dtype == np.int16
     assert loaded.label.dtype == loaded.seg_dtype == np.uint8
@@ -82,7 +82,7 @@ def test_reads_the_names_of_2023_and_makes_et_4(write: Writer) -> None:
     new = dict(zip(("t2f", "t1n", "t1c", "t2w"), (originals[word] for word in MODALITIES), strict=True))
     folder = write("BraTS-GLI-00001-000", sep="-", **dict.fromkeys(MODALITIES), **new, seg=seg)
     case = find_case(folder, need_seg=True)
-    assert case.et_label == 3
+    assert case.naming == NAMES_2023
     loaded = load_case(case)
     np.testing.assert_array_equal(loaded.label, originals["seg"])
     np.testing.assert_array_equal(loaded.image[2], originals["t1ce"])
@@ -150,7 +150,7 @@ def changed(word: str, value: float, kind: Any = np.float32) -> dict[str, Any]:
         (changed("t2", np.inf), r"A_t2\.nii\.gz has NaN or inf in 1 voxels"),
         ({"t1": np.zeros(SHAPE, np.int16)}, r"A_t1\.nii\.gz is 0 everywhere; expected a brain"),
         (changed("seg", 5, np.uint8), r"A_seg.* has labels \[0, 1, 2, 4, 5\]; expected \[0, 1, 2, 4\]"),
-        (changed("seg", 3, np.uint8), r"labels \[0, 1, 2, 3, 4\].* 3 if as in BraTS2023"),
+        (changed("seg", 3, np.uint8), r"labels \[0, 1, 2, 3, 4\].*--labels 2021 .* 2023 \(3 ET\), ped2024 .* gli2024"),
         (changed("seg", 1.5), r"A_seg\.nii\.gz has non-integer labels such as \[1\.5\]"),
         (changed("seg", np.nan), r"A_seg\.nii\.gz has non-integer labels such as \[nan\]"),
     ],

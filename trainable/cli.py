@@ -18,7 +18,15 @@ from trainable.core.idle_options import idle_options, idle_text
 from trainable.core.logger import init_logger, logger
 from trainable.core.option_errors import did_you_mean
 from trainable.core.option_files import load_options
-from trainable.core.options import help_text, make_config, option_info, option_names, path_options, to_dict
+from trainable.core.options import (
+    absolute_path,
+    help_text,
+    make_config,
+    option_info,
+    option_names,
+    path_options,
+    to_dict,
+)
 from trainable.evaluate import evaluate
 from trainable.train import FULL_DISK_HINT, out_of_memory, refuse_used, resume_hint, train
 from trainable.training.checkpoint import find_checkpoint, load_latest_valid
@@ -177,8 +185,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
         if config.output_dir.resolve() != training_dir.path.resolve():
             refuse_used(config.output_dir)
         for name, value in to_dict(config).items():
-            if name in options and value != saved[name] and name not in option_names(one_call=True):
+            if name in options and value != saved.get(name) and name not in option_names(one_call=True):
                 logger.info(f"resume: {name} is {value} now, {saved[name]} before")
     kept_paths = [name for name in path_options() if not option_info(name).starting_point]
-    paths = {name: getattr(config, name) for name in kept_paths}
-    return config.model_copy(update={name: path.resolve() for name, path in paths.items() if path is not None})
+    return config.model_copy(update={name: absolute_path(name, getattr(config, name)) for name in kept_paths})

@@ -15,6 +15,7 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
 from trainable.data.cache import CachedCase
+from trainable.data.labels import LabelConvention, labels_written
 from trainable.data.prepare import Data, prepare_data
 from trainable.evaluation.inference import NonFiniteLogitsError, on_full_grid, save_label
 from trainable.evaluation.lesions import score_lesions
@@ -37,8 +38,9 @@ COLUMNS = (
 def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     """Score the test cases with the checkpoint file of the option `resume`, which must be set; return the mean scores.
 
-    Writes test_scores.json and .csv into output_dir; with save_predictions also predictions/CASE.nii.gz, uint8 labels
-    0, 1, 2, 4 on the case's grid. The scores are those of score_case, with lesion_wise also those of score_lesions.
+    Writes test_scores.json and .csv into output_dir; with save_predictions also predictions/CASE.nii.gz, uint8, with
+    the labels of the case's seg, on its grid. The scores are those of score_case, with lesion_wise also those of
+    score_lesions.
 
     Args:
         config: all options.
@@ -56,12 +58,15 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     network, _ = build_from_state(state, device)
     config = with_usable_precision(config, device)
     by_lesion: dict[str, Scores] = {}
+    written: list[LabelConvention] = []
 
     def on_case(case: CachedCase, prediction: Labels) -> None:
         if config.lesion_wise:
             by_lesion[case.name] = score_lesions(prediction, case.label, spacing=voxel_spacing(case.affine))
         if config.save_predictions:
-            save_label(on_full_grid(prediction, case), case.affine, paths.predictions / f"{case.name}.nii.gz")
+            written.append(data.labels.with_et(case.et_value))
+            label = written[-1].from_canonical(on_full_grid(prediction, case))
+            save_label(label, case.affine, paths.predictions / f"{case.name}.nii.gz")
 
     try:
         with kernel_selection(config):
@@ -74,6 +79,8 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
         name: to_dict(config)[name] for name in option_names(prediction=True)
     }
     save_scores(scores, paths.test_scores, about)
+    if written:
+        logger.info(labels_written(written))
     if paths.predictions.exists():
         logger.info(f"predictions{'' if config.save_predictions else ' of an earlier test'}: {paths.predictions}")
     return mean_scores(scores.values())

@@ -16,10 +16,12 @@ from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError, find_case, find_cases
+from trainable.data.labels import LabelConvention, find_labels, guess_labels, labels_of_checkpoint, labels_written
 from trainable.evaluation.inference import NonFiniteLogitsError, predict_case, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
-from trainable.training.checkpoint import load_network
+from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
+from trainable.training.training_dir import BEST
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,21 @@ def predict_cases(
     folders: Sequence[Path],
     out: Path,
     *,
+    labels: str | Path | None = None,
     mirror: bool = False,
     pictures: bool = False,
     device: str = "auto",
 ) -> Predictions:
-    """Write OUT/<case>.nii.gz (uint8, labels 0, 1, 2, 4) per case that can be used.
+    """Write OUT/<case>.nii.gz (uint8) per case that can be used, with the labels that the case's own seg has.
+
+    A case without a seg has the labels that its names tell, else those of the training.
 
     Args:
         checkpoint: the file, or a folder with best_model.pth; latest.pth is taken if there is no best_model.pth.
         folders: each the folder of a case, or a folder of such folders.
         out: the folder to write into, made if needed.
+        labels: what the values of all seg files and predictions mean, as the option `labels`; None for what the names
+            tell.
         mirror: average over the 8 mirrored volumes; if False, only if the checkpoint's option `mirror` says so.
         pictures: also write OUT/<case>.png.
         device: "auto", "cpu" or "cuda", as the option `device`.
@@ -69,20 +76,23 @@ def predict_cases(
         The scores of the cases with a seg file, and the errors of the cases that cannot be used.
 
     Raises:
-        InputError: before any case is predicted, if a folder, the checkpoint or the device cannot be used or two cases
-            have one name; at the end, if no case can be used.
+        InputError: before any case is predicted, if a folder, the checkpoint, the labels or the device cannot be used
+            or two cases have one name; at the end, if no case can be used.
     """
     require_working_folder()
     cases, failed = find_all(folders)
     total = len(cases) + len(failed)
+    wanted = None if labels is None else find_labels(labels)
     target = choose_device(make_config({"device": device}, "voxtune predict"))
-    network, config = load_network(checkpoint, target)
+    state = load_checkpoint(find_checkpoint(checkpoint, wanted=BEST))
+    network, config = build_from_state(state, target)
     config = config.model_copy(update={"mirror": mirror or config.mirror})
     scores: dict[str, Scores] = {}
+    written: list[LabelConvention] = []
     for index, case in enumerate(cases, 1):
         logger.info(f"{index}/{len(cases)} {case.name}")
         try:
-            loaded = load_case(case)
+            loaded = load_case(case, wanted)
         except CaseError as error:
             logger.info(f"{case.name} cannot be used")
             failed.append(error)
@@ -93,18 +103,34 @@ def predict_cases(
             logger.info(f"{case.name} cannot be predicted")
             failed.append(CaseError(f"{case.name}: {checkpoint} cannot predict it: {error}"))
             continue
-        write_prediction(loaded, label, out / case.name, with_picture=pictures)
+        written.append(own_labels(case, loaded, wanted, labels_of_checkpoint(state)))
+        write_prediction(loaded, label, written[-1], out / case.name, with_picture=pictures)
         if loaded.label is not None:
             scores[case.name] = score_case(label, loaded.label, spacing=voxel_spacing(loaded.affine))
     predictions = Predictions(scores, failed, total)
     if len(failed) == total:
         raise InputError(predictions.failures())
+    logger.info(labels_written(written))
     return predictions
 
 
-def write_prediction(case: LoadedCase, label: Labels, stem: Path, *, with_picture: bool) -> None:
-    """Write labels on the case's grid as STEM.nii.gz; with_picture: also STEM.png."""
-    save_label(label, case.affine, stem.with_name(f"{stem.name}.nii.gz"))
+def own_labels(
+    case: Case, loaded: LoadedCase, wanted: LabelConvention | None, trained: LabelConvention
+) -> LabelConvention:
+    """Return the convention in which to write a case's prediction.
+
+    It is the wanted one, else what the case's names tell, else that of the training. Of its variants it is the one that
+    the case's seg has; if that has no ET or there is none, the one of the training.
+    """
+    labels = wanted or guess_labels(case) or trained
+    return (trained if trained in labels.variants else labels).with_et(loaded.et_value)
+
+
+def write_prediction(
+    case: LoadedCase, label: Labels, labels: LabelConvention, stem: Path, *, with_picture: bool
+) -> None:
+    """Write labels 0, 1, 2, 4 on the case's grid as STEM.nii.gz, in a convention; with_picture: also STEM.png."""
+    save_label(labels.from_canonical(label), case.affine, stem.with_name(f"{stem.name}.nii.gz"))
     if with_picture:
         Image.fromarray(draw_case(case.image, case.label, label)).save(stem.with_name(f"{stem.name}.png"))
 

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.idle_options import idle_text
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
+from trainable.core.options import make_config
 from trainable.core.signals import handle_end_signals
 from trainable.training.training_dir import TrainingDir
 from tune.run.results import Run, export_recipe, read_run
@@ -39,6 +39,14 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a swee
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace a value of the YAML; repeatable."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="What the values of seg files mean: 2021, 2023, ped2024, gli2024 or a YAML file; by default "
+        "the names of the cases tell it.",
+    ),
 ]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; by default a local one is started.")]
 
@@ -78,12 +86,14 @@ def prepare(
     cache_dir: Annotated[
         Path | None, typer.Option("--cache_dir", metavar="DIR", help="By default next to the data.")
     ] = None,
+    labels: Labels = None,
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
 ) -> None:
     """Check the cases of a folder and preprocess them once for all trainings."""
     from trainable.data.prepare import prepare_data
 
-    prepared = prepare_data(TrainConfig(data_dir=data.resolve(), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases))
+    options = {"data_dir": data.resolve(), "cache_dir": cache_dir, "labels": labels, "skip_bad_cases": skip_bad_cases}
+    prepared = prepare_data(make_config(options))
     logger.info(f"cache: {prepared.folder}")
 
 
@@ -137,6 +147,7 @@ def launch(
             "s3://bucket/sweeps?endpoint_override=HOST:PORT&scheme=http."
         ),
     ] = None,
+    labels: Labels = None,
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
     warm_start: Annotated[
         list[Path] | None, typer.Option("--warm_start", metavar="RUN", help="Begin with its trials; repeatable.")
@@ -147,6 +158,7 @@ def launch(
     """Run a sweep in a new folder."""
     overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}", *(set_ or [])]
     overrides += [f"study.trials={trials}"] * (trials is not None)
+    overrides += [f"train.labels={json.dumps(labels)}"] * (labels is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
     overrides += ["resources.fail_fast=true"] * fail_fast
     config = load_sweep_config(space, overrides)
@@ -263,6 +275,7 @@ def predict(
     checkpoint: Annotated[Path, typer.Argument(help="best_model.pth, or the folder of a training.")],
     cases: Annotated[list[Path], typer.Argument(metavar="CASE_DIR...", help="Folders of cases, or a folder of them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for CASE.nii.gz.")],
+    labels: Labels = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over the 8 mirrored volumes.")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="Also write CASE.png.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -271,7 +284,7 @@ def predict(
     from trainable.evaluate import save_scores, score_table
     from trainable.predict import predict_cases
 
-    predictions = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
+    predictions = predict_cases(checkpoint, cases, out, labels=labels, mirror=mirror, pictures=pictures, device=device)
     if predictions.scores:
         logger.info(score_table(predictions.scores))
         save_scores(predictions.scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror})

@@ -104,6 +104,7 @@ def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on
         "output_dir": output.path.resolve(),
         "data_dir": run.config.fixed("data_dir"),
         "cache_dir": run.config.record.cache_dir,
+        "labels": run.config.train.get("labels"),
         "split_file": output.split.resolve(),
         "resume": output.latest if go_on else None,
     }

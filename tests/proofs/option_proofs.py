@@ -81,6 +81,7 @@ PROOFS = [
     pin("data_dir", CASES),
     pin("cache_dir", CASES),
     pin("skip_bad_cases", "data::bad_cases_are_refused_or_left_out_and_listed"),
+    pin("labels", "labels::labels_of_the_option_decide_and_a_change_of_them_prepares_anew"),
     pin("split_file", "data::split_file_says_which_case_is_for_what"),
     pin("val_fraction", "cases::fractions_are_shares_of_all_cases"),
     pin("test_fraction", "cases::fractions_are_shares_of_all_cases"),

@@ -83,6 +83,10 @@ class TrainConfig(BaseModel):
 
     # Which cases
     skip_bad_cases: bool = _data(False, "Continue without cases that fail a check, and list them.")
+    labels: Literal["2021", "2023", "ped2024", "gli2024"] | Path | None = _data(
+        None,
+        "What the values of seg files mean: a year or task of BraTS, or a YAML file; by default the names tell it.",
+    )
     split_file: Path | None = _data(None, "JSON with the case names of train, val and test; replaces the fractions.")
     val_fraction: float = _of_split(
         0.15, "Share of cases used for validation.", unit="share", lt=1, acts_if={"split_file": (None,), "folds": (0,)}
@@ -292,6 +296,12 @@ class TrainConfig(BaseModel):
             if focal and values.setdefault("base_loss", "focal") != "focal":
                 raise ValueError(f"focal_loss is true and base_loss is {values['base_loss']!r}; drop one of the two")
         return values
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _accept_years(cls, value: Any) -> Any:
+        """Read the number 2021, as YAML has it, as the word."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @field_validator("*", mode="before")
     @classmethod

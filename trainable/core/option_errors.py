@@ -47,7 +47,7 @@ def expectation(error: ErrorDetails, field: FieldInfo) -> str:
     if isinstance(cause, ValueError):
         text, names = str(cause), getattr(cause, "names", ())
     else:
-        text, names = allowed_values(field), list(_literals(field.annotation))
+        text, names = allowed_values(field), list(literals(field.annotation))
     return text + did_you_mean(str(error["input"]), names)
 
 
@@ -89,10 +89,10 @@ def _describe(kind: Any, metadata: Sequence[Any]) -> str:
     return " ".join([TYPE_TEXTS[origin or kind], " and ".join(limits)]).strip()
 
 
-def _literals(kind: Any) -> Iterator[str]:
+def literals(kind: Any) -> Iterator[str]:
     """Yield the words that a type allows."""
     for argument in get_args(kind):
         if isinstance(argument, str):
             yield argument
         else:
-            yield from _literals(argument)
+            yield from literals(argument)

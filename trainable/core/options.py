@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.option_errors import allowed_values, did_you_mean, error_text, expectation
+from trainable.core.option_errors import allowed_values, did_you_mean, error_text, expectation, literals
 from trainable.core.option_info import OptionInfo, info_of
 
 OPTIONS = {name: info_of(field) for name, field in TrainConfig.model_fields.items()}
@@ -35,12 +35,18 @@ def option_names(**facts: Any) -> list[str]:
 
 
 def path_options() -> list[str]:
-    """Return the names of the options that are paths."""
+    """Return the names of the options that are paths, or may be."""
     return [
         name
         for name, field in TrainConfig.model_fields.items()
         if Path in (get_args(field.annotation) or (field.annotation,))
     ]
+
+
+def absolute_path(name: str, value: Any) -> Any:
+    """Return a value of a path option as an absolute path; None and a word that the option allows stay."""
+    words = literals(TrainConfig.model_fields[name].annotation)
+    return value if value is None or str(value) in words else Path(value).resolve()
 
 
 def checked_together() -> list[list[str]]:

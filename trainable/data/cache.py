@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from trainable.core.config import Shape3
 from trainable.core.errors import InputError
 from trainable.core.files import OPEN_FILES_ADVICE, OPEN_FILES_ERRNOS
+from trainable.data.labels import LabelConvention, PlainConvention, from_plain
 
-VERSION = 1
+VERSION = 2
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
 METADATA = "case.json"
 
@@ -40,7 +41,10 @@ class FileInfo(TypedDict):
 
 
 class CaseMetadata(TypedDict):
-    """The content of case.json; see CachedCase. source: name, size and modification time of each file of the case."""
+    """The content of case.json; see CachedCase.
+
+    source: name, size and modification time of each file of the case. labels: the convention by which its seg was read.
+    """
 
     version: int
     offset: list[int]
@@ -51,6 +55,8 @@ class CaseMetadata(TypedDict):
     files: dict[str, FileInfo]
     source: list[list[Any]]
     affine: list[list[float]]
+    labels: PlainConvention
+    et_value: int | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class CachedCase:
         offset: corner of the crop in the full volume, in voxels.
         full_shape: (D, H, W) of the full volume.
         affine: float64 (4, 4) of the full volume, in mm.
+        et_value: value of ET in the seg's file; None if the case has no ET.
     """
 
     name: str
@@ -76,6 +83,7 @@ class CachedCase:
     offset: Shape3
     full_shape: Shape3
     affine: NDArray[np.float64]
+    et_value: int | None
 
 
 def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
@@ -123,6 +131,7 @@ def open_case(folder: Path, name: str) -> CachedCase:
         offset=_three(metadata["offset"]),
         full_shape=_three(metadata["full_shape"]),
         affine=np.array(metadata["affine"], np.float64),
+        et_value=metadata["et_value"],
     )
 
 
@@ -143,6 +152,18 @@ def data_digest(folder: Path, names: Sequence[str]) -> str:
         files = read_metadata(Path(folder) / name)["files"]
         digest.update(json.dumps([name, [files[file]["crc32"] for file in ARRAYS]]).encode())
     return digest.hexdigest()[:12]
+
+
+def read_labels_in_use(folder: Path, names: Sequence[str]) -> LabelConvention:
+    """Return the convention of prepared cases, at least one; of its variants the one that all of them with ET have.
+
+    Raises:
+        InputError: if a case is not prepared, see `read_metadata`.
+    """
+    cases = [read_metadata(Path(folder) / name) for name in names]
+    labels = from_plain(cases[0]["labels"])
+    values = {case["et_value"] for case in cases} - {None}
+    return labels.with_et(values.pop()) if len(values) == 1 else labels
 
 
 def read_metadata(path: Path) -> CaseMetadata:

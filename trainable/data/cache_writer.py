@@ -33,6 +33,7 @@ from trainable.core.progress_bar import progress_bar
 from trainable.data.cache import ARRAYS, METADATA, VERSION, CaseMetadata, FileInfo, read_metadata
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError
+from trainable.data.labels import LABELS_2021, LabelConvention
 from trainable.data.normalise import brain_box, channel_stats
 
 FOREGROUND_LIMIT = 4096
@@ -44,6 +45,7 @@ def prepare(
     cases: Sequence[Case],
     folder: Path,
     *,
+    labels: LabelConvention = LABELS_2021,
     incomplete: Sequence[CaseError] = (),
     skip_bad: bool = False,
     workers: int = 0,
@@ -51,10 +53,11 @@ def prepare(
 ) -> tuple[list[str], list[CaseError]]:
     """Bring the cache of these cases up to date; return the names of the good cases, sorted, and the bad cases' errors.
 
-    A cached case is verified by size, checksum and source, and prepared again if it differs.
+    A cached case is verified by size, checksum, source and labels, and prepared again if it differs.
 
     Args:
         folder: the cache; made if missing.
+        labels: what the values of the seg files mean.
         incomplete: errors of find_cases; they are listed and returned as bad cases too.
         skip_bad: continue without bad cases.
         workers: number of processes or threads; 0 for one per core.
@@ -71,7 +74,7 @@ def prepare(
         if any((folder / case.name).glob("*.nii*")):
             raise InputError(f"{folder} contains cases as NIfTI files, such as {case.name}; choose another cache_dir")
     try:
-        outcomes = _update(cases, folder, workers, quiet)
+        outcomes = _update(cases, folder, labels, workers, quiet)
     except OSError as error:
         room = "free some space, or " if error.errno in FULL_DISK_ERRNOS else ""
         raise InputError(
@@ -92,17 +95,19 @@ def prepare(
     return good, errors
 
 
-def _update(cases: Sequence[Case], folder: Path, workers: int, quiet: bool) -> dict[str, CaseError | None]:
+def _update(
+    cases: Sequence[Case], folder: Path, labels: LabelConvention, workers: int, quiet: bool
+) -> dict[str, CaseError | None]:
     """Prepare the cases that are not cached or have changed; return the error of each of them, None for a good one."""
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     with progress_bar("cases", len(cases), quiet=quiet) as tick:
-        current = run_parallel(partial(_is_current, folder), cases, workers=workers, tick=tick, threads=True)
+        current = run_parallel(partial(_is_current, folder, labels), cases, workers=workers, tick=tick, threads=True)
         for _ in range(len(cases) - sum(current)):
             tick(-1)
         outdated = [case for case, ready in zip(cases, current, strict=True) if not ready]
         few = len(outdated) <= THREADS_UP_TO * (workers or cores())
-        errors = run_parallel(partial(_prepare_case, folder), outdated, workers=workers, tick=tick, threads=few)
+        errors = run_parallel(partial(_prepare_case, folder, labels), outdated, workers=workers, tick=tick, threads=few)
     return {case.name: error for case, error in zip(outdated, errors, strict=True)}
 
 
@@ -118,17 +123,18 @@ def _checksums(path: Path) -> dict[str, FileInfo]:
     return {file: {"size": len(content), "crc32": isal_zlib.crc32(content)} for file, content in contents.items()}
 
 
-def _is_current(folder: Path, case: Case) -> bool:
-    """Return whether the cache has this case, whole and prepared from its present source."""
+def _is_current(folder: Path, labels: LabelConvention, case: Case) -> bool:
+    """Return whether the cache has this case, whole and prepared from its present source with these labels."""
     path = folder / case.name
     try:
         metadata = read_metadata(path)
-        return bool(metadata["source"] == _fingerprint(case) and metadata["files"] == _checksums(path))
+        same_source = metadata["source"] == _fingerprint(case) and metadata["labels"] == labels.plain()
+        return same_source and metadata["files"] == _checksums(path)
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _prepare_case(folder: Path, case: Case) -> CaseError | None:
+def _prepare_case(folder: Path, labels: LabelConvention, case: Case) -> CaseError | None:
     """Prepare one case; return its error, or None if it is good."""
     if case.seg is None:
         return CaseError(
@@ -139,10 +145,10 @@ def _prepare_case(folder: Path, case: Case) -> CaseError | None:
     try:
         # The fingerprint is taken first: a source that changes while it is read is then prepared again next time.
         source = _fingerprint(case)
-        loaded = load_case(case)
+        loaded = load_case(case, labels)
         temp.mkdir()
-        _write(temp, case.name, loaded, source)
-        _publish(temp, folder, case)
+        _write(temp, case.name, loaded, source, labels)
+        _publish(temp, folder, labels, case)
     except CaseError as error:
         return error
     except FileNotFoundError as error:
@@ -152,7 +158,7 @@ def _prepare_case(folder: Path, case: Case) -> CaseError | None:
     return None
 
 
-def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]]) -> None:
+def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], labels: LabelConvention) -> None:
     """Write the files of a labelled case and flush them to the disk."""
     image, label = case.image, case.label
     assert label is not None
@@ -173,6 +179,8 @@ def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]]) -> 
         "files": _checksums(temp),
         "source": source,
         "affine": case.affine.tolist(),
+        "labels": labels.plain(),
+        "et_value": case.et_value,
     }
     (temp / METADATA).write_text(json.dumps(metadata))
     for file in (*ARRAYS, METADATA, "."):
@@ -202,11 +210,11 @@ def _foreground(label: NDArray[np.uint8], name: str) -> list[NDArray[np.int16]]:
     return drawn
 
 
-def _publish(temp: Path, folder: Path, case: Case) -> None:
+def _publish(temp: Path, folder: Path, labels: LabelConvention, case: Case) -> None:
     """Rename a finished case to its final name; another writer may be doing the same."""
     path = folder / case.name
     for _ in range(20):
-        if _is_current(folder, case):
+        if _is_current(folder, labels, case):
             return
         old = temp.with_suffix(".old")
         # Renamed, not overwritten: trials that have mapped the old arrays keep them.

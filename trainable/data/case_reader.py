@@ -16,6 +16,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from trainable.data.cases import Case, CaseError
+from trainable.data.labels import LabelConvention, labels_of_case, read_labels
 
 INT16_MAX = 32767
 NIFTI_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
@@ -31,25 +32,29 @@ class LoadedCase:
         label: uint8 (X, Y, Z) of 0, 1, 2, 4; None without a seg.
         affine: (4, 4) in mm.
         seg_dtype: type of the voxels in the seg's file; uint8 without a seg.
+        et_value: value of ET in the seg's file; None without ET or a seg.
     """
 
     image: NDArray[np.int16]
     label: NDArray[np.uint8] | None
     affine: NDArray[np.float64]
     seg_dtype: np.dtype[Any]
+    et_value: int | None = None
 
 
-def load_case(case: Case) -> LoadedCase:
+def load_case(case: Case, labels: LabelConvention | None = None) -> LoadedCase:
     """Read and check a case.
 
     A modality of integers within int16 is kept as it is; any other is scaled by one factor so that its largest
-    magnitude is 32767, and rounded; the normalisation to z-scores later undoes the factor. ET becomes label 4 for both
-    naming conventions.
+    magnitude is 32767, and rounded; the normalisation to z-scores later undoes the factor.
+
+    Args:
+        labels: what the values of its seg mean; None for what the names tell.
 
     Raises:
         CaseError: for a file that is missing, unreadable or truncated, not 3D, or of another shape or affine than the
             first modality; for a modality with NaN or inf or that is all zero; for a seg with labels outside the
-            convention.
+            convention, or whose convention the names do not tell.
     """
     first, voxels = _read(case, case.images[0])
     # in the memory order of the files, x fastest, so that only the crop is transposed
@@ -63,7 +68,8 @@ def load_case(case: Case) -> LoadedCase:
         return LoadedCase(image, None, first.affine, np.dtype(np.uint8))
     seg, voxels = _read(case, case.seg)
     _check_same_grid(case, case.seg, seg, first)
-    return LoadedCase(image, _to_label(case, case.seg, voxels), first.affine, seg.get_data_dtype().newbyteorder("="))
+    label, et_value = read_labels(case, case.seg, voxels, labels or labels_of_case(case))
+    return LoadedCase(image, label, first.affine, seg.get_data_dtype().newbyteorder("="), et_value)
 
 
 def _read(case: Case, path: Path) -> tuple[Any, NDArray[Any]]:
@@ -112,23 +118,3 @@ def _to_int16(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
     if fits and (voxels.dtype.kind in "iu" or bool((np.rint(voxels) == voxels).all())):
         return voxels
     return np.rint(voxels.astype(np.float64) * (INT16_MAX / max(abs(float(low)), abs(float(high)))))
-
-
-def _to_label(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the labels 0, 1, 2, 4 of those in the case's own convention."""
-    flat = voxels.ravel(order="K")
-    inside = flat[flat != 0]  # a few percent; sorting all voxels would take long
-    values = np.unique(inside if len(inside) == len(flat) else np.append(inside, flat.dtype.type(0)))
-    whole = np.isfinite(values) & (np.rint(values) == values)
-    if not whole.all():
-        fractions = [float(value) for value in values[~whole]][:4]
-        raise CaseError(f"{case.name}: {path.name} has non-integer labels such as {fractions}; expected whole numbers")
-    expected = [0, 1, 2, case.et_label]
-    if not np.isin(values, expected).all():
-        present = [int(value) for value in values[:12]]
-        hint = "ET is 4 if files are named as in BraTS2021, 3 if as in BraTS2023"
-        raise CaseError(f"{case.name}: {path.name} has labels {present}; expected {expected}; {hint}")
-    label = voxels.astype(np.uint8)
-    if case.et_label != 4:
-        label[label == case.et_label] = 4
-    return label

@@ -18,31 +18,29 @@ class CaseError(InputError):
 
 @dataclass(frozen=True)
 class Naming:
-    """How one year's BraTS names its files and labels.
+    """How one year's BraTS names its files.
 
     Attributes:
         separator: between the case's name and the word of a file.
         images: words of the modalities, in the order of MODALITIES.
-        et_label: label of the enhancing tumour.
     """
 
     separator: str
     images: tuple[str, ...]
-    et_label: int
 
 
-BRATS2021 = Naming("_", MODALITIES, 4)
-BRATS2023 = Naming("-", ("t2f", "t1n", "t1c", "t2w"), 3)
+NAMES_2021 = Naming("_", MODALITIES)
+NAMES_2023 = Naming("-", ("t2f", "t1n", "t1c", "t2w"))
 
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: images in the order of MODALITIES, seg or None, and the enhancing tumour's label in seg."""
+    """Files of one case: images in the order of MODALITIES, seg or None, and how they are named."""
 
     name: str
     images: tuple[Path, ...]
     seg: Path | None
-    et_label: int
+    naming: Naming
 
 
 def find_case(folder: Path, *, need_seg: bool) -> Case:
@@ -62,7 +60,7 @@ def find_case(folder: Path, *, need_seg: bool) -> Case:
         return next((folder / (stem + end) for end in ENDINGS if stem + end in files), None)
 
     naming = max(
-        BRATS2021, BRATS2023, key=lambda naming: sum(path_of(naming, word) is not None for word in naming.images)
+        NAMES_2021, NAMES_2023, key=lambda naming: sum(path_of(naming, word) is not None for word in naming.images)
     )
     images = tuple(path for word in naming.images if (path := path_of(naming, word)))
     seg = path_of(naming, "seg")
@@ -71,7 +69,7 @@ def find_case(folder: Path, *, need_seg: bool) -> Case:
     if missing:
         present = ", ".join(sorted(files)) or "no file"
         raise CaseError(f"{name}: {' and '.join(missing)} missing in {folder}, which has {present}; expected {LAYOUT}")
-    return Case(name, images, seg, naming.et_label)
+    return Case(name, images, seg, naming)
 
 
 def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[CaseError]]:

@@ -15,6 +15,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import check_precision, choose_device
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
+from trainable.data.labels import labels_of_checkpoint
 from trainable.data.prepare import Data
 from trainable.evaluation.metrics import Scores
 from trainable.model.losses import make_loss
@@ -148,6 +149,7 @@ class TrainingState:
             "random": random_state(),
             "config": to_dict(self.config),
             "split": data.split.digest(),
+            "labels": data.labels.plain(),
             "row": row,
             "versions": {name: str(module.__version__) for name, module in (("torch", torch), ("numpy", np))}
             | {"python": platform.python_version()},
@@ -163,12 +165,17 @@ class TrainingState:
         """Continue from a checkpoint's state, with the options of `self.config`, a new lr included.
 
         Raises:
-            InputError: if an option that is fixed on resume, or the split, differs from the checkpoint's.
+            InputError: if an option that is fixed on resume, the split or the meaning of the labels differs from the
+                checkpoint's.
         """
         saved = state["config"]
         check_resumable(self.config, saved)
         if state["split"] != data.split.digest():
             raise InputError("--resume: the cases or their split are not those of the checkpoint; restore them")
+        if "labels" in state and (begun := labels_of_checkpoint(state)) not in data.labels.variants:
+            raise InputError(
+                f"--resume: the labels are read as {data.labels}, by the checkpoint as {begun}; see --labels"
+            )
         self.network.load_state_dict(state["network"])
         self.load_optimizer_state(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -19,7 +19,7 @@ from trainable.core.files import atomic_write_text, user_path
 from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.option_errors import did_you_mean
-from trainable.core.options import path_options
+from trainable.core.options import absolute_path, path_options
 from trainable.data.prepare import prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
@@ -295,12 +295,8 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None
 
 def with_absolute_paths(config: SweepConfig) -> SweepConfig:
     """Return the config with the paths under `train:` made absolute: Ray runs trials in other folders."""
-    paths = path_options()
-    train = {
-        name: str(Path(value).resolve()) if name in paths and value is not None else value
-        for name, value in config.train.items()
-    }
-    return config.with_train(train)
+    train = {name: value for name, value in config.train.items() if name in path_options() and value is not None}
+    return config.with_train({**config.train, **{name: str(absolute_path(name, train[name])) for name in train}})
 
 
 def write_config(config: SweepConfig, run_dir: Path) -> None:
