@@ -172,7 +172,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
         if config.output_dir.resolve() != training_dir.path.resolve():
             refuse_used(config.output_dir)
         for name, value in to_dict(config).items():
-            if name in options and value != saved[name] and name not in option_names(one_call=True):
+            if name in options and value != saved.get(name) and name not in option_names(one_call=True):
                 logger.info(f"resume: {name} is {value} now, {saved[name]} before")
     kept_paths = [name for name in path_options() if not option_info(name).starting_point]
     paths = {name: getattr(config, name) for name in kept_paths}

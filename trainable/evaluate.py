@@ -16,7 +16,7 @@ from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
 from trainable.data.cache import CachedCase
 from trainable.data.prepare import Data, prepare_data
-from trainable.evaluation.inference import on_full_grid, save_label
+from trainable.evaluation.inference import on_file_grid, on_full_grid, save_label
 from trainable.evaluation.lesions import score_lesions
 from trainable.evaluation.metrics import Scores, mean_scores, voxel_spacing
 from trainable.evaluation.validate import validate
@@ -38,7 +38,8 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     """Score the test cases with the checkpoint file of the option `resume`, which must be set; return the mean scores.
 
     Writes test_scores.json and .csv into output_dir; with save_predictions also predictions/CASE.nii.gz, uint8 labels
-    0, 1, 2, 4 on the case's grid. The scores are those of score_case, with lesion_wise also those of score_lesions.
+    0, 1, 2, 4 on the grid of the case's files. The scores are those of score_case, with lesion_wise also those of
+    score_lesions; for a case that was resampled, of its resampled truth.
 
     Args:
         config: all options.
@@ -59,7 +60,8 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
         if config.lesion_wise:
             by_lesion[case.name] = score_lesions(prediction, case.label, spacing=voxel_spacing(case.affine))
         if config.save_predictions:
-            save_label(on_full_grid(prediction, case), case.affine, paths.predictions / f"{case.name}.nii.gz")
+            full = on_file_grid(on_full_grid(prediction, case), case.file_grid)
+            save_label(full, case.file_grid.affine, paths.predictions / f"{case.name}.nii.gz")
 
     with kernel_selection(config):
         scores = validate(network, config, data.folder, data.split.test, full=True, on_case=on_case)

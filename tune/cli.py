@@ -6,14 +6,14 @@ import json
 import signal
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger
+from trainable.core.options import make_config
 from trainable.training.training_dir import TrainingDir
 from tune.run.results import Run, export_recipe, read_run
 from tune.run.run_dir import resume_command
@@ -76,11 +76,25 @@ def prepare(
         Path | None, typer.Option("--cache_dir", metavar="DIR", help="By default next to the data.")
     ] = None,
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
+    background: Annotated[
+        str, typer.Option(metavar="VALUE", help="Value of the images' background, or auto; train with the same one.")
+    ] = "0",
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Resample cases of another voxel size than most; train with it too.")
+    ] = False,
 ) -> None:
     """Check the cases of a folder and preprocess them once for all trainings."""
     from trainable.data.prepare import prepare_data
 
-    prepared = prepare_data(TrainConfig(data_dir=data.resolve(), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases))
+    # without val and test, so that voxel sizes are compared with the median of all cases
+    options: dict[str, Any] = {
+        "val_fraction": 0,
+        "test_fraction": 0,
+        "skip_bad_cases": skip_bad_cases,
+        "resample": resample,
+    }
+    options |= {"data_dir": data.resolve(), "cache_dir": cache_dir, "background": background}
+    prepared = prepare_data(make_config(options, "voxtune prepare"))
     logger.info(f"cache: {prepared.folder}")
 
 

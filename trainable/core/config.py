@@ -73,6 +73,15 @@ class TrainConfig(BaseModel):
     test_fraction: float = _data(0.15, "Share of cases held out until the end.", unit="share", fixed=True, ge=0, lt=1)
     folds: int = _data(0, "Number of folds of a cross-validation; 0 = none.", fixed=True, ge=0)
     fold: int = _data(0, "Index of the fold used for validation, from 0.", fixed=True, ge=0)
+    background: float | Literal["auto"] = _data(
+        0.0,
+        "Value of the images' background, which becomes 0 by subtraction; auto: the most frequent one on each image's "
+        "outer faces.",
+        fixed=True,
+    )
+    resample: bool = _data(
+        False, "Resample cases whose voxel size differs by over 10 % from the training cases' median.", fixed=True
+    )
     seed: int = _data(
         0, "Seed of the split, initial weights, patches and augmentation.", fixed=True, set_by="study", ge=0, le=2**62
     )
@@ -239,6 +248,18 @@ class TrainConfig(BaseModel):
         if numeric and any(isinstance(number, bool) for number in numbers):
             raise ValueError(allowed_values(field))
         return value
+
+    @field_validator("background", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        """Read a number or the word auto, so that there is one message for all else."""
+        try:
+            number = value if value == "auto" else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(value, bool) or (number != "auto" and not math.isfinite(number)):
+            raise ValueError(allowed_values(cls.model_fields["background"]))
+        return number
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> TrainConfig:

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from trainable.core.config import Shape3
 from trainable.core.errors import InputError
+from trainable.data.grid import FileGrid, Spacing, three
 
-VERSION = 1
+VERSION = 2
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
 METADATA = "case.json"
 
@@ -50,6 +51,12 @@ class CaseMetadata(TypedDict):
     files: dict[str, FileInfo]
     source: list[list[Any]]
     affine: list[list[float]]
+    file_shape: list[int]
+    file_affine: list[list[float]]
+    file_spacing: list[float]  # in mm, of the axes in LPS
+    resampled_to: list[float] | None  # the voxel size asked for, in mm; None if the voxels are those of the files
+    background: float | str  # the option with which the case was read
+    notes: list[str]  # what was changed in its images
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,9 @@ class CachedCase:
         foreground: for WT, TC and ET the coordinates in the crop of at most 4096 voxels of the region, int16 (n, 3).
         mean, std: float32 (4,), over each channel's non-zero voxels.
         offset: corner of the crop in the full volume, in voxels.
-        full_shape: (D, H, W) of the full volume.
+        full_shape: (D, H, W) of the full volume, in LPS and resampled if the case was.
         affine: float64 (4, 4) of the full volume, in mm.
+        file_grid: the grid of the case's files.
     """
 
     name: str
@@ -75,6 +83,7 @@ class CachedCase:
     offset: Shape3
     full_shape: Shape3
     affine: NDArray[np.float64]
+    file_grid: FileGrid
 
 
 def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
@@ -119,16 +128,11 @@ def open_case(folder: Path, name: str) -> CachedCase:
         foreground=(voxels[0], voxels[1], voxels[2]),
         mean=np.array(metadata["mean"], np.float32),
         std=np.array(metadata["std"], np.float32),
-        offset=_three(metadata["offset"]),
-        full_shape=_three(metadata["full_shape"]),
+        offset=three(metadata["offset"]),
+        full_shape=three(metadata["full_shape"]),
         affine=np.array(metadata["affine"], np.float64),
+        file_grid=FileGrid(three(metadata["file_shape"]), np.array(metadata["file_affine"], np.float64)),
     )
-
-
-def _three(sizes: Sequence[int]) -> Shape3:
-    """Return three numbers as a tuple."""
-    depth, height, width = sizes
-    return depth, height, width
 
 
 def data_digest(folder: Path, names: Sequence[str]) -> str:
@@ -142,6 +146,24 @@ def data_digest(folder: Path, names: Sequence[str]) -> str:
         files = read_metadata(Path(folder) / name)["files"]
         digest.update(json.dumps([name, [files[file]["crc32"] for file in ARRAYS]]).encode())
     return digest.hexdigest()[:12]
+
+
+def grid_spacing(folder: Path, train: Sequence[str], others: Sequence[str] = ()) -> Spacing:
+    """Return the voxel size in mm, of the axes in LPS, that prepared cases are compared with and resampled to.
+
+    That is the one that cases were resampled to, if any was; else the median of the training cases' files on each axis.
+
+    Raises:
+        InputError: if a case is not prepared, see `read_metadata`.
+    """
+    metadata = {name: read_metadata(Path(folder) / name) for name in (*train, *others)}
+    resampled = [case["resampled_to"] for case in metadata.values() if case["resampled_to"]]
+    return three(resampled[0]) if resampled else median_spacing([metadata[name] for name in train])
+
+
+def median_spacing(cases: Sequence[CaseMetadata]) -> Spacing:
+    """Return the median voxel size of cases' files in mm, of each axis in LPS, rounded to 0.0001 mm."""
+    return three(np.round(np.median([case["file_spacing"] for case in cases], axis=0), 4).tolist())
 
 
 def read_metadata(path: Path) -> CaseMetadata:
