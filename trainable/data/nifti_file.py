@@ -100,7 +100,7 @@ def _read(path: Path) -> tuple[Any, bytes]:
         header = _header(isal_zlib.decompressobj(wbits=31).decompress(start, 540) if zipped else start[:540])
         size = _size(header)
         file.seek(0)
-        content = file.read(size + BEYOND)
+        content = file.read(min(size + BEYOND, path.stat().st_size))  # read() allocates what it is asked for
     if zipped:
         content = _decompress(content, size + BEYOND)
     if len(content) < size:

@@ -51,7 +51,7 @@ def split_on_one_grid(
         if not config.skip_bad_cases:
             listing = "".join(f"\n  {error}" for error in errors)
             raise InputError(
-                f"{len(errors)} of {len(metadata)} cases have another voxel size than the training cases; resample "
+                f"another voxel size than that of the training cases: {len(errors)} of {len(metadata)} cases; resample "
                 f"them with --resample (in a sweep --set train.resample=true), or continue without them with "
                 f"--skip_bad_cases:{listing}"
             )
