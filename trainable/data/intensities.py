@@ -42,7 +42,7 @@ def image_to_int16(what: str, voxels: NDArray[Any], background: Background) -> t
     if low == high:
         raise CaseError(f"{what} is {low} everywhere; expected a brain on a background of 0")
     value, share = background_of(voxels)
-    taken = value if background == "auto" else voxels.dtype.type(background) if background else 0
+    taken = value if background == "auto" else _in_type_of(voxels, background)
     _check_background(what, value, share, taken)
     if taken:
         voxels = _wide(voxels) - _wide(np.asarray(taken))
@@ -77,9 +77,16 @@ def _check_background(what: str, value: Any, share: float, taken: Any) -> None:
     if value != taken:
         raise CaseError(
             f"{what} has a background of {value}, which has {share:.0%} of its outer faces; expected {taken}, or its "
-            f"statistics would be those of air; give the option --background {value}, or --background auto if it is "
-            f"another one in each image"
+            f"statistics would be those of air; make it {taken} in the file, or prepare and train with --background "
+            f"{value}, or with --background auto if it is another one in each image"
         )
+
+
+def _in_type_of(voxels: NDArray[Any], value: float) -> Any:
+    """Return a value as voxels that were written with it have it: rounded to float32 if they are, or a whole number."""
+    if voxels.dtype.kind == "f":
+        return voxels.dtype.type(value)
+    return int(value) if value.is_integer() else value
 
 
 def _wide(voxels: NDArray[Any]) -> NDArray[Any]:
