@@ -143,7 +143,8 @@ def test_what_an_option_may_be_in_words(name: str, words: str) -> None:
 
 
 def test_every_option_says_what_it_may_be() -> None:
-    shapes = r"a (whole )?number( [<>]=? -?[\d.]+( and [<>]=? -?[\d.]+)*)?|true or false|a path|one of .*|\d .*numbers"
+    numbers = r"a (whole )?number( [<>]=? -?[\d.]+( and [<>]=? -?[\d.]+)*)?( or auto)?|\d .*numbers"
+    shapes = rf"{numbers}|true or false|a path|one of .*"
     assert [name for name in TrainConfig.model_fields if not re.fullmatch(shapes, allowed(name))] == []
 
 

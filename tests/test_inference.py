@@ -19,6 +19,7 @@ from trainable.core.options import to_dict
 from trainable.data.cache import open_case
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import find_case
+from trainable.data.grid import FileGrid
 from trainable.data.prepare import Data
 from trainable.evaluation.inference import (
     MIRRORS,
@@ -136,6 +137,12 @@ def intensities(seed: int = 0) -> np.ndarray:
     return image
 
 
+def loaded(image: np.ndarray) -> LoadedCase:
+    """A case with these images, and voxels of 1 mm."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return LoadedCase(image, None, affine, np.dtype(np.uint8), FileGrid(image.shape[1:], affine))
+
+
 def test_label_follows_from_the_z_scores() -> None:
     image = intensities()
     mean = np.array([image[c][image[c] != 0].mean() for c in range(4)], np.float32)
@@ -145,14 +152,14 @@ def test_label_follows_from_the_z_scores() -> None:
     label = predict_label(FlairAbove(), image, mean, std, CONFIG)
     assert label.dtype == np.uint8
     assert np.array_equal(label, expected)
-    case = LoadedCase(image, None, np.eye(4), np.dtype(np.uint8))
+    case = loaded(image)
     assert np.array_equal(predict_case(FlairAbove(), case, CONFIG), expected)
 
 
 def test_case_is_0_outside_the_brain_s_box() -> None:
     network = FlairAbove()
     nn.init.constant_(network.bias, 100)  # everything is tumour
-    label = predict_case(network, LoadedCase(intensities(), None, np.eye(4), np.dtype(np.uint8)), CONFIG)
+    label = predict_case(network, loaded(intensities()), CONFIG)
     expected = np.zeros((24, 20, 18), np.uint8)
     expected[3:20, 5:18, 2:15] = 4
     assert label.dtype == np.uint8

@@ -17,7 +17,7 @@ from trainable.core.options import option_names, to_dict
 from trainable.data.cache import CachedCase
 from trainable.data.labels import LabelConvention, labels_written
 from trainable.data.prepare import Data, prepare_data
-from trainable.evaluation.inference import NonFiniteLogitsError, on_full_grid, save_label
+from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, on_full_grid, save_label
 from trainable.evaluation.lesions import score_lesions
 from trainable.evaluation.metrics import Scores, mean_scores, voxel_spacing
 from trainable.evaluation.validate import validate
@@ -39,8 +39,8 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     """Score the test cases with the checkpoint file of the option `resume`, which must be set; return the mean scores.
 
     Writes test_scores.json and .csv into output_dir; with save_predictions also predictions/CASE.nii.gz, uint8, with
-    the labels of the case's seg, on its grid. The scores are those of score_case, with lesion_wise also those of
-    score_lesions.
+    the labels of the case's seg, on the grid of its files. The scores are those of score_case, with lesion_wise also
+    those of score_lesions; for a case that was resampled, of its resampled truth.
 
     Args:
         config: all options.
@@ -65,8 +65,9 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
             by_lesion[case.name] = score_lesions(prediction, case.label, spacing=voxel_spacing(case.affine))
         if config.save_predictions:
             written.append(data.labels.with_et(case.et_value))
-            label = written[-1].from_canonical(on_full_grid(prediction, case))
-            save_label(label, case.affine, paths.predictions / f"{case.name}.nii.gz")
+            label = on_file_grid(on_full_grid(prediction, case), case.file_grid)
+            file = paths.predictions / f"{case.name}.nii.gz"
+            save_label(written[-1].from_canonical(label), case.file_grid.affine, file)
 
     try:
         with kernel_selection(config):

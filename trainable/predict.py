@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+from torch import nn
 
 from trainable.core.brats import Labels
+from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
 from trainable.core.files import require_working_folder
@@ -16,8 +19,11 @@ from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError, find_case, find_cases
+from trainable.data.grid import same_spacing, three
 from trainable.data.labels import LabelConvention, find_labels, guess_labels, labels_of_checkpoint, labels_written
-from trainable.evaluation.inference import NonFiniteLogitsError, predict_case, save_label
+from trainable.data.resample import resample_case, resample_label
+from trainable.data.spacing import spacing_error
+from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, predict_case, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
 from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
@@ -86,23 +92,27 @@ def predict_cases(
     target = choose_device(make_config({"device": device}, "voxtune predict"))
     state = load_checkpoint(find_checkpoint(checkpoint, wanted=BEST))
     network, config = build_from_state(state, target)
+    grid = state.get("grid")
+    if grid is None:
+        logger.info("the checkpoint is older and does not say its voxel size, so that of the cases is not compared")
     config = config.model_copy(update={"mirror": mirror or config.mirror})
     scores: dict[str, Scores] = {}
     written: list[LabelConvention] = []
     for index, case in enumerate(cases, 1):
         logger.info(f"{index}/{len(cases)} {case.name}")
         try:
-            loaded = load_case(case, wanted)
+            loaded = load_case(case, wanted, config.background)
+            label = predict_as_trained(network, case.name, loaded, grid, config)
         except CaseError as error:
             logger.info(f"{case.name} cannot be used")
             failed.append(error)
             continue
-        try:
-            label = predict_case(network, loaded, config)
         except NonFiniteLogitsError as error:
             logger.info(f"{case.name} cannot be predicted")
             failed.append(CaseError(f"{case.name}: {checkpoint} cannot predict it: {error}"))
             continue
+        for note in loaded.notes:
+            logger.info(note)
         written.append(own_labels(case, loaded, wanted, labels_of_checkpoint(state)))
         write_prediction(loaded, label, written[-1], out / case.name, with_picture=pictures)
         if loaded.label is not None:
@@ -126,11 +136,32 @@ def own_labels(
     return (trained if trained in labels.variants else labels).with_et(loaded.et_value)
 
 
+def predict_as_trained(
+    network: nn.Module, name: str, case: LoadedCase, grid: dict[str, Any] | None, config: TrainConfig
+) -> Labels:
+    """Return the label map predicted for a case, uint8 of its own full shape; it is resampled if the training does so.
+
+    Args:
+        grid: the checkpoint's; None if it has none.
+
+    Raises:
+        CaseError: if the case has another voxel size than the training's cases, which were not resampled.
+    """
+    spacing = voxel_spacing(case.affine)
+    if grid is None or same_spacing(spacing, grid["spacing"]):
+        return predict_case(network, case, config)
+    if not grid["resample"]:
+        raise spacing_error(name, spacing, grid["spacing"])
+    label = predict_case(network, resample_case(case, three(grid["spacing"])), config)
+    return resample_label(label, three(case.image.shape[1:]))
+
+
 def write_prediction(
     case: LoadedCase, label: Labels, labels: LabelConvention, stem: Path, *, with_picture: bool
 ) -> None:
-    """Write labels 0, 1, 2, 4 on the case's grid as STEM.nii.gz, in a convention; with_picture: also STEM.png."""
-    save_label(labels.from_canonical(label), case.affine, stem.with_name(f"{stem.name}.nii.gz"))
+    """Write labels 0, 1, 2, 4 in a convention as STEM.nii.gz on the case's own grid; with_picture: also STEM.png."""
+    written = labels.from_canonical(on_file_grid(label, case.file_grid))
+    save_label(written, case.file_grid.affine, stem.with_name(f"{stem.name}.nii.gz"))
     if with_picture:
         Image.fromarray(draw_case(case.image, case.label, label)).save(stem.with_name(f"{stem.name}.png"))
 

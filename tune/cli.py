@@ -6,7 +6,7 @@ import json
 import signal
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -88,12 +88,26 @@ def prepare(
     ] = None,
     labels: Labels = None,
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
+    background: Annotated[
+        str, typer.Option(metavar="VALUE", help="Value of the images' background, or auto; train with the same one.")
+    ] = "0",
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Resample cases of another voxel size than most; train with it too.")
+    ] = False,
 ) -> None:
     """Check the cases of a folder and preprocess them once for all trainings."""
     from trainable.data.prepare import prepare_data
 
-    options = {"data_dir": data.resolve(), "cache_dir": cache_dir, "labels": labels, "skip_bad_cases": skip_bad_cases}
-    prepared = prepare_data(make_config(options))
+    # without val and test, so that voxel sizes are compared with the median of all cases
+    options: dict[str, Any] = {
+        "val_fraction": 0,
+        "test_fraction": 0,
+        "skip_bad_cases": skip_bad_cases,
+        "labels": labels,
+        "resample": resample,
+    }
+    options |= {"data_dir": data.resolve(), "cache_dir": cache_dir, "background": background}
+    prepared = prepare_data(make_config(options, "voxtune prepare"))
     logger.info(f"cache: {prepared.folder}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -117,7 +118,10 @@ def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
     Raises:
         InputError: if the cases of its split are not those that the run began with, or as prepare_data.
     """
-    data = prepare_data(config)
+    assert config.split_file is not None
+    # prepared with the run's split, whose training cases say what voxel size cases are resampled to
+    data = prepare_data(config.model_copy(update={"split_file": run.dir.split}))
+    data = replace(data, split=load_split(config.split_file))
     if digest_of(data) != run.config.record.data:
         raise InputError(f"{config.data_dir}: the cases are not those that {run.folder} began with; restore them")
     return data

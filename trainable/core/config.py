@@ -6,6 +6,7 @@ the fields below, see options.py.
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -95,6 +96,15 @@ class TrainConfig(BaseModel):
     folds: int = _of_split(0, "Number of folds of a cross-validation; 0 = none.")
     fold: int = _of_split(
         0, "Index of the fold used for validation, from 0.", acts_if={"split_file": (None,), "folds": Above(0)}
+    )
+    background: float | Literal["auto"] = _data(
+        0.0,
+        "Value of the images' background, which becomes 0 by subtraction; auto: the most frequent one on each image's "
+        "outer faces.",
+        fixed=True,
+    )
+    resample: bool = _data(
+        False, "Resample cases whose voxel size differs by over 10 % from the training cases' median.", fixed=True
     )
     seed: int = _data(
         0, "Seed of the split, initial weights, patches and augmentation.", fixed=True, set_by="study", ge=0, le=2**62
@@ -324,6 +334,18 @@ class TrainConfig(BaseModel):
         except InputError:
             expected = f"a path in UTF-8, not of the bytes {os.fsencode(value)!r}; rename the file or folder"
             raise ValueError(expected) from None
+
+    @field_validator("background", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        """Read a number or the word auto, so that there is one message for all else."""
+        try:
+            number = value if value == "auto" else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if isinstance(value, bool) or (number != "auto" and not math.isfinite(number)):
+            raise ValueError(allowed_values(cls.model_fields["background"]))
+        return number
 
     @model_validator(mode="after")
     def _options_fit_each_other(self) -> TrainConfig:

@@ -77,7 +77,7 @@ def _describe(kind: Any, metadata: Sequence[Any]) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_describe(argument, metadata) for argument in arguments if argument is not NoneType)
     if origin is Literal:
-        return "one of " + ", ".join(arguments)
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(arguments)
     if origin is tuple and ... not in arguments:
         return f"{len(arguments)} {'whole numbers' if arguments[0] is int else 'numbers'}"
     limits = [

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from trainable.core.config import Shape3
 from trainable.core.errors import InputError
 from trainable.core.files import OPEN_FILES_ADVICE, OPEN_FILES_ERRNOS
+from trainable.data.grid import FileGrid, Spacing, three
 from trainable.data.labels import LabelConvention, PlainConvention, from_plain
 
 VERSION = 2
@@ -57,6 +58,12 @@ class CaseMetadata(TypedDict):
     affine: list[list[float]]
     labels: PlainConvention
     et_value: int | None
+    file_shape: list[int]
+    file_affine: list[list[float]]
+    file_spacing: list[float]  # in mm, of the axes in LPS
+    resampled_to: list[float] | None  # the voxel size asked for, in mm; None if the voxels are those of the files
+    background: float | str  # the option with which the case was read
+    notes: list[str]  # what was changed in its images
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,10 @@ class CachedCase:
         foreground: for WT, TC and ET the coordinates in the crop of at most 4096 voxels of the region, int16 (n, 3).
         mean, std: float32 (4,), over each channel's non-zero voxels.
         offset: corner of the crop in the full volume, in voxels.
-        full_shape: (D, H, W) of the full volume.
+        full_shape: (D, H, W) of the full volume, in LPS and resampled if the case was.
         affine: float64 (4, 4) of the full volume, in mm.
         et_value: value of ET in the seg's file; None if the case has no ET.
+        file_grid: the grid of the case's files.
     """
 
     name: str
@@ -84,6 +92,7 @@ class CachedCase:
     full_shape: Shape3
     affine: NDArray[np.float64]
     et_value: int | None
+    file_grid: FileGrid
 
 
 def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
@@ -128,17 +137,12 @@ def open_case(folder: Path, name: str) -> CachedCase:
         foreground=(voxels[0], voxels[1], voxels[2]),
         mean=np.array(metadata["mean"], np.float32),
         std=np.array(metadata["std"], np.float32),
-        offset=_three(metadata["offset"]),
-        full_shape=_three(metadata["full_shape"]),
+        offset=three(metadata["offset"]),
+        full_shape=three(metadata["full_shape"]),
         affine=np.array(metadata["affine"], np.float64),
         et_value=metadata["et_value"],
+        file_grid=FileGrid(three(metadata["file_shape"]), np.array(metadata["file_affine"], np.float64)),
     )
-
-
-def _three(sizes: Sequence[int]) -> Shape3:
-    """Return three numbers as a tuple."""
-    depth, height, width = sizes
-    return depth, height, width
 
 
 def data_digest(folder: Path, names: Sequence[str]) -> str:
@@ -164,6 +168,24 @@ def read_labels_in_use(folder: Path, names: Sequence[str]) -> LabelConvention:
     labels = from_plain(cases[0]["labels"])
     values = {case["et_value"] for case in cases} - {None}
     return labels.with_et(values.pop()) if len(values) == 1 else labels
+
+
+def grid_spacing(folder: Path, train: Sequence[str], others: Sequence[str] = ()) -> Spacing:
+    """Return the voxel size in mm, of the axes in LPS, that prepared cases are compared with and resampled to.
+
+    That is the one that cases were resampled to, if any was; else the median of the training cases' files on each axis.
+
+    Raises:
+        InputError: if a case is not prepared, see `read_metadata`.
+    """
+    metadata = {name: read_metadata(Path(folder) / name) for name in (*train, *others)}
+    resampled = [case["resampled_to"] for case in metadata.values() if case["resampled_to"]]
+    return three(resampled[0]) if resampled else median_spacing([metadata[name] for name in train])
+
+
+def median_spacing(cases: Sequence[CaseMetadata]) -> Spacing:
+    """Return the median voxel size of cases' files in mm, of each axis in LPS, rounded to 0.0001 mm."""
+    return three(np.round(np.median([case["file_spacing"] for case in cases], axis=0), 4).tolist())
 
 
 def read_metadata(path: Path) -> CaseMetadata:

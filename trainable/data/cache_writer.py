@@ -16,9 +16,10 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from isal import isal_zlib
@@ -33,19 +34,45 @@ from trainable.core.progress_bar import progress_bar
 from trainable.data.cache import ARRAYS, METADATA, VERSION, CaseMetadata, FileInfo, read_metadata
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError
+from trainable.data.grid import Spacing
+from trainable.data.intensities import Background
 from trainable.data.labels import LABELS_2021, LabelConvention
 from trainable.data.normalise import brain_box, channel_stats
+from trainable.data.orientation import lps_spacing
+from trainable.data.resample import resample_case
 
 FOREGROUND_LIMIT = 4096
 THREADS_UP_TO = 8  # cases per worker; up to this many threads are used: processes scale better but start in seconds
+NOTES_SHOWN = 20
 LEFTOVER_AGE = 3600  # seconds; a writer on another machine seems dead from this one, but does not take that long
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How cases are read.
+
+    Attributes:
+        labels: what the values of the seg files mean.
+        background: the option of this name.
+        spacing: the voxel size in mm that cases are resampled to; "file": that of their files; "ready": as they are in
+            the cache, and that of their files for a case that is not ready.
+    """
+
+    labels: LabelConvention = LABELS_2021
+    background: Background = 0.0
+    spacing: Spacing | Literal["file", "ready"] = "ready"
+
+    @property
+    def resampled_to(self) -> list[float] | None:
+        """The voxel size that a case is resampled to; None for that of its files."""
+        return None if isinstance(self.spacing, str) else list(self.spacing)
 
 
 def prepare(
     cases: Sequence[Case],
     folder: Path,
     *,
-    labels: LabelConvention = LABELS_2021,
+    reading: Reading = Reading(),
     incomplete: Sequence[CaseError] = (),
     skip_bad: bool = False,
     workers: int = 0,
@@ -57,7 +84,7 @@ def prepare(
 
     Args:
         folder: the cache; made if missing.
-        labels: what the values of the seg files mean.
+        reading: how they are read; a case that was prepared otherwise is prepared again.
         incomplete: errors of find_cases; they are listed and returned as bad cases too.
         skip_bad: continue without bad cases.
         workers: number of processes or threads; 0 for one per core.
@@ -74,7 +101,7 @@ def prepare(
         if any((folder / case.name).glob("*.nii*")):
             raise InputError(f"{folder} contains cases as NIfTI files, such as {case.name}; choose another cache_dir")
     try:
-        outcomes = _update(cases, folder, labels, workers, quiet)
+        outcomes = _update(cases, folder, reading, workers, quiet)
     except OSError as error:
         room = "free some space, or " if error.errno in FULL_DISK_ERRNOS else ""
         raise InputError(
@@ -84,6 +111,7 @@ def prepare(
     if not quiet:
         summary = f"prepared {list(outcomes.values()).count(None)} cases in {time.monotonic() - start:.1f} s"
         print(f"{summary}, {len(cases) - len(outcomes)} were ready: {folder}", file=sys.stderr)
+        _print_notes(folder, [name for name, error in outcomes.items() if error is None])
     good = [case.name for case in cases if outcomes.get(case.name) is None]
     message = f"{len(errors)} of {len(cases) + len(incomplete)} cases cannot be used"
     listing = "".join(f"\n  {error}" for error in errors)
@@ -95,19 +123,30 @@ def prepare(
     return good, errors
 
 
+def _print_notes(folder: Path, names: Sequence[str]) -> None:
+    """Print on stderr what was changed in the images of these cases."""
+    notes = [note for name in names for note in read_metadata(folder / name)["notes"]]
+    for note in notes[:NOTES_SHOWN]:
+        print(note, file=sys.stderr)
+    if len(notes) > NOTES_SHOWN:
+        print(f"... and {len(notes) - NOTES_SHOWN} more; see notes in {folder}/*/{METADATA}", file=sys.stderr)
+
+
 def _update(
-    cases: Sequence[Case], folder: Path, labels: LabelConvention, workers: int, quiet: bool
+    cases: Sequence[Case], folder: Path, reading: Reading, workers: int, quiet: bool
 ) -> dict[str, CaseError | None]:
     """Prepare the cases that are not cached or have changed; return the error of each of them, None for a good one."""
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     with progress_bar("cases", len(cases), quiet=quiet) as tick:
-        current = run_parallel(partial(_is_current, folder, labels), cases, workers=workers, tick=tick, threads=True)
+        current = run_parallel(partial(_is_current, folder, reading), cases, workers=workers, tick=tick, threads=True)
         for _ in range(len(cases) - sum(current)):
             tick(-1)
         outdated = [case for case, ready in zip(cases, current, strict=True) if not ready]
         few = len(outdated) <= THREADS_UP_TO * (workers or cores())
-        errors = run_parallel(partial(_prepare_case, folder, labels), outdated, workers=workers, tick=tick, threads=few)
+        errors = run_parallel(
+            partial(_prepare_case, folder, reading), outdated, workers=workers, tick=tick, threads=few
+        )
     return {case.name: error for case, error in zip(outdated, errors, strict=True)}
 
 
@@ -123,18 +162,21 @@ def _checksums(path: Path) -> dict[str, FileInfo]:
     return {file: {"size": len(content), "crc32": isal_zlib.crc32(content)} for file, content in contents.items()}
 
 
-def _is_current(folder: Path, labels: LabelConvention, case: Case) -> bool:
-    """Return whether the cache has this case, whole and prepared from its present source with these labels."""
+def _is_current(folder: Path, reading: Reading, case: Case) -> bool:
+    """Return whether the cache has this case, whole, read in this way and prepared from its present source."""
     path = folder / case.name
     try:
         metadata = read_metadata(path)
-        same_source = metadata["source"] == _fingerprint(case) and metadata["labels"] == labels.plain()
-        return same_source and metadata["files"] == _checksums(path)
+        same_spacing = reading.spacing == "ready" or metadata["resampled_to"] == reading.resampled_to
+        same_labels = metadata["labels"] == reading.labels.plain()
+        same_reading = same_spacing and same_labels and metadata["background"] == reading.background
+        same_source = same_reading and metadata["source"] == _fingerprint(case)
+        return bool(same_source and metadata["files"] == _checksums(path))
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _prepare_case(folder: Path, labels: LabelConvention, case: Case) -> CaseError | None:
+def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | None:
     """Prepare one case; return its error, or None if it is good."""
     if case.seg is None:
         return CaseError(
@@ -145,10 +187,12 @@ def _prepare_case(folder: Path, labels: LabelConvention, case: Case) -> CaseErro
     try:
         # The fingerprint is taken first: a source that changes while it is read is then prepared again next time.
         source = _fingerprint(case)
-        loaded = load_case(case, labels)
+        loaded = load_case(case, reading.labels, reading.background)
+        if not isinstance(reading.spacing, str):
+            loaded = resample_case(loaded, reading.spacing)
         temp.mkdir()
-        _write(temp, case.name, loaded, source, labels)
-        _publish(temp, folder, labels, case)
+        _write(temp, case.name, loaded, source, reading)
+        _publish(temp, folder, reading, case)
     except CaseError as error:
         return error
     except FileNotFoundError as error:
@@ -158,7 +202,7 @@ def _prepare_case(folder: Path, labels: LabelConvention, case: Case) -> CaseErro
     return None
 
 
-def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], labels: LabelConvention) -> None:
+def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], reading: Reading) -> None:
     """Write the files of a labelled case and flush them to the disk."""
     image, label = case.image, case.label
     assert label is not None
@@ -179,8 +223,14 @@ def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], lab
         "files": _checksums(temp),
         "source": source,
         "affine": case.affine.tolist(),
-        "labels": labels.plain(),
+        "labels": reading.labels.plain(),
         "et_value": case.et_value,
+        "file_shape": list(case.file_grid.shape),
+        "file_affine": case.file_grid.affine.tolist(),
+        "file_spacing": list(lps_spacing(case.file_grid.affine)),
+        "resampled_to": reading.resampled_to,
+        "background": reading.background,
+        "notes": list(case.notes),
     }
     (temp / METADATA).write_text(json.dumps(metadata))
     for file in (*ARRAYS, METADATA, "."):
@@ -210,11 +260,11 @@ def _foreground(label: NDArray[np.uint8], name: str) -> list[NDArray[np.int16]]:
     return drawn
 
 
-def _publish(temp: Path, folder: Path, labels: LabelConvention, case: Case) -> None:
+def _publish(temp: Path, folder: Path, reading: Reading, case: Case) -> None:
     """Rename a finished case to its final name; another writer may be doing the same."""
     path = folder / case.name
     for _ in range(20):
-        if _is_current(folder, labels, case):
+        if _is_current(folder, reading, case):
             return
         old = temp.with_suffix(".old")
         # Renamed, not overwritten: trials that have mapped the old arrays keep them.

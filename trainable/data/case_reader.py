@@ -1,120 +1,87 @@
-"""Read a case's NIfTI files and check them."""
+"""Read a case: its NIfTI files, checked, on one grid, in the orientation and the types in which cases are trained."""
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from trainable.data.affine import same_affine
 from trainable.data.cases import Case, CaseError
+from trainable.data.grid import FileGrid
+from trainable.data.intensities import Background, image_to_int16
 from trainable.data.labels import LabelConvention, labels_of_case, read_labels
-
-INT16_MAX = 32767
-NIFTI_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
-FILE_ERRORS = (OSError, EOFError, ValueError, OverflowError, isal_zlib.IsalError, struct.error)
+from trainable.data.nifti_file import NiftiFile, read_nifti
+from trainable.data.orientation import lps_affine, lps_shape, to_lps
 
 
 @dataclass(frozen=True)
 class LoadedCase:
-    """Volumes of one case.
+    """Volumes of one case, in LPS.
 
     Attributes:
         image: int16 (4, X, Y, Z), in the order of MODALITIES.
         label: uint8 (X, Y, Z) of 0, 1, 2, 4; None without a seg.
         affine: (4, 4) in mm.
         seg_dtype: type of the voxels in the seg's file; uint8 without a seg.
+        file_grid: the grid of the case's files.
         et_value: value of ET in the seg's file; None without ET or a seg.
+        notes: what was changed in the images, in words; one text per image.
     """
 
     image: NDArray[np.int16]
     label: NDArray[np.uint8] | None
     affine: NDArray[np.float64]
     seg_dtype: np.dtype[Any]
+    file_grid: FileGrid
     et_value: int | None = None
+    notes: tuple[str, ...] = ()
 
 
-def load_case(case: Case, labels: LabelConvention | None = None) -> LoadedCase:
-    """Read and check a case.
+def load_case(case: Case, labels: LabelConvention | None = None, background: Background = 0.0) -> LoadedCase:
+    """Read and check a case, and turn it to LPS; its voxels stay those of the files.
 
-    A modality of integers within int16 is kept as it is; any other is scaled by one factor so that its largest
-    magnitude is 32767, and rounded; the normalisation to z-scores later undoes the factor.
+    Images become int16 with a background of 0, see `image_to_int16`.
 
     Args:
         labels: what the values of its seg mean; None for what the names tell.
+        background: the option of this name.
 
     Raises:
-        CaseError: for a file that is missing, unreadable or truncated, not 3D, or of another shape or affine than the
-            first modality; for a modality with NaN or inf or that is all zero; for a seg with labels outside the
-            convention, or whose convention the names do not tell.
+        CaseError: for a file that is missing, unreadable or truncated, not 3D, without a usable affine, or of another
+            shape or affine than the first modality; for a modality that image_to_int16 refuses; for a seg with labels
+            outside the convention, or whose convention the names do not tell.
     """
-    first, voxels = _read(case, case.images[0])
-    # in the memory order of the files, x fastest, so that only the crop is transposed
-    image = np.empty((len(case.images), *first.shape[::-1]), np.int16).transpose(0, 3, 2, 1)
+    first = read_nifti(case.name, case.images[0])
+    # in the memory order of files in LPS, x fastest, so that only the crop is transposed
+    image = np.empty((len(case.images), *lps_shape(first.grid)[::-1]), np.int16).transpose(0, 3, 2, 1)
+    notes = []
     for channel, path in enumerate(case.images):
-        if channel > 0:
-            volume, voxels = _read(case, path)
-            _check_same_grid(case, path, volume, first)
-        image[channel] = _to_int16(case, path, voxels)
+        volume = read_nifti(case.name, path) if channel else first
+        _check_same_grid(case, path, volume, first)
+        voxels, note = image_to_int16(f"{case.name}: {path.name}", volume.voxels, background)
+        image[channel] = to_lps(voxels, first.grid.affine)
+        notes += [note] * bool(note)
+    affine = lps_affine(first.grid)
     if case.seg is None:
-        return LoadedCase(image, None, first.affine, np.dtype(np.uint8))
-    seg, voxels = _read(case, case.seg)
+        return LoadedCase(image, None, affine, np.dtype(np.uint8), first.grid, notes=tuple(notes))
+    seg = read_nifti(case.name, case.seg)
     _check_same_grid(case, case.seg, seg, first)
-    label, et_value = read_labels(case, case.seg, voxels, labels or labels_of_case(case))
-    return LoadedCase(image, label, first.affine, seg.get_data_dtype().newbyteorder("="), et_value)
+    label, et_value = read_labels(case, case.seg, seg.voxels, labels or labels_of_case(case))
+    dtype, turned = seg.dtype.newbyteorder("="), to_lps(label, first.grid.affine)
+    return LoadedCase(image, turned, affine, dtype, first.grid, et_value, tuple(notes))
 
 
-def _read(case: Case, path: Path) -> tuple[Any, NDArray[Any]]:
-    """Return the NIfTI image in a file and its voxels, in their type on disk, or as floats if the header scales."""
-    try:
-        content = path.read_bytes()
-        # Decompressed to its end: nibabel stops at the last voxel and so misses a truncated or damaged tail.
-        if content[:2] == b"\x1f\x8b":
-            content = igzip.decompress(content)
-        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") else nib.Nifti1Image
-        volume = kind.from_bytes(content)
-        voxels = np.asanyarray(volume.dataobj)
-    except (*NIFTI_ERRORS, *FILE_ERRORS) as error:  # type: ignore[misc]  # isal's stub declares its class as an object
-        raise CaseError(
-            f"{case.name}: {path.name} cannot be read, truncated or damaged ({str(error) or type(error).__name__}); "
-            f"expected a whole NIfTI file; copy or download it again to {path}"
-        ) from None
-    if voxels.ndim != 3:
-        raise CaseError(f"{case.name}: {path.name} has shape {voxels.shape}; expected one 3D volume")
-    if voxels.dtype.kind not in "iuf":
-        raise CaseError(f"{case.name}: {path.name} has voxels of type {voxels.dtype}; expected real numbers")
-    return volume, voxels
-
-
-def _check_same_grid(case: Case, path: Path, volume: Any, first: Any) -> None:
+def _check_same_grid(case: Case, path: Path, volume: NiftiFile, first: NiftiFile) -> None:
     """Raise CaseError if a volume has another shape or affine than the case's first."""
-    expected = f"that of {case.images[0].name}"
-    if volume.shape != first.shape:
-        raise CaseError(f"{case.name}: {path.name} has shape {volume.shape}; expected {first.shape}, {expected}")
-    if not np.allclose(volume.affine, first.affine, rtol=0, atol=1e-3):
+    grid, wanted, expected = volume.grid, first.grid, f"that of {case.images[0].name}"
+    if grid.shape != wanted.shape:
+        raise CaseError(f"{case.name}: {path.name} has shape {grid.shape}; expected {wanted.shape}, {expected}")
+    if not same_affine(grid.affine, wanted.affine):
         raise CaseError(
-            f"{case.name}: {path.name} has affine {np.round(volume.affine, 3).tolist()}; expected "
-            f"{np.round(first.affine, 3).tolist()}, {expected}; resample the case onto one grid"
+            f"{case.name}: {path.name} has affine {np.round(grid.affine, 3).tolist()}; expected "
+            f"{np.round(wanted.affine, 3).tolist()}, {expected}; resample the case onto one grid"
         )
-
-
-def _to_int16(case: Case, path: Path, voxels: NDArray[Any]) -> NDArray[Any]:
-    """Return voxels whose values fit into int16, scaled by one factor if needed."""
-    if voxels.size == 0 or not voxels.any():
-        raise CaseError(f"{case.name}: {path.name} is 0 everywhere; expected a brain on a background of 0")
-    low, high = voxels.min(), voxels.max()
-    if not (np.isfinite(low) and np.isfinite(high)):  # with a NaN anywhere the minimum is NaN
-        bad = int(np.count_nonzero(~np.isfinite(voxels)))
-        raise CaseError(f"{case.name}: {path.name} has NaN or inf in {bad} voxels; expected finite numbers")
-    fits = low >= -INT16_MAX - 1 and high <= INT16_MAX
-    if fits and (voxels.dtype.kind in "iu" or bool((np.rint(voxels) == voxels).all())):
-        return voxels
-    return np.rint(voxels.astype(np.float64) * (INT16_MAX / max(abs(float(low)), abs(float(high)))))

@@ -21,6 +21,8 @@ from trainable.core.errors import InputError
 from trainable.core.option_errors import did_you_mean
 from trainable.data.cases import NAMES_2021, Case, CaseError
 
+LABEL_ROUNDING = 0.02  # how far a label in a file may be from a whole number
+
 PlainConvention = dict[str, Any]  # as JSON and checkpoints keep it, see LabelConvention.plain
 
 
@@ -250,10 +252,11 @@ def read_labels(case: Case, path: Path, voxels: NDArray[Any], labels: LabelConve
     flat = voxels.ravel(order="K")
     inside = flat[flat != 0]  # a few percent; sorting all voxels would take long
     values = np.unique(inside if len(inside) == len(flat) else np.append(inside, flat.dtype.type(0)))
-    whole = np.isfinite(values) & (np.rint(values) == values)
+    whole = np.isfinite(values) & (np.abs(np.rint(values) - values) <= LABEL_ROUNDING)
     if not whole.all():
         fractions = [float(value) for value in values[~whole]][:4]
         raise CaseError(f"{case.name}: {path.name} has non-integer labels such as {fractions}; expected whole numbers")
+    values = np.unique(np.rint(values))
     fitting = [variant for variant in labels.variants if np.isin(values, variant.values).all()]
     if not fitting:
         present = [int(value) for value in values[:12]]
@@ -263,4 +266,4 @@ def read_labels(case: Case, path: Path, voxels: NDArray[Any], labels: LabelConve
         )
     own = fitting[0]
     et = next((value for value in own.et if value in values), None)
-    return own.to_canonical(voxels), et
+    return own.to_canonical(np.rint(voxels) if voxels.dtype.kind == "f" else voxels), et

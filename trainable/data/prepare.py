@@ -11,11 +11,13 @@ from pathlib import Path
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import require_working_folder
-from trainable.data.cache import cache_folder, read_labels_in_use, read_metadata
-from trainable.data.cache_writer import prepare
+from trainable.data.cache import cache_folder, grid_spacing, read_labels_in_use, read_metadata
+from trainable.data.cache_writer import Reading, prepare
 from trainable.data.cases import find_cases
+from trainable.data.grid import Spacing
 from trainable.data.labels import LABELS_2021, LABELS_2021_ET3, LabelConvention, choose_labels
-from trainable.data.split import Split, split_cases
+from trainable.data.spacing import split_on_one_grid
+from trainable.data.split import Split
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Data:
         """What the values of the seg files mean, see `read_labels_in_use`."""
         return read_labels_in_use(self.folder, [*self.split.train, *self.split.val, *self.split.test])
 
+    @cached_property
+    def spacing(self) -> Spacing:
+        """The voxel size of these cases in mm, of the axes in LPS; InputError if a case is not prepared."""
+        return grid_spacing(self.folder, self.split.train, self.split.val + self.split.test)
+
 
 def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
     """Find the cases of data_dir, preprocess those that are not cached or have changed, split all good ones.
@@ -40,7 +47,8 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
 
     Raises:
         InputError: for no data_dir, labels that the names do not tell, bad cases (without skip_bad_cases), no good
-            case, a cache that cannot be written, or a split that cannot be made.
+            case, a cache that cannot be written, a split that cannot be made, or cases of another voxel size than the
+            training cases (without resample).
     """
     require_working_folder()
     if config.data_dir is None:
@@ -48,11 +56,13 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
     cases, incomplete = find_cases(config.data_dir, need_seg=True)
     labels = choose_labels(cases, config.labels)
     folder = cache_folder(config.data_dir, config.cache_dir)
+    reading = Reading(labels, config.background)
     skip_bad = config.skip_bad_cases
-    names, bad = prepare(cases, folder, labels=labels, incomplete=incomplete, skip_bad=skip_bad, quiet=quiet)
+    names, bad = prepare(cases, folder, reading=reading, incomplete=incomplete, skip_bad=skip_bad, quiet=quiet)
     if not quiet:
         print(labels_report(folder, names), file=sys.stderr)
-    return Data(folder, split_cases(names, config), tuple(map(str, bad)))
+    split, apart = split_on_one_grid(cases, folder, names, config, reading, quiet=quiet)
+    return Data(folder, split, tuple(map(str, [*bad, *apart])))
 
 
 def labels_report(folder: Path, names: Sequence[str]) -> str:

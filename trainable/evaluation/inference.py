@@ -18,7 +18,10 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import autocast, to_network_format
 from trainable.data.cache import CachedCase
 from trainable.data.case_reader import LoadedCase
+from trainable.data.grid import FileGrid
 from trainable.data.normalise import brain_box, channel_stats, normalise
+from trainable.data.orientation import from_lps, lps_shape
+from trainable.data.resample import resample_label
 from trainable.evaluation.sliding_window import sliding_window
 
 MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
@@ -122,6 +125,15 @@ def on_full_grid(label: Labels, case: CachedCase) -> Labels:
     full = np.zeros(case.full_shape, np.uint8)
     full[tuple(slice(first, first + size) for first, size in zip(case.offset, label.shape, strict=True))] = label
     return full
+
+
+def on_file_grid(label: Labels, grid: FileGrid) -> Labels:
+    """Return the label map of a full volume in LPS, uint8 (D, H, W), on the grid of the case's files.
+
+    Its axes are permuted and flipped; only if the case was resampled is the label map resampled too.
+    """
+    shape = lps_shape(grid)
+    return from_lps(label if label.shape == shape else resample_label(label, shape), grid)
 
 
 def save_label(label: Labels, affine: NDArray[np.float64], path: Path) -> None:

@@ -15,6 +15,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import check_precision, choose_device
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
+from trainable.data.grid import ORIENTATION
 from trainable.data.labels import labels_of_checkpoint
 from trainable.data.prepare import Data
 from trainable.evaluation.metrics import Scores
@@ -150,6 +151,7 @@ class TrainingState:
             "config": to_dict(self.config),
             "split": data.split.digest(),
             "labels": data.labels.plain(),
+            "grid": {"orientation": ORIENTATION, "spacing": list(data.spacing), "resample": self.config.resample},
             "row": row,
             "versions": {name: str(module.__version__) for name, module in (("torch", torch), ("numpy", np))}
             | {"python": platform.python_version()},
@@ -210,9 +212,9 @@ class TrainingState:
 def check_resumable(config: TrainConfig, saved: dict[str, Any]) -> None:
     """Raise InputError if a config changes an option that cannot change on resume.
 
-    saved: the options in the checkpoint, as plain values.
+    saved: the options in the checkpoint, as plain values; one that it lacks is younger and had its default.
     """
-    now = to_dict(config)
+    now, saved = to_dict(config), {**to_dict(TrainConfig()), **saved}
     for name in option_names(fixed=True):
         if now[name] != saved[name]:
             raise InputError(

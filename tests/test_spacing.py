@@ -1,0 +1,209 @@
+"""Cases of another voxel size than the training cases are refused by name, left out or resampled."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from changed_cases import case_of, change_files, sized, turned
+
+from trainable.core.errors import InputError
+from trainable.core.options import make_config, to_dict
+from trainable.data.cache import data_digest, open_case, read_metadata
+from trainable.data.case_reader import load_case
+from trainable.data.prepare import Data, prepare_data
+from trainable.data.resample import resample_case, resample_label
+from trainable.evaluation.inference import on_file_grid
+from trainable.evaluation.metrics import voxel_spacing
+from trainable.model.unet3d import build_network
+from trainable.predict import predict_cases
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint
+from trainable.training.loop import fit
+
+SMALL = {"depth": 2, "base_channels": 4, "target_shape": [16, 16, 16], "device": "cpu", "num_workers": 0}
+LARGE = "Phantom_00003"  # the case whose voxels a test makes larger
+
+
+@pytest.fixture
+def data(phantoms: Path, tmp_path: Path) -> Path:
+    """Six cases that a test may spoil."""
+    for number in range(6):
+        shutil.copytree(phantoms / f"Phantom_{number:05d}", tmp_path / "data" / f"Phantom_{number:05d}")
+    return tmp_path / "data"
+
+
+def prepare_with(data: Path, **options: object) -> Data:
+    return prepare_data(make_config({"data_dir": data, "cache_dir": data.parent / "cache", **options}), quiet=True)
+
+
+def all_names(prepared: Data) -> list[str]:
+    return sorted(prepared.split.train + prepared.split.val + prepared.split.test)
+
+
+def test_a_case_beyond_10_percent_is_refused_by_name_with_both_sizes(data: Path) -> None:
+    change_files(data / LARGE, sized((1, 1, 5)))
+    change_files(data / "Phantom_00000", sized(1.09))
+    with pytest.raises(InputError) as caught:
+        prepare_with(data)
+    first, *cases = str(caught.value).splitlines()
+    assert "1 of 6 cases; resample them with --resample" in first
+    assert "--skip_bad_cases" in first
+    assert cases == [
+        f"  {LARGE}: has voxels of 1 x 1 x 5 mm; expected 1 x 1 x 1 mm, those of the training cases, "
+        "within 10% on each axis"
+    ]
+
+
+def test_sizes_are_compared_axis_by_axis_in_lps(data: Path) -> None:
+    for folder in data.iterdir():
+        change_files(folder, sized((1, 1, 3)))
+    change_files(data / LARGE, turned("SPL"))
+    assert len(all_names(prepare_with(data))) == 6
+    assert read_metadata(data.parent / "cache" / LARGE)["file_spacing"] == [1, 1, 3]
+
+
+def test_skipped_cases_of_another_size_are_in_no_part_and_listed(data: Path) -> None:
+    change_files(data / LARGE, sized(2))
+    prepared = prepare_with(data, skip_bad_cases=True)
+    assert LARGE not in all_names(prepared)
+    assert len(all_names(prepared)) == 5
+    assert [reason.split(":")[0] for reason in prepared.skipped] == [LARGE]
+
+
+def test_resample_brings_only_cases_beyond_10_percent_to_the_median_of_the_training_cases(data: Path) -> None:
+    change_files(data / LARGE, sized((1, 1, 2)))
+    change_files(data / "Phantom_00000", sized(1.05))
+    prepared = prepare_with(data, resample=True)
+    large, other = (open_case(prepared.folder, name) for name in (LARGE, "Phantom_00000"))
+    assert large.full_shape == (48, 48, 80)
+    assert voxel_spacing(large.affine) == (1, 1, 1)
+    assert large.file_grid.shape == (48, 48, 40)
+    assert voxel_spacing(large.file_grid.affine) == (1, 1, 2)
+    assert other.full_shape == (48, 48, 40)
+    assert voxel_spacing(other.affine) == pytest.approx((1.05, 1.05, 1.05))
+    assert read_metadata(prepared.folder / LARGE)["resampled_to"] == [1, 1, 1]
+    assert prepared.spacing == (1, 1, 1)
+
+
+def test_a_ready_cache_is_not_prepared_again_and_follows_the_option(data: Path) -> None:
+    change_files(data / LARGE, sized(2))
+    prepared = prepare_with(data, resample=True)
+    digest = data_digest(prepared.folder, all_names(prepared))
+    written = {path: path.stat().st_mtime_ns for path in prepared.folder.rglob("*.npy")}
+    again = prepare_with(data, resample=True)
+    assert {path: path.stat().st_mtime_ns for path in again.folder.rglob("*.npy")} == written
+    for folder in data.iterdir():
+        if folder.name != LARGE:
+            change_files(folder, sized(2))
+    assert prepare_with(data).spacing == (2, 2, 2)
+    assert open_case(prepared.folder, LARGE).full_shape == (48, 48, 40)
+    assert data_digest(prepared.folder, all_names(prepared)) != digest
+
+
+def test_a_resampled_case_keeps_its_place_its_background_and_its_range(data: Path) -> None:
+    case = load_case(case_of(data / LARGE))
+    finer = resample_case(case, (0.5, 0.8, 2.0))
+    assert finer.image.shape == (4, 96, 60, 20)
+    assert voxel_spacing(finer.affine) == pytest.approx((0.5, 0.8, 2.0))
+    for corner in ((-0.5, -0.5, -0.5), (47.5, 47.5, 39.5)):  # of the outer faces
+        there = (np.array(corner) + 0.5) * (2, 1.25, 0.5) - 0.5
+        np.testing.assert_allclose(finer.affine @ [*there, 1], case.affine @ [*corner, 1], atol=1e-9)
+    doubled = resample_case(case, (0.5, 0.5, 0.5))
+    np.testing.assert_array_equal(doubled.image == 0, case.image.repeat(2, 1).repeat(2, 2).repeat(2, 3) == 0)
+    assert doubled.image.max() <= case.image.max()
+    assert doubled.image.min() >= case.image.min()
+    inside = doubled.image[0] != 0
+    nearest = case.image[0].repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    assert np.corrcoef(doubled.image[0][inside], nearest[inside])[0, 1] > 0.9
+
+
+def test_a_ball_resampled_and_back_is_the_ball_with_its_regions_nested() -> None:
+    places = np.meshgrid(*[np.arange(48)] * 3, indexing="ij")
+    distance = np.sqrt(sum((place - 23.5) ** 2 for place in places))
+    label = np.select([distance < 6, distance < 10, distance < 16], [np.uint8(4), np.uint8(1), np.uint8(2)], 0)
+    label = label.astype(np.uint8)
+    there = resample_label(label, (48, 48, 24))
+    for values, radius in (((1, 2, 4), 16), ((1, 4), 10), ((4,), 6)):
+        volume = np.isin(there, values).sum() * 2
+        assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.08)
+    back = resample_label(there, label.shape)
+    for values in ((1, 2, 4), (1, 4), (4,)):
+        a, b = np.isin(label, values), np.isin(back, values)
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.93
+    assert resample_label(label, label.shape).tolist() == label.tolist()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The checkpoint of a network that learnt nothing, trained on voxels of 1 mm without resampling."""
+    return save_model(tmp_path / "model.pth", resample=False)
+
+
+def save_model(path: Path, **grid: object) -> Path:
+    config = make_config(SMALL)
+    state = {"config": to_dict(config), "network": build_network(config).state_dict()}
+    grids = {"grid": {"orientation": "LPS", "spacing": [1.0, 1.0, 1.0], **grid}} if grid else {}
+    save_checkpoint({**state, **grids}, path)
+    return path
+
+
+def test_predict_refuses_a_case_of_another_size_by_name_and_predicts_the_others(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    change_files(data / LARGE, sized(2))
+    predictions = predict_cases(model, [data / LARGE, data / "Phantom_00000"], tmp_path / "out")
+    assert list(predictions.scores) == ["Phantom_00000"]
+    assert [str(error).split(";")[0] for error in predictions.failed] == [f"{LARGE}: has voxels of 2 x 2 x 2 mm"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["Phantom_00000.nii.gz"]
+
+
+def test_predict_resamples_if_the_training_did_and_writes_on_the_case_s_own_grid(data: Path, tmp_path: Path) -> None:
+    change_files(data / LARGE, lambda voxels, affine: (voxels[:, :, ::2], affine @ np.diag([1.0, 1.0, 2.0, 1.0])))
+    change_files(data / LARGE, turned("SLA"))
+    model = save_model(tmp_path / "model.pth", resample=True)
+    predictions = predict_cases(model, [data / LARGE], tmp_path / "out", pictures=True)
+    written, truth = nib.load(tmp_path / "out" / f"{LARGE}.nii.gz"), nib.load(data / LARGE / f"{LARGE}_seg.nii.gz")
+    assert written.shape == truth.shape == (20, 48, 48)
+    np.testing.assert_array_equal(written.affine, truth.affine)
+    prediction, label = np.asanyarray(written.dataobj), np.asanyarray(truth.dataobj)
+    assert prediction.any()
+    a, b = prediction > 0, label > 0
+    assert predictions.scores[LARGE]["dice_WT"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def test_predict_says_that_an_older_checkpoint_has_no_voxel_size(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_files(data / LARGE, sized(2))
+    predictions = predict_cases(save_model(tmp_path / "model.pth"), [data / LARGE], tmp_path / "out")
+    assert predictions.failed == []
+    assert capsys.readouterr().out.count("does not say its voxel size") == 1
+
+
+def test_the_checkpoint_keeps_the_grid_and_resample_cannot_change_on_resume(data: Path, tmp_path: Path) -> None:
+    for folder in data.iterdir():
+        change_files(folder, sized((1, 1, 2)))
+    change_files(data / LARGE, sized((2, 1, 1)))
+    options = {**SMALL, "data_dir": data, "cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
+    config = make_config({**options, "epochs": 1, "patches_per_epoch": 2, "resample": True})
+    prepared = prepare_data(config, quiet=True)
+    fit(config, prepared)
+    state = load_checkpoint(tmp_path / "out")
+    assert state["grid"] == {"orientation": "LPS", "spacing": [1, 1, 2], "resample": True}
+    resumed = config.model_copy(update={"epochs": 2, "resample": False, "resume": tmp_path / "out"})
+    with pytest.raises(InputError, match="resample is True in the checkpoint and False now; it cannot change"):
+        fit(resumed, prepared)
+
+
+def test_a_prediction_on_a_resampled_grid_goes_back_to_the_files_grid(data: Path) -> None:
+    change_files(data / LARGE, sized((1, 1, 2)))
+    case = load_case(case_of(data / LARGE))
+    finer = resample_case(case, (1.0, 1.0, 1.0))
+    assert finer.label is not None
+    assert case.label is not None
+    back = on_file_grid(finer.label, case.file_grid)
+    assert back.shape == case.file_grid.shape
+    assert np.mean(back == case.label) > 0.995

@@ -1,0 +1,108 @@
+"""One voxel size for all cases of a training: cases of another one are refused, or resampled."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.data.cache import CaseMetadata, median_spacing, read_metadata
+from trainable.data.cache_writer import Reading, prepare
+from trainable.data.cases import Case, CaseError
+from trainable.data.grid import SPACING_TOLERANCE, Spacing, same_spacing, spacing_text
+from trainable.data.split import PARTS, Split, split_cases
+
+
+def split_on_one_grid(
+    cases: Sequence[Case],
+    folder: Path,
+    names: Sequence[str],
+    config: TrainConfig,
+    reading: Reading,
+    *,
+    quiet: bool = False,
+) -> tuple[Split, list[CaseError]]:
+    """Split prepared cases, and see that all of the split have the voxel size of the training cases.
+
+    That is their median on each axis; a case agrees with it if no axis differs by more than SPACING_TOLERANCE. With the
+    option `resample` the others are prepared again, resampled to it; with `skip_bad_cases` they are left out, and the
+    split is made of those that are left.
+
+    Args:
+        cases: all that were found.
+        folder: the cache.
+        names: of the cases in the cache that can be used.
+        reading: how they were read, but for their voxel size.
+        quiet: print nothing on stderr.
+
+    Returns:
+        The split, and the errors of the cases that are left out.
+
+    Raises:
+        InputError: naming each case of another voxel size, if it is neither resampled nor left out; or if no split can
+            be made.
+    """
+    left_out: list[CaseError] = []
+    while True:
+        split = split_cases([name for name in names if name not in {_name(error) for error in left_out}], config)
+        metadata = {name: read_metadata(folder / name) for part in PARTS for name in getattr(split, part)}
+        target = median_spacing([metadata[name] for name in split.train])
+        apart = [name for name in metadata if not same_spacing(metadata[name]["file_spacing"], target)]
+        if not apart or config.resample:
+            _prepare_at(cases, folder, metadata, apart, target, reading, quiet)
+            return split, left_out
+        errors = [spacing_error(name, metadata[name]["file_spacing"], target) for name in apart]
+        if not config.skip_bad_cases:
+            listing = "".join(f"\n  {error}" for error in errors)
+            raise InputError(
+                f"another voxel size than that of the training cases: {len(errors)} of {len(metadata)} cases; resample "
+                f"them with --resample (in a sweep --set train.resample=true), or continue without them with "
+                f"--skip_bad_cases:{listing}"
+            )
+        left_out += errors
+
+
+def spacing_error(name: str, spacing: Sequence[float], target: Sequence[float]) -> CaseError:
+    """Return the error of a case of another voxel size than the training cases."""
+    return CaseError(
+        f"{name}: has voxels of {spacing_text(spacing)}; expected {spacing_text(target)}, those of the training cases, "
+        f"within {SPACING_TOLERANCE:.0%} on each axis"
+    )
+
+
+def _name(error: CaseError) -> str:
+    """Return the name of the case of an error."""
+    return str(error).partition(":")[0]
+
+
+def _prepare_at(
+    cases: Sequence[Case],
+    folder: Path,
+    metadata: dict[str, CaseMetadata],
+    apart: Sequence[str],
+    target: Spacing,
+    reading: Reading,
+    quiet: bool,
+) -> None:
+    """Prepare cases again that are in the cache in another voxel size than they should be.
+
+    Args:
+        metadata: of all cases of the split.
+        apart: those to be resampled to `target`; the others keep the voxels of their files.
+    """
+    by_name = {case.name: case for case in cases}
+    outdated: dict[Spacing | Literal["file"], list[Case]] = {target: [], "file": []}
+    for name, case in metadata.items():
+        wanted: Spacing | Literal["file"] = target if name in apart else "file"
+        if case["resampled_to"] != (list(target) if name in apart else None):
+            outdated[wanted].append(by_name[name])
+    for spacing, chosen in outdated.items():
+        if chosen:
+            prepare(chosen, folder, reading=replace(reading, spacing=spacing), quiet=True)
+            if not quiet:
+                size = "the size of their files" if isinstance(spacing, str) else spacing_text(spacing)
+                print(f"{len(chosen)} cases were prepared again with voxels of {size}", file=sys.stderr)
