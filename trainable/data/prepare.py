@@ -60,7 +60,7 @@ def missing_cases(found: Survey, data_dir: Path, split_file: Path | None) -> str
     """Return the message for cases of a split file that are not below data_dir."""
     first, present = found.missing[0], [*(case.name for case in found.cases), *found.others]
     return (
-        f"{data_dir}: {len(found.missing)} of the cases that {split_file} names are not there: "
+        f"{data_dir}: {len(found.missing)} of the cases that {split_file} names cannot be found: "
         f"{first_names(found.missing)}; expected the folder {data_dir / first}{did_you_mean(first, present)}"
     )
 
