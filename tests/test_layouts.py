@@ -12,6 +12,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from helpers import SWEEP
 
 from trainable.cli import main
 from trainable.core.config import TrainConfig
@@ -22,6 +23,9 @@ from trainable.data.case_reader import load_case
 from trainable.data.case_search import case_around, find_cases, survey
 from trainable.data.cases import Case, CaseError, find_case
 from trainable.data.prepare import Data, prepare_data
+from tune.driver.sweep import with_prepared_data
+from tune.run.provenance import digest_of
+from tune.spec.sweep_config import make_sweep_config
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("flair", "t1", "t1ce", "t2", "seg")
@@ -104,6 +108,16 @@ def test_a_partly_copied_case_is_an_error_by_name_and_its_whole_copy_elsewhere_c
     found = survey(data, need_seg=True)
     assert len(found.errors) == 2
     assert found.passed_over == [f"passed over: 1 incomplete copy of a case that is whole elsewhere, {half}"]
+
+
+def test_a_case_of_links_to_files_that_were_not_fetched_is_an_error_by_name(data: Path) -> None:
+    folder = data / "Phantom_00002"
+    for path in list(folder.iterdir()):
+        path.unlink()
+        path.symlink_to(f".git/annex/{path.name}")
+    _, errors = find_cases(data, need_seg=True)
+    assert [str(error).split(":")[0] for error in errors] == ["Phantom_00002"]
+    assert "which has Phantom_00002_flair.nii.gz (a link to nothing), " in str(errors[0])
 
 
 def test_a_renamed_case_folder_is_an_error_that_says_whose_files_it_has(data: Path) -> None:
@@ -272,6 +286,24 @@ def test_with_a_split_file_only_its_cases_are_needed_and_the_others_are_said(
     message = rf"1 of the cases that {split_file} names cannot be found: Phantom_00001; .* {data / 'Phantom_00001'}"
     with pytest.raises(InputError, match=message) as caught:
         prepare_data(config, quiet=True)
+    assert "--" not in str(caught.value)
+
+
+def test_a_sweep_is_resumed_beside_half_copied_cases_and_names_one_that_it_lacks(data: Path, tmp_path: Path) -> None:
+    run, split_file = tmp_path / "run", write_split(tmp_path / "split.json", (0, 1, 2))
+    run.mkdir()
+    shutil.copy(split_file, run / "split.json")
+    train = {"data_dir": str(data), "cache_dir": str(tmp_path / "cache")}
+    begun = prepare_data(TrainConfig(**train, split_file=split_file), quiet=True)
+    config = make_sweep_config({**SWEEP, "train": train}).with_record(
+        cache_dir=str(begun.folder), data=digest_of(begun)
+    )
+    (data / "BraTS2021_00009").mkdir()
+    (data / "Phantom_00003" / "Phantom_00003_t1.nii.gz").unlink()
+    assert with_prepared_data(config, run, None).record.data == digest_of(begun)
+    shutil.rmtree(data / "Phantom_00002")
+    with pytest.raises(InputError, match=f"1 of the cases that {run / 'split.json'} names cannot be found") as caught:
+        with_prepared_data(config, run, None)
     assert "--" not in str(caught.value)
 
 

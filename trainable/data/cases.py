@@ -8,7 +8,7 @@ from pathlib import Path
 
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
-from trainable.data.folder_listing import Listing, composed, first_names, is_nifti, list_folder
+from trainable.data.folder_listing import Listing, composed, first_names, is_nifti, list_folder, stem_of
 
 LAYOUT = "DATA/CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz (BraTS2021) or DATA/CASE/CASE-{t2f,t1n,t1c,t2w,seg}.nii.gz"
 
@@ -99,8 +99,12 @@ def case_folder(case: Case) -> Path:
 
 
 def has_modality(folder: Path, listing: Listing) -> bool:
-    """Return whether a folder has a modality of the case of its name, so that it is a case, whole or not."""
-    return not listing.volumes.keys().isdisjoint(_modalities(case_name(folder)))
+    """Return whether a folder has a modality of the case of its name, so that it is a case, whole or not.
+
+    A link to a modality that was not fetched counts too: the case is there and lacks it.
+    """
+    links = [stem_of(path.name) for path in listing.dangling if is_nifti(path.name)]
+    return not {*listing.volumes, *links}.isdisjoint(_modalities(case_name(folder)))
 
 
 def foreign_case(listing: Listing) -> str | None:

@@ -22,7 +22,7 @@ class Listing:
             NIfTI file and contains one counts as that file.
         folders: the other sub-folders.
         dangling: links to nothing.
-        names: of the files, as a message prints them, and of folders that are named like NIfTI files.
+        names: of the files, as a message prints them, of dangling links and folders that are named like NIfTI files.
     """
 
     volumes: dict[str, Path]
@@ -43,6 +43,7 @@ def list_folder(folder: Path) -> Listing:
         path = folder / entry.name
         if not _leads_somewhere(entry):
             dangling.append(path)
+            names.append(f"{entry.name} (a link to nothing)")
         elif not entry.is_dir():
             names.append(entry.name)
             volumes += [(entry.name, path)] * is_nifti(entry.name)
@@ -55,13 +56,18 @@ def list_folder(folder: Path) -> Listing:
             names.append(f"{entry.name}/ (a folder with {len(inside)} NIfTI files)" if len(inside) != 1 else entry.name)
     by_stem: dict[str, Path] = {}
     for name, path in sorted(volumes, key=lambda volume: ENDINGS.index(_ending(volume[0]))):
-        by_stem.setdefault(composed(name[: -len(_ending(name))]), path)
+        by_stem.setdefault(stem_of(name), path)
     return Listing(by_stem, tuple(folders), tuple(dangling), tuple(names))
 
 
 def is_nifti(name: str) -> bool:
     """Return whether a name ends as a NIfTI file's does, in upper or lower case."""
     return name.lower().endswith(ENDINGS)
+
+
+def stem_of(name: str) -> str:
+    """Return a NIfTI file's name without its ending, in Unicode's composed form."""
+    return composed(name[: -len(_ending(name))])
 
 
 def composed(name: str) -> str:
