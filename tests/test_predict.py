@@ -20,7 +20,7 @@ from trainable.predict import predict_cases
 from trainable.training.checkpoint import save_checkpoint
 from tune.cli import predict
 
-CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(16, 16, 16))
+CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(32, 32, 32))
 
 
 def make_model(path: Path, seed: int) -> Path:
@@ -120,7 +120,7 @@ def test_scores_of_earlier_calls_stay_unless_another_model_predicts(
 
 
 def test_a_full_disk_names_the_file_and_leaves_whole_files_and_the_scores_so_far(
-    model: Path, data: Path, tmp_path: Path
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     predict(model, [data / "Phantom_00000"], out)
@@ -132,6 +132,7 @@ def test_a_full_disk_names_the_file_and_leaves_whole_files_and_the_scores_so_far
             predict(model, [data], out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "1/2 Phantom_00000\n" in capsys.readouterr().out  # held in memory: the limit is on files
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
