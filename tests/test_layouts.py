@@ -331,7 +331,7 @@ def test_a_training_is_not_written_among_the_cases(data: Path, place: str, capsy
     assert main(["--data_dir", str(data), "--output_dir", str(data / place), *SMALL.split()]) == 2
     assert "take another --output_dir" in capsys.readouterr().err
     assert sorted(data.rglob("*")) == before
-    assert case_around(data / "new") is None
+    assert case_around(data / "new", data) is None
 
 
 def test_data_laid_out_as_msd_is_named_with_the_command_that_converts_it(data: Path, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
     """
     paths = TrainingDir(config.output_dir)
     refuse_sweep(paths.path)
-    if config.resume is None:
+    if config.resume is None and config.data_dir is not None:
         refuse_data_folder(paths.path, config.data_dir)
     with lock_folder(paths.path):
         if config.resume is None:
@@ -127,11 +127,11 @@ def refuse_sweep(output: Path) -> None:
             raise InputError(f"{output} belongs to the sweep {folder}; take another --output_dir")
 
 
-def refuse_data_folder(output: Path, data_dir: Path | None) -> None:
-    """Raise InputError if the folder is data_dir, or a case's folder or in one."""
-    if data_dir is not None and output.resolve() == data_dir.resolve():
+def refuse_data_folder(output: Path, data_dir: Path) -> None:
+    """Raise InputError if the folder is data_dir, or in it a case's folder or below one."""
+    if output.resolve() == data_dir.resolve():
         raise InputError(f"{output} is the folder of the cases; take another --output_dir")
-    if (case := case_around(output.resolve())) is not None:
+    if (case := case_around(output, data_dir)) is not None:
         raise InputError(f"{output} belongs to the case in {case}; take another --output_dir")
 
 

@@ -142,14 +142,15 @@ def survey(data_dir: Path, *, need_seg: bool, wanted: Collection[str] | None = N
     )
 
 
-def case_around(folder: Path) -> Path | None:
-    """Return the case's folder that a folder is or lies in; None if there is none. The folder need not exist."""
+def case_around(folder: Path, data_dir: Path) -> Path | None:
+    """Return the case's folder below data_dir that a folder is or lies in; None if there is none.
+
+    The folder need not exist.
+    """
+    folder, data_dir = folder.resolve(), data_dir.resolve()
     for place in (folder, *folder.parents):
-        try:
-            if has_modality(place, list_folder(place)):
-                return place
-        except OSError:
-            continue
+        if place.is_relative_to(data_dir) and place.is_dir() and has_modality(place, list_folder(place)):
+            return place
     return None
 
 
