@@ -23,7 +23,7 @@ from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
 from trainable.core.options import make_config
 from trainable.data.cache import cache_folder
-from trainable.data.cases import find_cases
+from trainable.data.case_search import find_cases
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split
 from trainable.model.unet3d import build_network

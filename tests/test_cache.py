@@ -15,7 +15,8 @@ from trainable.core.errors import InputError
 from trainable.data.cache import cache_folder, data_digest, open_case
 from trainable.data.cache_writer import FOREGROUND_LIMIT, prepare
 from trainable.data.case_reader import load_case
-from trainable.data.cases import Case, find_cases
+from trainable.data.case_search import find_cases
+from trainable.data.cases import Case
 from trainable.data.normalise import brain_box, channel_stats
 from trainable.data.phantom import write_phantoms
 
@@ -25,7 +26,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from trainable.data.cache_writer import prepare
-from trainable.data.cases import find_cases
+from trainable.data.case_search import find_cases
 if __name__ == "__main__":
     cases, _ = find_cases(Path(sys.argv[1]), need_seg=True)
     print("start", flush=True)

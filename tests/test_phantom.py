@@ -11,7 +11,7 @@ from scipy import ndimage
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
 from trainable.data.case_reader import load_case
-from trainable.data.cases import find_cases
+from trainable.data.case_search import find_cases
 from trainable.data.phantom import write_phantoms
 from trainable.data.phantom_anatomy import make_case
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from trainable.core.brats import REGIONS, Labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device, kernel_selection, with_usable_precision
 from trainable.core.errors import InputError
+from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
 from trainable.data.cache import CachedCase
@@ -123,8 +125,9 @@ def save_scores(scores: Mapping[str, Scores], stem: Path, about: Mapping[str, An
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     mean = mean_scores(scores.values())
-    stem.with_suffix(".json").write_text(json.dumps({**about, "cases": scores, "mean": mean}, indent=2) + "\n")
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["case", *mean])
-        writer.writeheader()
-        writer.writerows({"case": case, **values} for case, values in scores.items())
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, ["case", *mean])
+    writer.writeheader()
+    writer.writerows({"case": case, **values} for case, values in scores.items())
+    atomic_write_text(stem.with_suffix(".json"), json.dumps({**about, "cases": scores, "mean": mean}, indent=2) + "\n")
+    atomic_write_text(stem.with_suffix(".csv"), table.getvalue())

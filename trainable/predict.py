@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import nn
 
+from trainable.case_arguments import find_all
 from trainable.core.brats import Labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
-from trainable.core.files import require_working_folder
+from trainable.core.files import FULL_DISK_ERRNOS, atomic_write, require_working_folder
 from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.data.case_reader import LoadedCase, load_case
-from trainable.data.cases import Case, CaseError, find_case, find_cases
+from trainable.data.cases import Case, CaseError
 from trainable.data.grid import same_spacing, three
 from trainable.data.labels import LabelConvention, find_labels, guess_labels, labels_of_checkpoint, labels_written
 from trainable.data.resample import resample_case, resample_label
@@ -26,6 +27,7 @@ from trainable.data.spacing import spacing_error
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, predict_case, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
+from trainable.prediction_scores import open_score_file
 from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
 from trainable.training.training_dir import BEST
 
@@ -35,23 +37,79 @@ class Predictions:
     """What predict_cases did.
 
     Attributes:
-        scores: of each predicted case that has a seg file, by the case's name.
+        scores: of each predicted case that has a seg file that can be used, by the case's name.
         failed: one error per case that cannot be used or predicted.
+        no_case: one line per argument that neither is a case nor has one.
         total: number of cases, with those that cannot be used.
     """
 
     scores: dict[str, Scores]
     failed: list[CaseError]
+    no_case: list[str]
     total: int
 
     def failures(self) -> str:
-        """Return how many of the cases cannot be used, then one line per such case that says why.
+        """Return what was not predicted: one line per case that cannot be used and per argument that is no case.
 
         Call it only if there are any.
         """
-        rest = "" if len(self.failed) == self.total else ", the others are predicted"
-        listing = "".join(f"\n  {error}" for error in self.failed)
-        return f"{len(self.failed)} of {self.total} cases cannot be used{rest}:{listing}"
+        parts = []
+        if self.failed:
+            rest = "" if len(self.failed) == self.total else ", the others are predicted"
+            parts += [f"{len(self.failed)} of {self.total} cases cannot be used{rest}:", *map(str, self.failed)]
+        message = "\n  ".join(parts)
+        if self.no_case:
+            count = len(self.no_case)
+            which = "1 argument is no case and was" if count == 1 else f"{count} arguments are no cases and were"
+            message += "\n" * bool(message) + "\n  ".join([f"{which} passed over:", *self.no_case])
+        return message
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network that predicts as its training did.
+
+    Attributes:
+        checkpoint: its file.
+        state: the checkpoint's.
+        network: on the device that predicts.
+        config: of its training, with this call's `mirror`.
+        labels: the convention that this call asks for; None for that of each case.
+    """
+
+    checkpoint: Path
+    state: dict[str, Any]
+    network: nn.Module
+    config: TrainConfig
+    labels: LabelConvention | None
+
+    def predict(self, name: str, case: LoadedCase) -> Labels:
+        """Return the label map predicted for a case, uint8 of its own full shape; resampled if the training does so.
+
+        Raises:
+            CaseError: if the case has another voxel size than the training's cases, which were not resampled; or if its
+                logits are not finite.
+        """
+        grid, spacing = self.state.get("grid"), voxel_spacing(case.affine)
+        try:
+            if grid is None or same_spacing(spacing, grid["spacing"]):
+                return predict_case(self.network, case, self.config)
+            if not grid["resample"]:
+                raise spacing_error(name, spacing, grid["spacing"])
+            label = predict_case(self.network, resample_case(case, three(grid["spacing"])), self.config)
+            return resample_label(label, three(case.image.shape[1:]))
+        except NonFiniteLogitsError as error:
+            raise CaseError(f"{name}: {self.checkpoint} cannot predict it: {error}") from None
+
+    def labels_of(self, case: Case, loaded: LoadedCase) -> LabelConvention:
+        """Return the convention in which to write a case's prediction.
+
+        It is the one asked for, else what the case's names tell, else that of the training. Of its variants it is the
+        one that the case's seg has; if that has no ET or there is none, the one of the training.
+        """
+        trained = labels_of_checkpoint(self.state)
+        labels = self.labels or guess_labels(case) or trained
+        return (trained if trained in labels.variants else labels).with_et(loaded.et_value)
 
 
 def predict_cases(
@@ -64,13 +122,14 @@ def predict_cases(
     pictures: bool = False,
     device: str = "auto",
 ) -> Predictions:
-    """Write OUT/<case>.nii.gz (uint8) per case that can be used, with the labels that the case's own seg has.
+    """Write OUT/<case>.nii.gz (uint8) per case that can be used, and OUT/scores.json and .csv.
 
-    A case without a seg has the labels that its names tell, else those of the training.
+    A prediction has the labels of the case's own seg; without a seg those that its names tell, else the training's. The
+    scores are written after each case, and those of other cases that the same model predicted before are kept.
 
     Args:
         checkpoint: the file, or a folder with best_model.pth; latest.pth is taken if there is no best_model.pth.
-        folders: each the folder of a case, or a folder of such folders.
+        folders: each the folder of a case, or a folder of such folders; what is no case is passed over and said.
         out: the folder to write into, made if needed.
         labels: what the values of all seg files and predictions mean, as the option `labels`; None for what the names
             tell.
@@ -79,81 +138,78 @@ def predict_cases(
         device: "auto", "cpu" or "cuda", as the option `device`.
 
     Returns:
-        The scores of the cases with a seg file, and the errors of the cases that cannot be used.
+        The scores of the cases with a seg file, and what was not predicted.
 
     Raises:
-        InputError: before any case is predicted, if a folder, the checkpoint, the labels or the device cannot be used
-            or two cases have one name; at the end, if no case can be used.
+        InputError: before any case is predicted, if a folder does not exist, the checkpoint, the labels or the device
+            cannot be used, or two cases have one name; at the end, if no case can be used; at once, if OUT cannot be
+            written.
     """
     require_working_folder()
-    cases, failed = find_all(folders)
-    total = len(cases) + len(failed)
-    wanted = None if labels is None else find_labels(labels)
-    target = choose_device(make_config({"device": device}, "voxtune predict"))
-    state = load_checkpoint(find_checkpoint(checkpoint, wanted=BEST))
-    network, config = build_from_state(state, target)
-    grid = state.get("grid")
-    if grid is None:
-        logger.info("the checkpoint is older and does not say its voxel size, so that of the cases is not compared")
-    config = config.model_copy(update={"mirror": mirror or config.mirror})
+    found = find_all(folders)
+    cases, failed = found.cases, list(found.errors)
+    for line in found.passed_over:
+        logger.info(line)
+    model = load_model(checkpoint, labels, mirror=mirror, device=device)
+    score_file = open_score_file(out, model.checkpoint, mirror=model.config.mirror)
     scores: dict[str, Scores] = {}
-    written: list[LabelConvention] = []
+    written: dict[str, LabelConvention] = {}
     for index, case in enumerate(cases, 1):
         logger.info(f"{index}/{len(cases)} {case.name}")
         try:
-            loaded = load_case(case, wanted, config.background)
-            label = predict_as_trained(network, case.name, loaded, grid, config)
+            loaded = load_for_prediction(case, model)
+            label = model.predict(case.name, loaded)
         except CaseError as error:
             logger.info(f"{case.name} cannot be used")
             failed.append(error)
             continue
-        except NonFiniteLogitsError as error:
-            logger.info(f"{case.name} cannot be predicted")
-            failed.append(CaseError(f"{case.name}: {checkpoint} cannot predict it: {error}"))
-            continue
-        for note in loaded.notes:
-            logger.info(note)
-        written.append(own_labels(case, loaded, wanted, labels_of_checkpoint(state)))
-        write_prediction(loaded, label, written[-1], out / case.name, with_picture=pictures)
         if loaded.label is not None:
             scores[case.name] = score_case(label, loaded.label, spacing=voxel_spacing(loaded.affine))
-    predictions = Predictions(scores, failed, total)
-    if len(failed) == total:
+        own = model.labels_of(case, loaded)
+        try:
+            write_prediction(loaded, label, own, out / case.name, with_picture=pictures)
+            written[case.name] = own
+            score_file.save(scores, written)
+        except OSError as error:
+            raise InputError(cannot_be_written(error, len(written), len(cases))) from None
+    predictions = Predictions(scores, failed, found.no_case, len(cases) + len(found.errors))
+    if len(failed) == predictions.total:
         raise InputError(predictions.failures())
-    logger.info(labels_written(written))
+    logger.info(labels_written(written.values()))
     return predictions
 
 
-def own_labels(
-    case: Case, loaded: LoadedCase, wanted: LabelConvention | None, trained: LabelConvention
-) -> LabelConvention:
-    """Return the convention in which to write a case's prediction.
+def load_model(checkpoint: Path, labels: str | Path | None, *, mirror: bool, device: str) -> Model:
+    """Return the model of a checkpoint, ready to predict; the arguments and errors are those of predict_cases."""
+    wanted = None if labels is None else find_labels(labels)
+    target = choose_device(make_config({"device": device}, "voxtune predict"))
+    file = find_checkpoint(checkpoint, wanted=BEST)
+    state = load_checkpoint(file)
+    network, config = build_from_state(state, target)
+    if "grid" not in state:
+        logger.info("the checkpoint is older and does not say its voxel size, so that of the cases is not compared")
+    return Model(file, state, network, config.model_copy(update={"mirror": mirror or config.mirror}), wanted)
 
-    It is the wanted one, else what the case's names tell, else that of the training. Of its variants it is the one that
-    the case's seg has; if that has no ET or there is none, the one of the training.
-    """
-    labels = wanted or guess_labels(case) or trained
-    return (trained if trained in labels.variants else labels).with_et(loaded.et_value)
 
+def load_for_prediction(case: Case, model: Model) -> LoadedCase:
+    """Read and check a case, and say what was changed in its images.
 
-def predict_as_trained(
-    network: nn.Module, name: str, case: LoadedCase, grid: dict[str, Any] | None, config: TrainConfig
-) -> Labels:
-    """Return the label map predicted for a case, uint8 of its own full shape; it is resampled if the training does so.
-
-    Args:
-        grid: the checkpoint's; None if it has none.
+    A case whose seg file cannot be used is read without it, which is said.
 
     Raises:
-        CaseError: if the case has another voxel size than the training's cases, which were not resampled.
+        CaseError: if an image cannot be used.
     """
-    spacing = voxel_spacing(case.affine)
-    if grid is None or same_spacing(spacing, grid["spacing"]):
-        return predict_case(network, case, config)
-    if not grid["resample"]:
-        raise spacing_error(name, spacing, grid["spacing"])
-    label = predict_case(network, resample_case(case, three(grid["spacing"])), config)
-    return resample_label(label, three(case.image.shape[1:]))
+    background = model.config.background
+    try:
+        loaded = load_case(case, model.labels, background)
+    except CaseError as error:
+        if case.seg is None:
+            raise
+        loaded = load_case(replace(case, seg=None), model.labels, background)  # raises again if an image is bad
+        logger.info(f"{case.name} is predicted without scores, as its truth cannot be used: {error}")
+    for note in loaded.notes:
+        logger.info(note)
+    return loaded
 
 
 def write_prediction(
@@ -163,42 +219,14 @@ def write_prediction(
     written = labels.from_canonical(on_file_grid(label, case.file_grid))
     save_label(written, case.file_grid.affine, stem.with_name(f"{stem.name}.nii.gz"))
     if with_picture:
-        Image.fromarray(draw_case(case.image, case.label, label)).save(stem.with_name(f"{stem.name}.png"))
+        picture = Image.fromarray(draw_case(case.image, case.label, label))
+        atomic_write(stem.with_name(f"{stem.name}.png"), lambda file: picture.save(file, "PNG"))
 
 
-def find_all(folders: Sequence[Path]) -> tuple[list[Case], list[CaseError]]:
-    """Return the cases in these folders, and the errors of the cases that lack a file or cannot be read.
-
-    Raises:
-        InputError: if a folder does not exist or contains no case, or two cases have one name.
-    """
-    by_name: dict[str, Case] = {}
-    failed: list[CaseError] = []
-    for folder in folders:
-        cases, errors = cases_in(folder)
-        failed += errors
-        for case in cases:
-            if case.name in by_name:
-                places = " and ".join(str(same.images[0].parent) for same in (by_name[case.name], case))
-                raise InputError(
-                    f"the name {case.name} is given twice, {places}, and one prediction would overwrite the other; "
-                    "expected each name once: leave one out, or predict it into another --out"
-                )
-            by_name[case.name] = case
-    return list(by_name.values()), failed
-
-
-def cases_in(folder: Path) -> tuple[list[Case], list[CaseError]]:
-    """Return the case that a folder is, or the cases that it contains, and the errors of those that lack a file.
-
-    Raises:
-        InputError: if the folder does not exist or contains no case.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected a case's folder or a folder of cases")
-    if any(folder.glob("*.nii")) or any(folder.glob("*.nii.gz")):
-        try:
-            return [find_case(folder, need_seg=False)], []
-        except CaseError as error:
-            return [], [error]
-    return find_cases(folder, need_seg=False)
+def cannot_be_written(error: OSError, done: int, total: int) -> str:
+    """Return the message for an output that cannot be written after `done` of `total` cases."""
+    hint = "; free some space" if error.errno in FULL_DISK_ERRNOS else ""
+    return (
+        f"{error.filename}: cannot be written ({error.strerror}){hint}; {done} of {total} cases are predicted, "
+        "and the scores so far are kept"
+    )

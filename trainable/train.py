@@ -16,6 +16,7 @@ from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.option_files import save_options
+from trainable.data.case_search import case_around
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split
 from trainable.training.checkpoint import find_checkpoint
@@ -78,6 +79,8 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
     """
     paths = TrainingDir(config.output_dir)
     refuse_sweep(paths.path)
+    if config.resume is None and config.data_dir is not None:
+        refuse_data_folder(paths.path, config.data_dir)
     with lock_folder(paths.path):
         if config.resume is None:
             refuse_used(paths.path)
@@ -88,7 +91,8 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
         def on_start(training: TrainingState) -> None:
             save_options(config, paths.config)
             save_split(data.split, paths.split)
-            atomic_write_text(paths.skipped_cases, "".join(f"{reason}\n" for reason in data.skipped))
+            if config.resume is None or not paths.skipped_cases.exists():  # resumed, it looks at no bad case again
+                atomic_write_text(paths.skipped_cases, "".join(f"{reason}\n" for reason in data.skipped))
             logger.info(training_summary(config, data))
             if training.epoch:
                 logger.info(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}")
@@ -124,6 +128,14 @@ def refuse_sweep(output: Path) -> None:
     for folder in (output, output.parent):
         if all((folder / name).exists() for name in ("study.yaml", "journal.log")):
             raise InputError(f"{output} belongs to the sweep {folder}; take another --output_dir")
+
+
+def refuse_data_folder(output: Path, data_dir: Path) -> None:
+    """Raise InputError if the folder is data_dir, or in it a case's folder or below one."""
+    if output.resolve() == data_dir.resolve():
+        raise InputError(f"{output} is the folder of the cases; take another --output_dir")
+    if (case := case_around(output, data_dir)) is not None:
+        raise InputError(f"{output} belongs to the case in {case}; take another --output_dir")
 
 
 def refuse_used(output: Path) -> None:

@@ -80,6 +80,17 @@ def phantom(
     write_phantoms(out, cases=cases, shape=shape, seed=seed)
 
 
+@app.command("convert_msd", epilog="Example: voxtune convert_msd Task01_BrainTumour DIR")
+def convert_msd(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The folder Task01_BrainTumour, as it was unpacked.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write the cases in.")],
+) -> None:
+    """Make cases of the Medical Segmentation Decathlon's brain tumours; called again, it writes what is missing."""
+    from trainable.data.msd import convert_msd
+
+    convert_msd(source, destination)
+
+
 @app.command(epilog="Example: voxtune prepare DIR --skip_bad_cases")
 def prepare(
     data: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with one sub-folder per case.")],
@@ -295,15 +306,14 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Segment cases; score those that have a seg file."""
-    from trainable.evaluate import save_scores, score_table
+    from trainable.evaluate import score_table
     from trainable.predict import predict_cases
 
     predictions = predict_cases(checkpoint, cases, out, labels=labels, mirror=mirror, pictures=pictures, device=device)
     if predictions.scores:
         logger.info(score_table(predictions.scores))
-        save_scores(predictions.scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror})
     logger.info(f"wrote {out}")
-    if predictions.failed:
+    if predictions.failed or predictions.no_case:
         raise InputError(predictions.failures())
 
 

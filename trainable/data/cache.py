@@ -100,17 +100,39 @@ def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
 
     That is cache_dir if given; else DATA.cache next to the data folder, if files can be written there; else a folder in
     ~/.cache/voxtune (or $XDG_CACHE_HOME/voxtune) whose name depends on the path of the data folder.
+
+    Raises:
+        InputError: if none of these can be, as the user has no home folder.
     """
     if cache_dir is not None:
         return Path(cache_dir)
-    data_dir = Path(os.path.abspath(data_dir))
-    sibling = data_dir.parent / (data_dir.name + ".cache")
-    # Tried by writing a file: os.access is wrong for network folders and for root.
-    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=sibling if sibling.exists() else sibling.parent):
+    sibling = sibling_cache(data_dir)
+    if can_be_written(sibling):
         return sibling
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # HOME is unset and the user has no entry in passwd, as in a container
+        raise InputError(
+            f"no place for the cache: {sibling} cannot be written, and this user has no home folder; "
+            "give a cache_dir (--cache_dir DIR; for a sweep --set train.cache_dir=DIR), or set HOME"
+        ) from None
+    data_dir = Path(os.path.abspath(data_dir))
     digest = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:8]
     return base / "voxtune" / f"{data_dir.name}-{digest}"
+
+
+def sibling_cache(data_dir: Path) -> Path:
+    """Return the path of DATA.cache next to a data folder."""
+    data_dir = Path(os.path.abspath(data_dir))
+    return data_dir.parent / (data_dir.name + ".cache")
+
+
+def can_be_written(folder: Path) -> bool:
+    """Return whether files can be written in a folder, or if it does not exist in the one above it."""
+    # Tried by writing a file: os.access is wrong for network folders and for root.
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder if folder.exists() else folder.parent):
+        return True
+    return False
 
 
 def open_case(folder: Path, name: str) -> CachedCase:

@@ -31,9 +31,20 @@ from trainable.core.files import FULL_DISK_ERRNOS, fsync_path
 from trainable.core.locks import process_exists
 from trainable.core.parallel import cores, run_parallel
 from trainable.core.progress_bar import progress_bar
-from trainable.data.cache import ARRAYS, METADATA, VERSION, CaseMetadata, FileInfo, read_metadata
+from trainable.data.cache import (
+    ARRAYS,
+    METADATA,
+    VERSION,
+    CaseMetadata,
+    FileInfo,
+    cache_folder,
+    can_be_written,
+    read_metadata,
+    sibling_cache,
+)
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError
+from trainable.data.folder_listing import is_nifti
 from trainable.data.grid import Spacing
 from trainable.data.intensities import Background
 from trainable.data.labels import LABELS_2021, LabelConvention
@@ -44,6 +55,7 @@ from trainable.data.resample import resample_case
 FOREGROUND_LIMIT = 4096
 THREADS_UP_TO = 8  # cases per worker; up to this many threads are used: processes scale better but start in seconds
 NOTES_SHOWN = 20
+NAME_ERRNOS = (errno.ENAMETOOLONG, errno.EILSEQ)
 LEFTOVER_AGE = 3600  # seconds; a writer on another machine seems dead from this one, but does not take that long
 
 
@@ -75,6 +87,7 @@ def prepare(
     reading: Reading = Reading(),
     incomplete: Sequence[CaseError] = (),
     skip_bad: bool = False,
+    remedy: str = "repair them, or continue without them with --skip_bad_cases",
     workers: int = 0,
     quiet: bool = False,
 ) -> tuple[list[str], list[CaseError]]:
@@ -87,6 +100,7 @@ def prepare(
         reading: how they are read; a case that was prepared otherwise is prepared again.
         incomplete: errors of find_cases; they are listed and returned as bad cases too.
         skip_bad: continue without bad cases.
+        remedy: what to do about bad cases, for the message.
         workers: number of processes or threads; 0 for one per core.
         quiet: print nothing on stderr, neither the progress nor what was prepared and left out.
 
@@ -98,7 +112,7 @@ def prepare(
     folder = Path(folder)
     cases = sorted(cases, key=lambda case: case.name)
     for case in cases:  # a prepared case replaces a folder of its name
-        if any((folder / case.name).glob("*.nii*")):
+        if _has_nifti(folder / case.name):
             raise InputError(f"{folder} contains cases as NIfTI files, such as {case.name}; choose another cache_dir")
     try:
         outcomes = _update(cases, folder, reading, workers, quiet)
@@ -116,8 +130,7 @@ def prepare(
     message = f"{len(errors)} of {len(cases) + len(incomplete)} cases cannot be used"
     listing = "".join(f"\n  {error}" for error in errors)
     if not good or (errors and not skip_bad):
-        advice = "repair them, or continue without them with --skip_bad_cases" if good else "no case is left"
-        raise InputError(f"{message}; {advice}:{listing}")
+        raise InputError(f"{message}; {remedy if good else 'no case is left'}:{listing}")
     if errors and not quiet:
         print(f"{message} and are left out:{listing}", file=sys.stderr)
     return good, errors
@@ -130,6 +143,18 @@ def _print_notes(folder: Path, names: Sequence[str]) -> None:
         print(note, file=sys.stderr)
     if len(notes) > NOTES_SHOWN:
         print(f"... and {len(notes) - NOTES_SHOWN} more; see notes in {folder}/*/{METADATA}", file=sys.stderr)
+
+
+def place_of_cache(cases: Sequence[Case], data_dir: Path, cache_dir: Path | None) -> Path:
+    """Return `cache_folder`, or DATA.cache if it cannot be written but has all these cases: one on a read-only mount.
+
+    Raises:
+        InputError: as cache_folder.
+    """
+    sibling = sibling_cache(data_dir)
+    if cache_dir is None and not can_be_written(sibling) and all(_is_of_source(sibling, case) for case in cases):
+        return sibling
+    return cache_folder(data_dir, cache_dir)
 
 
 def _update(
@@ -162,6 +187,22 @@ def _checksums(path: Path) -> dict[str, FileInfo]:
     return {file: {"size": len(content), "crc32": isal_zlib.crc32(content)} for file, content in contents.items()}
 
 
+def _has_nifti(folder: Path) -> bool:
+    """Return whether a folder exists and has a NIfTI file."""
+    try:
+        return any(is_nifti(name) for name in os.listdir(folder))
+    except OSError:
+        return False
+
+
+def _is_of_source(folder: Path, case: Case) -> bool:
+    """Return whether the cache has this case, prepared from its present source; its checksums are not verified."""
+    try:
+        return bool(read_metadata(folder / case.name)["source"] == _fingerprint(case))
+    except (OSError, InputError, KeyError):
+        return False
+
+
 def _is_current(folder: Path, reading: Reading, case: Case) -> bool:
     """Return whether the cache has this case, whole, read in this way and prepared from its present source."""
     path = folder / case.name
@@ -182,8 +223,8 @@ def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | Non
         return CaseError(
             f"{case.name}: has no seg; expected one next to {case.images[0]}, as only labelled cases train"
         )
-    mark = f"{case.name}.{os.getpid()}.{secrets.token_hex(4)}"
-    temp = folder / f".{mark}.tmp"
+    # without the case's name, which may be as long as a name can be
+    temp = folder / f".case.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         # The fingerprint is taken first: a source that changes while it is read is then prepared again next time.
         source = _fingerprint(case)
@@ -197,6 +238,12 @@ def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | Non
         return error
     except FileNotFoundError as error:
         return CaseError(f"{case.name}: {error.filename} vanished while it was read; expected it to stay")
+    except OSError as error:
+        if error.errno not in NAME_ERRNOS:
+            raise
+        return CaseError(
+            f"{case.name}: {folder} cannot have a folder of this name ({error.strerror}); shorten the name"
+        )
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return None

@@ -1,14 +1,15 @@
-"""Find BraTS cases in a folder."""
+"""A BraTS case: the files of one folder, named after it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
+from trainable.data.folder_listing import Listing, composed, first_names, is_nifti, list_folder, stem_of
 
-ENDINGS = (".nii.gz", ".nii")
 LAYOUT = "DATA/CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz (BraTS2021) or DATA/CASE/CASE-{t2f,t1n,t1c,t2w,seg}.nii.gz"
 
 
@@ -31,6 +32,7 @@ class Naming:
 
 NAMES_2021 = Naming("_", MODALITIES)
 NAMES_2023 = Naming("-", ("t2f", "t1n", "t1c", "t2w"))
+NAMINGS = (NAMES_2021, NAMES_2023)
 
 
 @dataclass(frozen=True)
@@ -49,62 +51,94 @@ def find_case(folder: Path, *, need_seg: bool) -> Case:
     Raises:
         CaseError: if the folder cannot be read, or lacks a modality, or the seg if need_seg.
     """
-    name = folder.name if folder.name not in ("", "..") else folder.resolve().name
     try:
-        files = {path.name for path in folder.iterdir() if path.is_file()}
+        listing = list_folder(folder)
     except OSError as error:
-        raise CaseError(f"{name}: {folder} cannot be read ({error.strerror}); expected {LAYOUT}") from None
-
-    def path_of(naming: Naming, word: str) -> Path | None:
-        stem = f"{name}{naming.separator}{word}"
-        return next((folder / (stem + end) for end in ENDINGS if stem + end in files), None)
-
-    naming = max(
-        NAMES_2021, NAMES_2023, key=lambda naming: sum(path_of(naming, word) is not None for word in naming.images)
-    )
-    images = tuple(path for word in naming.images if (path := path_of(naming, word)))
-    seg = path_of(naming, "seg")
-    words = [*naming.images, "seg"] if need_seg else naming.images
-    missing = [f"{name}{naming.separator}{word}.nii.gz" for word in words if not path_of(naming, word)]
-    if missing:
-        present = ", ".join(sorted(files)) or "no file"
-        raise CaseError(f"{name}: {' and '.join(missing)} missing in {folder}, which has {present}; expected {LAYOUT}")
-    return Case(name, images, seg, naming)
+        raise unreadable_case(folder, error) from None
+    return case_of(folder, listing, need_seg=need_seg)
 
 
-def find_cases(data_dir: Path, *, need_seg: bool) -> tuple[list[Case], list[CaseError]]:
-    """Return the cases in a folder, sorted by name, and the errors of those that `find_case` refuses.
-
-    A sub-folder that is not hidden is treated as a case if it contains a NIfTI file or is named BraTS* (upper or lower
-    case).
+def case_of(folder: Path, listing: Listing, *, need_seg: bool) -> Case:
+    """Return the case whose files are in a folder, given what the folder has.
 
     Raises:
-        InputError: if there is no such folder, or no sub-folder contains a NIfTI file; the message names the expected
-            layout. Also if data_dir cannot be read.
+        CaseError: if a modality is missing, or the seg if need_seg.
     """
-    if not data_dir.is_dir():
-        raise InputError(f"{data_dir}: no such folder; expected a folder laid out as {LAYOUT}")
-    try:
-        folders = sorted(path for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-        folders = [path for path in folders if path.name.lower().startswith("brats") or _has_nifti(path)]
-        any_nifti = any(map(_has_nifti, folders))
-    except OSError as error:
-        raise InputError(f"{data_dir}: cannot be read: {error}") from None
-    if not any_nifti:
-        deeper = next(data_dir.glob("*/*/*.nii*"), None)
-        hint = f"; did you mean {deeper.parent.parent}?" if deeper else ""
-        if _has_nifti(data_dir):
-            hint = f"; this folder looks like one case, give the folder above it: {data_dir.resolve().parent}"
-        raise InputError(f"{data_dir}: contains no case; expected {LAYOUT}{hint}")
-    cases, errors = [], []
-    for path in folders:
-        try:
-            cases.append(find_case(path, need_seg=need_seg))
-        except CaseError as error:
-            errors.append(error)
-    return cases, errors
+    name, volumes = case_name(folder), listing.volumes
+
+    def stem(naming: Naming, word: str) -> str:
+        return f"{composed(name)}{naming.separator}{word}"
+
+    naming = max(NAMINGS, key=lambda naming: sum(stem(naming, word) in volumes for word in naming.images))
+    words = [*naming.images, "seg"] if need_seg else naming.images
+    missing = [f"{name}{naming.separator}{word}.nii.gz" for word in words if stem(naming, word) not in volumes]
+    if missing:
+        if not has_modality(folder, listing) and (other := foreign_case(listing)):
+            raise CaseError(
+                f"{name}: {folder} has the files of {other}; expected files named as their folder; rename it"
+            )
+        raise CaseError(
+            f"{name}: {' and '.join(missing)} missing in {folder}, which has {_content(listing, name)}"
+            f"{_renamed(folder, listing, missing)}; expected {LAYOUT}"
+        )
+    images = tuple(volumes[stem(naming, word)] for word in naming.images)
+    return Case(name, images, volumes.get(stem(naming, "seg")), naming)
 
 
-def _has_nifti(folder: Path) -> bool:
-    """Return whether a folder contains a NIfTI file."""
-    return any(path.name.endswith(ENDINGS) for path in folder.iterdir())
+def case_name(folder: Path) -> str:
+    """Return the name of the case in a folder: the folder's own, also for "." and ".."."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def case_folder(case: Case) -> Path:
+    """Return the folder of a case's files."""
+    parent = case.images[0].parent
+    return parent.parent if is_nifti(parent.name) else parent  # a modality may be a folder named like a file
+
+
+def has_modality(folder: Path, listing: Listing) -> bool:
+    """Return whether a folder has a modality of the case of its name, so that it is a case, whole or not.
+
+    A link to a modality that was not fetched counts too: the case is there and lacks it.
+    """
+    links = [stem_of(path.name) for path in listing.dangling if is_nifti(path.name)]
+    return not {*listing.volumes, *links}.isdisjoint(_modalities(case_name(folder)))
+
+
+def foreign_case(listing: Listing) -> str | None:
+    """Return the name of the one whole case, without seg, whose files are in a folder; None if there is not just one.
+
+    Whoever renames a case's folder, and not the files in it, has a folder with a case of another name.
+    """
+    found = set()
+    for naming in NAMINGS:
+        first = f"{naming.separator}{naming.images[0]}"
+        for stem in listing.volumes:
+            prefix = stem.removesuffix(first)
+            names = [f"{prefix}{naming.separator}{word}" for word in naming.images]
+            found |= {prefix} if listing.volumes.keys() >= {*names} else set()
+    return found.pop() if len(found) == 1 else None
+
+
+def unreadable_case(folder: Path, error: OSError) -> CaseError:
+    """Return the error of a case whose folder cannot be read."""
+    return CaseError(f"{case_name(folder)}: {folder} cannot be read ({error.strerror}); expected {LAYOUT}")
+
+
+def _modalities(name: str) -> Iterator[str]:
+    """Yield the names, without ending, that the modalities of a case may have."""
+    for naming in NAMINGS:
+        yield from (f"{composed(name)}{naming.separator}{word}" for word in naming.images)
+
+
+def _content(listing: Listing, name: str) -> str:
+    """Return the names of the files in a case's folder; those first that do not begin with the case's name."""
+    names = sorted(listing.names, key=lambda file: (composed(file).startswith(composed(name)), file))
+    return first_names(names) or "no file"
+
+
+def _renamed(folder: Path, listing: Listing, missing: list[str]) -> str:
+    """Return advice if one file is missing and one NIfTI file has a name of its own, as in BraTS2020's case 355."""
+    name = composed(case_name(folder))
+    odd = [file for file in listing.names if is_nifti(file) and not composed(file).startswith(name)]
+    return f"; if {odd[0]} is the missing file, rename it" if len(missing) == len(odd) == 1 else ""

@@ -11,13 +11,15 @@ from pathlib import Path
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import require_working_folder
-from trainable.data.cache import cache_folder, grid_spacing, read_labels_in_use, read_metadata
-from trainable.data.cache_writer import Reading, prepare
-from trainable.data.cases import find_cases
+from trainable.core.option_errors import did_you_mean
+from trainable.data.cache import grid_spacing, read_labels_in_use, read_metadata
+from trainable.data.cache_writer import Reading, place_of_cache, prepare
+from trainable.data.case_search import Survey, survey
+from trainable.data.folder_listing import first_names
 from trainable.data.grid import Spacing
 from trainable.data.labels import LABELS_2021, LABELS_2021_ET3, LabelConvention, choose_labels
 from trainable.data.spacing import split_on_one_grid
-from trainable.data.split import Split
+from trainable.data.split import Split, load_split
 
 
 @dataclass(frozen=True)
@@ -42,26 +44,40 @@ class Data:
 def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
     """Find the cases of data_dir, preprocess those that are not cached or have changed, split all good ones.
 
+    With a split_file only the cases that it names are looked at: no other folder stops a sweep or a training that is
+    resumed, and as each of them is needed none is left out as bad.
+
     Args:
         quiet: print nothing on stderr.
 
     Raises:
         InputError: for no data_dir, labels that the names do not tell, bad cases (without skip_bad_cases), no good
-            case, a cache that cannot be written, a split that cannot be made, or cases of another voxel size than the
-            training cases (without resample).
+            case, a case of the split_file that is missing, a cache that cannot be written, a split that cannot be made,
+            or cases of another voxel size than the training cases (without resample).
     """
     require_working_folder()
     if config.data_dir is None:
         raise InputError("--data_dir is missing: the folder with one sub-folder per case")
-    cases, incomplete = find_cases(config.data_dir, need_seg=True)
-    labels = choose_labels(cases, config.labels)
-    folder = cache_folder(config.data_dir, config.cache_dir)
-    reading = Reading(labels, config.background)
-    skip_bad = config.skip_bad_cases
-    names, bad = prepare(cases, folder, reading=reading, incomplete=incomplete, skip_bad=skip_bad, quiet=quiet)
+    needed = None if config.split_file is None else load_split(config.split_file)
+    wanted = None if needed is None else [*needed.train, *needed.val, *needed.test]
+    found = survey(config.data_dir, need_seg=True, wanted=wanted)
+    if found.missing:
+        raise InputError(missing_cases(found, config.data_dir, config.split_file))
+    reading = Reading(choose_labels(found.cases, config.labels), config.background)
+    folder = place_of_cache(found.cases, config.data_dir, config.cache_dir)
+    remedy = "repair them, or continue without them with --skip_bad_cases"
+    if wanted is not None:
+        remedy = f"repair them, as {config.split_file} names them"
+    if not quiet:
+        lines = found.passed_over if wanted is None else cases_left_out(found, config.data_dir, config.split_file)
+        print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
+    skip_bad = config.skip_bad_cases and wanted is None
+    names, bad = prepare(
+        found.cases, folder, reading=reading, incomplete=found.errors, skip_bad=skip_bad, remedy=remedy, quiet=quiet
+    )
     if not quiet:
         print(labels_report(folder, names), file=sys.stderr)
-    split, apart = split_on_one_grid(cases, folder, names, config, reading, quiet=quiet)
+    split, apart = split_on_one_grid(found.cases, folder, names, config, reading, quiet=quiet)
     return Data(folder, split, tuple(map(str, [*bad, *apart])))
 
 
@@ -77,3 +93,20 @@ def labels_report(folder: Path, names: Sequence[str]) -> str:
         f"{len(with_3)} of {len(names)} cases, such as {with_3[0]}, have 3 and no 4: 3 is read as ET" if with_3 else ""
     )
     return f"{line}; {note}" if note else line
+
+
+def missing_cases(found: Survey, data_dir: Path, split_file: Path | None) -> str:
+    """Return the message for cases of a split file that are not below data_dir."""
+    first, present = found.missing[0], [*(case.name for case in found.cases), *found.others]
+    return (
+        f"{data_dir}: {len(found.missing)} of the cases that {split_file} names cannot be found: "
+        f"{first_names(found.missing)}; expected the folder {data_dir / first}{did_you_mean(first, present)}"
+    )
+
+
+def cases_left_out(found: Survey, data_dir: Path, split_file: Path | None) -> list[str]:
+    """Return a line on the cases below data_dir that a split file does not name; none if there are no such cases."""
+    if not found.others:
+        return []
+    count, names = len(found.others), first_names(found.others)
+    return [f"left out: {count} case{'s' * (count > 1)} in {data_dir} that {split_file} does not name: {names}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from trainable.core.brats import Labels, regions_to_labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import autocast, to_network_format
+from trainable.core.files import atomic_write
 from trainable.data.cache import CachedCase
 from trainable.data.case_reader import LoadedCase
 from trainable.data.grid import FileGrid
@@ -137,10 +139,10 @@ def on_file_grid(label: Labels, grid: FileGrid) -> Labels:
 
 
 def save_label(label: Labels, affine: NDArray[np.float64], path: Path) -> None:
-    """Write a label map (X, Y, Z) as NIfTI: uint8, in mm, with the affine (4, 4) of its case; make a missing folder."""
+    """Write a label map (X, Y, Z) as NAME.nii.gz: uint8, in mm, with its case's affine (4, 4); make the folder."""
     image = nib.Nifti1Image(label, affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
     image.header.set_xyzt_units("mm")
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
+    atomic_write(path, lambda file: file.write(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)))

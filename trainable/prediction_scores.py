@@ -1,0 +1,67 @@
+"""The scores in the folder of predictions: scores.json and scores.csv, kept when more cases are predicted into it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainable.core.logger import logger
+from trainable.evaluate import save_scores
+from trainable.evaluation.metrics import Scores
+
+STEM = "scores"
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Writes the scores of predictions, with those of earlier calls of the same model.
+
+    Attributes:
+        stem: OUT/scores; .json and .csv are added.
+        about: the model that predicts, by name, as it is written.
+        earlier: scores of cases that the same model predicted before.
+    """
+
+    stem: Path
+    about: Mapping[str, Any]
+    earlier: Mapping[str, Scores]
+
+    def save(self, scores: Mapping[str, Scores], predicted: Collection[str]) -> None:
+        """Write the scores of this call, and the earlier ones of cases that are not predicted again, sorted by case.
+
+        A file that this changes nothing in is not written.
+        """
+        kept = {name: values for name, values in self.earlier.items() if name not in predicted}
+        if not scores and len(kept) == len(self.earlier):
+            return
+        if together := {**kept, **scores}:
+            save_scores({name: together[name] for name in sorted(together)}, self.stem, self.about)
+        else:
+            for ending in (".json", ".csv"):
+                self.stem.with_suffix(ending).unlink(missing_ok=True)
+
+
+def open_score_file(out: Path, checkpoint: Path, *, mirror: bool) -> ScoreFile:
+    """Return the score file of a folder of predictions, and say so if it has scores by another model.
+
+    Args:
+        checkpoint: the file of the model; it is the same model if the content is.
+        mirror: whether predictions are averaged over mirrored volumes.
+    """
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    about = {"checkpoint": str(checkpoint), "checkpoint_hash": digest, "mirror": mirror}
+    stem = out / STEM
+    try:
+        before = json.loads(stem.with_suffix(".json").read_text())
+        earlier = dict(before["cases"])
+        same_model = all(before.get(name) == about[name] for name in ("checkpoint_hash", "mirror"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ScoreFile(stem, about, {})
+    if earlier and not same_model:
+        logger.info(f"{stem}.json has the scores of {len(earlier)} cases by another model; new scores replace them")
+    return ScoreFile(stem, about, earlier if same_model else {})
