@@ -6,18 +6,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from changed_cases import case_of, change_files, change_images
+from helpers import voxtune
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.options import make_config
+from trainable.core.options import make_config, to_dict
 from trainable.data.cache import open_case
 from trainable.data.case_reader import load_case
 from trainable.data.cases import CaseError
 from trainable.data.intensities import background_of, image_to_int16
 from trainable.data.prepare import prepare_data
+from trainable.model.unet3d import build_network
+from trainable.predict import predict_cases
+from trainable.training.checkpoint import save_checkpoint
 
 
 @pytest.fixture
@@ -79,6 +84,30 @@ def test_auto_takes_each_image_s_own_background(folder: Path) -> None:
     loaded = load_case(case_of(folder), "auto")
     np.testing.assert_array_equal(loaded.image != 0, plain.image != 0)
     assert min(correlations(loaded.image, plain.image)) > 0.9999
+
+
+def test_prepare_has_the_option_background_too(folder: Path) -> None:
+    change_images(folder, z_scores)
+    done = voxtune("prepare", folder.parent, "--background", "auto")
+    assert (done.returncode, "prepared 1 cases" in done.stderr) == (0, True)
+    done = voxtune("prepare", folder.parent, "--background", "air")
+    assert done.returncode == 2
+    assert "voxtune prepare: background is 'air'; expected a number or auto" in done.stderr
+
+
+def test_predict_makes_the_background_0_as_the_training_did(folder: Path, tmp_path: Path) -> None:
+    options = {"depth": 2, "base_channels": 4, "target_shape": [16, 16, 16], "device": "cpu", "background": "auto"}
+    config = make_config(options)
+    save_checkpoint({"config": to_dict(config), "network": build_network(config).state_dict()}, tmp_path / "m.pth")
+    predictions = []
+    for change in (lambda voxels: voxels, z_scores):
+        change_images(folder, change)
+        predict_cases(tmp_path / "m.pth", [folder], tmp_path / "out")
+        predictions.append(np.asanyarray(nib.load(tmp_path / "out" / "Phantom_00001.nii.gz").dataobj))
+    plain, scored = predictions
+    assert plain.any()
+    assert np.mean(plain == scored) > 0.999
+    assert not scored[0].any()
 
 
 def test_a_cache_of_another_background_is_prepared_anew(folder: Path, tmp_path: Path) -> None:

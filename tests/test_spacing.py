@@ -128,11 +128,11 @@ def test_a_ball_resampled_and_back_is_the_ball_with_its_regions_nested() -> None
     there = resample_label(label, (48, 48, 24))
     for values, radius in (((1, 2, 4), 16), ((1, 4), 10), ((4,), 6)):
         volume = np.isin(there, values).sum() * 2
-        assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.08)
+        assert volume == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.02)
     back = resample_label(there, label.shape)
     for values in ((1, 2, 4), (1, 4), (4,)):
         a, b = np.isin(label, values), np.isin(back, values)
-        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.93
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.94
     assert resample_label(label, label.shape).tolist() == label.tolist()
 
 

@@ -55,7 +55,9 @@ def image_to_int16(what: str, voxels: NDArray[Any], background: Background) -> t
 
 def background_of(voxels: NDArray[Any]) -> tuple[Any, float]:
     """Return the most frequent value on the six outer faces of a volume, and its share of them."""
-    faces = np.concatenate([np.take(voxels, place, axis).ravel() for axis in range(3) for place in (0, -1)])
+    # not by np.take, which copies a volume in the memory order of NIfTI
+    pairs = [(view[0], view[-1]) for view in (np.moveaxis(voxels, axis, 0) for axis in range(3))]
+    faces = np.concatenate([face.ravel() for pair in pairs for face in pair])
     zeros = np.count_nonzero(faces == 0)
     if 2 * zeros >= len(faces):  # sorting would take long, and no other value can be more frequent
         return faces.dtype.type(0), zeros / len(faces)

@@ -49,8 +49,14 @@ def resample_label(label: Labels, shape: Shape3) -> Labels:
     By region and not by label, since the regions are nested: between ET and what is around it lies TC, never a label
     that is near neither. Linear values move a border by parts of a voxel, which the nearest voxel cannot.
     """
-    wt, tc, et = (_zoom(region.astype(np.float32), shape, order=1) >= 0.5 for region in labels_to_regions(label))
+    wt, tc, et = (_zoom_mask(region, shape) for region in labels_to_regions(label))
     return np.select([et, tc, wt], [np.uint8(4), np.uint8(1), np.uint8(2)], np.uint8(0))
+
+
+def _zoom_mask(mask: NDArray[np.bool_], shape: Shape3) -> NDArray[np.bool_]:
+    """Return a mask in another shape. Where it is exactly half, the nearest voxel decides: else it would grow."""
+    values = mask.astype(np.float32)
+    return np.asarray(0.999 * _zoom(values, shape, order=1) + 0.001 * _zoom(values, shape, order=0) >= 0.5)
 
 
 def _zoom(voxels: NDArray[Any], shape: Sequence[int], *, order: Literal[0, 1, 3]) -> NDArray[Any]:

@@ -46,24 +46,24 @@ def split_on_one_grid(
         InputError: naming each case of another voxel size, if it is neither resampled nor left out; or if no split can
             be made.
     """
-    left_out: list[CaseError] = []
+    left_out: dict[str, CaseError] = {}
     while True:
-        split = split_cases([name for name in names if name not in {_name(error) for error in left_out}], config)
+        split = split_cases([name for name in names if name not in left_out], config)
         metadata = {name: read_metadata(folder / name) for part in PARTS for name in getattr(split, part)}
         target = median_spacing([metadata[name] for name in split.train])
         apart = [name for name in metadata if not same_spacing(metadata[name]["file_spacing"], target)]
         if not apart or config.resample:
             _prepare_at(cases, folder, metadata, apart, target, reading, quiet)
-            return split, left_out
-        errors = [spacing_error(name, metadata[name]["file_spacing"], target) for name in apart]
+            return split, list(left_out.values())
+        errors = {name: spacing_error(name, metadata[name]["file_spacing"], target) for name in apart}
         if not config.skip_bad_cases:
-            listing = "".join(f"\n  {error}" for error in errors)
+            listing = "".join(f"\n  {error}" for error in errors.values())
             raise InputError(
                 f"another voxel size than that of the training cases: {len(errors)} of {len(metadata)} cases; resample "
                 f"them with --resample (in a sweep --set train.resample=true), or continue without them with "
                 f"--skip_bad_cases:{listing}"
             )
-        left_out += errors
+        left_out |= errors
 
 
 def spacing_error(name: str, spacing: Sequence[float], target: Sequence[float]) -> CaseError:
@@ -72,11 +72,6 @@ def spacing_error(name: str, spacing: Sequence[float], target: Sequence[float]) 
         f"{name}: has voxels of {spacing_text(spacing)}; expected {spacing_text(target)}, those of the training cases, "
         f"within {SPACING_TOLERANCE:.0%} on each axis"
     )
-
-
-def _name(error: CaseError) -> str:
-    """Return the name of the case of an error."""
-    return str(error).partition(":")[0]
 
 
 def _prepare_at(
