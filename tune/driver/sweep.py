@@ -87,6 +87,9 @@ def launch(
     elif storage is not None:
         storage = str(user_path(storage).resolve())
     config = with_absolute_paths(config)
+    cases = config.fixed("data_dir")
+    if cases is not None and not Path(cases).is_dir():  # before the lock makes RUN, which may be the same
+        raise InputError(f"{cases}: no such folder; give the folder of the cases with --data")
     if (pretrained := config.fixed("pretrained")) is not None:
         checkpoint.load_weights(Path(pretrained))
     with lock_folder(run_dir), running_or_new(cluster, address) as cluster:
