@@ -202,7 +202,7 @@ def test_damage_is_redone(data: Path, folder: Path, damage: object, file: str) -
     prepare(cases_of(data), folder, workers=1, quiet=True)
     path = folder / "Phantom_00002" / file
     if file == "case.json" and damage is flip_a_byte:
-        path.write_text(path.read_text().replace('"version": 1', '"version": 0'))
+        path.write_text(path.read_text().replace('"version": 2', '"version": 0'))
     else:
         damage(path)  # type: ignore[operator]
     assert redone(data, folder) == ["Phantom_00002"]

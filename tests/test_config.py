@@ -156,7 +156,7 @@ def test_each_fact_lists_the_options_that_have_it() -> None:
 
 
 def test_options_that_are_paths() -> None:
-    expected = ["data_dir", "output_dir", "cache_dir", "resume", "pretrained", "split_file"]
+    expected = ["data_dir", "output_dir", "cache_dir", "resume", "pretrained", "split_file", "patients"]
     assert path_options() == expected
     assert [name for name in TrainConfig.model_fields if allowed(name) == "a path"] == expected
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -11,14 +12,17 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.option_files import load_options
 from trainable.core.options import least_value, make_config, option_names, to_dict
+from trainable.data.cache import changed_cases
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, load_split, save_split
 from trainable.evaluate import evaluate
-from trainable.train import train
+from trainable.train import refuse_sweep, train
 from trainable.training import checkpoint
 from trainable.training.training_dir import TrainingDir
-from tune.run.provenance import digest_of
+from tune.run.provenance import digest_of, load_contents
 from tune.run.results import Run, read_run
+
+MAX_NAME_BYTES = 200  # of a folder's name: most file systems allow 255
 
 
 def retrain(
@@ -46,15 +50,18 @@ def retrain(
         The folder, RUN/retrain/<name>.
 
     Raises:
-        InputError: if no recipe can be chosen (see choose_recipe), if the cases have changed, or if the folder has a
-            retraining that is scored already, or one with another recipe, number of epochs or split.
+        InputError: for a name that is no folder's, if no recipe can be chosen (see choose_recipe), if the cases have
+            changed, or if the folder is a sweep's or has a retraining that is scored already, or one with another
+            recipe, number of epochs or split.
     """
     run = read_run(run_dir)
     recipe, label = choose_recipe(run, number, config_file)
     epochs = epochs or recipe.epochs
-    if name is not None and Path(name).name != name:
-        raise InputError(f"--name {name}: expected the name of a folder in {run.dir.retrain}")
-    output = TrainingDir(run.dir.retrain / (name or f"{label}_{epochs}_epochs{'_with_val' if with_val else ''}"))
+    if name is None:
+        name = f"{label}_{epochs}_epochs{'_with_val' if with_val else ''}"
+    check_folder_name(name, run.dir.retrain)
+    output = TrainingDir(run.dir.retrain / name)
+    refuse_sweep(output.path)
     split = run.split()
     if with_val:
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
@@ -78,6 +85,16 @@ def retrain(
     if split.test:
         evaluate(config.model_copy(update={"resume": TrainingDir(config.output_dir).best}), data)
     return output.path
+
+
+def check_folder_name(name: str, folder: Path) -> None:
+    """Raise InputError if a name would not make a folder of its own, visible, directly in `folder`."""
+    size = len(os.fsencode(name))
+    if not name.strip() or name.startswith(".") or "/" in name or not name.isprintable() or size > MAX_NAME_BYTES:
+        raise InputError(
+            f"--name {name[:80]!r}: expected the name of a folder in {folder}: 1 to {MAX_NAME_BYTES} bytes, "
+            "no dot at the start, no slash"
+        )
 
 
 def choose_recipe(run: Run, number: int | None, config_file: Path | None) -> tuple[TrainConfig, str]:
@@ -116,9 +133,13 @@ def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
     Raises:
         InputError: if the cases of its split are not those that the run began with, or as prepare_data.
     """
-    data = prepare_data(config)
+    data = prepare_data(config, begun=True)
     if digest_of(data) != run.config.record.data:
-        raise InputError(f"{config.data_dir}: the cases are not those that {run.folder} began with; restore them")
+        changed = changed_cases(data.contents, load_contents(run.dir.contents))
+        raise InputError(
+            f"{config.data_dir}: the cases are not those that {run.folder} began with{changed and f': {changed}'}; "
+            "restore them"
+        )
     return data
 
 

@@ -69,6 +69,13 @@ class TrainConfig(BaseModel):
     # Which cases
     skip_bad_cases: bool = _data(False, "Continue without cases that fail a check, and list them.")
     split_file: Path | None = _data(None, "JSON with the case names of train, val and test; replaces the fractions.")
+    patients: Path | None = _data(
+        None, "CSV with the columns case,patient; by default a patient is a case's name without its time point."
+    )
+    allow_split_patients: bool = _data(False, "Take a split_file that has one patient in several parts.")
+    allow_seen_cases: bool = _data(
+        False, "Take --pretrained weights that were trained on val or test cases; every table then says so."
+    )
     val_fraction: float = _data(0.15, "Share of cases used for validation.", unit="share", fixed=True, ge=0, lt=1)
     test_fraction: float = _data(0.15, "Share of cases held out until the end.", unit="share", fixed=True, ge=0, lt=1)
     folds: int = _data(0, "Number of folds of a cross-validation; 0 = none.", fixed=True, ge=0)

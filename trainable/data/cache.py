@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,9 +26,13 @@ from numpy.typing import NDArray
 from trainable.core.config import Shape3
 from trainable.core.errors import InputError
 
-VERSION = 1
+VERSION = 2
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
 METADATA = "case.json"
+
+
+class CacheError(InputError):
+    """A prepared case is missing, not whole, of another version, or not what it was."""
 
 
 class FileInfo(TypedDict):
@@ -39,7 +43,10 @@ class FileInfo(TypedDict):
 
 
 class CaseMetadata(TypedDict):
-    """The content of case.json; see CachedCase. source: name, size and modification time of each file of the case."""
+    """The content of case.json; see CachedCase.
+
+    source: name, size and modification time of each file of the case. scan: the scan_hash of its images.
+    """
 
     version: int
     offset: list[int]
@@ -50,6 +57,7 @@ class CaseMetadata(TypedDict):
     files: dict[str, FileInfo]
     source: list[list[Any]]
     affine: list[list[float]]
+    scan: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,7 @@ class CachedCase:
         offset: corner of the crop in the full volume, in voxels.
         full_shape: (D, H, W) of the full volume.
         affine: float64 (4, 4) of the full volume, in mm.
+        content: hash of images and label, see content_of.
     """
 
     name: str
@@ -75,6 +84,7 @@ class CachedCase:
     offset: Shape3
     full_shape: Shape3
     affine: NDArray[np.float64]
+    content: str = ""
 
 
 def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
@@ -101,7 +111,7 @@ def open_case(folder: Path, name: str) -> CachedCase:
     The sizes of the files are checked, their checksums are not.
 
     Raises:
-        InputError: if the case is missing, not whole, or of another version of the cache.
+        CacheError: if the case is missing, not whole, or of another version of the cache.
     """
     path = Path(folder) / name
     metadata = read_metadata(path)
@@ -111,7 +121,7 @@ def open_case(folder: Path, name: str) -> CachedCase:
         image, label = (np.load(path / file, mmap_mode="r") for file in ARRAYS[:2])
         voxels = np.split(np.load(path / ARRAYS[2]), np.cumsum(metadata["foreground"])[:-1])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a whole prepared case ({error}); run prepare again") from None
+        raise CacheError(f"{path}: not a whole prepared case ({error}); run prepare again") from None
     return CachedCase(
         name=name,
         image=image,
@@ -122,6 +132,7 @@ def open_case(folder: Path, name: str) -> CachedCase:
         offset=_three(metadata["offset"]),
         full_shape=_three(metadata["full_shape"]),
         affine=np.array(metadata["affine"], np.float64),
+        content=content_of(metadata),
     )
 
 
@@ -135,7 +146,7 @@ def data_digest(folder: Path, names: Sequence[str]) -> str:
     """Return 12 hex digits that differ if the cases' names or prepared contents do; the order of names does not matter.
 
     Raises:
-        InputError: if a case is not prepared, see `read_metadata`.
+        CacheError: if a case is not prepared, see `read_metadata`.
     """
     digest = hashlib.sha256()
     for name in sorted(names):
@@ -144,16 +155,54 @@ def data_digest(folder: Path, names: Sequence[str]) -> str:
     return digest.hexdigest()[:12]
 
 
+def content_of(metadata: CaseMetadata) -> str:
+    """Return a hash of a case's images and label: its scan_hash, a hyphen, and 8 hex digits of the label."""
+    return f"{metadata['scan']}-{metadata['files'][ARRAYS[1]]['crc32']:08x}"
+
+
+def scan_of(content: str) -> str:
+    """Return the scan_hash in what content_of has returned."""
+    return content.partition("-")[0]
+
+
+def read_contents(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return content_of each of these prepared cases, by name.
+
+    Raises:
+        CacheError: if a case is not prepared, see `read_metadata`.
+    """
+    return {name: content_of(read_metadata(Path(folder) / name)) for name in names}
+
+
+def changed_cases(now: Mapping[str, str], begun: Mapping[str, str]) -> str:
+    """Return the cases whose content differs, as text: "NAME (label), NAME (images) and 3 more"; "" if none does.
+
+    Args:
+        now, begun: content_of cases by name, now and when something began; only cases that are in both are compared.
+    """
+    changed = [name for name, content in now.items() if begun.get(name, content) != content]
+    shown = []
+    for name in changed[:5]:
+        shown.append(f"{name} ({'label' if scan_of(now[name]) == scan_of(begun[name]) else 'images'})")
+    return ", ".join(shown) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+
+
+def require_same(now: Mapping[str, str], begun: Mapping[str, str]) -> None:
+    """Raise CacheError, which names the cases, if a case has changed since a training began, see changed_cases."""
+    if changed := changed_cases(now, begun):
+        raise CacheError(f"cases have changed since the training began: {changed}; restore them, or begin anew")
+
+
 def read_metadata(path: Path) -> CaseMetadata:
     """Return the content of case.json in `path`, the folder of a prepared case.
 
     Raises:
-        InputError: if case.json is missing, damaged or of another version of the cache.
+        CacheError: if case.json is missing, damaged or of another version of the cache.
     """
     try:
         metadata: CaseMetadata = json.loads((path / METADATA).read_text())
         if metadata["version"] != VERSION:
             raise ValueError(f"version {metadata['version']} instead of {VERSION}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a whole prepared case ({error}); run prepare again") from None
+        raise CacheError(f"{path}: not a whole prepared case ({error}); run prepare again") from None
     return metadata

@@ -33,6 +33,7 @@ from trainable.data.cache import ARRAYS, METADATA, VERSION, CaseMetadata, FileIn
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError
 from trainable.data.normalise import brain_box, channel_stats
+from trainable.data.scan_hash import scan_hash
 
 FOREGROUND_LIMIT = 4096
 THREADS_UP_TO = 8  # cases per worker; up to this many threads are used: processes scale better but start in seconds
@@ -169,6 +170,7 @@ def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]]) -> 
         "files": _checksums(temp),
         "source": source,
         "affine": case.affine.tolist(),
+        "scan": scan_hash(image),
     }
     (temp / METADATA).write_text(json.dumps(metadata))
     for file in (*ARRAYS, METADATA, "."):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from trainable.core.brats import MODALITIES, REGIONS
 from trainable.core.config import Shape3, TrainConfig
 from trainable.core.parallel import prefetch
-from trainable.data.cache import CachedCase, open_case
+from trainable.data.cache import CachedCase, open_case, require_same
 
 Key = tuple[int, int]  # epoch, index of the patch in it
 
@@ -47,13 +47,14 @@ class PatchReader:
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool = False) -> None:
         self.folder, self.names, self.config, self.pin_memory = folder, sorted(names), config, pin_memory
+        self.contents: Mapping[str, str] = {}  # of the cases when the training began; a case not in it is not compared
         self._open: dict[str, CachedCase] = {}
 
     def read(self, keys: Sequence[Key]) -> Batch:
         """Read the patches of these keys into one batch.
 
         Raises:
-            InputError: if a case is missing in the cache or not whole.
+            CacheError: if a case is missing in the cache, not whole, or not what it was when the training began.
         """
         new = partial(torch.empty, pin_memory=self.pin_memory)
         shape, channels = self.config.target_shape, len(MODALITIES)
@@ -79,7 +80,9 @@ class PatchReader:
     def _case(self, name: str) -> CachedCase:
         """Return a case, opened once."""
         if name not in self._open:
-            self._open[name] = open_case(self.folder, name)
+            case = open_case(self.folder, name)
+            require_same({name: case.content}, self.contents)
+            self._open[name] = case
         return self._open[name]
 
     def _region(self, epoch: int, index: int) -> int | None:
@@ -140,6 +143,10 @@ class PatchLoader:
         self.names, self.patches = self._reader.names, config.patches_per_epoch or len(names)
         self._batches: Iterator[Batch] = iter(())
         self._next: int | None = None  # the epoch that _batches start with
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """Refuse cases that are not what they were when the training began, see cache.require_same."""
+        self._reader.contents = contents
 
     def begin(self, epoch: int) -> None:
         """Start reading the batches of an epoch, and then of later ones, in the threads, unless they already do."""

@@ -19,7 +19,7 @@ from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.batches import TimedIterator, prefetch_to_device
-from trainable.data.cache import CachedCase
+from trainable.data.cache import CachedCase, require_same
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.evaluation.metrics import Scores, mean_scores
@@ -180,6 +180,7 @@ def fit(
     with kernel_selection(config):
         on_gpu = choose_device(config).type == "cuda"
         loader = PatchLoader(data.folder, data.split.train, config, pin_memory=on_gpu)
+        loader.expect(data.contents)
         if config.resume is None:
             loader.begin(0)  # while the network's weights are drawn
         training = TrainingState(config)
@@ -286,11 +287,15 @@ def validate_epoch(training: TrainingState, data: Data, check: Callable[[], obje
 
     Returns:
         The mean scores over these cases, and pictures of the first NUM_PICTURES of these cases, by name.
+
+    Raises:
+        CacheError: if a case is missing in the cache, or is not what it was when the training began.
     """
     pictures: Pictures = {}
 
     def on_case(case: CachedCase, prediction: Labels) -> None:
         check()
+        require_same({case.name: case.content}, data.contents)
         if len(pictures) < NUM_PICTURES:
             pictures[case.name] = draw_case(case.image, case.label, prediction)
 

@@ -65,6 +65,8 @@ class OptunaSearcher(Searcher):
             "lock_file": str(self.run.dir.worker_lock),
             "stdout_log": str(self.run.dir.trial(number).stdout),
             "report_timeout": self.config.resources.report_timeout,
+            "data": self.config.record.data,
+            "contents_file": str(self.run.dir.contents),
         }
         return dict(spec)
 

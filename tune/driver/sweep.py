@@ -20,6 +20,7 @@ from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.option_errors import did_you_mean
 from trainable.core.options import path_options
+from trainable.data.cache import changed_cases
 from trainable.data.prepare import prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
@@ -33,7 +34,7 @@ from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
 from tune.driver.worker import Fit, fit_to_storage
 from tune.run.import_trials import change_space, warm_start
-from tune.run.provenance import digest_of, provenance
+from tune.run.provenance import digest_of, load_contents, provenance, save_contents
 from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import RunDir, resume_command
@@ -78,7 +79,7 @@ def launch(
 
     Raises:
         InputError: if the folder, the data, the storage, the address or the resources cannot be used.
-        SystemExit: after a signal, a full disk, a lost cluster, or a failed trial with fail_fast.
+        SystemExit: after a signal, a full disk, changed cases, a lost cluster, or a failed trial with fail_fast.
     """
     ensure_new(run_dir)
     if storage is not None and is_uri(storage):
@@ -101,6 +102,7 @@ def launch(
             slots = Slots(config)
             logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
             save_split(data.split, RunDir(run_dir).split)
+            save_contents(data, RunDir(run_dir).contents)
             config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
             if is_uri(storage):
                 config = config.with_record(name=run_dir.name)
@@ -270,11 +272,16 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None
     cases = Path(config.fixed("data_dir"))
     if not cases.is_dir():
         raise InputError(f"{cases}: no such folder; pass the folder of the cases with --data")
-    data = prepare_data(config.base_config(split_file=RunDir(run_dir).split, cache_dir=cache))
+    data = prepare_data(config.base_config(split_file=RunDir(run_dir).split, cache_dir=cache), begun=True)
+    contents = RunDir(run_dir).contents
     if digest_of(data) != config.record.data:
+        changed = changed_cases(data.contents, load_contents(contents))
         raise InputError(
-            f"{cases}: the cases are not those that {run_dir} began with; restore them, or give their --data"
+            f"{cases}: the cases are not those that {run_dir} began with{changed and f': {changed}'}; restore them, or "
+            "give their --data"
         )
+    if not contents.exists():  # in a run of an older version
+        save_contents(data, contents)
     return config.with_record(cache_dir=str(data.folder))
 
 

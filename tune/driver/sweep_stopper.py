@@ -26,8 +26,8 @@ SHUTDOWN_GRACE_SECONDS = 20  # seconds from a signal to an end that waits for no
 class SweepStopper(ray_tune.Stopper):
     """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target or an error.
 
-    Errors are a full disk, a lost cluster, and with fail_fast a failed trial. run: as it is before the sweep goes on;
-    the GPU hours that its trials have taken count.
+    Errors are a full disk, changed cases, a cache that is gone, a lost cluster, and with fail_fast a failed trial. run:
+    as it is before the sweep goes on; the GPU hours that its trials have taken count.
     """
 
     def __init__(self, run: Run) -> None:
@@ -51,7 +51,7 @@ class SweepStopper(ray_tune.Stopper):
         if result.get("done"):
             return False
         report = cast(Report, result)
-        self.error = self.error or report.get("disk_full", "")
+        self.error = self.error or report.get("sweep_error", "")
         self.gpu_seconds += report["time_this_iter_s"] * self.config.resources.gpu_share
         if report["end_reason"] in (EndReason.EPOCHS, EndReason.PATIENCE):
             self.best = max(self.best, report["best_score"])

@@ -20,6 +20,7 @@ from trainable.core.files import FULL_DISK_ERRNOS
 from trainable.core.locks import hold_shared_lock, scratch_dir
 from trainable.core.logger import init_logger, logger
 from trainable.core.options import make_config
+from trainable.data.cache import CacheError, changed_cases
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.training import checkpoint
@@ -28,6 +29,7 @@ from trainable.training.loop import fit
 from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import share_memory
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
+from tune.run.provenance import digest_of, load_contents
 from tune.spec.trial_spec import Report, TrialSpec
 
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
@@ -46,9 +48,9 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
     """Train one recipe in this process, and report each validated or last epoch with its checkpoints.
 
     A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed; if that was
-    the last one, nothing is trained. Running out of GPU memory and a full disk are reported, other errors are raised.
-    Ray stops a trial by raising SystemExit inside `report`. That happens in the background thread; the training loop
-    re-raises it.
+    the last one, nothing is trained. Running out of GPU memory, a full disk, and cases that are gone or have changed
+    since the run began are reported, other errors are raised. Ray stops a trial by raising SystemExit inside `report`.
+    That happens in the background thread; the training loop re-raises it.
 
     fit: trains a recipe on cases, and calls a function after each epoch.
     """
@@ -68,10 +70,11 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
         capture_stdout() as text,
         dump_stacks_of_hang(Path(spec["stdout_log"]), spec["report_timeout"]) as dump,
     ):
-        trial = TrialReports(recipe, text, dump)
         failure: Report | None = None
         recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
+        trial = TrialReports(recipe, text, dump)
         try:
+            trial.data = check_cases(data, spec)
             restored = restore_checkpoint(spec, scratch)
             if restored is not None:
                 if trial.repeat(restored):
@@ -84,18 +87,42 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
         except OSError as error:
             if error.errno not in FULL_DISK_ERRNOS:
                 raise
-            disk_full = f"a full disk on {platform.node()}: {error}"
-            failure = {"epoch": 0, "end_reason": "", "disk_full": disk_full, "log": ""}
+            failure = sweep_error(f"a full disk on {platform.node()}: {error}")
+        except CacheError as error:
+            failure = sweep_error(f"the cache on {platform.node()}: {error}")
         if failure is not None:  # outside of `except`, since the exception holds the tensors
             free_memory()
             trial.send(failure)
 
 
+def sweep_error(reason: str) -> Report:
+    """Return the report of a trial that cannot go on for a reason that other trials have too; it ends the sweep."""
+    return {"epoch": 0, "end_reason": "", "sweep_error": reason, "log": ""}
+
+
+def check_cases(data: Data, spec: TrialSpec) -> str:
+    """Return the hash of the prepared cases, once it is clear that they are those that the run began with.
+
+    Raises:
+        CacheError: naming the cases that have changed, or one that is not prepared.
+    """
+    begun = load_contents(Path(spec["contents_file"]))
+    if changed := changed_cases(data.contents, begun):
+        raise CacheError(f"cases have changed since the sweep began: {changed}; restore them, or launch a new sweep")
+    digest = digest_of(data)
+    if spec["data"] not in (None, digest):
+        raise CacheError(f"{data.folder}: the cases are not those that the sweep began with; restore them")
+    return digest
+
+
 class TrialReports:
-    """Sends the reports of a trial to Ray, each with what the trial has printed since the last one."""
+    """Sends the reports of a trial to Ray, each with what the trial has printed since the last one.
+
+    data: hash of the cases that it is trained and scored on; "" before it is known.
+    """
 
     def __init__(self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None) -> None:
-        self.recipe, self.text, self.dump = recipe, text, dump
+        self.recipe, self.text, self.dump, self.data = recipe, text, dump, ""
 
     def send(self, report: Report, checkpoints: Path | None = None) -> None:
         """Report to Ray, with the files in `checkpoints` if given; return when the driver has decided.
@@ -104,7 +131,7 @@ class TrialReports:
             SystemExit: if the driver stops the trial.
         """
         handle = None if checkpoints is None else ray_tune.Checkpoint.from_directory(str(checkpoints))
-        ray_tune.report({**report, "log": report["log"] + drain(self.text)}, checkpoint=handle)
+        ray_tune.report({**report, "data": self.data, "log": report["log"] + drain(self.text)}, checkpoint=handle)
         if self.dump is not None:
             self.dump.restart()
 
