@@ -373,6 +373,7 @@ def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dic
     for name in test:
         printed = next(line for line in predicted.stdout.splitlines() if line.startswith(name))
         assert printed in done.stdout  # from the raw files as from the cache
+        assert printed.split()[1] == "test"
         image = nib.load(tmp_path / f"{name}.nii.gz")
         truth = nib.load(phantoms / name / f"{name}_seg.nii.gz")
         assert image.get_data_dtype() == np.uint8
@@ -382,7 +383,7 @@ def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dic
         for index, labels in enumerate([(1, 2, 4), (1, 4), (4,)]):
             x, y = np.isin(a, labels), np.isin(b, labels)
             dice = 2 * (x & y).sum() / (x.sum() + y.sum()) if x.any() or y.any() else 1
-            assert printed.split()[1 + index] == f"{dice:.4f}"
+            assert printed.split()[2 + index] == f"{dice:.4f}"
         assert (tmp_path / f"{name}.png").exists()
 
 

@@ -15,10 +15,13 @@ from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError, find_case, find_cases
+from trainable.data.scan_hash import scan_hash
 from trainable.evaluation.inference import predict_case, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
-from trainable.training.checkpoint import load_network
+from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
+from trainable.training.seen_cases import parts_of
+from trainable.training.training_dir import BEST
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class Predictions:
         scores: of each predicted case that has a seg file, by the case's name.
         failed: one error per case that cannot be used.
         total: number of cases, with those that cannot be used.
+        parts: what each predicted case was to the model, by the case's name, see parts_of.
     """
 
     scores: dict[str, Scores]
     failed: list[CaseError]
     total: int
+    parts: dict[str, str]
 
     def failures(self) -> str:
         """Return how many of the cases cannot be used, then one line per such case that says why.
@@ -65,7 +70,8 @@ def predict_cases(
         device: "auto", "cpu" or "cuda", as the option `device`.
 
     Returns:
-        The scores of the cases with a seg file, and the errors of the cases that cannot be used.
+        The scores of the cases with a seg file, what each case was to the model, and the errors of the cases that
+        cannot be used.
 
     Raises:
         InputError: before any case is predicted, if a folder, the checkpoint or the device cannot be used or two cases
@@ -74,22 +80,25 @@ def predict_cases(
     cases, failed = find_all(folders)
     total = len(cases) + len(failed)
     target = choose_device(make_config({"device": device}, "voxtune predict"))
-    network, config = load_network(checkpoint, target)
+    state = load_checkpoint(find_checkpoint(checkpoint, wanted=BEST))
+    network, config = build_from_state(state, target)
     config = config.model_copy(update={"mirror": mirror or config.mirror})
     scores: dict[str, Scores] = {}
+    parts: dict[str, str] = {}
     for index, case in enumerate(cases, 1):
-        logger.info(f"{index}/{len(cases)} {case.name}")
         try:
             loaded = load_case(case)
         except CaseError as error:
-            logger.info(f"{case.name} cannot be used")
+            logger.info(f"{index}/{len(cases)} {case.name} cannot be used")
             failed.append(error)
             continue
+        parts |= parts_of(state, {case.name: scan_hash(loaded.image)})
+        logger.info(f"{index}/{len(cases)} {case.name}: {parts[case.name]}")
         label = predict_case(network, loaded, config)
         write_prediction(loaded, label, out / case.name, with_picture=pictures)
         if loaded.label is not None:
             scores[case.name] = score_case(label, loaded.label, spacing=voxel_spacing(loaded.affine))
-    predictions = Predictions(scores, failed, total)
+    predictions = Predictions(scores, failed, total, parts)
     if len(failed) == total:
         raise InputError(predictions.failures())
     return predictions

@@ -265,8 +265,9 @@ def predict(
 
     predictions = predict_cases(checkpoint, cases, out, mirror=mirror, pictures=pictures, device=device)
     if predictions.scores:
-        logger.info(score_table(predictions.scores))
-        save_scores(predictions.scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror})
+        parts = predictions.parts
+        logger.info(score_table(predictions.scores, parts))
+        save_scores(predictions.scores, out / "scores", {"checkpoint": str(checkpoint), "mirror": mirror}, parts)
     logger.info(f"wrote {out}")
     if predictions.failed:
         raise InputError(predictions.failures())

@@ -98,6 +98,15 @@ def _split_by_file(path: Path, names: list[str]) -> Split:
     return split
 
 
+def seen_line(seen: Mapping[str, Sequence[str]], split: Split) -> str:
+    """Return "2 of 3 val cases were seen by the pretrained weights", to be printed with scores; "" if none was.
+
+    seen: by part the names of such cases, for a part that has any.
+    """
+    parts = [f"{len(names)} of {len(getattr(split, part))} {part} cases" for part, names in seen.items()]
+    return f"{' and '.join(parts)} were seen by the pretrained weights" if parts else ""
+
+
 def save_split(split: Split, path: Path) -> None:
     """Write a split as JSON that load_split and --split_file read."""
     atomic_write_text(Path(path), json.dumps(asdict(split), indent=2) + "\n")

@@ -28,6 +28,7 @@ from trainable.evaluation.validate import validate
 from trainable.training.checkpoint import load_latest_valid, load_pretrained
 from trainable.training.checkpoint_manager import CheckpointManager
 from trainable.training.epoch_result import EndReason, EpochResult, EpochStats, Pictures
+from trainable.training.seen_cases import history_of_pretrained
 from trainable.training.state import TrainingState
 
 NUM_PICTURES = 2  # validation cases that each validation draws
@@ -188,15 +189,20 @@ def fit(
             if config.resume is not None:
                 resume_training(training, data, checkpoints, on_start)
             else:
-                begin_training(training, on_start)
+                begin_training(training, data, on_start)
             while True:
                 result = run_epoch(training, loader, data, checkpoints, on_epoch_end)
                 if result.end_reason:
                     return result
 
 
-def begin_training(training: TrainingState, on_start: Callable[[TrainingState], None]) -> None:
-    """Load the weights of the option `pretrained`, if given, and call on_start."""
+def begin_training(training: TrainingState, data: Data, on_start: Callable[[TrainingState], None]) -> None:
+    """Load the weights of the option `pretrained`, if given, and call on_start.
+
+    Raises:
+        InputError: if the weights cannot be used, or have seen val or test cases without allow_seen_cases.
+    """
+    training.history = history_of_pretrained(training.config, data)
     if training.config.pretrained is not None:
         logger.info(load_pretrained(training.network, training.config.pretrained))
     on_start(training)

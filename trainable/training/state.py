@@ -15,6 +15,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
+from trainable.data.cache import changed_cases
 from trainable.data.prepare import Data
 from trainable.evaluation.metrics import Scores
 from trainable.model.losses import make_loss
@@ -22,6 +23,7 @@ from trainable.model.unet3d import UNet3D, build_network
 from trainable.training.epoch_result import Row
 from trainable.training.optimizers import make_optimizer
 from trainable.training.schedules import Schedule
+from trainable.training.seen_cases import History, cases_by_part
 from trainable.training.step import TrainStep, needs_loss_scale
 
 # Keys of the optimizer's groups that follow the config and the device in use, not the checkpoint.
@@ -94,6 +96,7 @@ class TrainingState:
         self.validations_without_gain = 0
         self.skipped = SkippedSteps(config.max_skipped_steps)
         self.row: Row = {}  # of the last epoch of a resumed training
+        self.history = History()  # of the weights that the training started from
 
     @property
     def out_of_patience(self) -> bool:
@@ -139,6 +142,8 @@ class TrainingState:
             "random": random_state(),
             "config": to_dict(self.config),
             "split": data.split.digest(),
+            "cases": cases_by_part(data),
+            "seen": self.history.to_state(),
             "row": row,
             "versions": {name: str(module.__version__) for name, module in (("torch", torch), ("numpy", np))}
             | {"python": platform.python_version()},
@@ -154,12 +159,17 @@ class TrainingState:
         """Continue from a checkpoint's state, with the options of `self.config`, a new lr included.
 
         Raises:
-            InputError: if an option that is fixed on resume, or the split, differs from the checkpoint's.
+            InputError: if an option that is fixed on resume, the split, or the content of a case differs from the
+                checkpoint's.
         """
         saved = state["config"]
         check_resumable(self.config, saved)
         if state["split"] != data.split.digest():
             raise InputError("--resume: the cases or their split are not those of the checkpoint; restore them")
+        begun = {name: content for part in state.get("cases", {}).values() for name, content in part.items()}
+        if changed := changed_cases(data.contents, begun):
+            raise InputError(f"--resume: cases have changed since: {changed}; restore them, or start a new training")
+        self.history = History.before(state)
         self.network.load_state_dict(state["network"])
         self.load_optimizer_state(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

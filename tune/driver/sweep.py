@@ -24,6 +24,7 @@ from trainable.data.cache import changed_cases
 from trainable.data.prepare import prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
+from trainable.training.seen_cases import cases_by_part, history_of_pretrained
 from trainable.training.training_dir import CHECKPOINT_FORMAT
 from tune.driver.cluster import Cluster, Slots, resolve_auto_gpu, running_or_new
 from tune.driver.recorder import Recorder, sync_outputs
@@ -96,6 +97,7 @@ def launch(
             raise InputError(
                 "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
             )
+        seen = history_of_pretrained(config.base_config(), data).seen_of(cases_by_part(data))
         with lock_folder(run_dir):
             ensure_new(run_dir)  # another launch may have ended meanwhile
             config = resolve_auto_gpu(config)
@@ -104,6 +106,8 @@ def launch(
             save_split(data.split, RunDir(run_dir).split)
             save_contents(data, RunDir(run_dir).contents)
             config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
+            if seen:
+                config = config.with_record(seen_cases=seen)
             if is_uri(storage):
                 config = config.with_record(name=run_dir.name)
             warm_start(Journal(run_dir, config, reset=True), earlier)

@@ -15,7 +15,7 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from trainable.core.options import make_config, option_names, to_dict
-from trainable.data.split import Split, load_split
+from trainable.data.split import Split, load_split, seen_line
 from trainable.training.epoch_result import EndReason
 from tune.run.run_dir import RunDir
 from tune.search.journal import read_trials
@@ -190,6 +190,11 @@ class Run:
         if split.digest() != self.config.record.split:
             raise InputError(f"{path} is not the split that the sweep began with; restore it")
         return split
+
+    def seen_line(self) -> str:
+        """Return how many cases that score trials were seen by the pretrained weights, as a line; "" if none was."""
+        seen = self.config.record.seen_cases
+        return seen_line(seen, load_split(self.dir.split)) if seen else ""
 
     @property
     def orphan_trial_dirs(self) -> list[str]:
