@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,8 +23,10 @@ from trainable.evaluate import evaluate
 from trainable.train import refuse_sweep, train
 from trainable.training import checkpoint
 from trainable.training.training_dir import TrainingDir
+from trainable.training.training_log import read_rows
 from tune.run.provenance import digest_of, load_contents
-from tune.run.results import Run, read_run
+from tune.run.results import Run, TrialResult, read_run
+from tune.run.run_dir import RunDir
 
 MAX_NAME_BYTES = 200  # of a folder's name: most file systems allow 255
 
@@ -55,13 +61,15 @@ def retrain(
             recipe, number of epochs or split.
     """
     run = read_run(run_dir)
-    recipe, label = choose_recipe(run, number, config_file)
+    trial, recipe, label = choose_recipe(run, number, config_file)
     epochs = epochs or recipe.epochs
     if name is None:
         name = f"{label}_{epochs}_epochs{'_with_val' if with_val else ''}"
     check_folder_name(name, run.dir.retrain)
     output = TrainingDir(run.dir.retrain / name)
     refuse_sweep(output.path)
+    if recipe.scheduler == "plateau" and not began_with_plateau(output):
+        recipe = without_plateau(run, trial, recipe, with_val=with_val)
     split = run.split()
     if with_val:
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
@@ -97,8 +105,12 @@ def check_folder_name(name: str, folder: Path) -> None:
         )
 
 
-def choose_recipe(run: Run, number: int | None, config_file: Path | None) -> tuple[TrainConfig, str]:
-    """Return the recipe to train, and a label for its folder: trial_0007, or config_file's name without its ending.
+def choose_recipe(
+    run: Run, number: int | None, config_file: Path | None
+) -> tuple[TrialResult | None, TrainConfig, str]:
+    """Return the recipe to train, its trial, None if it is config_file's, and a label for its folder.
+
+    The label is trial_0007, or config_file's name without its ending.
 
     Raises:
         InputError: if the run has no trial `number`, or without a number no trial with a score, both also with a
@@ -106,10 +118,69 @@ def choose_recipe(run: Run, number: int | None, config_file: Path | None) -> tup
     """
     trial = run.best() if number is None else run.trial(number)
     if config_file is not None:
-        return make_config(load_options(config_file), str(config_file)), config_file.stem
+        return None, make_config(load_options(config_file), str(config_file)), config_file.stem
     if number is None and not trial.finished:
         raise InputError(f"{run.folder}: no trial has ended by itself yet; wait, or name one with --trial")
-    return run.recipe(trial), f"trial_{trial.number:04d}"
+    return trial, run.recipe(trial), f"trial_{trial.number:04d}"
+
+
+def began_with_plateau(output: TrainingDir) -> bool:
+    """Return whether `output` has a training with scheduler plateau, which then goes on with it."""
+    return output.config.exists() and load_options(output.config)["scheduler"] == "plateau"
+
+
+def without_plateau(run: Run, trial: TrialResult | None, recipe: TrainConfig, *, with_val: bool) -> TrainConfig:
+    """Return a recipe with scheduler plateau as one whose lr falls where the trial's did, stretched with the epochs.
+
+    A recipe of no trial is returned as it is, unless with_val leaves nothing for plateau to watch.
+
+    Args:
+        trial: that had the recipe; None for a recipe from a file.
+        with_val: as for retrain.
+
+    Raises:
+        InputError: for with_val and a recipe of no trial; or if the rows of the trial are missing.
+    """
+    if trial is None:
+        if with_val:
+            raise InputError(
+                "--with_val leaves no validation for scheduler plateau to watch: write `scheduler: multistep`, "
+                "`milestones: [epochs after which lr falls]` and `step_gamma: its factor` into the file, or name a "
+                "trial with --trial, whose lr is then followed"
+            )
+        return recipe
+    folder, number = run.folder, str(trial.number)
+    if trial.imported_from:  # its rows are where it ran
+        folder, number = Path(trial.imported_from.rpartition(" trial ")[0]), trial.imported_from.rpartition(" ")[2]
+    metrics = RunDir(folder).trial(int(number)).metrics
+    rows = read_rows(metrics)
+    if not rows:
+        raise InputError(
+            f"{metrics} is missing, and with it the lr that plateau gave trial {trial.number}; restore it, or "
+            "write the recipe with `scheduler: multistep` into a file for --config"
+        )
+    milestones = reductions([(int(row["epoch"]), float(row["lr"])) for row in rows], recipe.plateau_factor)
+    fell = f"fell after epochs {', '.join(map(str, milestones))}" if milestones else "never fell"
+    logger.info(
+        f"lr follows that of trial {trial.number}, which {fell}, by the factor {recipe.plateau_factor:g}: scheduler "
+        f"multistep instead of plateau, stretched with the epochs"
+    )
+    changes = {"scheduler": "multistep", "milestones": milestones, "step_gamma": recipe.plateau_factor}
+    return recipe.model_copy(update=changes)
+
+
+def reductions(lrs: Sequence[tuple[int, float]], factor: float) -> tuple[int, ...]:
+    """Return the numbers of epochs after which plateau reduced lr, one that it reduced several times as often.
+
+    Args:
+        lrs: number and lr of each reported epoch, in their order; plateau reduces lr after a reported epoch only.
+        factor: of a reduction; min_lr may have made the last one smaller.
+    """
+    found: list[int] = []
+    for (epoch, lr), (_, later) in pairwise(lrs):
+        if later < lr:
+            found += [epoch] * max(1, round(math.log(later / lr) / math.log(factor)))
+    return tuple(found)
 
 
 def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on: bool) -> TrainConfig:
@@ -154,7 +225,7 @@ def refuse_other_split(output: TrainingDir, split: Split) -> None:
 
 def refuse_other_recipe(output: TrainingDir, config: TrainConfig) -> None:
     """Raise InputError if the retraining in `output` was begun with another recipe or number of epochs."""
-    begun, now = load_options(output.config), to_dict(config)
+    begun, now = to_dict(make_config(load_options(output.config), str(output.config))), to_dict(config)
     for name in ["epochs", *option_names(role="recipe")]:
         if begun[name] != now[name]:
             raise InputError(
@@ -169,9 +240,12 @@ def scale_to_epochs(recipe: TrainConfig, epochs: int) -> TrainConfig:
     Options that count epochs are scaled in proportion and rounded; a rate per epoch becomes rate ** (old / new epochs).
     """
     factor = epochs / recipe.epochs
-    counts = {
-        name: max(least_value(name), round(getattr(recipe, name) * factor))
-        for name in option_names(over_epochs="count")
-    }
+    counts: dict[str, Any] = {}
+    for name in option_names(over_epochs="count"):
+        value = getattr(recipe, name)
+        if isinstance(value, tuple):
+            counts[name] = tuple(max(1, round(item * factor)) for item in value)
+        else:
+            counts[name] = max(least_value(name), round(value * factor))
     rates = {name: getattr(recipe, name) ** (1 / factor) for name in option_names(over_epochs="rate")}
     return recipe.model_copy(update={**counts, **rates, "epochs": epochs})

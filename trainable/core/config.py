@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from trainable.core.option_errors import allowed_values
 from trainable.core.option_info import option
 
 Shape3 = tuple[int, int, int]
+Milestones = tuple[Annotated[int, Field(ge=1)], ...]
 
 # Most options of a group have the same role.
 _run = partial(option, group="run", role="run")
@@ -179,11 +180,11 @@ class TrainConfig(BaseModel):
     )
 
     # Learning-rate schedule
-    scheduler: Literal["plateau", "cosine", "step", "exponential", "poly"] = _scheduler(
+    scheduler: Literal["plateau", "cosine", "step", "multistep", "exponential", "poly"] = _scheduler(
         "plateau", "Learning-rate schedule, stepped after each epoch; plateau after each validation.", fixed=True
     )
     warmup_epochs: int = _scheduler(0, "Cosine: epochs of linear warm-up.", unit="epochs", over_epochs="count", ge=0)
-    min_lr: float = _scheduler(0.0, "Cosine and plateau: lowest learning rate.", ge=0)
+    min_lr: float = _scheduler(0.0, "Cosine, plateau and multistep: lowest learning rate.", ge=0)
     plateau_factor: float = _scheduler(0.5, "Plateau: factor of a reduction.", gt=0, lt=1)
     plateau_patience: int = _scheduler(
         10,
@@ -193,7 +194,10 @@ class TrainConfig(BaseModel):
         ge=0,
     )
     step_size: int = _scheduler(30, "Step: epochs between reductions.", unit="epochs", over_epochs="count", ge=1)
-    step_gamma: float = _scheduler(0.1, "Step: factor of a reduction.", gt=0, le=1)
+    step_gamma: float = _scheduler(0.1, "Step and multistep: factor of a reduction.", gt=0, le=1)
+    milestones: Milestones = _scheduler(
+        (), "Multistep: numbers of epochs after which lr is reduced.", unit="epochs", over_epochs="count"
+    )
     exponential_gamma: float = _scheduler(0.95, "Exponential: factor per epoch.", over_epochs="rate", gt=0, le=1)
     poly_power: float = _scheduler(0.9, "Poly: exponent of the share of epochs left.", gt=0)
 
@@ -242,7 +246,7 @@ class TrainConfig(BaseModel):
         assert info.field_name is not None
         field = cls.model_fields[info.field_name]
         numbers = value if isinstance(value, list | tuple) else [value]
-        numeric = field.annotation in (int, float, Shape3, tuple[float, float])
+        numeric = field.annotation in (int, float, Shape3, Milestones, tuple[float, float])
         if numeric and any(isinstance(number, bool) for number in numbers):
             raise ValueError(allowed_values(field))
         return value
