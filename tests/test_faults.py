@@ -1,11 +1,13 @@
 """Faults of trials in real sweeps on a real local Ray: what is reported, what is retried, what goes on."""
 
 import re
+import shutil
 
 import pytest
-from faults import faulty, leaky, small_sweep
+from faults import change_label, delete_cache, faulty, leaky, meddling, small_sweep
 from optuna.trial import TrialState
 
+from trainable.data.prepare import Data
 from tune.driver.sweep import launch, resume
 from tune.search.journal import read_trials
 
@@ -60,6 +62,36 @@ def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on
     run = resume(tmp_path / "run", cluster=cluster)
     assert [t.state for t in read_trials(run.folder)] == [COMPLETE] * 3
     assert "goes on after epoch 1" in (run.folder / "trials" / "0001" / "stdout.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("meddle", "message"),
+    [
+        (change_label, r"cases have changed since the training began: {val} \(label\); restore them"),
+        (delete_cache, r"{val}: not a whole prepared case"),
+    ],
+)
+def test_cases_that_change_or_vanish_end_the_sweep_without_a_score_of_them_and_resume_goes_on(
+    cluster, phantoms, prepared, tmp_path, capsys, meddle, message
+):
+    cache = tmp_path / "cache"
+    shutil.copytree(prepared.folder, cache)
+    data = Data(cache, prepared.split)
+    config = small_sweep(data, phantoms, study={"trials": 3})
+    with pytest.raises(SystemExit) as ended:
+        launch(config, tmp_path / "run", cluster=cluster, fit=meddling(meddle))
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "stopped by the cache on" in printed
+    assert re.search(message.format(val=prepared.split.val[0]), printed)
+    assert f"go on with: voxtune resume {tmp_path}/run" in printed
+    trials = read_trials(tmp_path / "run")
+    assert FAIL not in [trial.state for trial in trials]
+    assert trials[1].state == RUNNING
+    assert list(trials[1].intermediate_values) == [1]
+    run = resume(tmp_path / "run", cluster=cluster)  # which prepares the cases anew
+    assert [trial.state for trial in read_trials(run.folder)] == [COMPLETE] * 3
+    assert {trial.user_attrs["progress"]["data"] for trial in read_trials(run.folder)} == {run.config.record.data}
 
 
 def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(cluster, phantoms, prepared, tmp_path, capsys):

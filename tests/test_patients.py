@@ -12,7 +12,7 @@ import pytest
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.data.patients import find_patients, patient_in_name, torn_patients
-from trainable.data.prepare import prepare_data
+from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import PARTS, Split, load_split, save_split, split_cases
 
 # As in BraTS 2023: of 1,251 names 1,133 are patients; 118 patients have a second time point.
@@ -140,6 +140,18 @@ def copied(phantoms: Path, tmp_path: Path) -> Path:
         voxels = np.pad(np.asanyarray(image.dataobj), ((3, 0), (0, 2), (1, 1)))
         nib.save(nib.Nifti1Image(voxels, image.affine), data / "Other" / path.name.replace("Phantom_00000", "Other"))
     return data
+
+
+def test_a_table_says_which_cases_are_of_one_patient_in_prepare_data(
+    phantoms: Path, prepared: Data, tmp_path: Path
+) -> None:
+    names = prepared.split.names
+    table = tmp_path / "patients.csv"
+    table.write_text("patient,case\n" + "".join(f"P{number % 3},{name}\n" for number, name in enumerate(names)))
+    split = prepare_data(TrainConfig(data_dir=phantoms, cache_dir=prepared.folder, patients=table), quiet=True).split
+    parts = [{names.index(name) % 3 for name in getattr(split, part)} for part in PARTS]
+    assert [len(part) for part in parts] == [1, 1, 1]
+    assert split.names == names
 
 
 def test_a_split_file_that_tears_a_patient_is_refused_unless_said_otherwise_and_kept_on_resume(

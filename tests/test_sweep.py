@@ -17,6 +17,7 @@ from helpers import SPACE, rows, start_voxtune, voxtune, wait_for
 from optuna.trial import TrialState
 
 from trainable import cli as train_cli
+from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
 from trainable.core.option_files import load_options
@@ -107,7 +108,8 @@ def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):
     assert best.score == max(trial.value for trial in read_trials(run) if trial.state == TrialState.COMPLETE)
     state = checkpoint.load_checkpoint(run / "best" / "best_model.pth")
     assert (state["best_score"], state["epoch"]) == (best.score, best.best_epoch)
-    assert f"# trial {best.number}: val_dice_mean {best.score:.4f}" in (run / "best" / "config.yaml").read_text()
+    heading = f"# trial {best.number} of {run.name}: val_dice_mean {best.score:.4f} at epoch {best.best_epoch}\n"
+    assert (run / "best" / "config.yaml").read_text().startswith(heading)
 
 
 def test_every_trial_has_the_runs_split_and_a_seed_of_its_own(run: Path):
@@ -192,7 +194,9 @@ def test_resume_on_other_data_is_refused_and_nothing_is_lost(run: Path, prepared
     assert len(read_trials(moved)) == 5
 
 
-def test_best_prints_and_exports_a_recipe_that_train_py_takes(run: Path, tmp_path: Path):
+def test_best_prints_and_exports_a_recipe_that_train_py_and_retrain_take_in_any_folder(
+    run: Path, phantoms: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shown = voxtune("best", run, "--top", "2", "--export", tmp_path / "best.yaml")
     assert shown.returncode == 0, shown.stderr
     best = read_run(run).best()
@@ -200,13 +204,28 @@ def test_best_prints_and_exports_a_recipe_that_train_py_takes(run: Path, tmp_pat
     for region, value in best.dice.items():
         assert region in shown.stdout
         assert f"{value:.4f}" in shown.stdout
-    help_ = subprocess.run(
-        [sys.executable, "train.py", "--config", tmp_path / "best.yaml"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent,
+    text, recorded = (tmp_path / "best.yaml").read_text(), read_run(run).config.record
+    assert f"data {recorded.data}, split {recorded.split}" in text
+    assert "/" not in text
+    recipe = read_run(run).recipe(best)
+    exported = make_config(load_options(tmp_path / "best.yaml"))
+    assert exported == TrainConfig.model_validate(
+        {**recipe.model_dump(), "seed": 1, "data_dir": None, "cache_dir": None, "split_file": None, "device": "auto"}
+    )
+    split = load_split(run / "split.json")
+    assert load_split(tmp_path / "best.split.json") == split
+    monkeypatch.chdir(tmp_path)
+    repository = Path(__file__).parent.parent
+    words = f"--config best.yaml --data_dir {phantoms} --cache_dir {prepared.folder} --output_dir out --epochs 1"
+    trained = subprocess.run(
+        [sys.executable, repository / "train.py", *words.split()], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(repository)},
     )  # fmt: skip
-    assert help_.returncode == 2
-    assert "--data_dir is missing" in help_.stderr  # the recipe was accepted; only the data is missing
-    assert make_config(load_options(tmp_path / "best.yaml")).split_file == run / "split.json"
+    assert trained.returncode == 0, trained.stderr
+    assert load_split(tmp_path / "out" / "split.json") == split  # the sweep's seed draws the sweep's split
+    again = retrain(run, config_file=Path("best.yaml"), epochs=1)
+    assert again.name == "best_1_epochs"
+    assert load_options(again / "training_config.json")["lr"] == recipe.lr
 
 
 def test_a_target_ends_the_sweep_once_a_finished_trial_has_it_and_resume_can_raise_it(
@@ -398,7 +417,7 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
     name, before = folder.name, (folder / "split.json").read_bytes()
     recipe = tmp_path / "best.yaml"
     recipe.write_text(
-        recipe_text(read_run(run), read_run(run).best()).replace("epochs: 4", "epochs: 1") + "dropout: 0.1\n"
+        recipe_text(read_run(run), read_run(run).best(), "").replace("epochs: 4", "epochs: 1") + "dropout: 0.1\n"
     )
     for how, message in [
         ({"epochs": 1}, "was begun with the validation cases among those to train on"),

@@ -186,6 +186,8 @@ def reductions(lrs: Sequence[tuple[int, float]], factor: float) -> tuple[int, ..
 def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on: bool) -> TrainConfig:
     """Return the options of the retraining in `output`: the recipe, the run's cases, the split in `output`, patience 0.
 
+    It starts from the weights that the sweep's trials started from, unless the recipe names others.
+
     go_on: resume from the latest checkpoint in `output`.
     """
     paths = {
@@ -194,7 +196,9 @@ def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on
         "cache_dir": run.config.record.cache_dir,
         "split_file": output.split.resolve(),
         "resume": output.latest if go_on else None,
+        "pretrained": None if go_on else recipe.pretrained or run.config.fixed("pretrained"),
     }
+    paths |= {name: run.config.fixed(name) for name in ("patients", "allow_split_patients", "allow_seen_cases")}
     return make_config({**to_dict(recipe), **paths, "patience": 0}, str(output.path))
 
 

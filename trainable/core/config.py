@@ -73,8 +73,8 @@ class TrainConfig(BaseModel):
     patients: Path | None = _data(
         None, "CSV with the columns case,patient; by default a patient is a case's name without its time point."
     )
-    allow_split_patients: bool = _data(False, "Take a split_file that has one patient in several parts.")
-    allow_seen_cases: bool = _data(
+    allow_split_patients: bool = _data_place(False, "Take a split_file that has one patient in several parts.")
+    allow_seen_cases: bool = _data_place(
         False, "Take --pretrained weights that were trained on val or test cases; every table then says so."
     )
     val_fraction: float = _data(0.15, "Share of cases used for validation.", unit="share", fixed=True, ge=0, lt=1)

@@ -73,7 +73,7 @@ def sync_best(run: Run) -> bool:
     if not run.ranking:
         return True
     best, config, model = run.best(), run.dir.best_config, run.dir.best_model
-    text = recipe_text(run, best)
+    text = recipe_text(run, best, run.dir.split.name)
     if best.checkpoint is None or (config.exists() and config.read_text() == text):
         return True
     run.dir.best.mkdir(exist_ok=True)
