@@ -1,5 +1,6 @@
 """Faults of trials in real sweeps on a real local Ray: what is reported, what is retried, what goes on."""
 
+import contextlib
 import re
 import shutil
 
@@ -7,6 +8,7 @@ import pytest
 from faults import change_label, delete_cache, faulty, leaky, meddling, small_sweep
 from optuna.trial import TrialState
 
+from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from tune.driver.sweep import launch, resume
 from tune.search.journal import read_trials
@@ -92,6 +94,26 @@ def test_cases_that_change_or_vanish_end_the_sweep_without_a_score_of_them_and_r
     run = resume(tmp_path / "run", cluster=cluster)  # which prepares the cases anew
     assert [trial.state for trial in read_trials(run.folder)] == [COMPLETE] * 3
     assert {trial.user_attrs["progress"]["data"] for trial in read_trials(run.folder)} == {run.config.record.data}
+
+
+def test_checkpoints_that_are_deleted_end_the_sweep_and_no_trial_fails(cluster, phantoms, prepared, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+
+    def delete_checkpoints(number, report, decision):
+        if number == 1 and report["epoch"] == 1:
+            shutil.rmtree(run_dir / "ray")
+
+    config = small_sweep(prepared, phantoms, study={"trials": 6})
+    with pytest.raises(SystemExit) as ended:
+        launch(config, run_dir, cluster=cluster, on_report=delete_checkpoints)
+    assert ended.value.code == 1
+    assert f"stopped by the loss of {run_dir / 'ray'}: the checkpoints in it were deleted" in capsys.readouterr().out
+    states = [trial.state for trial in read_trials(run_dir)]
+    assert RUNNING in states
+    assert FAIL not in states
+    with contextlib.suppress(InputError):  # the winner's checkpoint may be among those that are gone
+        resume(run_dir, cluster=cluster)
+    assert [trial.state for trial in read_trials(run_dir)] == [COMPLETE] * 6
 
 
 def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(cluster, phantoms, prepared, tmp_path, capsys):

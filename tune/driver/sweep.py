@@ -30,6 +30,7 @@ from tune.driver.cluster import Cluster, Slots, resolve_auto_gpu, running_or_new
 from tune.driver.recorder import Recorder, sync_outputs
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
+from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep_stopper import SweepStopper
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
@@ -219,12 +220,14 @@ def sweep(
     config = run.config
     journal = Journal(run.folder, config)
     journal.enqueue_first(params or (config.space.default_params(),))
-    searcher = OptunaSearcher(journal, run, slots)
-    stopper = SweepStopper(read_run(run.folder))
+    storage = StorageWatch(run.storage)
+    searcher = OptunaSearcher(journal, run, slots, storage)
+    stopper = SweepStopper(read_run(run.folder), storage)
     snapshot = Snapshot(run)
     if searcher.remaining and not stopper.stop_all():
         wait_for_exclusive_lock(run.dir.worker_lock, WORKER_EXIT_TIMEOUT)
         run = start_attempt(run)
+        storage.begin(run.config.record.attempts[-1])
         snapshot.begin()
         with LiveTable(config.fixed("epochs"), config.budget.trials) as table, stopper.handle_signals():
             recorder = Recorder(run, journal, table, stopper, snapshot)
@@ -236,7 +239,9 @@ def sweep(
     try:
         journal.finalize_ended()
         run = finalize(read_run(run.folder), snapshot)
-    except OSError as error:
+    except (OSError, InputError) as error:
+        if isinstance(error, InputError) and not storage.lost():
+            raise
         stopper.error = stopper.error or str(error)
         run = read_run(run.folder)
     stopper.exit(run)

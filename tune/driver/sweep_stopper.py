@@ -16,6 +16,7 @@ from ray import tune as ray_tune
 from trainable.core.logger import logger
 from trainable.training.epoch_result import EndReason
 from tune.driver import ray_compat
+from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run
 from tune.run.run_dir import resume_command
 from tune.spec.trial_spec import Report
@@ -26,12 +27,12 @@ SHUTDOWN_GRACE_SECONDS = 20  # seconds from a signal to an end that waits for no
 class SweepStopper(ray_tune.Stopper):
     """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target or an error.
 
-    Errors are a full disk, changed cases, a cache that is gone, a lost cluster, and with fail_fast a failed trial. run:
-    as it is before the sweep goes on; the GPU hours that its trials have taken count.
+    Errors are a full disk, changed cases, a cache or checkpoints that are gone, a lost cluster, and with fail_fast a
+    failed trial. run: as it is before the sweep goes on; the GPU hours that its trials have taken count.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.config, self.run = run.config, run
+    def __init__(self, run: Run, storage: StorageWatch) -> None:
+        self.config, self.run, self.storage = run.config, run, storage
         self.signal = 0  # its number, after one was received
         self.finished = threading.Event()  # set when nothing is waited for any more
         self.error = ""  # ends the sweep with exit code 1
@@ -64,6 +65,7 @@ class SweepStopper(ray_tune.Stopper):
 
     def stop_all(self) -> bool:
         """Return whether the sweep ends now. Called by Ray after each event."""
+        self.error = self.error or self.storage.lost()
         return bool(self.reason())
 
     def reason(self) -> str:
