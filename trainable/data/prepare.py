@@ -63,6 +63,9 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
         refuse_torn_patients(split, patients, config)
         if not quiet and (summary := patients.summary()):
             print(summary, file=sys.stderr)
+    if not quiet and (unused := sorted({*names} - {*split.names})):
+        more = f" and {len(unused) - 5} more" if len(unused) > 5 else ""
+        print(f"in no part of {config.split_file}, not used: {', '.join(unused[:5])}{more}", file=sys.stderr)
     return Data(folder, split, tuple(map(str, bad)))
 
 
