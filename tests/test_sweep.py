@@ -277,7 +277,7 @@ def test_the_next_trial_starts_while_run_best_is_brought_up_to_date(
     launch(config_of("train.epochs=1", "study.trials=2"), folder, cluster=one_core)
     assert started[0]
     best = read_run(folder).best()
-    assert (folder / "best" / "config.yaml").read_text().startswith(f"# trial {best.number}:")
+    assert (folder / "best" / "config.yaml").read_text().startswith(f"# trial {best.number} of")
     assert checkpoint.load_checkpoint(folder / "best")["epoch"] == best.best_epoch
 
 
@@ -417,7 +417,10 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
     name, before = folder.name, (folder / "split.json").read_bytes()
     recipe = tmp_path / "best.yaml"
     recipe.write_text(
-        recipe_text(read_run(run), read_run(run).best(), "").replace("epochs: 4", "epochs: 1") + "dropout: 0.1\n"
+        recipe_text(read_run(run), read_run(run).best(), "split.json")
+        .replace("\nepochs: 4\n", "\nepochs: 1\n")
+        .replace("\nscheduler: plateau\n", "\nscheduler: multistep\n")
+        .replace("\ndropout: 0.0\n", "\ndropout: 0.1\n")
     )
     for how, message in [
         ({"epochs": 1}, "was begun with the validation cases among those to train on"),

@@ -160,10 +160,10 @@ def without_plateau(run: Run, trial: TrialResult | None, recipe: TrainConfig, *,
             "write the recipe with `scheduler: multistep` into a file for --config"
         )
     milestones = reductions([(int(row["epoch"]), float(row["lr"])) for row in rows], recipe.plateau_factor)
-    fell = f"fell after epochs {', '.join(map(str, milestones))}" if milestones else "never fell"
+    epochs = ", ".join(map(str, milestones))
+    fell = f"fell by the factor {recipe.plateau_factor:g} after epochs {epochs}" if milestones else "never fell"
     logger.info(
-        f"lr follows that of trial {trial.number}, which {fell}, by the factor {recipe.plateau_factor:g}: scheduler "
-        f"multistep instead of plateau, stretched with the epochs"
+        f"lr follows that of trial {trial.number}, where it {fell}, stretched with the epochs: scheduler multistep"
     )
     changes = {"scheduler": "multistep", "milestones": milestones, "step_gamma": recipe.plateau_factor}
     return recipe.model_copy(update=changes)
