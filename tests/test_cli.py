@@ -69,8 +69,8 @@ def test_the_four_commands_of_the_seed(phantoms: Path, prepared: Data, tmp_path:
     assert tested.returncode == 0, tested.stderr
     scores = json.loads((one / "test_scores.json").read_text())
     assert set(scores["cases"]) == set(prepared.split.test)
-    assert f"{scores['mean']['dice_WT']:.4f}" in tested.stdout
-    assert f"{scores['mean']['hd95_WT']:.2f}" in tested.stdout
+    assert f"{scores['means']['test']['dice_WT']:.4f}" in tested.stdout
+    assert f"{scores['means']['test']['hd95_WT']:.2f}" in tested.stdout
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_test_only_writes_predictions_whose_files_give_the_scores_that_are_said(
     heading = " ".join(said.splitlines()[1].split())
     kinds = ["Dice", "HD95 in mm", "sensitivity", "specificity"]
     assert heading == " ".join([*kinds, "Dice by lesion", "HD95 by lesion, mm"])
-    assert f"{scores['mean']['specificity_WT']:.4f}" in said
+    assert f"{scores['means']['test']['specificity_WT']:.4f}" in said
     rows = list(csv.DictReader((finished / "test_scores.csv").open()))
     assert {row["case"]: float(row["sensitivity_ET"]) for row in rows} == {
         name: case["sensitivity_ET"] for name, case in scores["cases"].items()
@@ -185,7 +185,7 @@ def test_test_only_writes_predictions_whose_files_give_the_scores_that_are_said(
 
 def test_post_processing_can_be_tried_with_test_only(finished: Path, capsys):
     assert cli.main(f"--resume {finished} --test_only --min_component 999999".split()) == 0
-    mean = json.loads((finished / "test_scores.json").read_text())["mean"]
+    mean = json.loads((finished / "test_scores.json").read_text())["means"]["test"]
     assert (mean["dice_WT"], mean["sensitivity_WT"], mean["specificity_WT"]) == (0, 0, 1)
     assert "min_component is 999999 now, 0 before" in capsys.readouterr().out
 

@@ -128,7 +128,7 @@ def test_config_is_frozen() -> None:
         ("data_dir", "a path"),
         ("output_dir", "a path"),
         ("mirror", "true or false"),
-        ("scheduler", "one of plateau, cosine, step, exponential, poly"),
+        ("scheduler", "one of plateau, cosine, step, multistep, exponential, poly"),
         ("batch_size", "a whole number >= 1"),
         ("lr", "a number > 0"),
         ("focal_alpha", "a number > 0 and < 1"),
@@ -144,14 +144,20 @@ def test_what_an_option_may_be_in_words(name: str, words: str) -> None:
 
 def test_every_option_says_what_it_may_be() -> None:
     numbers = r"a (whole )?number( [<>]=? -?[\d.]+( and [<>]=? -?[\d.]+)*)?( or auto)?|\d .*numbers"
-    shapes = rf"{numbers}|true or false|a path|one of .*"
+    shapes = rf"{numbers}|true or false|a path|one of .*|a list, each a whole number >= 1"
     assert [name for name in TrainConfig.model_fields if not re.fullmatch(shapes, allowed(name))] == []
 
 
 def test_each_fact_lists_the_options_that_have_it() -> None:
     assert option_names(one_call=True) == ["resume", "test_only", "save_predictions", "lesion_wise"]
     assert option_names(role="protocol", compared="value", fixed=True) == ["val_cases", "metric"]
-    assert option_names(over_epochs="count") == ["epochs", "warmup_epochs", "plateau_patience", "step_size"]
+    assert option_names(over_epochs="count") == [
+        "epochs",
+        "warmup_epochs",
+        "plateau_patience",
+        "step_size",
+        "milestones",
+    ]
     assert option_names(over_epochs="rate") == ["exponential_gamma"]
     assert option_names(set_by="study") == ["seed", "metric"]
     with pytest.raises(AttributeError, match="fixd"):
@@ -159,7 +165,7 @@ def test_each_fact_lists_the_options_that_have_it() -> None:
 
 
 def test_options_that_are_paths() -> None:
-    expected = ["data_dir", "output_dir", "cache_dir", "resume", "pretrained", "labels", "split_file"]
+    expected = ["data_dir", "output_dir", "cache_dir", "resume", "pretrained", "labels", "split_file", "patients"]
     assert path_options() == expected
     assert [name for name in TrainConfig.model_fields if allowed(name).endswith("a path")] == expected
 

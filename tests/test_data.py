@@ -11,6 +11,7 @@ import pytest
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data, prepare_data
+from trainable.data.split import Split, save_split
 
 
 def test_cases_of_data_dir_are_prepared_in_cache_dir(phantoms: Path, tmp_path: Path) -> None:
@@ -46,3 +47,14 @@ def test_split_file_says_which_case_is_for_what(phantoms: Path, prepared: Data, 
 def test_missing_data_dir_is_reported() -> None:
     with pytest.raises(InputError, match="--data_dir is missing"):
         prepare_data(TrainConfig(), quiet=True)
+
+
+def test_cases_that_a_split_file_does_not_name_are_said(
+    phantoms: Path, prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, *others = prepared.split.names
+    save_split(Split((one,), (two,), ()), tmp_path / "split.json")
+    config = TrainConfig(data_dir=phantoms, cache_dir=prepared.folder, split_file=tmp_path / "split.json")
+    prepare_data(config)
+    listed = f"{', '.join(others[:5])} and 1 more"
+    assert f"in no part of {tmp_path}/split.json, not used: {listed}\n" in capsys.readouterr().err

@@ -1,12 +1,17 @@
 """Faults of trials in real sweeps on a real local Ray: what is reported, what is retried, what goes on."""
 
+import contextlib
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
-from faults import faulty, leaky, small_sweep
+from faults import change_label, delete_cache, faulty, leaky, meddling, small_sweep
 from optuna.trial import TrialState
 
+from trainable.core.errors import InputError
+from trainable.data.prepare import Data
+from trainable.data.split import load_split
 from tune.driver import watchdog
 from tune.driver.sweep import launch, resume
 from tune.driver.watchdog import HangWatchdog
@@ -96,6 +101,56 @@ def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on
     run = resume(tmp_path / "run", cluster=cluster)
     assert [t.state for t in read_trials(run.folder)] == [COMPLETE] * 3
     assert "goes on after epoch 1" in (run.folder / "trials" / "0001" / "stdout.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("meddle", "message"),
+    [
+        (change_label, r"cases have changed since the (training|sweep) began: {val} \(label\); restore them"),
+        (delete_cache, r"Phantom_\d+: not a whole prepared case"),
+    ],
+)
+def test_cases_that_change_or_vanish_end_the_sweep_without_a_score_of_them_and_resume_goes_on(
+    cluster, phantoms, prepared, tmp_path, capsys, meddle, message
+):
+    cache = tmp_path / "cache"
+    shutil.copytree(prepared.folder, cache)
+    data = Data(cache, prepared.split)
+    config = small_sweep(data, phantoms, study={"trials": 3})
+    with pytest.raises(SystemExit) as ended:
+        launch(config, tmp_path / "run", cluster=cluster, fit=meddling(meddle))
+    assert ended.value.code == 1
+    printed = capsys.readouterr().out
+    assert "stopped by the cache on" in printed
+    assert re.search(message.replace("{val}", load_split(tmp_path / "run" / "split.json").val[0]), printed)
+    assert f"go on with: voxtune resume {tmp_path}/run" in printed
+    trials = read_trials(tmp_path / "run")
+    assert FAIL not in [trial.state for trial in trials]
+    assert trials[1].state == RUNNING
+    assert list(trials[1].intermediate_values) == [1]
+    run = resume(tmp_path / "run", cluster=cluster)  # which prepares the cases anew
+    assert [trial.state for trial in read_trials(run.folder)] == [COMPLETE] * 3
+    assert {trial.user_attrs["progress"]["data"] for trial in read_trials(run.folder)} == {run.config.record.data}
+
+
+def test_checkpoints_that_are_deleted_end_the_sweep_and_no_trial_fails(cluster, phantoms, prepared, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+
+    def delete_checkpoints(number, report, decision):
+        if number == 1 and report["epoch"] == 1:
+            shutil.rmtree(run_dir / "ray")
+
+    config = small_sweep(prepared, phantoms, study={"trials": 6})
+    with pytest.raises(SystemExit) as ended:
+        launch(config, run_dir, cluster=cluster, on_report=delete_checkpoints)
+    assert ended.value.code == 1
+    assert f"stopped by the loss of {run_dir / 'ray'}: the checkpoints in it were deleted" in capsys.readouterr().out
+    states = [trial.state for trial in read_trials(run_dir)]
+    assert RUNNING in states
+    assert FAIL not in states
+    with contextlib.suppress(InputError):  # the winner's checkpoint may be among those that are gone
+        resume(run_dir, cluster=cluster)
+    assert [trial.state for trial in read_trials(run_dir)] == [COMPLETE] * 6
 
 
 def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(cluster, phantoms, prepared, tmp_path, capsys):

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import (
     ExponentialLR,
     LambdaLR,
     LRScheduler,
+    MultiStepLR,
     PolynomialLR,
     ReduceLROnPlateau,
     StepLR,
@@ -63,6 +64,10 @@ def through_a_file(state: dict[str, Any]) -> Any:
         ({"scheduler": "cosine", "min_lr": 1e-5}, lambda o: CosineAnnealingLR(o, 20, 1e-5)),
         ({"scheduler": "cosine"}, lambda o: CosineAnnealingLR(o, 20)),
         ({"scheduler": "step", "step_size": 6, "step_gamma": 0.3}, lambda o: StepLR(o, 6, 0.3)),
+        (
+            {"scheduler": "multistep", "milestones": (3, 8, 8, 15), "step_gamma": 0.4},
+            lambda o: MultiStepLR(o, [3, 8, 8, 15], 0.4),
+        ),
         ({"scheduler": "exponential", "exponential_gamma": 0.9}, lambda o: ExponentialLR(o, 0.9)),
         ({"scheduler": "poly", "poly_power": 1.7}, lambda o: PolynomialLR(o, 20, 1.7)),
         ({"scheduler": "poly"}, lambda o: PolynomialLR(o, 20, 0.9)),
@@ -82,6 +87,7 @@ def test_lr_over_epochs_equals_torch_s_own(options: dict[str, Any], torchs_own: 
 CLOSED_FORMS: list[dict[str, Any]] = [
     {"scheduler": "cosine", "min_lr": 1e-5, "warmup_epochs": 3},
     {"scheduler": "step", "step_size": 3, "step_gamma": 0.3},
+    {"scheduler": "multistep", "milestones": (2, 7, 11), "step_gamma": 0.3, "min_lr": 1e-5},
     {"scheduler": "exponential", "exponential_gamma": 0.93},
     {"scheduler": "poly", "poly_power": 1.7},
 ]
@@ -162,6 +168,12 @@ def test_cosine_ends_at_min_lr_and_stays_there() -> None:
     found = lrs(schedule, 8)
     assert min(found) == pytest.approx(0.02)
     assert found[5:] == pytest.approx([0.02] * 3)
+
+
+def test_multistep_stops_at_min_lr() -> None:
+    options = {"scheduler": "multistep", "milestones": (1, 2, 3), "step_gamma": 0.1, "min_lr": 0.004}
+    assert lrs(schedule_of(lr=0.1, epochs=5, **options), 5) == pytest.approx([0.1, 0.01, 0.004, 0.004, 0.004])
+    assert lrs(schedule_of(lr=0.001, epochs=5, **options), 5) == pytest.approx([0.001] * 5)
 
 
 def test_min_lr_above_lr_does_not_raise_the_lr() -> None:
@@ -278,9 +290,10 @@ def test_adam_s_first_step_is_one_lr_against_the_gradient() -> None:
         assert net[0].bias.detach()[0].item() == pytest.approx(2.1)  # type: ignore[index, union-attr]
 
 
-@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "exponential", "poly"])
+@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "multistep", "exponential", "poly"])
 def test_schedule_goes_on_from_a_checkpoint(scheduler: str) -> None:
     options = {"lr": 0.1, "epochs": 12, "scheduler": scheduler, "step_size": 2, "plateau_patience": 1}
+    options["milestones"] = (1, 3, 7, 9)
     whole = lrs(schedule_of(**options), 12, score=0.5)
     assert len(set(whole)) > 3
     first = schedule_of(**options)
@@ -291,9 +304,9 @@ def test_schedule_goes_on_from_a_checkpoint(scheduler: str) -> None:
     assert lrs(second, 6, score=0.5) == pytest.approx(whole[6:])
 
 
-@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "exponential", "poly"])
+@pytest.mark.parametrize("scheduler", ["plateau", "cosine", "step", "multistep", "exponential", "poly"])
 def test_new_base_lr_scales_what_is_left_of_the_schedule(scheduler: str) -> None:
-    options = {"epochs": 10, "scheduler": scheduler, "step_size": 3}
+    options = {"epochs": 10, "scheduler": scheduler, "step_size": 3, "milestones": (2, 6)}
     expected = lrs(schedule_of(lr=0.3, **options), 10, score=None)
     schedule = schedule_of(lr=0.1, **options)
     lrs(schedule, 4, score=None)

@@ -11,6 +11,7 @@ from helpers import SWEEP, make_report, report_all, start_journal
 from optuna.trial import TrialState
 
 from tune.driver.searcher import OptunaSearcher
+from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.search.asha import CONTINUE, STOP
@@ -172,7 +173,8 @@ def test_trials_after_the_startup_wait_for_its_end_if_configured(tmp_path: Path,
             return 100
 
     journal = Journal(tmp_path, waiting)
-    searcher = OptunaSearcher(journal, Run(RunDir(tmp_path), waiting, []), Many())  # type: ignore[arg-type]
+    run, storage = Run(RunDir(tmp_path), waiting, []), StorageWatch("")
+    searcher = OptunaSearcher(journal, run, Many(), storage)  # type: ignore[arg-type]
     handed = [searcher.suggest(str(index)) for index in range(5)]
     assert [spec and spec["number"] for spec in handed] == [0, 1, 2, None, None]
     assert handed[0]["recipe"]["device"] == "cpu"  # resources.gpu is 0

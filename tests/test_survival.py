@@ -16,6 +16,7 @@ from helpers import clean_environment, rows, start, wait_for
 from optuna.trial import TrialState
 
 from trainable.core.signals import END_SIGNALS
+from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
@@ -253,7 +254,7 @@ def test_a_full_disk_ends_a_sweep_with_the_cause_and_it_goes_on_after_room_is_ma
 def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
     """As Ray's processes may send one when they end; its own handler would then end the driver with exit code 1."""
     before = {number: signal.getsignal(number) for number in END_SIGNALS}
-    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []))
+    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []), StorageWatch(""))
     try:
         with ending.handle_signals():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -299,7 +300,9 @@ def test_a_sweep_that_ray_ends_by_itself_is_not_taken_for_finished(tmp_path: Pat
 
 def test_the_last_report_of_a_trial_is_counted_once(tmp_path: Path, prepared, phantoms):
     """Ray repeats it when the trial is done."""
-    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms, resources={"gpu": 2}), []))
+    ending = SweepStopper(
+        Run(RunDir(tmp_path), small_sweep(prepared, phantoms, resources={"gpu": 2}), []), StorageWatch("")
+    )
     last = {"time_this_iter_s": 3.0, "end_reason": "epochs", "best_score": 0.5}
     for result in ({**last, "end_reason": ""}, last, {**last, "done": True}):
         assert ending("trial", result) is False

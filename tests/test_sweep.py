@@ -17,6 +17,7 @@ from helpers import SPACE, rows, start_voxtune, voxtune, wait_for
 from optuna.trial import TrialState
 
 from trainable import cli as train_cli
+from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
 from trainable.core.option_files import load_options
@@ -107,7 +108,8 @@ def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):
     assert best.score == max(trial.value for trial in read_trials(run) if trial.state == TrialState.COMPLETE)
     state = checkpoint.load_checkpoint(run / "best" / "best_model.pth")
     assert (state["best_score"], state["epoch"]) == (best.score, best.best_epoch)
-    assert f"# trial {best.number}: val_dice_mean {best.score:.4f}" in (run / "best" / "config.yaml").read_text()
+    heading = f"# trial {best.number} of {run.name}: val_dice_mean {best.score:.4f} at epoch {best.best_epoch}\n"
+    assert (run / "best" / "config.yaml").read_text().startswith(heading)
 
 
 def test_every_trial_has_the_runs_split_and_a_seed_of_its_own(run: Path):
@@ -192,7 +194,9 @@ def test_resume_on_other_data_is_refused_and_nothing_is_lost(run: Path, prepared
     assert len(read_trials(moved)) == 5
 
 
-def test_best_prints_and_exports_a_recipe_that_train_py_takes(run: Path, tmp_path: Path):
+def test_best_prints_and_exports_a_recipe_that_train_py_and_retrain_take_in_any_folder(
+    run: Path, phantoms: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shown = voxtune("best", run, "--top", "2", "--export", tmp_path / "best.yaml")
     assert shown.returncode == 0, shown.stderr
     best = read_run(run).best()
@@ -200,13 +204,28 @@ def test_best_prints_and_exports_a_recipe_that_train_py_takes(run: Path, tmp_pat
     for region, value in best.dice.items():
         assert region in shown.stdout
         assert f"{value:.4f}" in shown.stdout
-    help_ = subprocess.run(
-        [sys.executable, "train.py", "--config", tmp_path / "best.yaml"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent,
+    text, recorded = (tmp_path / "best.yaml").read_text(), read_run(run).config.record
+    assert f"data {recorded.data}, split {recorded.split}" in text
+    assert "/" not in text
+    recipe = read_run(run).recipe(best)
+    exported = make_config(load_options(tmp_path / "best.yaml"))
+    assert exported == TrainConfig.model_validate(
+        {**recipe.model_dump(), "seed": 1, "data_dir": None, "cache_dir": None, "split_file": None, "device": "auto"}
+    )
+    split = load_split(run / "split.json")
+    assert load_split(tmp_path / "best.split.json") == split
+    monkeypatch.chdir(tmp_path)
+    repository = Path(__file__).parent.parent
+    words = f"--config best.yaml --data_dir {phantoms} --cache_dir {prepared.folder} --output_dir out --epochs 1"
+    trained = subprocess.run(
+        [sys.executable, repository / "train.py", *words.split()], capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(repository)},
     )  # fmt: skip
-    assert help_.returncode == 2
-    assert "--data_dir is missing" in help_.stderr  # the recipe was accepted; only the data is missing
-    assert make_config(load_options(tmp_path / "best.yaml")).split_file == run / "split.json"
+    assert trained.returncode == 0, trained.stderr
+    assert load_split(tmp_path / "out" / "split.json") == split  # the sweep's seed draws the sweep's split
+    again = retrain(run, config_file=Path("best.yaml"), epochs=1)
+    assert again.name == "best_1_epochs"
+    assert load_options(again / "training_config.json")["lr"] == recipe.lr
 
 
 def test_a_target_ends_the_sweep_once_a_finished_trial_has_it_and_resume_can_raise_it(
@@ -258,7 +277,7 @@ def test_the_next_trial_starts_while_run_best_is_brought_up_to_date(
     launch(config_of("train.epochs=1", "study.trials=2"), folder, cluster=one_core)
     assert started[0]
     best = read_run(folder).best()
-    assert (folder / "best" / "config.yaml").read_text().startswith(f"# trial {best.number}:")
+    assert (folder / "best" / "config.yaml").read_text().startswith(f"# trial {best.number} of")
     assert checkpoint.load_checkpoint(folder / "best")["epoch"] == best.best_epoch
 
 
@@ -373,6 +392,7 @@ def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dic
     for name in test:
         printed = next(line for line in predicted.stdout.splitlines() if line.startswith(name))
         assert printed in done.stdout  # from the raw files as from the cache
+        assert printed.split()[1] == "test"
         image = nib.load(tmp_path / f"{name}.nii.gz")
         truth = nib.load(phantoms / name / f"{name}_seg.nii.gz")
         assert image.get_data_dtype() == np.uint8
@@ -382,7 +402,7 @@ def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dic
         for index, labels in enumerate([(1, 2, 4), (1, 4), (4,)]):
             x, y = np.isin(a, labels), np.isin(b, labels)
             dice = 2 * (x & y).sum() / (x.sum() + y.sum()) if x.any() or y.any() else 1
-            assert printed.split()[1 + index] == f"{dice:.4f}"
+            assert printed.split()[2 + index] == f"{dice:.4f}"
         assert (tmp_path / f"{name}.png").exists()
 
 
@@ -397,7 +417,10 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
     name, before = folder.name, (folder / "split.json").read_bytes()
     recipe = tmp_path / "best.yaml"
     recipe.write_text(
-        recipe_text(read_run(run), read_run(run).best()).replace("epochs: 4", "epochs: 1") + "dropout: 0.1\n"
+        recipe_text(read_run(run), read_run(run).best(), "split.json")
+        .replace("\nepochs: 4\n", "\nepochs: 1\n")
+        .replace("\nscheduler: plateau\n", "\nscheduler: multistep\n")
+        .replace("\ndropout: 0.0\n", "\ndropout: 0.1\n")
     )
     for how, message in [
         ({"epochs": 1}, "was begun with the validation cases among those to train on"),

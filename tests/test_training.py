@@ -372,7 +372,8 @@ def test_a_trial_reports_each_kind_of_full_disk_and_is_not_a_failure(
     recipe = to_dict(tiny(tmp_path, cache_dir=prepared.folder, split_file=tmp_path / "split.json"))
     spec = TrialSpec(
         number=3, recipe=recipe, checkpoint=None, threads=1, gpu_share=0, lock_file=str(tmp_path / "none" / "lock"),
-        stdout_log=str(tmp_path / "a" / "b" / "stdout.log"), report_timeout=None,
+        stdout_log=str(tmp_path / "a" / "b" / "stdout.log"), report_timeout=None, data=None,
+        contents_file=str(tmp_path / "cases.json"),
     )  # fmt: skip
 
     def full(*_: object) -> EpochResult:
@@ -381,4 +382,4 @@ def test_a_trial_reports_each_kind_of_full_disk_and_is_not_a_failure(
     worker.run_trial(spec, full)
     [report] = reports
     assert (report["epoch"], report["end_reason"]) == (0, "")
-    assert re.match(rf"a full disk on .*: \[Errno {code}\] {os.strerror(code)}: '/injected'", report["ends_sweep"])
+    assert re.match(rf"a full disk on .*: \[Errno {code}\] {os.strerror(code)}: '/injected'", report["sweep_error"])

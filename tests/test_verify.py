@@ -177,3 +177,23 @@ def test_a_checkpoint_that_is_missing(run: Path):
 
     edit(run, placed)
     assert wrong(run) == ["checkpoints"]
+
+
+def test_a_trial_that_was_scored_on_other_cases(run: Path):
+    config = read_run(run).config
+    (run / "study.yaml").write_text(dump(config.with_record(data="0123456789ab")))
+
+    def scored_on(data: str) -> Any:
+        def change(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            for entry in entries:
+                if "progress" in entry.get("user_attr", {}) and entry["trial_id"] == 2:
+                    entry["user_attr"]["progress"]["data"] = data
+            return entries
+
+        return change
+
+    edit(run, scored_on("0123456789ab"))
+    assert wrong(run) == []
+    edit(run, scored_on("ba9876543210"))
+    findings = verify(read_run(run))["cases, those that the sweep began with in every trial"]
+    assert findings == ["trial 2 was scored on cases with the hash ba9876543210, expected 0123456789ab"]

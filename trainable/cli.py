@@ -122,6 +122,8 @@ def make_parser() -> argparse.ArgumentParser:
             keywords["action"] = argparse.BooleanOptionalAction
         elif name == "amp":
             keywords |= {"nargs": "?", "const": "fp16", "metavar": "KIND"}
+        elif ... in arguments:
+            keywords |= {"nargs": "*", "metavar": "N"}
         elif len(arguments) > 1 and all(isinstance(a, type) for a in arguments):
             keywords |= {"nargs": len(arguments), "metavar": "N"}
         else:

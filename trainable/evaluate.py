@@ -16,14 +16,16 @@ from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
-from trainable.data.cache import CachedCase
+from trainable.data.cache import CachedCase, scan_of
 from trainable.data.labels import LabelConvention, labels_written
 from trainable.data.prepare import Data, prepare_data
+from trainable.data.split import seen_line
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, on_full_grid, save_label
 from trainable.evaluation.lesions import score_lesions
 from trainable.evaluation.metrics import Scores, mean_scores, voxel_spacing
 from trainable.evaluation.validate import validate
 from trainable.training.checkpoint import build_from_state, load_checkpoint
+from trainable.training.seen_cases import History, cases_by_part, group_by_part, parts_of
 from trainable.training.training_dir import TrainingDir
 
 # The groups of columns of a table: heading, prefix of the scores' names, digits, columns.
@@ -39,6 +41,8 @@ COLUMNS = (
 
 def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     """Score the test cases with the checkpoint file of the option `resume`, which must be set; return the mean scores.
+
+    A case of the test part whose images the model was trained on all the same is marked as such, in a part of its own.
 
     Writes test_scores.json and .csv into output_dir; with save_predictions also predictions/CASE.nii.gz, uint8, with
     the labels of the case's seg, on the grid of its files. The scores are those of score_case, with lesion_wise also
@@ -77,16 +81,20 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     except NonFiniteLogitsError as error:
         raise InputError(f"{config.resume} cannot be scored: {error}; test another checkpoint") from None
     scores = {name: case_scores | by_lesion.get(name, {}) for name, case_scores in scores.items()}
-    logger.info(f"{len(scores)} test cases, {config.resume}\n{score_table(scores)}")
-    about = {"checkpoint": str(config.resume), "epoch": state["epoch"]} | {
-        name: to_dict(config)[name] for name in option_names(prediction=True)
-    }
-    save_scores(scores, paths.test_scores, about)
+    parts = parts_of(state, {name: scan_of(data.contents[name]) for name in scores})
+    if "cases" not in state:  # of an older version, whose split is compared
+        parts = dict.fromkeys(scores, "test")
+    seen = History.before(state).seen_of({"test": cases_by_part(data)["test"]})
+    heading = f"{len(scores)} test cases, {config.resume}"
+    logger.info("\n".join(filter(None, [heading, score_table(scores, parts), seen_line(seen, data.split)])))
+    about = {"checkpoint": str(config.resume), "epoch": state["epoch"], "seen_by_pretrained": seen.get("test", [])}
+    about |= {name: to_dict(config)[name] for name in option_names(prediction=True)}
+    save_scores(scores, paths.test_scores, about, parts)
     if written:
         logger.info(labels_written(written))
     if paths.predictions.exists():
         logger.info(f"predictions{'' if config.save_predictions else ' of an earlier test'}: {paths.predictions}")
-    return mean_scores(scores.values())
+    return means_by_part(scores, parts).get("test", {})
 
 
 def load_tested(file: Path, data: Data) -> dict[str, Any]:
@@ -103,13 +111,20 @@ def load_tested(file: Path, data: Data) -> dict[str, Any]:
     return state
 
 
-def score_table(scores: Mapping[str, Scores]) -> str:
-    """Return a table as text: one line per case and one of the means, in COLUMNS; kinds without scores are left out."""
-    rows = {**scores, "mean": mean_scores(scores.values())}
+def score_table(scores: Mapping[str, Scores], parts: Mapping[str, str]) -> str:
+    """Return a table as text: a line per case, one of the means of each part, never one over several parts.
+
+    The columns are those of COLUMNS; kinds without scores are left out. parts: what each case was to the model, shown
+    after its name, see parts_of.
+    """
+    means = means_by_part(scores, parts)
+    rows = {**scores, **{f"mean {part}": mean for part, mean in means.items()}}
     width = max(map(len, ["case", *rows]))
-    heading, names, lines = " " * width, "case".ljust(width), [case.ljust(width) for case in rows]
+    heading, names = " " * (width + 9), "case".ljust(width) + "  part   "
+    lines = [case.ljust(width) + f"  {parts.get(case, '')}".ljust(9) for case in rows]
+    first = next(iter(means.values()))
     for title, stem, digits, columns in COLUMNS:
-        if f"{stem}_{columns[0]}" not in rows["mean"]:
+        if f"{stem}_{columns[0]}" not in first:
             continue
         heading += "   " + title.center(8 * len(columns) - 1)
         names += "  " + "".join(f"{column:>8}" for column in columns)
@@ -118,16 +133,24 @@ def score_table(scores: Mapping[str, Scores]) -> str:
     return "\n".join([heading.rstrip(), names, *lines])
 
 
-def save_scores(scores: Mapping[str, Scores], stem: Path, about: Mapping[str, Any]) -> None:
+def means_by_part(scores: Mapping[str, Scores], parts: Mapping[str, str]) -> dict[str, Scores]:
+    """Return the mean scores of the cases of each part. parts: of each case, see parts_of."""
+    groups = group_by_part(parts, scores)
+    return {part: mean_scores([scores[name] for name in names]) for part, names in groups.items()}
+
+
+def save_scores(scores: Mapping[str, Scores], stem: Path, about: Mapping[str, Any], parts: Mapping[str, str]) -> None:
     """Write the scores of each case as STEM.csv, and with their means as STEM.json; make the folder if needed.
 
-    about: what was scored, by name; it precedes the scores in the JSON.
+    Args:
+        about: what was scored, by name; it precedes the scores in the JSON.
+        parts: what each case was to the model, see parts_of; the means are of one part each.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    mean = mean_scores(scores.values())
     table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, ["case", *mean])
+    writer = csv.DictWriter(table, ["case", "part", *next(iter(scores.values()))])
     writer.writeheader()
-    writer.writerows({"case": case, **values} for case, values in scores.items())
-    atomic_write_text(stem.with_suffix(".json"), json.dumps({**about, "cases": scores, "mean": mean}, indent=2) + "\n")
+    writer.writerows({"case": case, "part": parts[case], **values} for case, values in scores.items())
+    content = {**about, "cases": scores, "parts": parts, "means": means_by_part(scores, parts)}
+    atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
     atomic_write_text(stem.with_suffix(".csv"), table.getvalue())

@@ -23,12 +23,14 @@ from trainable.data.cases import Case, CaseError
 from trainable.data.grid import same_spacing, three
 from trainable.data.labels import LabelConvention, find_labels, guess_labels, labels_of_checkpoint, labels_written
 from trainable.data.resample import resample_case, resample_label
+from trainable.data.scan_hash import scan_hash
 from trainable.data.spacing import spacing_error
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, predict_case, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
 from trainable.prediction_scores import open_score_file
 from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
+from trainable.training.seen_cases import parts_of
 from trainable.training.training_dir import BEST
 
 
@@ -40,12 +42,14 @@ class Predictions:
         scores: of each predicted case that has a seg file that can be used, by the case's name.
         failed: one error per case that cannot be used or predicted.
         no_case: one line per argument that neither is a case nor has one.
+        parts: what each predicted case was to the model, by the case's name, see parts_of.
         total: number of cases, with those that cannot be used.
     """
 
     scores: dict[str, Scores]
     failed: list[CaseError]
     no_case: list[str]
+    parts: dict[str, str]
     total: int
 
     def failures(self) -> str:
@@ -138,7 +142,7 @@ def predict_cases(
         device: "auto", "cpu" or "cuda", as the option `device`.
 
     Returns:
-        The scores of the cases with a seg file, and what was not predicted.
+        The scores of the cases with a seg file, what each case was to the model, and what was not predicted.
 
     Raises:
         InputError: before any case is predicted, if a folder does not exist, the checkpoint, the labels or the device
@@ -154,13 +158,15 @@ def predict_cases(
     score_file = open_score_file(out, model.checkpoint, mirror=model.config.mirror)
     scores: dict[str, Scores] = {}
     written: dict[str, LabelConvention] = {}
+    parts: dict[str, str] = {}
     for index, case in enumerate(cases, 1):
-        logger.info(f"{index}/{len(cases)} {case.name}")
         try:
             loaded = load_for_prediction(case, model)
+            parts |= parts_of(model.state, {case.name: scan_hash(loaded.image)})
+            logger.info(f"{index}/{len(cases)} {case.name}: {parts[case.name]}")
             label = model.predict(case.name, loaded)
         except CaseError as error:
-            logger.info(f"{case.name} cannot be used")
+            logger.info(f"{index}/{len(cases)} {case.name} cannot be used")
             failed.append(error)
             continue
         if loaded.label is not None:
@@ -169,10 +175,10 @@ def predict_cases(
         try:
             write_prediction(loaded, label, own, out / case.name, with_picture=pictures)
             written[case.name] = own
-            score_file.save(scores, written)
+            score_file.save(scores, parts, written)
         except OSError as error:
             raise InputError(cannot_be_written(error, len(written), len(cases))) from None
-    predictions = Predictions(scores, failed, found.no_case, len(cases) + len(found.errors))
+    predictions = Predictions(scores, failed, found.no_case, parts, len(cases) + len(found.errors))
     if len(failed) == predictions.total:
         raise InputError(predictions.failures())
     logger.info(labels_written(written.values()))

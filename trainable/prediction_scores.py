@@ -24,22 +24,31 @@ class ScoreFile:
         stem: OUT/scores; .json and .csv are added.
         about: the model that predicts, by name, as it is written.
         earlier: scores of cases that the same model predicted before.
+        earlier_parts: what each of these cases was to the model, see parts_of.
     """
 
     stem: Path
     about: Mapping[str, Any]
     earlier: Mapping[str, Scores]
+    earlier_parts: Mapping[str, str]
 
-    def save(self, scores: Mapping[str, Scores], predicted: Collection[str]) -> None:
+    def save(self, scores: Mapping[str, Scores], parts: Mapping[str, str], predicted: Collection[str]) -> None:
         """Write the scores of this call, and the earlier ones of cases that are not predicted again, sorted by case.
 
         A file that this changes nothing in is not written.
+
+        Args:
+            scores: of this call, by the case's name.
+            parts: what each of these cases was to the model, see parts_of.
+            predicted: names of all cases that this call has predicted.
         """
         kept = {name: values for name, values in self.earlier.items() if name not in predicted}
         if not scores and len(kept) == len(self.earlier):
             return
         if together := {**kept, **scores}:
-            save_scores({name: together[name] for name in sorted(together)}, self.stem, self.about)
+            names, known = sorted(together), {**self.earlier_parts, **parts}
+            by_case = {name: together[name] for name in names}
+            save_scores(by_case, self.stem, self.about, {name: known[name] for name in names})
         else:
             for ending in (".json", ".csv"):
                 self.stem.with_suffix(ending).unlink(missing_ok=True)
@@ -58,10 +67,10 @@ def open_score_file(out: Path, checkpoint: Path, *, mirror: bool) -> ScoreFile:
     stem = out / STEM
     try:
         before = json.loads(stem.with_suffix(".json").read_text())
-        earlier = dict(before["cases"])
+        earlier, parts = dict(before["cases"]), dict(before["parts"])
         same_model = all(before.get(name) == about[name] for name in ("checkpoint_hash", "mirror"))
     except (OSError, ValueError, KeyError, TypeError):
-        return ScoreFile(stem, about, {})
+        return ScoreFile(stem, about, {}, {})
     if earlier and not same_model:
         logger.info(f"{stem}.json has the scores of {len(earlier)} cases by another model; new scores replace them")
-    return ScoreFile(stem, about, earlier if same_model else {})
+    return ScoreFile(stem, about, earlier, parts) if same_model else ScoreFile(stem, about, {}, {})

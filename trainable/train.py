@@ -18,10 +18,11 @@ from trainable.core.logger import logger
 from trainable.core.option_files import save_options
 from trainable.data.case_search import case_around
 from trainable.data.prepare import Data, prepare_data
-from trainable.data.split import load_split, save_split
+from trainable.data.split import load_split, save_split, seen_line
 from trainable.training.checkpoint import find_checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
+from trainable.training.seen_cases import cases_by_part
 from trainable.training.state import TrainingState
 from trainable.training.training_dir import BEST, TrainingDir
 from trainable.training.training_log import TrainingLog, epoch_line
@@ -87,13 +88,16 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
         check_files(config)
         data = data or prepare_data(config)
         log = TrainingLog(paths.path)
+        seen = ""
 
         def on_start(training: TrainingState) -> None:
+            nonlocal seen
+            seen = seen_line(training.history.seen_of(cases_by_part(data)), data.split)
             save_options(config, paths.config)
             save_split(data.split, paths.split)
             if config.resume is None or not paths.skipped_cases.exists():  # resumed, it looks at no bad case again
                 atomic_write_text(paths.skipped_cases, "".join(f"{reason}\n" for reason in data.skipped))
-            logger.info(training_summary(config, data))
+            logger.info("\n".join(filter(None, [training_summary(config, data), seen])))
             if training.epoch:
                 logger.info(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}")
             if training.row and not log.has(training.epoch):  # a kill came between the last checkpoint and its row
@@ -105,7 +109,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
             logger.info(epoch_line(row, config.epochs))
 
         result = fit(config, data, on_epoch_end, on_start)
-        logger.info(outcome_summary(result, config))
+        logger.info("\n".join(filter(None, [outcome_summary(result, config), seen])))
         if data.skipped:
             logger.info(f"{len(data.skipped)} bad cases were left out, see {paths.skipped_cases}")
         return result

@@ -311,7 +311,7 @@ def predict(
 
     predictions = predict_cases(checkpoint, cases, out, labels=labels, mirror=mirror, pictures=pictures, device=device)
     if predictions.scores:
-        logger.info(score_table(predictions.scores))
+        logger.info(score_table(predictions.scores, {name: predictions.parts[name] for name in predictions.scores}))
     logger.info(f"wrote {out}")
     if predictions.failed or predictions.no_case:
         raise InputError(predictions.failures())

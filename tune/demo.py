@@ -76,9 +76,9 @@ def free_folder(wanted: Path) -> Path:
 def predict_held_out(run: Run, model: Path, out: Path) -> dict[str, Scores]:
     """Predict the test cases into OUT/predictions, with pictures; print and return their scores by case name."""
     cases = [out / "data" / name for name in run.split().test]
-    scores = predict_cases(model, cases, out / "predictions", pictures=True).scores
-    logger.info(score_table(scores))
-    return scores
+    predictions = predict_cases(model, cases, out / "predictions", pictures=True)
+    logger.info(score_table(predictions.scores, predictions.parts))
+    return predictions.scores
 
 
 def untrained(run: Run, names: list[str]) -> float:

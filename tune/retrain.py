@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,14 +17,19 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.option_files import load_options
 from trainable.core.options import least_value, make_config, option_names, to_dict
+from trainable.data.cache import changed_cases
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, load_split, save_split
 from trainable.evaluate import evaluate
-from trainable.train import train
+from trainable.train import refuse_sweep, train
 from trainable.training import checkpoint
 from trainable.training.training_dir import TrainingDir
-from tune.run.provenance import digest_of
-from tune.run.results import Run, read_run
+from trainable.training.training_log import read_rows
+from tune.run.provenance import digest_of, load_contents
+from tune.run.results import Run, TrialResult, read_run
+from tune.run.run_dir import RunDir
+
+MAX_NAME_BYTES = 200  # of a folder's name: most file systems allow 255
 
 
 def retrain(
@@ -47,15 +57,20 @@ def retrain(
         The folder, RUN/retrain/<name>.
 
     Raises:
-        InputError: if no recipe can be chosen (see choose_recipe), if the cases have changed, or if the folder has a
-            retraining that is scored already, or one with another recipe, number of epochs or split.
+        InputError: for a name that is no folder's, if no recipe can be chosen (see choose_recipe), if the cases have
+            changed, or if the folder is a sweep's or has a retraining that is scored already, or one with another
+            recipe, number of epochs or split.
     """
     run = read_run(run_dir)
-    recipe, label = choose_recipe(run, number, config_file)
+    trial, recipe, label = choose_recipe(run, number, config_file)
     epochs = epochs or recipe.epochs
-    if name is not None and Path(name).name != name:
-        raise InputError(f"--name {name}: expected the name of a folder in {run.dir.retrain}")
-    output = TrainingDir(run.dir.retrain / (name or f"{label}_{epochs}_epochs{'_with_val' if with_val else ''}"))
+    if name is None:
+        name = f"{label}_{epochs}_epochs{'_with_val' if with_val else ''}"
+    check_folder_name(name, run.dir.retrain)
+    output = TrainingDir(run.dir.retrain / name)
+    refuse_sweep(output.path)
+    if recipe.scheduler == "plateau" and not began_with_plateau(output):
+        recipe = without_plateau(run, trial, recipe, with_val=with_val)
     split = run.split()
     if with_val:
         split = Split(tuple(sorted(split.train + split.val)), (), split.test)
@@ -81,8 +96,22 @@ def retrain(
     return output.path
 
 
-def choose_recipe(run: Run, number: int | None, config_file: Path | None) -> tuple[TrainConfig, str]:
-    """Return the recipe to train, and a label for its folder: trial_0007, or config_file's name without its ending.
+def check_folder_name(name: str, folder: Path) -> None:
+    """Raise InputError if a name would not make a folder of its own, visible, directly in `folder`."""
+    size = len(os.fsencode(name))
+    if not name.strip() or name.startswith(".") or "/" in name or not name.isprintable() or size > MAX_NAME_BYTES:
+        raise InputError(
+            f"--name {name[:80]!r}: expected the name of a folder in {folder}: 1 to {MAX_NAME_BYTES} bytes, "
+            "no dot at the start, no slash"
+        )
+
+
+def choose_recipe(
+    run: Run, number: int | None, config_file: Path | None
+) -> tuple[TrialResult | None, TrainConfig, str]:
+    """Return the recipe to train, its trial, None if it is config_file's, and a label for its folder.
+
+    The label is trial_0007, or config_file's name without its ending.
 
     Raises:
         InputError: if the run has no trial `number`, or without a number no trial with a score, both also with a
@@ -90,14 +119,75 @@ def choose_recipe(run: Run, number: int | None, config_file: Path | None) -> tup
     """
     trial = run.best() if number is None else run.trial(number)
     if config_file is not None:
-        return make_config(load_options(config_file), str(config_file)), config_file.stem
+        return None, make_config(load_options(config_file), str(config_file)), config_file.stem
     if number is None and not trial.finished:
         raise InputError(f"{run.folder}: no trial has ended by itself yet; wait, or name one with --trial")
-    return run.recipe(trial), f"trial_{trial.number:04d}"
+    return trial, run.recipe(trial), f"trial_{trial.number:04d}"
+
+
+def began_with_plateau(output: TrainingDir) -> bool:
+    """Return whether `output` has a training with scheduler plateau, which then goes on with it."""
+    return output.config.exists() and load_options(output.config)["scheduler"] == "plateau"
+
+
+def without_plateau(run: Run, trial: TrialResult | None, recipe: TrainConfig, *, with_val: bool) -> TrainConfig:
+    """Return a recipe with scheduler plateau as one whose lr falls where the trial's did, stretched with the epochs.
+
+    A recipe of no trial is returned as it is, unless with_val leaves nothing for plateau to watch.
+
+    Args:
+        trial: that had the recipe; None for a recipe from a file.
+        with_val: as for retrain.
+
+    Raises:
+        InputError: for with_val and a recipe of no trial; or if the rows of the trial are missing.
+    """
+    if trial is None:
+        if with_val:
+            raise InputError(
+                "--with_val leaves no validation for scheduler plateau to watch: write `scheduler: multistep`, "
+                "`milestones: [epochs after which lr falls]` and `step_gamma: its factor` into the file, or name a "
+                "trial with --trial, whose lr is then followed"
+            )
+        return recipe
+    folder, number = run.folder, str(trial.number)
+    if trial.imported_from:  # its rows are where it ran
+        folder, number = Path(trial.imported_from.rpartition(" trial ")[0]), trial.imported_from.rpartition(" ")[2]
+    metrics = RunDir(folder).trial(int(number)).metrics
+    rows = read_rows(metrics)
+    if not rows:
+        raise InputError(
+            f"{metrics} is missing, and with it the lr that plateau gave trial {trial.number}; restore it, or "
+            "write the recipe with `scheduler: multistep` into a file for --config"
+        )
+    milestones = reductions([(int(row["epoch"]), float(row["lr"])) for row in rows], recipe.plateau_factor)
+    epochs = ", ".join(map(str, milestones))
+    fell = f"fell by the factor {recipe.plateau_factor:g} after epochs {epochs}" if milestones else "never fell"
+    logger.info(
+        f"lr follows that of trial {trial.number}, where it {fell}, stretched with the epochs: scheduler multistep"
+    )
+    changes = {"scheduler": "multistep", "milestones": milestones, "step_gamma": recipe.plateau_factor}
+    return recipe.model_copy(update=changes)
+
+
+def reductions(lrs: Sequence[tuple[int, float]], factor: float) -> tuple[int, ...]:
+    """Return the numbers of epochs after which plateau reduced lr, one that it reduced several times as often.
+
+    Args:
+        lrs: number and lr of each reported epoch, in their order; plateau reduces lr after a reported epoch only.
+        factor: of a reduction; min_lr may have made the last one smaller.
+    """
+    found: list[int] = []
+    for (epoch, lr), (_, later) in pairwise(lrs):
+        if later < lr:
+            found += [epoch] * max(1, round(math.log(later / lr) / math.log(factor)))
+    return tuple(found)
 
 
 def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on: bool) -> TrainConfig:
     """Return the options of the retraining in `output`: the recipe, the run's cases, the split in `output`, patience 0.
+
+    It starts from the weights that the sweep's trials started from, unless the recipe names others.
 
     go_on: resume from the latest checkpoint in `output`.
     """
@@ -108,7 +198,9 @@ def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on
         "labels": run.config.train.get("labels"),
         "split_file": output.split.resolve(),
         "resume": output.latest if go_on else None,
+        "pretrained": None if go_on else recipe.pretrained or run.config.fixed("pretrained"),
     }
+    paths |= {name: run.config.fixed(name) for name in ("patients", "allow_split_patients", "allow_seen_cases")}
     return make_config({**to_dict(recipe), **paths, "patience": 0}, str(output.path))
 
 
@@ -120,10 +212,14 @@ def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
     """
     assert config.split_file is not None
     # prepared with the run's split, whose training cases say what voxel size cases are resampled to
-    data = prepare_data(config.model_copy(update={"split_file": run.dir.split}))
+    data = prepare_data(config.model_copy(update={"split_file": run.dir.split}), begun=True)
     data = replace(data, split=load_split(config.split_file))
     if digest_of(data) != run.config.record.data:
-        raise InputError(f"{config.data_dir}: the cases are not those that {run.folder} began with; restore them")
+        changed = changed_cases(data.contents, load_contents(run.dir.contents))
+        raise InputError(
+            f"{config.data_dir}: the cases are not those that {run.folder} began with{changed and f': {changed}'}; "
+            "restore them"
+        )
     return data
 
 
@@ -138,7 +234,7 @@ def refuse_other_split(output: TrainingDir, split: Split) -> None:
 
 def refuse_other_recipe(output: TrainingDir, config: TrainConfig) -> None:
     """Raise InputError if the retraining in `output` was begun with another recipe or number of epochs."""
-    begun, now = load_options(output.config), to_dict(config)
+    begun, now = to_dict(make_config(load_options(output.config), str(output.config))), to_dict(config)
     for name in ["epochs", *option_names(role="recipe")]:
         if begun[name] != now[name]:
             raise InputError(
@@ -153,9 +249,12 @@ def scale_to_epochs(recipe: TrainConfig, epochs: int) -> TrainConfig:
     Options that count epochs are scaled in proportion and rounded; a rate per epoch becomes rate ** (old / new epochs).
     """
     factor = epochs / recipe.epochs
-    counts = {
-        name: max(least_value(name), round(getattr(recipe, name) * factor))
-        for name in option_names(over_epochs="count")
-    }
+    counts: dict[str, Any] = {}
+    for name in option_names(over_epochs="count"):
+        value = getattr(recipe, name)
+        if isinstance(value, tuple):
+            counts[name] = tuple(max(1, round(item * factor)) for item in value)
+        else:
+            counts[name] = max(least_value(name), round(value * factor))
     rates = {name: getattr(recipe, name) ** (1 / factor) for name in option_names(over_epochs="rate")}
     return recipe.model_copy(update={**counts, **rates, "epochs": epochs})

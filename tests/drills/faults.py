@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -81,6 +83,33 @@ def happen(fault: str) -> None:
         time.time = lambda: now() - 86400
     if fault == "freeze":
         os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def meddling(meddle: Callable[[Data], None]) -> Fit:
+    """Return a fit in which somebody meddles with the cases after the first epoch of trial 1."""
+
+    def fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
+        def after(result: EpochResult) -> None:
+            on_epoch_end(result)
+            if config.seed == SEED + 1 and result.epoch == 1:
+                meddle(data)
+
+        return fit_to_storage(config, data, after)
+
+    return fit
+
+
+def change_label(data: Data) -> None:
+    """Make the validation case in the cache one with another label, as preparing a corrected truth does."""
+    path = data.folder / data.split.val[0] / "case.json"
+    metadata = json.loads(path.read_text())
+    metadata["files"]["label.npy"]["crc32"] ^= 1
+    path.write_text(json.dumps(metadata))
+
+
+def delete_cache(data: Data) -> None:
+    """Delete the cache."""
+    shutil.rmtree(data.folder)
 
 
 def leaky(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:

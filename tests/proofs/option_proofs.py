@@ -83,6 +83,12 @@ PROOFS = [
     pin("skip_bad_cases", "data::bad_cases_are_refused_or_left_out_and_listed"),
     pin("labels", "labels::labels_of_the_option_decide_and_a_change_of_them_prepares_anew"),
     pin("split_file", "data::split_file_says_which_case_is_for_what"),
+    pin("patients", "patients::a_table_says_which_cases_are_of_one_patient_in_prepare_data"),
+    pin(
+        "allow_split_patients",
+        "patients::a_split_file_that_tears_a_patient_is_refused_unless_said_otherwise_and_kept_on_resume",
+    ),
+    pin("allow_seen_cases", "seen_cases::seen_cases_that_are_allowed_are_on_record_and_said_with_every_score"),
     pin("val_fraction", "cases::fractions_are_shares_of_all_cases"),
     pin("test_fraction", "cases::fractions_are_shares_of_all_cases"),
     pin("folds", "cases::folds_partition_what_the_test_part_leaves"),
@@ -174,6 +180,7 @@ PROOFS = [
     pin("plateau_patience", "optimizers::plateau_reduces_after_one_validation_more_than_its_patience_without_gain"),
     pin("step_size", SCHEDULES),
     pin("step_gamma", SCHEDULES),
+    pin("milestones", SCHEDULES),
     pin("exponential_gamma", SCHEDULES),
     pin("poly_power", SCHEDULES),
     # augmentation

@@ -10,9 +10,9 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from trainable.core.errors import InputError
 from trainable.core.files import user_path
@@ -21,6 +21,7 @@ from trainable.core.option_info import Above, option
 from trainable.core.patch_fits import check_patch_fits
 
 Shape3 = tuple[int, int, int]
+Milestones = tuple[Annotated[int, Field(ge=1)], ...]
 
 # Most options of a group have the same role.
 _run = partial(option, group="run", role="run")
@@ -89,6 +90,13 @@ class TrainConfig(BaseModel):
         "What the values of seg files mean: a year or task of BraTS, or a YAML file; by default the names tell it.",
     )
     split_file: Path | None = _data(None, "JSON with the case names of train, val and test; replaces the fractions.")
+    patients: Path | None = _data(
+        None, "CSV with the columns case,patient; by default a patient is a case's name without its time point."
+    )
+    allow_split_patients: bool = _data_place(False, "Take a split_file that has one patient in several parts.")
+    allow_seen_cases: bool = _data_place(
+        False, "Take --pretrained weights that were trained on val or test cases; every table then says so."
+    )
     val_fraction: float = _of_split(
         0.15, "Share of cases used for validation.", unit="share", lt=1, acts_if={"split_file": (None,), "folds": (0,)}
     )
@@ -228,7 +236,7 @@ class TrainConfig(BaseModel):
     )
 
     # Learning-rate schedule
-    scheduler: Literal["plateau", "cosine", "step", "exponential", "poly"] = _scheduler(
+    scheduler: Literal["plateau", "cosine", "step", "multistep", "exponential", "poly"] = _scheduler(
         "plateau", "Learning-rate schedule, stepped after each epoch; plateau after each validation.", fixed=True
     )
     warmup_epochs: int = _scheduler(
@@ -240,7 +248,10 @@ class TrainConfig(BaseModel):
         acts_if={"scheduler": ("cosine",), "epochs": Above("warmup_epochs")},
     )
     min_lr: float = _scheduler(
-        0.0, "Cosine and plateau: lowest learning rate.", ge=0, acts_if={"scheduler": ("cosine", "plateau")}
+        0.0,
+        "Cosine, plateau and multistep: lowest learning rate.",
+        ge=0,
+        acts_if={"scheduler": ("cosine", "plateau", "multistep")},
     )
     plateau_factor: float = _of_plateau(0.5, "Plateau: factor of a reduction.", gt=0, lt=1)
     plateau_patience: int = _of_plateau(
@@ -258,7 +269,20 @@ class TrainConfig(BaseModel):
         ge=1,
         acts_if={"scheduler": ("step",), "epochs": Above("step_size")},
     )
-    step_gamma: float = _scheduler(0.1, "Step: factor of a reduction.", gt=0, le=1, acts_if={"scheduler": ("step",)})
+    step_gamma: float = _scheduler(
+        0.1,
+        "Step and multistep: factor of a reduction.",
+        gt=0,
+        le=1,
+        acts_if={"scheduler": ("step", "multistep")},
+    )
+    milestones: Milestones = _scheduler(
+        (),
+        "Multistep: numbers of epochs after which lr is reduced.",
+        unit="epochs",
+        over_epochs="count",
+        acts_if={"scheduler": ("multistep",)},
+    )
     exponential_gamma: float = _scheduler(
         0.95, "Exponential: factor per epoch.", over_epochs="rate", gt=0, le=1, acts_if={"scheduler": ("exponential",)}
     )
@@ -320,7 +344,7 @@ class TrainConfig(BaseModel):
         assert info.field_name is not None
         field = cls.model_fields[info.field_name]
         numbers = value if isinstance(value, list | tuple) else [value]
-        numeric = field.annotation in (int, float, Shape3, tuple[float, float])
+        numeric = field.annotation in (int, float, Shape3, Milestones, tuple[float, float])
         if numeric and any(isinstance(number, bool) for number in numbers):
             raise ValueError(allowed_values(field))
         return value

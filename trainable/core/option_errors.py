@@ -78,7 +78,9 @@ def _describe(kind: Any, metadata: Sequence[Any]) -> str:
         return " or ".join(_describe(argument, metadata) for argument in arguments if argument is not NoneType)
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(arguments)
-    if origin is tuple and ... not in arguments:
+    if origin is tuple and ... in arguments:
+        return f"a list, each {_describe(arguments[0], metadata)}"
+    if origin is tuple:
         return f"{len(arguments)} {'whole numbers' if arguments[0] is int else 'numbers'}"
     limits = [
         f"{sign} {getattr(limit, key)}"

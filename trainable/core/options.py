@@ -84,7 +84,7 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, tuple):
-        return " ".join(map(format_value, value))
+        return " ".join(map(format_value, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -34,6 +34,10 @@ ARRAYS = ("image.npy", "label.npy", "foreground.npy")
 METADATA = "case.json"
 
 
+class CacheError(InputError):
+    """A prepared case is missing, not whole, of another version, or not what it was."""
+
+
 class FileInfo(TypedDict):
     """Size in bytes and CRC32 of a file."""
 
@@ -44,7 +48,8 @@ class FileInfo(TypedDict):
 class CaseMetadata(TypedDict):
     """The content of case.json; see CachedCase.
 
-    source: name, size and modification time of each file of the case. labels: the convention by which its seg was read.
+    source: name, size and modification time of each file of the case. scan: the scan_hash of its images. labels: the
+    convention by which its seg was read.
     """
 
     version: int
@@ -64,6 +69,7 @@ class CaseMetadata(TypedDict):
     resampled_to: list[float] | None  # the voxel size asked for, in mm; None if the voxels are those of the files
     background: float | str  # the option with which the case was read
     notes: list[str]  # what was changed in its images
+    scan: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,7 @@ class CachedCase:
         affine: float64 (4, 4) of the full volume, in mm.
         et_value: value of ET in the seg's file; None if the case has no ET.
         file_grid: the grid of the case's files.
+        content: hash of images and label, see content_of.
     """
 
     name: str
@@ -93,6 +100,7 @@ class CachedCase:
     affine: NDArray[np.float64]
     et_value: int | None
     file_grid: FileGrid
+    content: str = ""
 
 
 def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
@@ -141,7 +149,8 @@ def open_case(folder: Path, name: str) -> CachedCase:
     The sizes of the files are checked, their checksums are not. Image and label keep one open file each.
 
     Raises:
-        InputError: if the case is missing, not whole, or of another version of the cache, or too many files are open.
+        CacheError: if the case is missing, not whole, or of another version of the cache.
+        InputError: if too many files are open.
     """
     path = Path(folder) / name
     metadata = read_metadata(path)
@@ -164,6 +173,7 @@ def open_case(folder: Path, name: str) -> CachedCase:
         affine=np.array(metadata["affine"], np.float64),
         et_value=metadata["et_value"],
         file_grid=FileGrid(three(metadata["file_shape"]), np.array(metadata["file_affine"], np.float64)),
+        content=content_of(metadata),
     )
 
 
@@ -171,7 +181,7 @@ def data_digest(folder: Path, names: Sequence[str]) -> str:
     """Return 12 hex digits that differ if the cases' names or prepared contents do; the order of names does not matter.
 
     Raises:
-        InputError: if a case is not prepared, see `read_metadata`.
+        CacheError: if a case is not prepared, see `read_metadata`.
     """
     digest = hashlib.sha256()
     for name in sorted(names):
@@ -210,11 +220,49 @@ def median_spacing(cases: Sequence[CaseMetadata]) -> Spacing:
     return three(np.round(np.median([case["file_spacing"] for case in cases], axis=0), 4).tolist())
 
 
+def content_of(metadata: CaseMetadata) -> str:
+    """Return a hash of a case's images and label: its scan_hash, a hyphen, and 8 hex digits of the label."""
+    return f"{metadata['scan']}-{metadata['files'][ARRAYS[1]]['crc32']:08x}"
+
+
+def scan_of(content: str) -> str:
+    """Return the scan_hash in what content_of has returned."""
+    return content.partition("-")[0]
+
+
+def read_contents(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return content_of each of these prepared cases, by name.
+
+    Raises:
+        CacheError: if a case is not prepared, see `read_metadata`.
+    """
+    return {name: content_of(read_metadata(Path(folder) / name)) for name in names}
+
+
+def changed_cases(now: Mapping[str, str], begun: Mapping[str, str]) -> str:
+    """Return the cases whose content differs, as text: "NAME (label), NAME (images) and 3 more"; "" if none does.
+
+    Args:
+        now, begun: content_of cases by name, now and when something began; only cases that are in both are compared.
+    """
+    changed = [name for name, content in now.items() if begun.get(name, content) != content]
+    shown = []
+    for name in changed[:5]:
+        shown.append(f"{name} ({'label' if scan_of(now[name]) == scan_of(begun[name]) else 'images'})")
+    return ", ".join(shown) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+
+
+def require_same(now: Mapping[str, str], begun: Mapping[str, str]) -> None:
+    """Raise CacheError, which names the cases, if a case has changed since a training began, see changed_cases."""
+    if changed := changed_cases(now, begun):
+        raise CacheError(f"cases have changed since the training began: {changed}; restore them, or begin anew")
+
+
 def read_metadata(path: Path) -> CaseMetadata:
     """Return the content of case.json in `path`, the folder of a prepared case.
 
     Raises:
-        InputError: if case.json is missing, damaged or of another version of the cache.
+        CacheError: if case.json is missing, damaged or of another version of the cache.
     """
     try:
         metadata: CaseMetadata = json.loads((path / METADATA).read_text())
@@ -229,4 +277,4 @@ def unusable_case(path: Path, error: Exception) -> InputError:
     """Return the error of a prepared case that cannot be read. path: its folder. error: why."""
     if isinstance(error, OSError) and error.errno in OPEN_FILES_ERRNOS:
         return InputError(f"{path}: cannot be opened: {OPEN_FILES_ADVICE}")
-    return InputError(f"{path}: not a whole prepared case ({error}); run prepare again")
+    return CacheError(f"{path}: not a whole prepared case ({error}); run prepare again")

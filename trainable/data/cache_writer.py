@@ -51,6 +51,7 @@ from trainable.data.labels import LABELS_2021, LabelConvention
 from trainable.data.normalise import brain_box, channel_stats
 from trainable.data.orientation import lps_spacing
 from trainable.data.resample import resample_case
+from trainable.data.scan_hash import scan_hash
 
 FOREGROUND_LIMIT = 4096
 THREADS_UP_TO = 8  # cases per worker; up to this many threads are used: processes scale better but start in seconds
@@ -229,10 +230,11 @@ def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | Non
         # The fingerprint is taken first: a source that changes while it is read is then prepared again next time.
         source = _fingerprint(case)
         loaded = load_case(case, reading.labels, reading.background)
+        scan = scan_hash(loaded.image)  # of the scan itself, not of a resampled one
         if not isinstance(reading.spacing, str):
             loaded = resample_case(loaded, reading.spacing)
         temp.mkdir()
-        _write(temp, case.name, loaded, source, reading)
+        _write(temp, case.name, loaded, source, scan, reading)
         _publish(temp, folder, reading, case)
     except CaseError as error:
         return error
@@ -249,7 +251,7 @@ def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | Non
     return None
 
 
-def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], reading: Reading) -> None:
+def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], scan: str, reading: Reading) -> None:
     """Write the files of a labelled case and flush them to the disk."""
     image, label = case.image, case.label
     assert label is not None
@@ -278,6 +280,7 @@ def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], rea
         "resampled_to": reading.resampled_to,
         "background": reading.background,
         "notes": list(case.notes),
+        "scan": scan,
     }
     (temp / METADATA).write_text(json.dumps(metadata))
     for file in (*ARRAYS, METADATA, "."):

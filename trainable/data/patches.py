@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from trainable.core.brats import MODALITIES, REGIONS
 from trainable.core.config import Shape3, TrainConfig
 from trainable.core.files import raise_open_files_limit
 from trainable.core.parallel import prefetch
-from trainable.data.cache import CachedCase, open_case
+from trainable.data.cache import CachedCase, open_case, require_same
 from trainable.data.spatial import augmentation_generator, draw_transform, source_block
 
 Key = tuple[int, int]  # epoch, index of the patch in it
@@ -59,6 +59,7 @@ class PatchReader:
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool = False) -> None:
         self.folder, self.names, self.config, self.pin_memory = folder, sorted(names), config, pin_memory
+        self.contents: Mapping[str, str] = {}  # of the cases when the training began; a case not in it is not compared
         allowed = int(raise_open_files_limit() * OPEN_FILES_SHARE) // FILES_PER_CASE
         self.max_open = min(max(1, allowed), MAX_OPEN_CASES)
         self._open: OrderedDict[str, CachedCase] = OrderedDict()  # the one read last is at the end
@@ -68,7 +69,7 @@ class PatchReader:
         """Read the patches of these keys into one batch.
 
         Raises:
-            InputError: if a case is missing in the cache or not whole.
+            CacheError: if a case is missing in the cache, not whole, or not what it was when the training began.
         """
         new = partial(torch.empty, pin_memory=self.pin_memory)
         channels = len(MODALITIES)
@@ -107,6 +108,7 @@ class PatchReader:
             case = self._open.get(name)
         if case is None:
             case = open_case(self.folder, name)  # outside of the lock: threads open cases at the same time
+            require_same({name: case.content}, self.contents)
         with self._lock:
             self._open[name] = case
             self._open.move_to_end(name)
@@ -192,6 +194,10 @@ class PatchLoader:
         self.names, self.patches = self._reader.names, config.patches_per_epoch or len(names)
         self._batches: Iterator[Batch] = iter(())
         self._next: int | None = None  # the epoch that _batches start with
+
+    def expect(self, contents: Mapping[str, str]) -> None:
+        """Refuse cases that are not what they were when the training began, see cache.require_same."""
+        self._reader.contents = contents
 
     def begin(self, epoch: int) -> None:
         """Start reading the batches of an epoch, and then of later ones, in the threads, unless they already do."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import require_working_folder
 from trainable.core.option_errors import did_you_mean
-from trainable.data.cache import grid_spacing, read_labels_in_use, read_metadata
+from trainable.data.cache import grid_spacing, read_contents, read_labels_in_use, read_metadata
 from trainable.data.cache_writer import Reading, place_of_cache, prepare
 from trainable.data.case_search import Survey, survey
 from trainable.data.folder_listing import first_names
 from trainable.data.grid import Spacing
 from trainable.data.labels import LABELS_2021, LABELS_2021_ET3, LabelConvention, choose_labels
+from trainable.data.patient_split import split_by_patient
 from trainable.data.spacing import split_on_one_grid
 from trainable.data.split import Split, load_split
 
@@ -33,15 +34,25 @@ class Data:
     @cached_property
     def labels(self) -> LabelConvention:
         """What the values of the seg files mean, see `read_labels_in_use`."""
-        return read_labels_in_use(self.folder, [*self.split.train, *self.split.val, *self.split.test])
+        return read_labels_in_use(self.folder, self.split.names)
 
     @cached_property
     def spacing(self) -> Spacing:
         """The voxel size of these cases in mm, of the axes in LPS; InputError if a case is not prepared."""
         return grid_spacing(self.folder, self.split.train, self.split.val + self.split.test)
 
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """A hash of images and label of each case in a part, by name, as they were when this was first asked for.
 
-def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
+
+        Raises:
+            CacheError: from the first access, if a case is not prepared.
+        """
+        return read_contents(self.folder, self.split.names)
+
+
+def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = False) -> Data:
     """Find the cases of data_dir, preprocess those that are not cached or have changed, split all good ones.
 
     With a split_file only the cases that it names are looked at: no other folder stops a sweep or a training that is
@@ -49,17 +60,19 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
 
     Args:
         quiet: print nothing on stderr.
+        begun: the split is that of a training or sweep that goes on; it is kept, with a warning, even if it tears a
+            patient apart. A config with `resume` is of such a training.
 
     Raises:
         InputError: for no data_dir, labels that the names do not tell, bad cases (without skip_bad_cases), no good
-            case, a case of the split_file that is missing, a cache that cannot be written, a split that cannot be made,
-            or cases of another voxel size than the training cases (without resample).
+            case, a case of the split_file that is missing, a cache that cannot be written, a wrong table of patients, a
+            split that cannot be made, a split file that tears a patient apart (without allow_split_patients), or cases
+            of another voxel size than the training cases (without resample).
     """
     require_working_folder()
     if config.data_dir is None:
         raise InputError("--data_dir is missing: the folder with one sub-folder per case")
-    needed = None if config.split_file is None else load_split(config.split_file)
-    wanted = None if needed is None else [*needed.train, *needed.val, *needed.test]
+    wanted = None if config.split_file is None else load_split(config.split_file).names
     found = survey(config.data_dir, need_seg=True, wanted=wanted)
     if found.missing:
         raise InputError(missing_cases(found, config.data_dir, config.split_file))
@@ -77,7 +90,8 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False) -> Data:
     )
     if not quiet:
         print(labels_report(folder, names), file=sys.stderr)
-    split, apart = split_on_one_grid(found.cases, folder, names, config, reading, quiet=quiet)
+    divide = partial(split_by_patient, folder, config, begun=begun or config.resume is not None, quiet=quiet)
+    split, apart = split_on_one_grid(found.cases, folder, names, config, reading, divide, quiet=quiet)
     return Data(folder, split, tuple(map(str, [*bad, *apart])))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ def split_on_one_grid(
     names: Sequence[str],
     config: TrainConfig,
     reading: Reading,
+    divide: Callable[[list[str]], Split],
     *,
     quiet: bool = False,
 ) -> tuple[Split, list[CaseError]]:
@@ -37,6 +38,7 @@ def split_on_one_grid(
         folder: the cache.
         names: of the cases in the cache that can be used.
         reading: how they were read, but for their voxel size.
+        divide: splits cases, given their names.
         quiet: print nothing on stderr.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,43 +26,62 @@ class Split:
     val: tuple[str, ...]
     test: tuple[str, ...]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all cases that are in a part, sorted."""
+        return sorted([*self.train, *self.val, *self.test])
+
     def digest(self) -> str:
         """Return 12 hex digits that differ if the split does."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def split_cases(names: Sequence[str], config: TrainConfig) -> Split:
+def split_cases(names: Sequence[str], config: TrainConfig, patients: Mapping[str, str] | None = None) -> Split:
     """Split cases by the config's split_file if given, else by folds if not 0, else by fractions.
 
-    The order of names does not matter. Cases that the split file does not name are in no part. With folds the test
-    part, test_fraction of the cases, is taken first and is the same for every fold. A part whose fraction is used and
-    above 0 has at least one case if there are three cases or more.
+    All cases of a patient are in one part: folds and fractions are of the patients. Their order does not matter, nor
+    does that of names. Cases that the split file does not name are in no part. With folds the test part, test_fraction
+    of the patients, is taken first and is the same for every fold. A part whose fraction is used and above 0 has at
+    least one patient if there are three or more.
+
+    Args:
+        names: of the cases.
+        patients: the patient of each case, by name; None if each case is a patient of its own. The split file is not
+            checked by it, see patients.torn_patients.
 
     Raises:
-        InputError: for repeated names, a wrong split file or one that names other cases, fewer cases than folds, or no
-            case left to train on.
+        InputError: for repeated names, a wrong split file or one that names other cases, fewer patients than folds, or
+            no case left to train on.
     """
     _refuse_repeats(names, "the cases")
     if config.split_file:
         return _split_by_file(config.split_file, sorted(names))
-    order = [str(name) for name in np.random.default_rng(config.seed).permutation(sorted(names))]
+    patient_of = patients or {name: name for name in names}
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(patient_of[name], []).append(name)
+    order = [str(patient) for patient in np.random.default_rng(config.seed).permutation(sorted(groups))]
     count = len(order)
+    of_all = f"of {count} cases" if count == len(names) else f"of {count} patients ({len(names)} cases)"
 
     def share(fraction: float) -> int:
         least = 1 if fraction > 0 and count >= 3 else 0
         return max(least, round(fraction * count))
 
+    def cases_of(chosen: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(name for patient in chosen for name in groups[patient]))
+
     test, rest = order[: share(config.test_fraction)], order[share(config.test_fraction) :]
     if len(rest) < config.folds:
-        raise InputError(f"folds is {config.folds}, but of {count} cases {len(rest)} are left besides test; lower it")
+        raise InputError(f"folds is {config.folds}, but {of_all} {len(rest)} are left besides test; lower it")
     val = rest[config.fold :: config.folds] if config.folds else rest[: share(config.val_fraction)]
     train = set(rest) - set(val)
     if not train:
         raise InputError(
-            f"of {count} cases none is left to train on: test takes {len(test)}, val {len(val)}; "
+            f"{of_all} none is left to train on: test takes {len(test)}, val {len(val)}; "
             f"add cases, or lower test_fraction or val_fraction"
         )
-    return Split(tuple(sorted(train)), tuple(sorted(val)), tuple(sorted(test)))
+    return Split(cases_of(train), cases_of(val), cases_of(test))
 
 
 def _split_by_file(path: Path, names: list[str]) -> Split:
@@ -77,6 +96,15 @@ def _split_by_file(path: Path, names: list[str]) -> Split:
                 f"{len(names)} usable cases ({len(unknown)} such names in {part}); correct the name or add the case"
             )
     return split
+
+
+def seen_line(seen: Mapping[str, Sequence[str]], split: Split) -> str:
+    """Return "2 of 3 val cases were seen by the pretrained weights", to be printed with scores; "" if none was.
+
+    seen: by part the names of such cases, for a part that has any.
+    """
+    parts = [f"{len(names)} of {len(getattr(split, part))} {part} cases" for part, names in seen.items()]
+    return f"{' and '.join(parts)} were seen by the pretrained weights" if parts else ""
 
 
 def save_split(split: Split, path: Path) -> None:

@@ -80,6 +80,19 @@ def read_epoch(path: Path) -> int:
         return 0
 
 
+def load_metadata(path: Path) -> dict[str, Any]:
+    """Return the content of a weights-only file, whose tensors are read only when used; {} if it is no dict.
+
+    Raises:
+        InputError: if it cannot be read. Damaged weights go unnoticed, see load_verified.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # an old format that cannot be mapped, or damage, which load_verified describes
+        state = load_verified(path)
+    return state if isinstance(state, dict) else {}
+
+
 def load_verified(path: Path) -> Any:
     """Return the content of a weights-only file, on the CPU, after verifying its checksums.
 

@@ -18,7 +18,7 @@ from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.batches import TimedIterator, prefetch_to_device
-from trainable.data.cache import CachedCase
+from trainable.data.cache import CachedCase, require_same
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.evaluation.inference import NonFiniteLogitsError
@@ -28,6 +28,7 @@ from trainable.evaluation.validate import validate
 from trainable.training.checkpoint import load_latest_valid, load_pretrained
 from trainable.training.checkpoint_manager import CheckpointManager
 from trainable.training.epoch_result import EndReason, EpochResult, EpochStats, Pictures
+from trainable.training.seen_cases import history_of_pretrained
 from trainable.training.state import TrainingState
 
 NUM_PICTURES = 2  # validation cases that each validation draws
@@ -180,6 +181,7 @@ def fit(
     with kernel_selection(config):
         on_gpu = choose_device(config).type == "cuda"
         loader = PatchLoader(data.folder, data.split.train, config, pin_memory=on_gpu)
+        loader.expect(data.contents)
         if config.resume is None:
             loader.begin(0)  # while the network's weights are drawn
         training = TrainingState(config)
@@ -187,15 +189,20 @@ def fit(
             if config.resume is not None:
                 resume_training(training, data, checkpoints, on_start)
             else:
-                begin_training(training, on_start)
+                begin_training(training, data, on_start)
             while True:
                 result = run_epoch(training, loader, data, checkpoints, on_epoch_end)
                 if result.end_reason:
                     return result
 
 
-def begin_training(training: TrainingState, on_start: Callable[[TrainingState], None]) -> None:
-    """Load the weights of the option `pretrained`, if given, and call on_start."""
+def begin_training(training: TrainingState, data: Data, on_start: Callable[[TrainingState], None]) -> None:
+    """Load the weights of the option `pretrained`, if given, and call on_start.
+
+    Raises:
+        InputError: if the weights cannot be used, or have seen val or test cases without allow_seen_cases.
+    """
+    training.history = history_of_pretrained(training.config, data)
     if training.config.pretrained is not None:
         logger.info(load_pretrained(training.network, training.config.pretrained))
         if training.average:
@@ -303,11 +310,15 @@ def validate_epoch(training: TrainingState, data: Data, check: Callable[[], obje
 
     Returns:
         The mean scores over these cases, and pictures of the first NUM_PICTURES of these cases, by name.
+
+    Raises:
+        CacheError: if a case is missing in the cache, or is not what it was when the training began.
     """
     pictures: Pictures = {}
 
     def on_case(case: CachedCase, prediction: Labels) -> None:
         check()
+        require_same({case.name: case.content}, data.contents)
         if len(pictures) < NUM_PICTURES:
             pictures[case.name] = draw_case(case.image, case.label, prediction)
 

@@ -26,10 +26,20 @@ def cosine_factor(epoch: int, config: TrainConfig) -> float:
     return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def multistep_factor(epoch: int, config: TrainConfig) -> float:
+    """Return the factor on lr in an epoch, counted from 0: step_gamma for each milestone up to it, never below min_lr.
+
+    A milestone that is there twice counts twice. min_lr above lr does not raise it.
+    """
+    reductions = sum(milestone <= epoch for milestone in config.milestones)
+    return max(min(1.0, config.min_lr / config.lr), config.step_gamma**reductions)
+
+
 # The factor on lr per epoch, counted from 0. Closed forms, so that a resumed schedule cannot drift.
 FACTORS: dict[str, Callable[[int, TrainConfig], float]] = {
     "cosine": cosine_factor,
     "step": lambda epoch, config: config.step_gamma ** (epoch // config.step_size),
+    "multistep": multistep_factor,
     "exponential": lambda epoch, config: config.exponential_gamma**epoch,
     "poly": lambda epoch, config: max(0.0, 1 - epoch / config.epochs) ** config.poly_power,
 }

@@ -15,6 +15,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import check_precision, choose_device
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
+from trainable.data.cache import changed_cases
 from trainable.data.grid import ORIENTATION
 from trainable.data.labels import labels_of_checkpoint
 from trainable.data.prepare import Data
@@ -24,6 +25,7 @@ from trainable.model.unet3d import UNet3D, build_network
 from trainable.training.epoch_result import Row
 from trainable.training.optimizers import make_optimizer
 from trainable.training.schedules import Schedule
+from trainable.training.seen_cases import History, cases_by_part
 from trainable.training.step import TrainStep, needs_loss_scale
 from trainable.training.weight_average import WeightAverage
 
@@ -99,6 +101,7 @@ class TrainingState:
         self.validations_without_gain = 0
         self.skipped = SkippedSteps(config.max_skipped_steps)
         self.row: Row = {}  # of the last epoch of a resumed training
+        self.history = History()  # of the weights that the training started from
 
     @property
     def validated_network(self) -> UNet3D:
@@ -152,6 +155,8 @@ class TrainingState:
             "split": data.split.digest(),
             "labels": data.labels.plain(),
             "grid": {"orientation": ORIENTATION, "spacing": list(data.spacing), "resample": self.config.resample},
+            "cases": cases_by_part(data),
+            "seen": self.history.to_state(),
             "row": row,
             "versions": {name: str(module.__version__) for name, module in (("torch", torch), ("numpy", np))}
             | {"python": platform.python_version()},
@@ -167,17 +172,22 @@ class TrainingState:
         """Continue from a checkpoint's state, with the options of `self.config`, a new lr included.
 
         Raises:
-            InputError: if an option that is fixed on resume, the split or the meaning of the labels differs from the
+            InputError: if an option that is fixed on resume, the split, the meaning of the labels or the content of a
+                case differs from the
                 checkpoint's.
         """
         saved = state["config"]
         check_resumable(self.config, saved)
         if state["split"] != data.split.digest():
             raise InputError("--resume: the cases or their split are not those of the checkpoint; restore them")
-        if "labels" in state and (begun := labels_of_checkpoint(state)) not in data.labels.variants:
+        if "labels" in state and (labels := labels_of_checkpoint(state)) not in data.labels.variants:
             raise InputError(
-                f"--resume: the labels are read as {data.labels}, by the checkpoint as {begun}; see --labels"
+                f"--resume: the labels are read as {data.labels}, by the checkpoint as {labels}; see --labels"
             )
+        begun = {name: content for part in state.get("cases", {}).values() for name, content in part.items()}
+        if changed := changed_cases(data.contents, begun):
+            raise InputError(f"--resume: cases have changed since: {changed}; restore them, or start a new training")
+        self.history = History.before(state)
         self.network.load_state_dict(state["network"])
         self.load_optimizer_state(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

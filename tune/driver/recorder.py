@@ -31,11 +31,20 @@ from tune.spec.trial_spec import Report
 
 PAUSE_SECONDS = 1.0  # at least between two syncs of RUN
 RETRY_SECONDS = 30.0  # after a sync that failed
-RAY_RESULT_KEYS = {*AUTO_RESULT_KEYS, "done", "trial_id", "should_checkpoint", "experiment_tag", "log", "device"}
+RAY_RESULT_KEYS = {
+    *AUTO_RESULT_KEYS,
+    "done",
+    "trial_id",
+    "should_checkpoint",
+    "experiment_tag",
+    "log",
+    "device",
+    "data",
+}
 
 
 def metrics_of(report: Report) -> dict[str, Any]:
-    """Return the row of metrics.csv in a report: without log, device and what Ray adds, such as the config."""
+    """Return the row of metrics.csv in a report: without log, device, data and what Ray adds, such as the config."""
     return {name: value for name, value in report.items() if name not in RAY_RESULT_KEYS and "/" not in name}
 
 
@@ -64,7 +73,7 @@ def sync_best(run: Run) -> bool:
     if not run.ranking:
         return True
     best, config, model = run.best(), run.dir.best_config, run.dir.best_model
-    text = recipe_text(run, best)
+    text = recipe_text(run, best, run.dir.split.name)
     if best.checkpoint is None or (config.exists() and config.read_text() == text):
         return True
     run.dir.best.mkdir(exist_ok=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
+from trainable.core.logger import logger
 from trainable.core.options import to_dict
 from tune.driver.cluster import Slots
+from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, resolve_checkpoint
+from tune.run.snapshot import is_uri
 from tune.search.journal import Journal
 from tune.spec.trial_spec import TrialSpec
 
@@ -20,8 +24,9 @@ class OptunaSearcher(Searcher):
     A trial is drawn when a slot is free, so that its proposal knows all that ended before it.
     """
 
-    def __init__(self, journal: Journal, run: Run, slots: Slots) -> None:
+    def __init__(self, journal: Journal, run: Run, slots: Slots, storage: StorageWatch) -> None:
         super().__init__()
+        self.storage = storage
         config = run.config
         self.journal, self.run, self.config, self.slots = journal, run, config, slots
         self.run_options = {"split_file": run.dir.split, "cache_dir": config.record.cache_dir}
@@ -55,18 +60,29 @@ class OptunaSearcher(Searcher):
         self.number_by_ray_id[trial_id] = number
         # The seed depends on the trial's number, not on when it runs; the split is fixed by split_file.
         recipe = self.config.train_config(values, seed=self.config.seed + number, **self.run_options)
-        checkpoint = self.journal.progress(number).checkpoint
+        checkpoint = self.checkpoint_of(number)
         spec: TrialSpec = {
             "number": number,
             "recipe": to_dict(recipe),
-            "checkpoint": checkpoint and resolve_checkpoint(self.run.storage, checkpoint),
+            "checkpoint": checkpoint,
             "threads": self.config.resources.cpu,
             "gpu_share": self.config.resources.gpu_share,
             "lock_file": str(self.run.dir.worker_lock),
             "stdout_log": str(self.run.dir.trial(number).stdout),
             "report_timeout": self.config.resources.report_timeout,
+            "data": self.config.record.data,
+            "contents_file": str(self.run.dir.contents),
         }
         return dict(spec)
+
+    def checkpoint_of(self, number: int) -> str | None:
+        """Return the folder or URI of a trial's newest checkpoint; None if it has none, or its folder was deleted."""
+        path = self.journal.progress(number).checkpoint
+        folder = path and resolve_checkpoint(self.run.storage, path)
+        if folder and not is_uri(folder) and not Path(folder).is_dir():
+            logger.warning(f"trial {number}: its checkpoint is gone ({folder}); it starts again")
+            return None
+        return folder
 
     def startup_pending(self) -> bool:
         """Return whether wait_for_startup is set, startup_trials are handed out, and fewer than that have ended."""
@@ -78,8 +94,11 @@ class OptunaSearcher(Searcher):
         """Do nothing: RungScheduler has recorded it, also the report of a stop, for which Ray does not call this."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Report to Optuna how a trial ended, and free its slot. Called by Ray."""
-        self.journal.tell(self.number_by_ray_id.pop(trial_id), failed=error)
+        """Report to Optuna how a trial ended, and free its slot. Called by Ray.
+
+        A trial that cannot write its checkpoints any more has not failed: it goes on when the sweep is resumed.
+        """
+        self.journal.tell(self.number_by_ray_id.pop(trial_id), failed=error and not self.storage.lost())
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the state is in the journal."""

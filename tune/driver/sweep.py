@@ -20,21 +20,24 @@ from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.option_errors import did_you_mean
 from trainable.core.options import absolute_path, path_options
+from trainable.data.cache import changed_cases
 from trainable.data.prepare import prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
+from trainable.training.seen_cases import cases_by_part, history_of_pretrained
 from trainable.training.training_dir import CHECKPOINT_FORMAT
 from tune.driver.cluster import Cluster, Slots, resolve_gpu, running_or_new
 from tune.driver.recorder import Recorder, sync_outputs
 from tune.driver.resource_wait import ResourceWait
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
+from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
 from tune.driver.worker import Fit, fit_to_storage
 from tune.run.import_trials import change_space, warm_start
-from tune.run.provenance import digest_of, provenance
+from tune.run.provenance import digest_of, load_contents, provenance, save_contents
 from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import RunDir, resume_command
@@ -79,7 +82,7 @@ def launch(
 
     Raises:
         InputError: if the folder, the data, the storage, the address or the resources cannot be used.
-        SystemExit: after a signal, a full disk, a lost cluster, or a failed trial with fail_fast.
+        SystemExit: after a signal, a full disk, changed cases, a lost cluster, or a failed trial with fail_fast.
     """
     ensure_new(run_dir)
     if storage is not None and is_uri(storage):
@@ -100,11 +103,15 @@ def launch(
             raise InputError(
                 "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
             )
+        seen = history_of_pretrained(config.base_config(), data).seen_of(cases_by_part(data))
         config = resolve_gpu(config)
         slots = Slots(config)
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
         save_split(data.split, RunDir(run_dir).split)
+        save_contents(data, RunDir(run_dir).contents)
         config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
+        if seen:
+            config = config.with_record(seen_cases=seen)
         if is_uri(storage):
             config = config.with_record(name=run_dir.name)
         warm_start(Journal(run_dir, config, reset=True), earlier)
@@ -222,12 +229,14 @@ def sweep(
     config = run.config
     journal = Journal(run.folder, config)
     journal.enqueue_first(params or (config.space.default_params(),))
-    searcher = OptunaSearcher(journal, run, slots)
-    stopper = SweepStopper(read_run(run.folder))
+    storage = StorageWatch(run.storage)
+    searcher = OptunaSearcher(journal, run, slots, storage)
+    stopper = SweepStopper(read_run(run.folder), storage)
     snapshot = Snapshot(run)
     if searcher.remaining and not stopper.stop_all():
         wait_for_exclusive_lock(run.dir.worker_lock, WORKER_EXIT_TIMEOUT)
         run = start_attempt(run)
+        storage.begin(run.config.record.attempts[-1])
         snapshot.begin()
         with (
             LiveTable(config.fixed("epochs"), len(run.own_trials) + run.trials_left) as table,
@@ -248,7 +257,9 @@ def sweep(
     try:
         journal.finalize_ended()
         run = finalize(read_run(run.folder), snapshot)
-    except OSError as error:
+    except (OSError, InputError) as error:
+        if isinstance(error, InputError) and not storage.lost():
+            raise
         stopper.error = stopper.error or str(error)
         run = read_run(run.folder)
     stopper.exit(run)
@@ -288,11 +299,16 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None
     cases = Path(config.fixed("data_dir"))
     if not cases.is_dir():
         raise InputError(f"{cases}: no such folder; pass the folder of the cases with --data")
-    data = prepare_data(config.base_config(split_file=RunDir(run_dir).split, cache_dir=cache))
+    data = prepare_data(config.base_config(split_file=RunDir(run_dir).split, cache_dir=cache), begun=True)
+    contents = RunDir(run_dir).contents
     if digest_of(data) != config.record.data:
+        changed = changed_cases(data.contents, load_contents(contents))
         raise InputError(
-            f"{cases}: the cases are not those that {run_dir} began with; restore them, or give their --data"
+            f"{cases}: the cases are not those that {run_dir} began with{changed and f': {changed}'}; restore them, or "
+            "give their --data"
         )
+    if not contents.exists():  # in a run of an older version
+        save_contents(data, contents)
     return config.with_record(cache_dir=str(data.folder))
 
 

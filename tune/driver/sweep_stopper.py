@@ -18,6 +18,7 @@ from trainable.core.logger import logger
 from trainable.core.signals import handle_end_signals, restore_handlers
 from trainable.training.epoch_result import EndReason
 from tune.driver import ray_compat
+from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run
 from tune.run.run_dir import resume_command
 from tune.spec.trial_spec import Report
@@ -44,12 +45,13 @@ class SignalKeeper(ray_tune.Callback):
 class SweepStopper(ray_tune.Stopper):
     """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target or an error.
 
-    Errors are a full disk, a GPU that torch does not see, a lost cluster, and with fail_fast a failed trial. run: as it
-    is before the sweep goes on; the GPU hours that its trials have taken count.
+    Errors are a full disk, a GPU that torch does not see, changed cases, a cache or checkpoints that are gone, a lost
+    cluster, and with fail_fast a failed trial. run: as it is before the sweep goes on; the GPU hours that its trials
+    have taken count.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.config, self.run = run.config, run
+    def __init__(self, run: Run, storage: StorageWatch) -> None:
+        self.config, self.run, self.storage = run.config, run, storage
         self.signal = 0  # its number, after one was received
         self.finished = threading.Event()  # set when nothing is waited for any more
         self.error = ""  # ends the sweep with exit code 1
@@ -69,7 +71,7 @@ class SweepStopper(ray_tune.Stopper):
         if result.get("done"):
             return False
         report = cast(Report, result)
-        self.error = self.error or report.get("ends_sweep", "")
+        self.error = self.error or report.get("sweep_error", "")
         self.gpu_seconds += report["time_this_iter_s"] * self.config.resources.gpu_share
         if report["end_reason"] in (EndReason.EPOCHS, EndReason.PATIENCE):
             self.best = max(self.best, report["best_score"])
@@ -82,6 +84,7 @@ class SweepStopper(ray_tune.Stopper):
 
     def stop_all(self) -> bool:
         """Return whether the sweep ends now. Called by Ray after each event."""
+        self.error = self.error or self.storage.lost()
         return bool(self.reason())
 
     def reason(self) -> str:

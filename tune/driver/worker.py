@@ -22,6 +22,7 @@ from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock, scratch_dir
 from trainable.core.logger import init_logger, logger
 from trainable.core.options import make_config
+from trainable.data.cache import CacheError, changed_cases
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.training import checkpoint
@@ -30,6 +31,7 @@ from trainable.training.loop import fit
 from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import missing_gpu, share_memory
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
+from tune.run.provenance import digest_of, load_contents
 from tune.spec.trial_spec import Report, TrialSpec
 
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
@@ -54,9 +56,10 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
     """Train one recipe in this process, and report each validated or last epoch with its checkpoints.
 
     A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed; if that was
-    the last one, nothing is trained. Running out of GPU memory, a full disk and a reserved GPU that torch does not see
-    are reported, other errors are raised, also that other processes hold the GPU memory. Ray stops a trial by raising
-    SystemExit inside `report`. That happens in the background thread; the training loop re-raises it.
+    the last one, nothing is trained. Running out of GPU memory, a full disk, cases that are gone or have changed since
+    the run began, and a reserved GPU that torch does not see are reported, other errors are raised, also that other
+    processes hold the GPU memory. Ray stops a trial by raising SystemExit inside `report`. That happens in the
+    background thread; the training loop re-raises it.
 
     fit: trains a recipe on cases, and calls a function after each epoch.
     """
@@ -68,7 +71,7 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
     if recipe.device != "cpu":
         if spec["gpu_share"] and (missing := missing_gpu(spec["gpu_share"])):  # else it would train on the CPU
-            end_sweep(missing)
+            ray_tune.report(dict(sweep_error(missing)))
             return
         share_memory(spec["gpu_share"])
     assert recipe.cache_dir is not None
@@ -79,11 +82,12 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
         capture_stdout() as text,
         dump_stacks_of_hang(Path(spec["stdout_log"]), spec["report_timeout"]) as dump,
     ):
-        trial = TrialReports(recipe, text, dump, spec["report_timeout"])
         failure: Report | None = None
         taken = ""
         recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
+        trial = TrialReports(recipe, text, dump, spec["report_timeout"])
         try:
+            trial.data = check_cases(data, spec)
             restored = restore_checkpoint(spec, scratch)
             if restored is not None:
                 if trial.repeat(restored):
@@ -97,8 +101,9 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
         except OSError as error:
             if error.errno not in FULL_DISK_ERRNOS:
                 raise
-            disk_full = f"a full disk on {platform.node()}: {error}"
-            failure = {"epoch": 0, "end_reason": "", "ends_sweep": disk_full, "log": ""}
+            failure = sweep_error(f"a full disk on {platform.node()}: {error}")
+        except CacheError as error:
+            failure = sweep_error(f"the cache on {platform.node()}: {error}")
         if failure is not None:  # outside of `except`, since the exception holds the tensors
             free_memory()
             if taken:  # it says nothing of the recipe: an error, after which the trial is restarted
@@ -107,17 +112,34 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
             trial.send(failure)
 
 
-def end_sweep(reason: str) -> None:
-    """Ask the driver to end the sweep, which can be resumed, as no trial can train on this machine now."""
-    report: Report = {"epoch": 0, "end_reason": "", "ends_sweep": reason, "log": f"{reason}\n"}
-    ray_tune.report(dict(report))
+def sweep_error(reason: str) -> Report:
+    """Return the report of a trial that cannot go on for a reason that other trials have too; it ends the sweep."""
+    return {"epoch": 0, "end_reason": "", "sweep_error": reason, "log": f"{reason}\n"}
+
+
+def check_cases(data: Data, spec: TrialSpec) -> str:
+    """Return the hash of the prepared cases, once it is clear that they are those that the run began with.
+
+    Raises:
+        CacheError: naming the cases that have changed, or one that is not prepared.
+    """
+    begun = load_contents(Path(spec["contents_file"]))
+    if changed := changed_cases(data.contents, begun):
+        raise CacheError(f"cases have changed since the sweep began: {changed}; restore them, or launch a new sweep")
+    digest = digest_of(data)
+    if spec["data"] not in (None, digest):
+        raise CacheError(f"{data.folder}: the cases are not those that the sweep began with; restore them")
+    return digest
 
 
 class TrialReports:
-    """Sends the reports of a trial to Ray, each with what the trial has printed since the last one."""
+    """Sends the reports of a trial to Ray, each with what the trial has printed since the last one.
+
+    data: hash of the cases that it is trained and scored on; "" before it is known.
+    """
 
     def __init__(self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None, timeout: float | None) -> None:
-        self.recipe, self.text, self.dump, self.timeout = recipe, text, dump, timeout
+        self.recipe, self.text, self.dump, self.timeout, self.data = recipe, text, dump, timeout, ""
         self.last_report = self.last_message = time.monotonic()
 
     def send(self, report: Report, checkpoints: Path | None = None) -> None:
@@ -133,7 +155,7 @@ class TrialReports:
     def deliver(self, report: Report, checkpoints: Path | None = None) -> None:
         """Hand a report to Ray with what was printed since the last one, and count anew until the trial has hung."""
         handle = None if checkpoints is None else ray_tune.Checkpoint.from_directory(str(checkpoints))
-        ray_tune.report({**report, "log": report["log"] + drain(self.text)}, checkpoint=handle)
+        ray_tune.report({**report, "data": self.data, "log": report["log"] + drain(self.text)}, checkpoint=handle)
         self.last_message = time.monotonic()
         if self.dump is not None:
             self.dump.restart()

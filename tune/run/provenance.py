@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from trainable.core.files import atomic_write_text
 from trainable.data.cache import data_digest
 from trainable.data.prepare import Data
 from trainable.training.training_dir import CHECKPOINT_FORMAT
@@ -17,7 +19,20 @@ PACKAGES = ("voxtune", "torch", "ray", "optuna", "nibabel", "numpy")
 
 def digest_of(data: Data) -> str:
     """Return a hash of the names and prepared contents of the cases in all parts of the split."""
-    return data_digest(data.folder, sorted({*data.split.train, *data.split.val, *data.split.test}))
+    return data_digest(data.folder, data.split.names)
+
+
+def save_contents(data: Data, path: Path) -> None:
+    """Write the hash of each case's content as JSON, which load_contents reads."""
+    atomic_write_text(path, json.dumps(data.contents, indent=1) + "\n")
+
+
+def load_contents(path: Path) -> dict[str, str]:
+    """Return what save_contents has written; {} if there is no such file, as in a run of an older version."""
+    if not path.exists():
+        return {}
+    contents: dict[str, str] = json.loads(path.read_text())
+    return contents
 
 
 def provenance(data: Data) -> dict[str, Any]:

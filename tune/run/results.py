@@ -15,8 +15,8 @@ from trainable.core.errors import InputError
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
-from trainable.core.options import make_config, option_names, to_dict
-from trainable.data.split import Split, load_split
+from trainable.core.options import make_config, option_names, path_options, to_dict
+from trainable.data.split import Split, load_split, save_split, seen_line
 from trainable.training.epoch_result import EndReason
 from tune.run.run_dir import RunDir
 from tune.search.journal import read_trials
@@ -201,6 +201,11 @@ class Run:
             raise InputError(f"{path} is not the split that the sweep began with; restore it")
         return split
 
+    def seen_line(self) -> str:
+        """Return how many cases that score trials were seen by the pretrained weights, as a line; "" if none was."""
+        seen = self.config.record.seen_cases
+        return seen_line(seen, load_split(self.dir.split)) if seen else ""
+
     @property
     def orphan_trial_dirs(self) -> list[str]:
         """The folders of trials that are not in the journal, relative to the run's folder."""
@@ -249,26 +254,52 @@ def read_run(run_dir: Path, config: SweepConfig | None = None) -> Run:
 
 
 def export_recipe(run: Run, trial: TrialResult, path: Path) -> None:
-    """Write recipe_text to a file, and print the command that trains it."""
-    path.write_text(recipe_text(run, trial))
-    logger.info(f"wrote {path}: voxtune train --config {shlex.quote(str(path))} --data_dir DIR")
+    """Write recipe_text to a file and the run's split beside it; print the command that trains the recipe.
 
-
-def recipe_text(run: Run, trial: TrialResult) -> str:
-    """Return a trial's options that differ from the defaults, as YAML.
-
-    It is for `voxtune train --config` and `voxtune retrain --config`. Options such as paths and device are left out,
-    except split_file, which is the run's: a split drawn from the trial's own seed could have test cases that selected
-    the trial.
+    Raises:
+        InputError: if the run's split.json is missing or is not the one that the run began with.
     """
-    recipe = to_dict(run.recipe(trial), changed_only=True)
-    left_out = option_names(role="run", exported=False)
-    recipe = {name: value for name, value in recipe.items() if name not in left_out}
-    recipe["split_file"] = str(run.dir.split.resolve())
+    split_file = path.with_name(f"{path.stem}.split.json")
+    text = recipe_text(run, trial, split_file.name)
+    save_split(run.split(), split_file)
+    path.write_text(text)
+    logger.info(f"wrote {path}: voxtune train --config {shlex.quote(str(path))} --data_dir DIR --output_dir OUT")
+    logger.info(
+        f"wrote {split_file}, the split of the sweep; on the same cases: --split_file {shlex.quote(str(split_file))}"
+    )
+    if (weights := run.config.fixed("pretrained")) is not None:
+        logger.info(f"the trial started from {weights}; to start from these weights: --pretrained FILE")
+
+
+def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
+    """Return all options of a trial as YAML, for `voxtune train --config` and `voxtune retrain --config` anywhere.
+
+    Options that are of one machine or folder are left out: paths, the device, what was allowed of particular cases. The
+    seed is the sweep's, not the trial's, so that the cases of the sweep are split as the sweep has split them: among
+    the test cases of another split could be some that selected the trial.
+
+    Args:
+        split_file: where the split is, for the comments at the head.
+    """
+    record, objective = run.config.record, run.config.objective
+    left_out = {*option_names(role="run", exported=False), *path_options()}
+    recipe = {name: value for name, value in to_dict(run.recipe(trial)).items() if name not in left_out}
+    recipe["seed"] = run.config.seed
     score = "no score"
     if trial.score is not None:
-        score = f"{run.config.objective.score} {trial.score:.4f} at epoch {trial.best_epoch}"
-    return f"# trial {trial.number}: {score}\n" + dump_yaml(recipe)
+        score = f"{objective.score} {trial.score:.4f} at epoch {trial.best_epoch}"
+    head = [
+        f"trial {trial.number} of {run.folder.name}: {score}",
+        f"voxtune {record.versions.get('voxtune', 'of an unknown version')}, data {record.data}, split {record.split}",
+        f"{split_file} has the split by case names; to train on the cases of the sweep: --split_file",
+        f"seed is that of the sweep, which draws its split; the trial was trained with seed {trial.seed}",
+    ]
+    for option in ("pretrained", "patients"):
+        if (path := run.config.fixed(option)) is not None:
+            head.append(
+                f"the sweep had {option}: {Path(path).name}, which is not in this file; give it with --{option}"
+            )
+    return "".join(f"# {line}\n" for line in head) + dump_yaml(recipe)
 
 
 def resolve_checkpoint(storage: str, path: str) -> str:

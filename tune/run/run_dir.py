@@ -36,6 +36,11 @@ class RunDir:
         return self.path / SPLIT
 
     @property
+    def contents(self) -> Path:
+        """A hash of images and label of each case of the split, by name, as they were when the run began."""
+        return self.path / "cases.json"
+
+    @property
     def worker_lock(self) -> Path:
         """The file on which each process that runs trials holds a shared lock until it ends."""
         return self.path / ".workers"

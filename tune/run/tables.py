@@ -125,9 +125,14 @@ def summary_line(run: Run) -> str:
     return f"{len(own)} of {len(own) + run.trials_left} trials{imported}: {', '.join(parts)}; {epochs} epochs"
 
 
+def summary_lines(run: Run) -> str:
+    """Return the summary_line, and below it a line on cases that the pretrained weights have seen, if there are any."""
+    return "\n".join(filter(None, [summary_line(run), run.seen_line()]))
+
+
 def print_outcome(run: Run) -> None:
     """Print the counts of a sweep's trials, the winner and what to type next; without a score, where to look why."""
-    logger.info(f"\n{summary_line(run)}")
+    logger.info(f"\n{summary_lines(run)}")
     if skipped := run.config.record.skipped_cases:
         logger.info(f"{len(skipped)} bad cases were left out, see {run.dir.config}")
     if not run.unfinished and len(run.own_trials) < run.config.budget.trials:
@@ -143,7 +148,7 @@ def print_outcome(run: Run) -> None:
 
 def print_trials(run: Run) -> None:
     """Print the counts of a sweep's trials, and a table of all."""
-    logger.info(summary_line(run))
+    logger.info(summary_lines(run))
     make_console().print(trial_table(run.trials, run.config.fixed("epochs")))
 
 
@@ -154,7 +159,7 @@ def print_best(run: Run, top: int) -> None:
         InputError: if no trial has a score yet.
     """
     console, winner, objective, epochs = make_console(), run.best(), run.config.objective, run.config.fixed("epochs")
-    logger.info(summary_line(run))
+    logger.info(summary_lines(run))
     console.print(trial_table(run.ranking[:top], epochs))
     if objective.cost:
         title = f"Pareto front: no other trial has more {objective.score} for fewer {objective.cost}"

@@ -48,6 +48,7 @@ def verify(run: Run) -> dict[str, list[Finding]]:
         ),
         "RUN/best, the winner at its best epoch": lambda: check_best(run),
         "split.json, the split that the sweep began with": lambda: check_split(run),
+        "cases, those that the sweep began with in every trial": lambda: check_data(run, own),
     }
     return {name: list(check()) for name, check in checks.items()}
 
@@ -198,6 +199,14 @@ def check_split(run: Run) -> Iterator[Finding]:
         run.split()
     except InputError as error:
         yield str(error)
+
+
+def check_data(run: Run, trials: list[FrozenTrial]) -> Iterator[Finding]:
+    """Check that each trial was scored on the cases that the run began with; not of trials of an older version."""
+    for trial in trials:
+        data = Progress.from_attrs(trial.user_attrs).data
+        if data is not None and data != run.config.record.data:
+            yield f"trial {trial.number} was scored on cases with the hash {data}, expected {run.config.record.data}"
 
 
 def check_best(run: Run) -> Iterator[Finding]:

@@ -234,6 +234,7 @@ class Journal:
                 epoch=epoch,
                 end_reason=EndReason(report["end_reason"]),
                 device=report.get("device"),
+                data=report.get("data"),
                 checkpoint=checkpoint or before.checkpoint,
             )
             score = self.config.objective.score

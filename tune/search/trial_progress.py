@@ -25,8 +25,8 @@ class Progress:
 
     epoch: the last reported one, 0 before. seconds: training time so far, over all attempts. end_reason: why the trial
     ended by itself, NONE if it did not. checkpoint: path of the newest one below the run's storage. best: None until an
-    epoch is validated. device: name of the GPU or CPU that trained it last, None if no epoch is reported. extra: keys
-    of other versions of voxtune, kept as they are.
+    epoch is validated. device: name of the GPU or CPU that trained it last, None if no epoch is reported. data: hash of
+    the cases that it was scored on, None if unknown. extra: keys of other versions of voxtune, kept as they are.
     """
 
     epoch: int = 0
@@ -35,6 +35,7 @@ class Progress:
     checkpoint: str | None = None
     best: BestEpoch | None = None
     device: str | None = None
+    data: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -49,6 +50,7 @@ class Progress:
             checkpoint=stored.pop("checkpoint", None),
             best=BestEpoch(best["epoch"], best["score"], best.get("dice", {})) if best else None,
             device=stored.pop("device", None),
+            data=stored.pop("data", None),
             extra=stored,
         )
 
@@ -63,6 +65,8 @@ class Progress:
         }
         if self.epoch:  # a trial that ended before its first epoch has not reported its device
             stored["device"] = self.device
+        if self.data:
+            stored["data"] = self.data
         return {**stored, **self.extra}
 
     @property

@@ -20,6 +20,7 @@ class RunRecord(BaseModel):
     split: str | None = Field(None, description="Hash of split.json.")
     data: str | None = Field(None, description="Hash of the cases.")
     skipped_cases: list[str] = Field([], description="Bad cases that were left out.")
+    seen_cases: dict[str, list[str]] = Field({}, description="Val and test cases that the pretrained weights saw.")
     commit: str | None = Field(None, description="git commit of voxtune's code.")
     format: int | None = Field(None, description="Format of the checkpoints.")
     versions: dict[str, str] = Field({}, description="Installed versions of voxtune, Python and packages.")

@@ -12,7 +12,8 @@ class TrialSpec(TypedDict):
     of the folder to resume from; None to start at epoch 1. threads: CPU threads that torch may use. gpu_share: share of
     one GPU, or number of GPUs. lock_file: the process holds a shared lock on this file until the process ends.
     stdout_log: path of the trial's stdout.log in the run's folder. report_timeout: seconds without an epoch after which
-    the trial counts as hung; None for no limit.
+    the trial counts as hung; None for no limit. data: hash of the cases that the run began with. contents_file: path of
+    the run's cases.json.
     """
 
     number: int
@@ -23,6 +24,8 @@ class TrialSpec(TypedDict):
     lock_file: str
     stdout_log: str
     report_timeout: float | None
+    data: str | None
+    contents_file: str
 
 
 class Report(TypedDict):
@@ -30,11 +33,12 @@ class Report(TypedDict):
 
     epoch: the epoch that was trained; 0 for a report without one. end_reason: a value of EndReason; "" while the trial
     goes on. log: what the trial has printed since its last report. device: name of the GPU or CPU. fresh_process: the
-    trial asks to be restarted in another process. ends_sweep: why no trial can train on its machine now, such as a full
-    disk, and which machine it is; the sweep ends, and can be resumed. sign_of_life: the trial is between two
-    validations; of this report nothing but the log is recorded. time_this_iter_s: seconds since the last report that is
-    no sign of life, by a clock that nobody sets. The scores and statistics of the epoch have the names of metrics.csv,
-    also those that are not listed here.
+    trial asks to be restarted in another process. sweep_error: what would make other trials fail too, such as a full
+    disk, and on which machine; it ends the sweep, and the trial goes on when the sweep is resumed. sign_of_life: the
+    trial is between two validations; of this report nothing but the log is recorded. data: hash of the cases that the
+    trial was trained and scored on. time_this_iter_s: seconds since the last report that is no sign of life, by a clock
+    that nobody sets. The scores and statistics of the epoch have the names of metrics.csv, also those that are not
+    listed here.
     """
 
     epoch: int
@@ -48,6 +52,7 @@ class Report(TypedDict):
     val_dice_ET: NotRequired[float]
     device: NotRequired[str]
     fresh_process: NotRequired[bool]
-    ends_sweep: NotRequired[str]
+    sweep_error: NotRequired[str]
     sign_of_life: NotRequired[bool]
+    data: NotRequired[str]
     time_this_iter_s: NotRequired[float]
