@@ -1,29 +1,25 @@
 """The cost of the data path: patches per second of prepare_batch, and of reading and preparing together.
 
-    python benchmarks/augmentation_cost.py [--tree DIR] [--data DIR | --cache DIR] [--sizes 64 128] [--device cpu]
+    python benchmarks/augmentation_cost.py [--tree DIR] [--data DIR] [--sizes 64 128] [--device cpu]
 
-Needs torch, numpy, nibabel and pydantic alone. --tree is a checkout of another commit whose code is measured in place
-of this one's, for a comparison on the same machine. --data is a folder of cases, which are prepared in a temporary
-folder; --cache one of prepared cases; without either, cases of 140 x 170 x 140 voxels of noise are made. A row is the
-median over epochs of --patches patches: without augmentation, with the default, at strength 2, with each patch moved.
-prepare_batch gets batches that are in memory; the whole path reads them ahead in --workers threads. On a GPU the memory
-is the peak of torch's allocator.
+Needs torch, numpy, nibabel, scipy and pydantic. --tree is a checkout of another commit whose code is measured in place
+of this one's, for a comparison on the same machine. --data is a folder of cases; by default four phantoms of the size
+of BraTS's are made. A row is the median over epochs of --patches patches: without augmentation, with the default, at
+strength 2, with each patch moved. prepare_batch gets batches that are in memory; the whole path reads them ahead in
+--workers threads. On a GPU the memory is the peak of torch's allocator.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,33 +30,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "all moved": {"rotate_prob": 1.0, "zoom_prob": 1.0},
 }
 BATCH = 2
-SHAPE = (140, 170, 140)  # of a BraTS case, cropped to the brain
-
-
-def write_noise(folder: Path, cases: int) -> None:
-    """Write prepared cases of noise, of SHAPE, without their raw files."""
-    from trainable.data.cache import ARRAYS, METADATA, VERSION
-
-    rng = np.random.default_rng(0)
-    for number in range(cases):
-        path = folder / f"Noise_{number}"
-        path.mkdir(parents=True)
-        foreground = rng.integers(30, 100, (3 * 64, 3)).astype(np.int16)
-        image = rng.integers(1, 2000, (4, *SHAPE)).astype(np.int16)
-        label = rng.choice(np.array([0, 0, 0, 1, 2, 4], np.uint8), SHAPE)
-        for name, array in zip(ARRAYS, (image, label, foreground), strict=True):
-            np.save(path / name, array)
-        files = {
-            name: {"size": len(content), "crc32": zlib.crc32(content)}
-            for name in ARRAYS
-            if (content := (path / name).read_bytes())
-        }
-        metadata = {
-            "version": VERSION, "offset": [0, 0, 0], "full_shape": list(SHAPE),
-            "mean": [1000.0] * 4, "std": [577.0] * 4, "foreground": [64, 64, 64],
-            "files": files, "source": [], "affine": np.eye(4).tolist(),
-        }  # fmt: skip
-        (path / METADATA).write_text(json.dumps(metadata))
 
 
 def median_rate(epoch: Callable[[int], int], repeats: int, device: torch.device) -> float:
@@ -110,7 +79,6 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, default=ROOT)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--cache", type=Path)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--patches", type=int, default=32)
@@ -124,15 +92,15 @@ def main() -> None:
     arguments = parse_arguments()
     sys.path.insert(0, str(arguments.tree.resolve()))
     from trainable.core.config import TrainConfig
+    from trainable.data.phantom import write_phantoms
+    from trainable.data.prepare import prepare_data
 
     with tempfile.TemporaryDirectory() as folder:
-        cache = arguments.cache or Path(folder)
-        if arguments.data:
-            from trainable.data.prepare import prepare_data
-
-            prepare_data(TrainConfig(data_dir=arguments.data, cache_dir=cache), quiet=True)
-        elif not arguments.cache:
-            write_noise(cache, cases=4)
+        cache = Path(folder, "cache")
+        if arguments.data is None:
+            arguments.data = Path(folder, "phantoms")
+            write_phantoms(arguments.data, cases=4, shape=(240, 240, 155))
+        prepare_data(TrainConfig(data_dir=arguments.data, cache_dir=cache), quiet=True)
         print(f"{arguments.tree.resolve()}, {arguments.device}, batches of {BATCH}, {arguments.workers} threads")
         print(f"{'size':>6}  {'augmentation':12}  {'prepare_batch/s':>15}  {'whole path/s':>12}  {'GPU MiB':>8}")
         for size in arguments.sizes:

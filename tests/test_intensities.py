@@ -81,7 +81,7 @@ def test_background_option_makes_that_value_0_in_the_cache(folder: Path, tmp_pat
 def test_auto_takes_each_image_s_own_background(folder: Path) -> None:
     plain = load_case(case_of(folder))
     change_images(folder, z_scores)
-    loaded = load_case(case_of(folder), "auto")
+    loaded = load_case(case_of(folder), background="auto")
     np.testing.assert_array_equal(loaded.image != 0, plain.image != 0)
     assert min(correlations(loaded.image, plain.image)) > 0.9999
 

@@ -134,7 +134,7 @@ def test_one_name_in_two_places_is_refused_with_both_and_a_link_to_a_case_is_not
     assert len(names_in(data)) == 4
     shutil.copytree(data / "Phantom_00002", data / "LGG" / "Phantom_00002")
     places = f"Phantom_00002: {data / 'LGG/Phantom_00002'} and {data / 'Phantom_00002'}"
-    with pytest.raises(InputError, match=f"1 case name is there twice.*\n  {places}"):
+    with pytest.raises(InputError, match=f"1 case names are there twice.*\n  {places}"):
         find_cases(data, need_seg=True)
 
 
@@ -153,7 +153,7 @@ print(len(found.cases), [str(error).split(' (')[0] for error in found.errors], f
 def test_a_folder_that_cannot_be_read_is_said_or_an_error_if_it_is_named_as_a_case(data: Path) -> None:
     for name in ("lost+found", "BraTS2021_00009"):
         (data / name).mkdir(mode=0o700)
-    for folder in (data.parent, data.parent.parent, data.parent.parent.parent):
+    for folder in list(data.parents)[:4]:
         folder.chmod(0o755)
     code = f"import trainable.data.case_search\n{UNREADABLE}"
     done = subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True, check=False, cwd=ROOT)

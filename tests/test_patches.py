@@ -83,7 +83,8 @@ def rulers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         channels = dict(zip(MODALITIES, [*np.indices(SIZE) + 1, np.ones(SIZE)], strict=True)) | {"seg": label}
         for word, volume in channels.items():
             (data / name).mkdir(exist_ok=True)
-            nifti = nib.Nifti1Image(np.asarray(volume, np.int16), np.eye(4))
+            around = np.pad(np.asarray(volume, np.int16), 3)  # a background, which is cropped away
+            nifti = nib.Nifti1Image(around, np.diag([-1, -1, 1, 1]))
             nib.save(nifti, data / name / f"{name}_{word}.nii.gz")
     prepare(find_cases(data, need_seg=True)[0], data / "cache", workers=1, quiet=True)
     return data / "cache"

@@ -81,7 +81,7 @@ def test_predictions_may_go_into_the_folder_of_the_cases_again_and_again(
     predict(model, [data, data / "Phantom_00001"], data)
     out = capsys.readouterr().out
     assert f"passed over: 2 NIfTI files beside the cases, such as {data / 'Phantom_00000.nii.gz'}\n" in out
-    assert out.count("2/2 Phantom_00001\n") == 2
+    assert out.count("2/2 Phantom_00001: ") == 2
     assert scored(data) == ["Phantom_00000", "Phantom_00001"]
 
 
@@ -111,7 +111,8 @@ def test_scores_of_earlier_calls_stay_unless_another_model_predicts(
     together = json.loads((out / "scores.json").read_text())
     assert together["cases"]["Phantom_00001"] == before["Phantom_00001"]
     dice = [case["dice_mean"] for case in together["cases"].values()]
-    assert together["mean"]["dice_mean"] == pytest.approx(sum(dice) / 2)
+    assert together["parts"] == dict.fromkeys(["Phantom_00000", "Phantom_00001"], "unknown")
+    assert together["means"]["unknown"]["dice_mean"] == pytest.approx(sum(dice) / 2)
     assert "another model" not in capsys.readouterr().out
     predict(make_model(tmp_path / "other.pth", 1), [data / "Phantom_00000"], out)
     line = f"{out / 'scores.json'} has the scores of 2 cases by another model; new scores replace them"
@@ -132,7 +133,7 @@ def test_a_full_disk_names_the_file_and_leaves_whole_files_and_the_scores_so_far
             predict(model, [data], out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "1/2 Phantom_00000\n" in capsys.readouterr().out  # held in memory: the limit is on files
+    assert "1/2 Phantom_00000: " in capsys.readouterr().out  # held in memory: the limit is on files
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 

@@ -157,7 +157,7 @@ def test_predict_refuses_a_case_of_another_size_by_name_and_predicts_the_others(
     predictions = predict_cases(model, [data / LARGE, data / "Phantom_00000"], tmp_path / "out")
     assert list(predictions.scores) == ["Phantom_00000"]
     assert [str(error).split(";")[0] for error in predictions.failed] == [f"{LARGE}: has voxels of 2 x 2 x 2 mm"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["Phantom_00000.nii.gz"]
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["Phantom_00000.nii.gz"]
 
 
 def test_predict_resamples_if_the_training_did_and_writes_on_the_case_s_own_grid(data: Path, tmp_path: Path) -> None:

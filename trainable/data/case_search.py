@@ -110,9 +110,9 @@ def survey(data_dir: Path, *, need_seg: bool, wanted: Collection[str] | None = N
             layout, and what is there.
         InputError: if there is no such folder, or two folders have the same case.
     """
-    if not data_dir.is_dir():
-        raise InputError(f"{data_dir}: no such folder; expected a folder laid out as {LAYOUT}")
     try:
+        if not data_dir.is_dir():
+            raise InputError(f"{data_dir}: no such folder; expected a folder laid out as {LAYOUT}")
         listing = list_folder(data_dir)
     except OSError as error:
         raise NoCaseError(f"{data_dir}: cannot be read ({error.strerror})") from None

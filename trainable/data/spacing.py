@@ -14,7 +14,7 @@ from trainable.data.cache import CaseMetadata, median_spacing, read_metadata
 from trainable.data.cache_writer import Reading, prepare
 from trainable.data.cases import Case, CaseError
 from trainable.data.grid import SPACING_TOLERANCE, Spacing, same_spacing, spacing_text
-from trainable.data.split import PARTS, Split, split_cases
+from trainable.data.split import PARTS, Split
 
 
 def split_on_one_grid(
@@ -50,7 +50,7 @@ def split_on_one_grid(
     """
     left_out: dict[str, CaseError] = {}
     while True:
-        split = split_cases([name for name in names if name not in left_out], config)
+        split = divide([name for name in names if name not in left_out])
         metadata = {name: read_metadata(folder / name) for part in PARTS for name in getattr(split, part)}
         target = median_spacing([metadata[name] for name in split.train])
         apart = [name for name in metadata if not same_spacing(metadata[name]["file_spacing"], target)]
