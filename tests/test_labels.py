@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def write(tmp_path: Path) -> Write:
         for name in names:
             folder = tmp_path / "data" / name
             folder.mkdir(parents=True)
-            rng = np.random.default_rng(len(name))
+            rng = np.random.default_rng(zlib.crc32(name.encode()))  # each case is another scan
             seg = np.zeros(SHAPE, np.uint8)
             for index, value in enumerate(values):
                 seg[4 + 3 * index : 7 + 3 * index, 4:14, 4:12] = value
