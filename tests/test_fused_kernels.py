@@ -103,12 +103,8 @@ print(training.network.fused, bool(losses.isfinite().all()), bool(norm.isfinite(
 @pytest.mark.parametrize("works", [True, False])
 def test_a_training_goes_on_with_plain_pytorch_if_triton_cannot_compile(works: bool, tmp_path: Path) -> None:
     broken = {} if works else {"CC": "/bin/false"}
-    environment = {
-        **os.environ,
-        **broken,
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **broken, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": paths}
     code = "from trainable.core.logger import init_logger; init_logger()\n" + TRAIN
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
