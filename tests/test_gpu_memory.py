@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,15 +17,12 @@ from trainable.core.gpu_memory import (
     bytes_taken_by_others,
     describe_processes,
     list_gpu_processes,
-    memory_taken_by_others,
 )
 from trainable.core.options import make_config, to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
-from trainable.train import out_of_memory
 from trainable.training.epoch_result import EpochResult
 from tune.driver import worker
-from tune.driver.gpu_sharing import share_memory
 from tune.spec.trial_spec import TrialSpec
 
 GIB = 2**30
@@ -130,39 +128,43 @@ def other_process() -> Iterator[None]:
     holder.communicate()
 
 
-def fill() -> list[torch.Tensor]:
-    """Allocate until torch raises that memory is out; return what was allocated."""
-    held = list[torch.Tensor]()
-    try:
-        while True:
-            held.append(torch.empty(2**28, dtype=torch.uint8, device="cuda"))
-    except torch.cuda.OutOfMemoryError:
-        return held
+FILL = """
+import sys, torch
+from trainable.core.options import make_config
+from trainable.core.gpu_memory import memory_taken_by_others
+from trainable.train import out_of_memory
+from tune.driver.gpu_sharing import share_memory
+
+share, held = float(sys.argv[1]), []
+share_memory(share)
+try:
+    while True:
+        held.append(torch.empty(2**28, dtype=torch.uint8, device="cuda"))
+except torch.cuda.OutOfMemoryError:
+    print(memory_taken_by_others(share))
+    print(out_of_memory(make_config({"device": "cuda"})))
+"""
+
+
+def fill(share: float) -> list[str]:
+    """Allocate in a process of this share until memory is out; return what that process says of it, in two lines."""
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", FILL, str(share)]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return done.stdout.splitlines()
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_another_process_is_blamed(other_process: None) -> None:
-    held = fill()
-    try:
-        message = memory_taken_by_others(1.0)
-        assert message.startswith("other processes hold ")
-        assert "nvidia-smi" in message or "pid " in message
-        advice = out_of_memory(make_config({"device": "cuda"}))
-        assert "are free now; other processes hold " in advice
-        assert "Try to free that memory, or another GPU with CUDA_VISIBLE_DEVICES, " in advice
-    finally:
-        held.clear()
-        torch.cuda.empty_cache()
+    message, advice = fill(1.0)
+    assert message.startswith("other processes hold ")
+    assert "nvidia-smi" in message or "pid " in message
+    assert "are free now; other processes hold " in advice
+    assert "Try to free that memory, or another GPU with CUDA_VISIBLE_DEVICES, " in advice
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_on_a_gpu_a_process_that_has_had_its_share_blames_itself(share: float) -> None:
-    try:
-        share_memory(share)
-        held = fill()
-        assert memory_taken_by_others(share) == ""
-    finally:
-        held.clear()
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert fill(share)[0] == ""
