@@ -127,7 +127,7 @@ def test_cases_that_change_or_vanish_end_the_sweep_without_a_score_of_them_and_r
     trials = read_trials(tmp_path / "run")
     assert FAIL not in [trial.state for trial in trials]
     assert trials[1].state == RUNNING
-    assert list(trials[1].intermediate_values) == [1]
+    assert list(trials[1].intermediate_values) in ([1], [1, 2])  # epoch 2 may be validated while epoch 1 is reported
     run = resume(tmp_path / "run", cluster=cluster)  # which prepares the cases anew
     assert [trial.state for trial in read_trials(run.folder)] == [COMPLETE] * 3
     assert {trial.user_attrs["progress"]["data"] for trial in read_trials(run.folder)} == {run.config.record.data}

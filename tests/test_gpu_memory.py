@@ -76,6 +76,7 @@ def trial(prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
     spec = TrialSpec(
         number=3, recipe=to_dict(recipe), checkpoint=None, threads=1, gpu_share=0.5,
         lock_file=str(tmp_path / "none" / "lock"), stdout_log=str(tmp_path / "stdout.log"), report_timeout=None,
+        data=None, contents_file=str(tmp_path / "cases.json"),
     )  # fmt: skip
     return spec, reports
 

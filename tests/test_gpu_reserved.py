@@ -16,6 +16,7 @@ from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from tune.driver.cluster import Cluster, resolve_gpu
 from tune.driver.searcher import OptunaSearcher
+from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep import launch
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
@@ -66,7 +67,8 @@ def test_a_gpu_of_0_trains_on_the_cpu_and_that_is_said_once(
         def count(self) -> int:
             return 1
 
-    searcher = OptunaSearcher(Journal(tmp_path, config), Run(RunDir(tmp_path), config, []), One())  # type: ignore[arg-type]
+    run, storage = Run(RunDir(tmp_path), config, []), StorageWatch("")
+    searcher = OptunaSearcher(Journal(tmp_path, config), run, One(), storage)  # type: ignore[arg-type]
     assert searcher.suggest("trial")["recipe"]["device"] == "cpu"
 
 

@@ -49,7 +49,7 @@ def test_prediction_refuses_each_case_by_name_and_writes_none(damaged: Path, pha
     first, *listing = str(caught.value).splitlines()
     assert first == "2 of 2 cases cannot be used:"
     for case, line in zip(cases, listing, strict=True):
-        assert line.startswith(f"  {case.name}: {damaged} cannot predict it: ")
+        assert line.startswith(f"  {case.name}: {damaged}/checkpoints/best_model.pth cannot predict it: ")
         assert line.endswith(" logits are not finite, and 1 of the network's weights are not either")
     assert not (tmp_path / "out").exists()
 
@@ -75,9 +75,9 @@ def test_other_cases_are_predicted_if_the_logits_of_one_are_not_finite(
     cases = [phantoms / "Phantom_00000", phantoms / "Phantom_00001"]
     predictions = predict_cases(tmp_path / "model", cases, tmp_path / "out", device="cpu")
     assert list(predictions.scores) == ["Phantom_00001"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["Phantom_00001.nii.gz"]
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["Phantom_00001.nii.gz"]
     [error] = predictions.failed
-    assert f"Phantom_00000: {tmp_path / 'model'} cannot predict it: 1 of " in str(error)
+    assert f"Phantom_00000: {tmp_path / 'model/checkpoints/best_model.pth'} cannot predict it: 1 of " in str(error)
     assert "not finite, though all of its weights are: the case's intensities are too large, or" in str(error)
 
 

@@ -272,7 +272,7 @@ def test_a_second_sigterm_changes_nothing(tmp_path: Path, prepared, phantoms):
 
 def test_a_signal_that_is_ignored_stays_ignored_and_rays_handler_gives_way(tmp_path: Path, prepared, phantoms):
     """nohup ignores SIGHUP; Ray takes SIGUSR1 when it starts, and would then end the sweep with exit code 0."""
-    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []))
+    ending = SweepStopper(Run(RunDir(tmp_path), small_sweep(prepared, phantoms), []), StorageWatch(""))
     before = {number: signal.getsignal(number) for number in END_SIGNALS}
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -292,7 +292,7 @@ def test_a_signal_that_is_ignored_stays_ignored_and_rays_handler_gives_way(tmp_p
 def test_a_sweep_that_ray_ends_by_itself_is_not_taken_for_finished(tmp_path: Path, prepared, phantoms, capsys):
     run = Run(RunDir(tmp_path), small_sweep(prepared, phantoms), [])
     with pytest.raises(SystemExit) as caught:
-        SweepStopper(run).exit(run)
+        SweepStopper(run, StorageWatch("")).exit(run)
     assert caught.value.code == 1
     line = f"stopped by Ray, before the last trial; go on with: voxtune resume {tmp_path}\n"
     assert capsys.readouterr().out == line

@@ -32,8 +32,11 @@ def bytes_taken_by_others(*, free: int, own: int, total: int, share: float) -> i
 def memory_taken_by_others(share: float) -> str:
     """Return which processes hold a part of this process's share of its GPU, in a sentence; "" if none does.
 
-    To be called where this process runs out of memory, while the tensors are still there.
+    To be called where this process runs out of memory, while the tensors are still there. A process that has not used a
+    GPU has run out of none.
     """
+    if not torch.cuda.is_initialized():
+        return ""
     free, total = torch.cuda.mem_get_info()
     own = torch.cuda.memory_reserved() + CUDA_CONTEXT_BYTES
     taken = bytes_taken_by_others(free=free, own=own, total=total, share=share)
