@@ -59,7 +59,7 @@ def check_truth(case: Case, image: NDArray[np.int16], label: Labels) -> None:
     Raises:
         CaseError: with that share.
     """
-    tumour = np.flatnonzero(label.T)
+    tumour = np.flatnonzero(label.T != 0)  # of bool, which is several times faster
     inside = np.zeros(tumour.shape, bool)
     for channel in image:
         inside |= channel.T.reshape(-1)[tumour] != 0
@@ -103,7 +103,7 @@ def _note_of_other_brains(case: Case, volumes: Sequence[NDArray[np.int16]]) -> l
     for first, second in combinations(range(len(masks)), 2):
         both = int(np.count_nonzero(masks[first] & masks[second]))
         overlaps[first, second] = overlaps[second, first] = 2 * both / max(1, sizes[first] + sizes[second])
-    typical = overlaps[int(overlaps.sum(axis=0).argmax())]
+    typical = overlaps[int(overlaps.sum(axis=0).round(6).argmax())]  # of several as typical the first
     others = [index for index, overlap in enumerate(typical) if overlap < LEAST_OVERLAP]
     if not others:
         return []
