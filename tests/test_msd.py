@@ -26,13 +26,14 @@ ABOUT: dict[str, Any] = {
 
 
 def write_task(folder: Path, about: dict[str, Any] = ABOUT, count: int = 3) -> Path:
-    """Files as Task01_BrainTumour has them; channel c of case n is c + 1 + 10 n in a block, 0 elsewhere."""
+    """Files as Task01_BrainTumour has them; channel c of case n is c + 1 + 10 n in a block but for its first slice."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)
     (folder / "dataset.json").write_text(json.dumps(about))
     for number in range(count):
         image = np.zeros((*SHAPE, 4), np.float32)
         image[2:9, 3:8, 1:6] = np.arange(1, 5) + 10 * number
+        image[2, 3:8, 1:6] = np.arange(100, 125).reshape(5, 5, 1)
         label = np.zeros(SHAPE, np.uint8)
         label[3, 4, 2:5] = 1, 2, 3
         for kind, voxels in (("images", image), ("labels", label)):

@@ -17,6 +17,7 @@ from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.option_files import save_options
 from trainable.data.case_search import case_around
+from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
 from trainable.training.checkpoint import find_checkpoint
@@ -76,7 +77,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
 
     Raises:
         InputError: if output_dir is in use or belongs to another training or a sweep, the cases, a file or the device
-            cannot be used, or a resumed training has ended already.
+            cannot be used, no training case has a tumour, or a resumed training has ended already.
     """
     paths = TrainingDir(config.output_dir)
     refuse_sweep(paths.path)
@@ -87,6 +88,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
             refuse_used(paths.path)
         check_files(config)
         data = data or prepare_data(config)
+        check_regions(data.folder, data.split)
         log = TrainingLog(paths.path)
         seen = ""
 

@@ -11,23 +11,27 @@ from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from trainable.data.grid import spacing_text
+
 LIMITS = (0.01, 100.0)  # mm; sides of voxels of a head
 LEAST_VOLUME = 1e-3  # of a voxel, as a share of the box with its sides; 0 if its axes lie in one plane
 ROUNDING = 1e-2  # mm, and as a share of the voxel size
+UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # codes of NIfTI; the unit in mm
 
 
 def usable_affine(header: Any) -> NDArray[np.float64]:
     """Return the affine of a NIfTI header, float64 (4, 4) in mm: the sform if it is set, else the qform.
 
     A header with neither has voxels along the axes, as NIfTI says. If the sform is set and cannot be used, the qform is
-    not taken in its place: which of the two was meant cannot be known.
+    not taken in its place: which of the two was meant cannot be known. Without a unit, and if in the header's unit the
+    voxels would not be those of a head, the numbers are mm.
 
     Raises:
         ValueError: saying what sform and qform are, if the one that counts gives no place to each voxel.
     """
     forms = {name: _read_form(header, name) for name in ("sform", "qform")}
     used = next((name for name, (affine, problem) in forms.items() if affine is not None or problem), None)
-    affine, problem = forms[used] if used else _checked(header.get_base_affine)
+    affine, problem = forms[used] if used else _checked(header, header.get_base_affine)
     if problem or affine is None:
         found = "; ".join(f"its {name} {_describe(*form)}" for name, form in forms.items())
         sizes = "" if used else f"; its voxel sizes give {problem}"
@@ -43,16 +47,32 @@ def _read_form(header: Any, name: str) -> tuple[NDArray[np.float64] | None, str]
     """Return the affine of "sform" or "qform" and what is wrong with it; (None, "") if it is not set."""
     if int(header[f"{name}_code"]) == 0:
         return None, ""
-    return _checked(getattr(header, f"get_{name}"))
+    return _checked(header, getattr(header, f"get_{name}"))
 
 
-def _checked(read: Callable[[], Any]) -> tuple[NDArray[np.float64] | None, str]:
-    """Return the affine that a header gives, None if it gives none, and what is wrong with it, "" if nothing is."""
+def _checked(header: Any, read: Callable[[], Any]) -> tuple[NDArray[np.float64] | None, str]:
+    """Return the affine, in mm, that a header gives, and what is wrong with it: "" if nothing is.
+
+    The affine is None if it gives none. read: the method of the header that does.
+    """
     try:
         affine = np.asarray(read(), np.float64)
     except (HeaderDataError, ValueError, ArithmeticError) as error:
         return None, f"values that make no affine ({error})"
+    in_mm = _in_mm(header, affine)
+    affine = affine if _problem(in_mm) else in_mm
     return affine, _problem(affine)
+
+
+def _in_mm(header: Any, affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an affine in mm that is in a header's unit; as it is without a unit."""
+    _, factor = _unit(header)
+    return affine if factor == 1 else affine * np.array([[factor], [factor], [factor], [1.0]])
+
+
+def _unit(header: Any) -> tuple[str, float]:
+    """Return a header's unit of length, in words and in mm."""
+    return UNITS.get(int(header["xyzt_units"]) & 7, ("mm", 1.0))
 
 
 def _problem(affine: NDArray[np.float64]) -> str:
@@ -73,6 +93,31 @@ def _describe(affine: NDArray[np.float64] | None, problem: str) -> str:
     if problem:
         return f"gives {problem}"
     return "is not set" if affine is None else f"is {np.round(affine, 3).tolist()}"
+
+
+def affine_note(header: Any) -> str:
+    """Return what in a header contradicts the affine that `usable_affine` takes from it, in words; "" if nothing does.
+
+    That is a qform, whose voxel sizes are those of pixdim, with voxels of another size than the sform's, or a unit that
+    makes no voxels of a head.
+    """
+    notes = []
+    sform, qform = (_read_form(header, name)[0] for name in ("sform", "qform"))
+    if sform is not None and qform is not None:
+        sides, others = voxel_sizes(sform), voxel_sizes(qform)
+        if not np.allclose(sides, others, rtol=ROUNDING, atol=0):
+            notes.append(
+                f"the sform has voxels of {spacing_text(sides)}, the qform and pixdim of {spacing_text(others)}; "
+                "the sform is taken; make them agree"
+            )
+    words, factor = _unit(header)
+    as_written = header.get_best_affine()
+    if factor != 1 and np.array_equal(usable_affine(header), as_written):
+        notes.append(
+            f"the unit is {words}, which makes voxels of {spacing_text(voxel_sizes(as_written) * factor)}; "
+            "mm are taken; correct the unit"
+        )
+    return "; ".join(notes)
 
 
 def same_affine(affine: NDArray[np.float64], other: NDArray[np.float64]) -> bool:

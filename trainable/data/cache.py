@@ -48,8 +48,8 @@ class FileInfo(TypedDict):
 class CaseMetadata(TypedDict):
     """The content of case.json; see CachedCase.
 
-    source: name, size and modification time of each file of the case. scan: the scan_hash of its images. labels: the
-    convention by which its seg was read.
+    source: name, size, times and CRC32 of each file of the case, see source_of. scan: the scan_hash of its images.
+    labels: the convention by which its seg was read.
     """
 
     version: int
@@ -68,7 +68,7 @@ class CaseMetadata(TypedDict):
     file_spacing: list[float]  # in mm, of the axes in LPS
     resampled_to: list[float] | None  # the voxel size asked for, in mm; None if the voxels are those of the files
     background: float | str  # the option with which the case was read
-    notes: list[str]  # what was changed in its images
+    notes: list[str]  # what was changed in its images, and what looks wrong
     scan: str
 
 

@@ -16,13 +16,11 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import NDArray
 
 from trainable.core.brats import REGION_LABELS
@@ -36,18 +34,15 @@ from trainable.data.cache import (
     METADATA,
     VERSION,
     CaseMetadata,
-    FileInfo,
     cache_folder,
     can_be_written,
     read_metadata,
     sibling_cache,
 )
+from trainable.data.cache_check import PLAIN_READING, Reading, checksums, is_current, is_of_source, source_of
 from trainable.data.case_reader import LoadedCase, load_case
 from trainable.data.cases import Case, CaseError
 from trainable.data.folder_listing import is_nifti
-from trainable.data.grid import Spacing
-from trainable.data.intensities import Background
-from trainable.data.labels import LABELS_2021, LabelConvention
 from trainable.data.normalise import brain_box, channel_stats
 from trainable.data.orientation import lps_spacing
 from trainable.data.resample import resample_case
@@ -60,32 +55,11 @@ NAME_ERRNOS = (errno.ENAMETOOLONG, errno.EILSEQ)
 LEFTOVER_AGE = 3600  # seconds; a writer on another machine seems dead from this one, but does not take that long
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How cases are read.
-
-    Attributes:
-        labels: what the values of the seg files mean.
-        background: the option of this name.
-        spacing: the voxel size in mm that cases are resampled to; "file": that of their files; "ready": as they are in
-            the cache, and that of their files for a case that is not ready.
-    """
-
-    labels: LabelConvention = LABELS_2021
-    background: Background = 0.0
-    spacing: Spacing | Literal["file", "ready"] = "ready"
-
-    @property
-    def resampled_to(self) -> list[float] | None:
-        """The voxel size that a case is resampled to; None for that of its files."""
-        return None if isinstance(self.spacing, str) else list(self.spacing)
-
-
 def prepare(
     cases: Sequence[Case],
     folder: Path,
     *,
-    reading: Reading = Reading(),
+    reading: Reading = PLAIN_READING,
     incomplete: Sequence[CaseError] = (),
     skip_bad: bool = False,
     remedy: str = "repair them, or continue without them with --skip_bad_cases",
@@ -138,7 +112,7 @@ def prepare(
 
 
 def _print_notes(folder: Path, names: Sequence[str]) -> None:
-    """Print on stderr what was changed in the images of these cases."""
+    """Print on stderr what was changed in the images of these cases, and what looks wrong."""
     notes = [note for name in names for note in read_metadata(folder / name)["notes"]]
     for note in notes[:NOTES_SHOWN]:
         print(note, file=sys.stderr)
@@ -153,7 +127,7 @@ def place_of_cache(cases: Sequence[Case], data_dir: Path, cache_dir: Path | None
         InputError: as cache_folder.
     """
     sibling = sibling_cache(data_dir)
-    if cache_dir is None and not can_be_written(sibling) and all(_is_of_source(sibling, case) for case in cases):
+    if cache_dir is None and not can_be_written(sibling) and all(is_of_source(sibling, case) for case in cases):
         return sibling
     return cache_folder(data_dir, cache_dir)
 
@@ -165,7 +139,7 @@ def _update(
     folder.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(folder)
     with progress_bar("cases", len(cases), quiet=quiet) as tick:
-        current = run_parallel(partial(_is_current, folder, reading), cases, workers=workers, tick=tick, threads=True)
+        current = run_parallel(partial(is_current, folder, reading), cases, workers=workers, tick=tick, threads=True)
         for _ in range(len(cases) - sum(current)):
             tick(-1)
         outdated = [case for case, ready in zip(cases, current, strict=True) if not ready]
@@ -176,45 +150,11 @@ def _update(
     return {case.name: error for case, error in zip(outdated, errors, strict=True)}
 
 
-def _fingerprint(case: Case) -> list[list[Any]]:
-    """Return names, sizes and modification times of a case's files, which tell whether they have changed."""
-    paths = [*case.images, *([case.seg] if case.seg else [])]
-    return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in paths]
-
-
-def _checksums(path: Path) -> dict[str, FileInfo]:
-    """Return size and CRC32 of each array of a prepared case."""
-    contents = {file: (path / file).read_bytes() for file in ARRAYS}
-    return {file: {"size": len(content), "crc32": isal_zlib.crc32(content)} for file, content in contents.items()}
-
-
 def _has_nifti(folder: Path) -> bool:
     """Return whether a folder exists and has a NIfTI file."""
     try:
         return any(is_nifti(name) for name in os.listdir(folder))
     except OSError:
-        return False
-
-
-def _is_of_source(folder: Path, case: Case) -> bool:
-    """Return whether the cache has this case, prepared from its present source; its checksums are not verified."""
-    try:
-        return bool(read_metadata(folder / case.name)["source"] == _fingerprint(case))
-    except (OSError, InputError, KeyError):
-        return False
-
-
-def _is_current(folder: Path, reading: Reading, case: Case) -> bool:
-    """Return whether the cache has this case, whole, read in this way and prepared from its present source."""
-    path = folder / case.name
-    try:
-        metadata = read_metadata(path)
-        same_spacing = reading.spacing == "ready" or metadata["resampled_to"] == reading.resampled_to
-        same_labels = metadata["labels"] == reading.labels.plain()
-        same_reading = same_spacing and same_labels and metadata["background"] == reading.background
-        same_source = same_reading and metadata["source"] == _fingerprint(case)
-        return bool(same_source and metadata["files"] == _checksums(path))
-    except (OSError, ValueError, KeyError):
         return False
 
 
@@ -227,8 +167,8 @@ def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | Non
     # without the case's name, which may be as long as a name can be
     temp = folder / f".case.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
-        # The fingerprint is taken first: a source that changes while it is read is then prepared again next time.
-        source = _fingerprint(case)
+        # It is described first: a source that changes while it is read is then prepared again next time.
+        source = source_of(case)
         loaded = load_case(case, reading.labels, reading.background)
         scan = scan_hash(loaded.image)  # of the scan itself, not of a resampled one
         if not isinstance(reading.spacing, str):
@@ -269,7 +209,7 @@ def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], sca
         "mean": mean.tolist(),
         "std": std.tolist(),
         "foreground": [len(region) for region in voxels],
-        "files": _checksums(temp),
+        "files": checksums(temp),
         "source": source,
         "affine": case.affine.tolist(),
         "labels": reading.labels.plain(),
@@ -314,7 +254,7 @@ def _publish(temp: Path, folder: Path, reading: Reading, case: Case) -> None:
     """Rename a finished case to its final name; another writer may be doing the same."""
     path = folder / case.name
     for _ in range(20):
-        if _is_current(folder, reading, case):
+        if is_current(folder, reading, case):
             return
         old = temp.with_suffix(".old")
         # Renamed, not overwritten: trials that have mapped the old arrays keep them.

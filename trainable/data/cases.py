@@ -37,12 +37,31 @@ NAMINGS = (NAMES_2021, NAMES_2023)
 
 @dataclass(frozen=True)
 class Case:
-    """Files of one case: images in the order of MODALITIES, seg or None, and how they are named."""
+    """Files of one case.
+
+    Attributes:
+        images: in the order of MODALITIES.
+        seg: None if there is none.
+        naming: how they are named.
+        doubles: pairs of an image or the seg and another file for the same volume: with another ending, or named as in
+            another year.
+    """
 
     name: str
     images: tuple[Path, ...]
     seg: Path | None
     naming: Naming
+    doubles: tuple[tuple[Path, Path], ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that are read: the images, the seg if there is one, and the other files for the same volumes."""
+        return (*self.images, *([self.seg] if self.seg else []), *(other for _, other in self.own_doubles))
+
+    @property
+    def own_doubles(self) -> tuple[tuple[Path, Path], ...]:
+        """The pairs in doubles whose first file is one of this case; without a seg it has none of a seg."""
+        return tuple(pair for pair in self.doubles if pair[0] in (*self.images, self.seg))
 
 
 def find_case(folder: Path, *, need_seg: bool) -> Case:
@@ -82,7 +101,7 @@ def case_of(folder: Path, listing: Listing, *, need_seg: bool) -> Case:
             f"{_renamed(folder, listing, missing)}; expected {LAYOUT}"
         )
     images = tuple(volumes[stem(naming, word)] for word in naming.images)
-    return Case(name, images, volumes.get(stem(naming, "seg")), naming)
+    return Case(name, images, volumes.get(stem(naming, "seg")), naming, tuple(_doubles(name, listing, naming)))
 
 
 def case_name(folder: Path) -> str:
@@ -123,6 +142,15 @@ def foreign_case(listing: Listing) -> str | None:
 def unreadable_case(folder: Path, error: OSError) -> CaseError:
     """Return the error of a case whose folder cannot be read."""
     return CaseError(f"{case_name(folder)}: {folder} cannot be read ({error.strerror}); expected {LAYOUT}")
+
+
+def _doubles(name: str, listing: Listing, naming: Naming) -> Iterator[tuple[Path, Path]]:
+    """Yield pairs of files for one volume of a case; the first of a pair is named as in `naming` if there is one."""
+    namings = (naming, *(other for other in NAMINGS if other != naming))
+    for words in zip(*((*each.images, "seg") for each in namings), strict=True):
+        stems = [f"{composed(name)}{each.separator}{word}" for each, word in zip(namings, words, strict=True)]
+        files = [path for stem in stems for path in listing.files_of(stem)]
+        yield from ((files[0], other) for other in files[1:])
 
 
 def _modalities(name: str) -> Iterator[str]:

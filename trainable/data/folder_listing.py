@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ENDINGS = (".nii.gz", ".nii")  # where a file is there with both, the first is read
+ENDINGS = (".nii.gz", ".nii")  # where a file is there with both, the first is read if the two are the same
 MACOS_FOLDER = "__MACOSX"  # what a zip made by macOS adds beside its content
 NAMES_SHOWN = 5
 
@@ -23,12 +23,18 @@ class Listing:
         folders: the other sub-folders.
         dangling: links to nothing.
         names: of the files, as a message prints them, of dangling links and folders that are named like NIfTI files.
+        doubles: by a name in volumes the further NIfTI files of the same name, under another ending.
     """
 
     volumes: dict[str, Path]
     folders: tuple[Path, ...]
     dangling: tuple[Path, ...]
     names: tuple[str, ...]
+    doubles: dict[str, tuple[Path, ...]]
+
+    def files_of(self, name: str) -> tuple[Path, ...]:
+        """Return the NIfTI files of a name without ending; the one in volumes first."""
+        return (self.volumes[name], *self.doubles.get(name, ())) if name in self.volumes else ()
 
 
 def list_folder(folder: Path) -> Listing:
@@ -54,10 +60,12 @@ def list_folder(folder: Path) -> Listing:
             volumes += [(entry.name, inside[0])] if len(inside) == 1 else []
             folders += [path] if len(inside) != 1 else []
             names.append(f"{entry.name}/ (a folder with {len(inside)} NIfTI files)" if len(inside) != 1 else entry.name)
-    by_stem: dict[str, Path] = {}
+    by_stem: dict[str, list[Path]] = {}
     for name, path in sorted(volumes, key=lambda volume: ENDINGS.index(_ending(volume[0]))):
-        by_stem.setdefault(stem_of(name), path)
-    return Listing(by_stem, tuple(folders), tuple(dangling), tuple(names))
+        by_stem.setdefault(stem_of(name), []).append(path)
+    first = {stem: paths[0] for stem, paths in by_stem.items()}
+    doubles = {stem: tuple(paths[1:]) for stem, paths in by_stem.items() if paths[1:]}
+    return Listing(first, tuple(folders), tuple(dangling), tuple(names), doubles)
 
 
 def is_nifti(name: str) -> bool:

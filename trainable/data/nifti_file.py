@@ -19,7 +19,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from trainable.core.config import Shape3
-from trainable.data.affine import usable_affine
+from trainable.data.affine import affine_note, usable_affine
 from trainable.data.cases import CaseError
 from trainable.data.grid import FileGrid, three
 
@@ -42,11 +42,13 @@ class NiftiFile:
         voxels: (X, Y, Z), in their type on disk, or as floats if the header scales.
         grid: shape and affine.
         dtype: type of the voxels on disk.
+        note: what in its header contradicts the affine of the grid, in words; "" if nothing does.
     """
 
     voxels: NDArray[Any]
     grid: FileGrid
     dtype: np.dtype[Any]
+    note: str = ""
 
 
 def read_nifti(case: str, path: Path) -> NiftiFile:
@@ -76,7 +78,8 @@ def read_nifti(case: str, path: Path) -> NiftiFile:
     except ValueError as error:
         raise CaseError(f"{case}: {path.name}: {error}") from None
     shape = _shape3(case, path, voxels.shape)
-    return NiftiFile(voxels.reshape(shape, order="F"), FileGrid(shape, affine), header.get_data_dtype())
+    grid = FileGrid(shape, affine)
+    return NiftiFile(voxels.reshape(shape, order="F"), grid, header.get_data_dtype(), affine_note(header))
 
 
 def _shape3(case: str, path: Path, shape: tuple[int, ...]) -> Shape3:

@@ -13,7 +13,8 @@ from trainable.core.errors import InputError
 from trainable.core.files import require_working_folder
 from trainable.core.option_errors import did_you_mean
 from trainable.data.cache import grid_spacing, read_contents, read_labels_in_use, read_metadata
-from trainable.data.cache_writer import Reading, place_of_cache, prepare
+from trainable.data.cache_check import Reading
+from trainable.data.cache_writer import place_of_cache, prepare
 from trainable.data.case_search import Survey, survey
 from trainable.data.folder_listing import first_names
 from trainable.data.grid import Spacing

@@ -21,6 +21,7 @@ from trainable.core.logger import logger
 from trainable.core.option_errors import did_you_mean
 from trainable.core.options import absolute_path, path_options
 from trainable.data.cache import changed_cases
+from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
@@ -103,6 +104,7 @@ def launch(
             raise InputError(
                 "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
             )
+        check_regions(data.folder, data.split)
         seen = history_of_pretrained(config.base_config(), data).seen_of(cases_by_part(data))
         config = resolve_gpu(config)
         slots = Slots(config)
