@@ -34,7 +34,7 @@ SHIPPED = sorted(entry.name for entry in resources.files("search_spaces").iterdi
             {"warmup_epochs": 5, "scheduler": "cosine", "epochs": 5},
             "warmup_epochs (epochs is 5, not above warmup_epochs)",
         ),
-        ({"min_lr": 1e-5, "scheduler": "poly"}, "min_lr (scheduler is poly, not cosine or plateau)"),
+        ({"min_lr": 1e-5, "scheduler": "poly"}, "min_lr (scheduler is poly, not cosine or plateau or multistep)"),
         ({"plateau_factor": 0.1, "scheduler": "step"}, "plateau_factor (scheduler is step, not plateau)"),
         ({"focal_gamma": 1.0}, "focal_gamma (base_loss is bce, not focal)"),
         ({"focal_gamma": 1.0, "focal_loss": True}, ""),
