@@ -100,8 +100,8 @@ def sync_best(run: Run) -> bool:
 
 def same_but_for_folder(first: str, second: str) -> bool:
     """Return whether two texts of recipe_text differ at most in the name of the run's folder, which may be moved."""
-    (trial, *rest), (other_trial, *others) = first.splitlines(), second.splitlines()
-    return trial.partition(" of ")[0] == other_trial.partition(" of ")[0] and rest == others
+    one, other = first.partition("\n"), second.partition("\n")
+    return one[0].partition(" of ")[0] == other[0].partition(" of ")[0] and one[2] == other[2]
 
 
 class Recorder(ray_tune.Callback):

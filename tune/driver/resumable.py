@@ -33,7 +33,10 @@ def refuse_unchangeable(overrides: Sequence[str]) -> None:
 
 
 def check_resumable(config: SweepConfig, run_dir: Path) -> None:
-    """Raise InputError if a run is of another version or damaged, or if its snapshot has gone on elsewhere."""
+    """Raise InputError if a run is of another version or damaged, or if its snapshot has gone on elsewhere.
+
+    Also if its file of labels is gone.
+    """
     paths = RunDir(run_dir)
     if (version := config.record.format) != CHECKPOINT_FORMAT:
         raise InputError(
@@ -44,6 +47,7 @@ def check_resumable(config: SweepConfig, run_dir: Path) -> None:
     if lost := run.orphan_trial_dirs:
         raise InputError(f"{paths.journal} has no trial for {', '.join(lost)}: it was cut; restore it")
     run.split()
+    run.require_file("labels")
     storage = config.record.storage
     if storage is not None and is_uri(storage):
         check_storage(storage, name_of(run), config.record.attempts)

@@ -174,6 +174,7 @@ def resume(
             logger.info(f"all {count} trials have ended; {why}")
             write_config(config, run_dir)
             return finalize(run, Snapshot(run))
+        run.require_file("pretrained")
         with running_or_new(cluster, address) as cluster:
             cluster.wait()
             config = resolve_gpu(config)

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import is_locked
-from trainable.core.options import make_config
+from trainable.core.options import make_config, words_of
 from trainable.data.split import Split, load_split, seen_line
 from trainable.training.epoch_result import EndReason
 from tune.run.run_dir import RunDir
@@ -197,6 +197,12 @@ class Run:
         if split.digest() != self.config.record.split:
             raise InputError(f"{path} is not the split that the sweep began with; restore it")
         return split
+
+    def require_file(self, option: str) -> None:
+        """Raise InputError if a path option of the sweep names a file that is not there any more."""
+        path = self.config.fixed(option)
+        if path is not None and str(path) not in words_of(option) and not Path(path).exists():
+            raise InputError(f"{path} is not there any more, and {self.folder} needs it as its {option}; restore it")
 
     def seen_line(self) -> str:
         """Return how many cases that score trials were seen by the pretrained weights, as a line; "" if none was."""
