@@ -163,6 +163,6 @@ def test_the_average_starts_from_pretrained_weights(prepared: Data, tmp_path: Pa
     run(config_in(tmp_path / "a", epochs=1), prepared)
     config: TrainConfig = config_in(tmp_path / "b", pretrained=tmp_path / "a", seed=9, **EMA)
     training = TrainingState(config)
-    loop.begin_training(training, lambda _: None)
+    loop.begin_training(training, prepared, lambda _: None)
     given = checkpoint.load_weights(tmp_path / "a").values()
     assert all(map(torch.equal, weights_of(training.validated_network), given))
