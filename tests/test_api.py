@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 import voxtune as vt
 from trainable.data.prepare import Data
+from trainable.training.epoch_result import row_columns
 from trainable.training.training_log import TrainingLog
 from tune.run.run_dir import RunDir
 from tune.search.journal import Journal
@@ -74,6 +75,7 @@ def test_the_columns_of_trials_depend_neither_on_trials_nor_on_scores(run_dir: P
     empty = vt.open(tmp_path).trials()
     assert (len(empty), list(empty.columns)) == (0, list(full.columns))
     assert {"score", "dice_WT", "dice_TC", "dice_ET", "params_lr"} <= set(empty.columns)
+    assert list(vt.open(tmp_path).curves().columns) == ["trial", *row_columns()]
     journal.ask()
     unscored = vt.open(tmp_path).trials()
     assert list(unscored.columns) == list(full.columns)
@@ -95,6 +97,17 @@ def test_what_is_no_run_is_an_input_error(tmp_path: Path) -> None:
         vt.open(tmp_path)
     with pytest.raises(vt.InputError, match="no checkpoint there"):
         vt.load_model(tmp_path)
+
+
+def test_without_installed_metadata_the_version_is_unknown(tmp_path: Path) -> None:
+    root = Path(vt.__file__).parents[1]
+    for name in ("voxtune", "tune", "trainable", "search_spaces"):
+        (tmp_path / name).symlink_to(root / name)  # without voxtune.egg-info beside them
+    hide = "import importlib.metadata as m; found = m.Distribution.from_name\nm.Distribution.from_name = classmethod("
+    hide += "lambda cls, name: found(name if name != 'voxtune' else 'no-such-package'))\n"
+    script = f"{hide}import voxtune, tune.cli; print(voxtune.__version__, tune.cli.version('numpy') != 'unknown')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.stdout, done.returncode) == ("unknown True\n", 0), done.stderr
 
 
 READ = """

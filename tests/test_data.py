@@ -49,6 +49,13 @@ def test_missing_data_dir_is_reported() -> None:
         prepare_data(TrainConfig(), quiet=True)
 
 
+def test_a_fold_without_folds_is_refused_before_cases_are_prepared(phantoms: Path, tmp_path: Path) -> None:
+    config = TrainConfig(data_dir=phantoms, cache_dir=tmp_path / "cache", fold=2)
+    with pytest.raises(InputError, match="fold is 2, but folds is 0: there are no folds; give their number with folds"):
+        prepare_data(config, quiet=True)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_cases_that_a_split_file_does_not_name_are_said(
     phantoms: Path, prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

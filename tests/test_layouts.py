@@ -23,7 +23,7 @@ from trainable.data.case_reader import load_case
 from trainable.data.case_search import case_around, find_cases, survey
 from trainable.data.cases import Case, CaseError, find_case
 from trainable.data.prepare import Data, prepare_data
-from tune.driver.sweep import with_prepared_data
+from tune.driver.resumable import with_prepared_data
 from tune.run.provenance import digest_of
 from tune.spec.sweep_config import make_sweep_config
 

@@ -22,7 +22,7 @@ from trainable.data.patches import PatchLoader
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
 from trainable.evaluation.pictures import COLOURS
-from trainable.training import checkpoint, loop
+from trainable.training import checkpoint, validation
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit, micro_batch_weight, seed_epoch, train_one_epoch
 from trainable.training.state import TrainingState, check_resumable
@@ -273,7 +273,7 @@ def test_val_cases_are_the_same_ones_each_time_evenly_spread(prepared: Data, tmp
         seen.append(list(cases))
         return {"case": dict.fromkeys(("dice_WT", "dice_TC", "dice_ET", "dice_mean"), 0.5)}
 
-    monkeypatch.setattr(loop, "validate", scored)
+    monkeypatch.setattr(validation, "validate", scored)
     for count, epochs in ((3, 2), (0, 1), (7, 1)):
         run(config_in(tmp_path / str(count), epochs=epochs, val_cases=count), data)
     three = [names[0], names[2], names[4]]
@@ -291,7 +291,7 @@ def test_plateau_and_patience_watch_the_metric_at_each_validation(
         wt, et = next(scores)
         return {"case": {"dice_WT": wt, "dice_TC": 0.5, "dice_ET": et, "dice_mean": 0.5}}
 
-    monkeypatch.setattr(loop, "validate", scored)
+    monkeypatch.setattr(validation, "validate", scored)
     options = {"epochs": 10, "val_freq": 2, "plateau_patience": 0, "patience": 3, "metric": metric}
     results = run(config_in(tmp_path, **options), prepared)
     lrs = [result.stats.lr / 5e-3 for result in results]

@@ -143,3 +143,26 @@ def test_the_scores_before_an_output_that_cannot_be_written_are_kept(model: Path
     with pytest.raises(InputError, match=r"Phantom_00001\.nii\.gz: cannot be written .*; 1 of 2 cases are predicted"):
         predict(model, [data], out)
     assert scored(out) == ["Phantom_00000"]
+
+
+def test_a_case_that_is_named_as_a_mean_has_a_row_of_its_own(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["case", "mean", "mean unknown", "part"]
+    for number, name in enumerate(names):
+        (tmp_path / "named" / name).mkdir(parents=True)
+        for file in (data / f"Phantom_0000{number % 2}").iterdir():
+            shutil.copy(file, tmp_path / "named" / name / file.name.replace(file.name[:13], name))
+    predict(model, [tmp_path / "named"], tmp_path / "out", device="cpu")
+    table = capsys.readouterr().out.splitlines()
+    starts = [line[:23].rstrip() for line in table[-7:-1]]
+    assert starts == [
+        "case          part",
+        *(f"{name:<12}  unknown" for name in names),
+        "mean unknown",
+    ]
+    assert scored(tmp_path / "out") == names
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert list(scores["means"]) == ["unknown"]
+    dice = [case["dice_mean"] for case in scores["cases"].values()]
+    assert scores["means"]["unknown"]["dice_mean"] == pytest.approx(sum(dice) / 4)

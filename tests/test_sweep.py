@@ -29,7 +29,8 @@ from tune.driver import recorder
 from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch, resume, with_absolute_paths
 from tune.retrain import retrain
-from tune.run.results import Run, read_run, recipe_text, resolve_checkpoint
+from tune.run.export import recipe_text
+from tune.run.results import Run, read_run, resolve_checkpoint
 from tune.search.journal import Journal, read_trials
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config

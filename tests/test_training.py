@@ -164,7 +164,7 @@ def test_resume_goes_on_from_best_model_where_a_kill_came_before_latest(
 ) -> None:
     """Each epoch of this training is better than the one before."""
     scores = iter(0.1 * number for number in range(1, 9))
-    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, scores))
+    monkeypatch.setattr("trainable.training.validation.validate", partial(scored, scores))
     write, latest = checkpoint.atomic_write, iter((1, 2, 3))
 
     def dying(path: Path, content: Callable[[BinaryIO], None], **how: bool) -> None:
@@ -189,7 +189,7 @@ def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.1, 0.2, 0.9, 0.3, 0.15])
-    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, scores))
+    monkeypatch.setattr("trainable.training.validation.validate", partial(scored, scores))
     fit(tiny(tmp_path, save_freq=2), prepared)
     folder = tmp_path / "checkpoints"
     last = fit(tiny(tmp_path, save_freq=2, epochs=3, resume=folder / "epoch_0002.pth"), prepared)
@@ -205,7 +205,7 @@ def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_
 @pytest.fixture
 def trained(prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a training of four epochs, each kept, whose best was the second."""
-    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.1, 0.9, 0.3, 0.4])))
+    monkeypatch.setattr("trainable.training.validation.validate", partial(scored, iter([0.1, 0.9, 0.3, 0.4])))
     fit(tiny(tmp_path / "out", save_freq=1), prepared)
     return tmp_path / "out"
 
@@ -223,7 +223,7 @@ def test_a_kill_in_the_first_epoch_after_an_earlier_one_was_resumed_leaves_what_
     assert source == tmp_path / output / "checkpoints" / "latest.pth"
     weights = checkpoint.load_checkpoint(resumed)["network"]
     assert all(torch.equal(state["network"][name], tensor) for name, tensor in weights.items())
-    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.5])))
+    monkeypatch.setattr("trainable.training.validation.validate", partial(scored, iter([0.5])))
     results: list[EpochResult] = []
     fit(tiny(tmp_path / output, resume=tmp_path / output), prepared, results.append)
     assert [(result.epoch, result.best_epoch, result.best_score) for result in results] == [(4, 2, 0.9)]
@@ -288,7 +288,7 @@ def test_a_damaged_best_model_is_said_and_the_next_validation_is_the_best(
 ) -> None:
     best = trained / "checkpoints" / BEST
     best.write_bytes(best.read_bytes()[:-40])
-    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.2, 0.1])))
+    monkeypatch.setattr("trainable.training.validation.validate", partial(scored, iter([0.2, 0.1])))
     result = fit(tiny(tmp_path / output, epochs=6, resume=trained), prepared)
     [said] = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
     assert said.startswith(f"{best}: damaged or not a checkpoint (")
@@ -300,7 +300,7 @@ def test_a_damaged_best_model_is_said_and_the_next_validation_is_the_best(
 def test_a_trial_s_checkpoints_are_written_once_and_gone_on_from(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter([0.5, 0.3, 0.6, 0.4])))
+    monkeypatch.setattr("trainable.training.validation.validate", partial(scored, iter([0.5, 0.3, 0.6, 0.4])))
     folder, seen = tmp_path / "checkpoints", list[set[str]]()
 
     def on_epoch_end(result: EpochResult) -> None:
@@ -310,7 +310,7 @@ def test_a_trial_s_checkpoints_are_written_once_and_gone_on_from(
     fit_to_storage(tiny(tmp_path, epochs=4, save_freq=9), prepared, on_epoch_end)
     assert seen == [{BEST}, {BEST, LATEST}, {BEST}, {BEST, LATEST}]
     for epoch, scores, expected in ((1, [0.3, 0.6, 0.4], (3, 0.6)), (2, [0.1, 0.2], (1, 0.5))):
-        monkeypatch.setattr("trainable.training.loop.validate", partial(scored, iter(scores)))
+        monkeypatch.setattr("trainable.training.validation.validate", partial(scored, iter(scores)))
         resume = checkpoint.find_checkpoint(tmp_path / str(epoch))
         options = {"epochs": 4, "save_freq": 9, "resume": resume}
         result = fit_to_storage(tiny(tmp_path / f"from {epoch}", **options), prepared, lambda _: None)

@@ -13,7 +13,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.options import make_config
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
-from trainable.training import checkpoint, loop
+from trainable.training import checkpoint, loop, validation
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit, train_one_epoch
 from trainable.training.state import TrainingState
@@ -126,13 +126,13 @@ def test_the_average_is_validated_and_saved_and_predicts(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validated = list[list[torch.Tensor]]()
-    validate = loop.validate
+    validate = validation.validate
 
     def noting(network: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         validated.append(weights_of(network))
         return validate(network, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "validate", noting)
+    monkeypatch.setattr(validation, "validate", noting)
     run(config_in(tmp_path, **EMA), prepared)
     state = checkpoint.load_checkpoint(tmp_path)
     trained, averaged = (list(state[part].values()) for part in ("network", "ema"))

@@ -13,7 +13,7 @@ import torch
 from trainable.core.command_name import DEFAULT, set_train_command, train_command
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.core.files import FULL_DISK_ERRNOS, user_path
 from trainable.core.idle_options import idle_options, idle_text
 from trainable.core.logger import init_logger, logger
 from trainable.core.option_errors import did_you_mean
@@ -27,6 +27,7 @@ from trainable.core.options import (
     path_options,
     to_dict,
 )
+from trainable.data.cache import CacheError
 from trainable.evaluate import evaluate
 from trainable.train import FULL_DISK_HINT, out_of_memory, refuse_used, resume_hint, train
 from trainable.training.checkpoint import find_checkpoint, load_latest_valid
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
             evaluate(config)
         elif train(config).end_reason == EndReason.NON_FINITE:
             return 1
+    except CacheError as error:  # also in the middle of a training
+        return report_error(f"{error}{resume_hint(config)}")
     except InputError as error:
         return report_error(error)
     except OSError as error:
@@ -177,7 +180,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
         if options.get("pretrained") is not None:
             raise InputError("--pretrained is what a new training starts from, and --resume goes on with one; drop one")
         wanted = BEST if options.get("test_only") else LATEST
-        source, state = load_latest_valid(find_checkpoint(Path(options["resume"]), wanted=wanted))
+        source, state = load_latest_valid(find_checkpoint(user_path(options["resume"]), wanted=wanted))
         saved = {**to_dict(TrainConfig()), **state["config"]}  # older code lacked some of the options
         training_dir = TrainingDir.of_checkpoint(source)
         split = {"split_file": training_dir.split} if training_dir.split.exists() else {}

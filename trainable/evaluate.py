@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
-from trainable.data.cache import CachedCase, scan_of
+from trainable.data.cache import CachedCase, changed_cases, scan_of
 from trainable.data.labels import LabelConvention, labels_written
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import seen_line
@@ -101,13 +102,20 @@ def load_tested(file: Path, data: Data) -> dict[str, Any]:
     """Return the state of a checkpoint that has not been trained on the test cases.
 
     Raises:
-        InputError: if the split has no test cases or is not that of the checkpoint, or the file cannot be used.
+        InputError: if the split has no test cases or is not that of the checkpoint, the content of a test case is
+            another one, or the file cannot be used.
     """
     if not data.split.test:
         raise InputError("the split has no test cases; see --test_fraction and --split_file")
     state = load_checkpoint(file)
     if state["split"] != data.split.digest():
         raise InputError(f"the split is not that of {file}: a test case may have been trained on; restore --split_file")
+    begun = state.get("cases", {}).get("test", {})
+    if changed := changed_cases(data.contents, begun):
+        raise InputError(
+            f"test cases are not those of {file}: {changed} differ; restore them, or score these cases, which are "
+            f"others, with: voxtune predict {shlex.quote(str(file))} DATA_DIR --out DIR"
+        )
     return state
 
 
@@ -118,17 +126,18 @@ def score_table(scores: Mapping[str, Scores], parts: Mapping[str, str]) -> str:
     after its name, see parts_of.
     """
     means = means_by_part(scores, parts)
-    rows = {**scores, **{f"mean {part}": mean for part, mean in means.items()}}
-    width = max(map(len, ["case", *rows]))
+    rows = [(case, parts[case], values) for case, values in scores.items()]  # a case may be named as a mean is
+    rows += [(f"mean {part}", "", mean) for part, mean in means.items()]
+    width = max(len("case"), *(len(name) for name, _, _ in rows))
     heading, names = " " * (width + 9), "case".ljust(width) + "  part   "
-    lines = [case.ljust(width) + f"  {parts.get(case, '')}".ljust(9) for case in rows]
+    lines = [name.ljust(width) + f"  {part}".ljust(9) for name, part, _ in rows]
     first = next(iter(means.values()))
     for title, stem, digits, columns in COLUMNS:
         if f"{stem}_{columns[0]}" not in first:
             continue
         heading += "   " + title.center(8 * len(columns) - 1)
         names += "  " + "".join(f"{column:>8}" for column in columns)
-        for index, row in enumerate(rows.values()):
+        for index, (_, _, row) in enumerate(rows):
             lines[index] += "  " + "".join(f"{row[f'{stem}_{column}']:8.{digits}f}" for column in columns)
     return "\n".join([heading.rstrip(), names, *lines])
 

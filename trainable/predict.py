@@ -150,12 +150,16 @@ def predict_cases(
             written.
     """
     require_working_folder()
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give the folder of the predictions with --out")
     found = find_all(folders)
     cases, failed = found.cases, list(found.errors)
     for line in found.passed_over:
         logger.info(line)
     model = load_model(checkpoint, labels, mirror=mirror, device=device)
     score_file = open_score_file(out, model.checkpoint, mirror=model.config.mirror)
+    if line := score_file.replaced([case.name for case in cases]):
+        logger.info(line)
     scores: dict[str, Scores] = {}
     written: dict[str, LabelConvention] = {}
     parts: dict[str, str] = {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.evaluate import save_scores
 from trainable.evaluation.metrics import Scores
@@ -31,6 +32,16 @@ class ScoreFile:
     about: Mapping[str, Any]
     earlier: Mapping[str, Scores]
     earlier_parts: Mapping[str, str]
+
+    def replaced(self, names: Sequence[str]) -> str:
+        """Return a line on the predictions of these cases that are there and not known to be of this model; "" if none.
+
+        Only a case with a truth is known to be of a model, by its scores.
+        """
+        files = [self.stem.with_name(f"{name}.nii.gz") for name in names if name not in self.earlier]
+        there = [file.name for file in files if file.exists()]
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        return f"{self.stem.parent}: {there[0]}{more} of another call will be replaced" if there else ""
 
     def save(self, scores: Mapping[str, Scores], parts: Mapping[str, str], predicted: Collection[str]) -> None:
         """Write the scores of this call, and the earlier ones of cases that are not predicted again, sorted by case.
@@ -60,17 +71,39 @@ def open_score_file(out: Path, checkpoint: Path, *, mirror: bool) -> ScoreFile:
     Args:
         checkpoint: the file of the model; it is the same model if the content is.
         mirror: whether predictions are averaged over mirrored volumes.
+
+    Raises:
+        InputError: if the folder has a file of the scores' names that is of something else.
     """
     with checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
     about = {"checkpoint": str(checkpoint), "checkpoint_hash": digest, "mirror": mirror}
     stem = out / STEM
+    before = read_scores(stem)
     try:
-        before = json.loads(stem.with_suffix(".json").read_text())
         earlier, parts = dict(before["cases"]), dict(before["parts"])
-        same_model = all(before.get(name) == about[name] for name in ("checkpoint_hash", "mirror"))
-    except (OSError, ValueError, KeyError, TypeError):
+    except KeyError:  # there are none, or those of an older version, which does not tell the parts
         return ScoreFile(stem, about, {}, {})
+    same_model = all(before.get(name) == about[name] for name in ("checkpoint_hash", "mirror"))
     if earlier and not same_model:
         logger.info(f"{stem}.json has the scores of {len(earlier)} cases by another model; new scores replace them")
     return ScoreFile(stem, about, earlier, parts) if same_model else ScoreFile(stem, about, {}, {})
+
+
+def read_scores(stem: Path) -> dict[str, Any]:
+    """Return the content of STEM.json as save_scores has written it; {} if there is neither that nor STEM.csv.
+
+    Raises:
+        InputError: for a file of one of these names that save_scores has not written, or one that is damaged.
+    """
+    file, table = (stem.with_suffix(ending) for ending in (".json", ".csv"))
+    if not file.exists() and not table.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+        if {"checkpoint", "cases"} <= content.keys() and isinstance(content["cases"], dict):
+            return dict(content)
+    except (OSError, ValueError, AttributeError):
+        pass
+    other = file if file.exists() else table
+    raise InputError(f"{other} is not of predictions, and would be overwritten; take another --out, or move it")

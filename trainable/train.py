@@ -86,6 +86,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
     with lock_folder(paths.path):
         if config.resume is None:
             refuse_used(paths.path)
+            refuse_other_split_file(config)
         check_files(config)
         data = data or prepare_data(config)
         check_regions(data.folder, data.split)
@@ -150,6 +151,17 @@ def refuse_used(output: Path) -> None:
     if paths.latest.exists() or paths.metrics.exists():
         raise InputError(
             f"{output} already contains a training; go on with --resume {output} or take another --output_dir"
+        )
+
+
+def refuse_other_split_file(config: TrainConfig) -> None:
+    """Raise InputError if output_dir has a split.json of no training, unless it is the option split_file."""
+    paths = TrainingDir(config.output_dir)
+    named = config.split_file is not None and config.split_file.resolve() == paths.split.resolve()
+    if paths.split.exists() and not paths.config.exists() and not named:
+        raise InputError(
+            f"{paths.split} is not of a training, and would be overwritten; take another --output_dir, or name it as "
+            "--split_file"
         )
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from signal import Signals
 from types import FrameType
 
@@ -38,12 +39,16 @@ def read_words(words: Sequence[str]) -> list[str]:
     """Return the words of the command line, with ~ for the home folder also behind `--flag=`, where no shell reads it.
 
     Raises:
-        InputError: a word is not UTF-8.
+        InputError: a word is not UTF-8, or it is empty: a path that is empty would be the current folder.
     """
+    from trainable.core.errors import InputError
     from trainable.core.files import user_path
 
     expanded = []
-    for word in words:
+    for before, word in pairwise(["", *words]):
+        if not word or re.fullmatch(r"--\w+=", word):
+            name = word.rstrip("=") or (before if before.startswith("--") else "an argument")
+            raise InputError(f"{name} is empty, perhaps by a variable that is not set; . is the current folder")
         user_path(word)  # refuses what is not UTF-8
         path = re.sub(r"^--\w+=", "", word)
         expanded.append(word.removesuffix(path) + str(user_path(path)) if path.startswith("~") else word)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +14,11 @@ from trainable.core.idle_options import idle_text
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
 from trainable.core.options import make_config
+from trainable.core.package_version import version
 from trainable.core.signals import handle_end_signals
 from trainable.training.training_dir import TrainingDir
-from tune.run.results import Run, export_recipe, read_run
+from tune.run.export import export_recipe
+from tune.run.results import Run, read_run
 from tune.run.run_dir import resume_command
 from tune.run.tables import make_console, print_best, print_outcome, print_space, print_trials, summary_line
 from tune.search.sampler import first_recipes
@@ -54,7 +55,7 @@ Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; by 
 def print_version(wanted: bool) -> None:
     """Print voxtune's version and exit with code 0 if `wanted`; else do nothing."""
     if wanted:
-        logger.info(f"voxtune {metadata.version('voxtune')}")
+        logger.info(f"voxtune {version('voxtune')}")
         raise typer.Exit
 
 

@@ -20,7 +20,8 @@ from trainable.predict import predict_cases
 from trainable.training.training_dir import TrainingDir
 from tune.driver.sweep import launch
 from tune.retrain import retrain
-from tune.run.results import Run, export_recipe, read_run
+from tune.run.export import export_recipe
+from tune.run.results import Run, read_run
 from tune.run.tables import duration, make_console, print_best, print_outcome
 from tune.spec.sweep_file import load_sweep_config
 

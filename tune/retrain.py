@@ -58,8 +58,8 @@ def retrain(
 
     Raises:
         InputError: for a name that is no folder's, if no recipe can be chosen (see choose_recipe), if the cases have
-            changed, or if the folder is a sweep's or has a retraining that is scored already, or one with another
-            recipe, number of epochs or split.
+            changed, if the file of labels or weights that the sweep had is gone, or if the folder is a sweep's or has a
+            retraining that is scored already, or one with another recipe, number of epochs or split.
     """
     run = read_run(run_dir)
     trial, recipe, label = choose_recipe(run, number, config_file)
@@ -69,6 +69,9 @@ def retrain(
     check_folder_name(name, run.dir.retrain)
     output = TrainingDir(run.dir.retrain / name)
     refuse_sweep(output.path)
+    run.require_file("labels")
+    if not output.latest.exists() and (config_file is None or recipe.pretrained is None):
+        run.require_file("pretrained")
     if recipe.scheduler == "plateau" and not began_with_plateau(output):
         recipe = without_plateau(run, trial, recipe, with_val=with_val)
     split = run.split()

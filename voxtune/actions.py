@@ -79,4 +79,4 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[UNet3D, TrainConf
 
     from trainable.training.checkpoint import load_network
 
-    return load_network(Path(path), torch.device(device))
+    return load_network(user_path(path), torch.device(device))

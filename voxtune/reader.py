@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
+from trainable.core.files import user_path
+from trainable.training.epoch_result import row_columns
 from trainable.training.training_log import read_rows
 from tune.run.results import Run, TrialResult, read_run
 from tune.spec.sweep_config import SweepConfig
@@ -32,7 +34,7 @@ def open(run_dir: str | Path) -> RunReader:
     Raises:
         InputError: if it is not the folder of a run, or its study.yaml or journal is missing or damaged.
     """
-    return RunReader(read_run(Path(run_dir)))
+    return RunReader(read_run(user_path(run_dir)))
 
 
 class RunReader:
@@ -90,8 +92,7 @@ class RunReader:
         Returns:
             With pandas installed, a DataFrame with one row per trial and epoch, else a list of dicts. What an epoch
             lacks, such as the scores of one that was not validated, is None, in a DataFrame NaN; a row of a list lacks
-            the columns that its trial's metrics.csv does not have. Before the first report there are no rows and no
-            columns.
+            the columns that its trial's metrics.csv does not have. Before the first report there are no rows.
         """
         rows: list[dict[str, float | int | str | None]] = []
         for trial in self._run.trials:
@@ -101,7 +102,7 @@ class RunReader:
             return rows
         from pandas import DataFrame
 
-        return DataFrame(rows)
+        return DataFrame(rows, columns=None if rows else ["trial", *row_columns()])
 
 
 def trial_row(trial: TrialResult) -> dict[str, Any]:

@@ -167,7 +167,7 @@ PROOFS = [
     pin("accumulation_steps", "loop::accumulated_micro_batches_give_the_update_of_one_batch"),
     pin("accumulation_steps", "loop::share_of_step_sums_to_one_in_every_step"),
     pin("ema_decay", "weight_average::average_is_the_one_computed_by_hand"),
-    cut("ema_decay", "loop", "validate(training.validated_network,", "validate(training.network,", AVERAGE),
+    cut("ema_decay", "validation", "validate(training.validated_network,", "validate(training.network,", AVERAGE),
     cut("ema_decay", "checkpoint", 'state.get("ema") or state["network"]', 'state["network"]', AVERAGE),
     pin("amp", AMP, gpu=True),
     cut("amp", "state", "init_scale=2.0**16 if self.scaled else 1.0", "init_scale=1.0", AMP, gpu=True),

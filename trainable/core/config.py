@@ -6,19 +6,14 @@ the fields below, see options.py.
 
 from __future__ import annotations
 
-import math
-import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field
 
-from trainable.core.errors import InputError
-from trainable.core.files import user_path
-from trainable.core.option_errors import allowed_values
+from trainable.core.config_checks import CheckedOptions
 from trainable.core.option_info import Above, option
-from trainable.core.patch_fits import check_patch_fits
 
 Shape3 = tuple[int, int, int]
 Milestones = tuple[Annotated[int, Field(ge=1)], ...]
@@ -50,8 +45,8 @@ _probability = partial(
 )
 
 
-class TrainConfig(BaseModel):
-    """All options of one training. Frozen; unknown names are refused."""
+class TrainConfig(CheckedOptions):
+    """All options of one training. Frozen; unknown names are refused. config_checks.py checks more than limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=False)
 
@@ -314,74 +309,3 @@ class TrainConfig(BaseModel):
     et_threshold: int = _inference(
         0, "Relabel the ET of a prediction as TC if it has fewer than N voxels in all; 0 = never.", unit="voxels", ge=0
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_legacy_spellings(cls, values: Any) -> Any:
-        """Read `amp: true` as fp16 and `focal_loss: true` as `base_loss: focal`."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        if isinstance(values.get("amp"), bool):
-            values["amp"] = "fp16" if values["amp"] else "off"
-        if (focal := values.pop("focal_loss", None)) is not None:
-            if not isinstance(focal, bool):
-                raise ValueError(f"focal_loss is {focal!r}; expected true or false")
-            if focal and values.setdefault("base_loss", "focal") != "focal":
-                raise ValueError(f"focal_loss is true and base_loss is {values['base_loss']!r}; drop one of the two")
-        return values
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _accept_years(cls, value: Any) -> Any:
-        """Read the number 2021, as YAML has it, as the word."""
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false for numbers; pydantic would read 1 and 0."""
-        assert info.field_name is not None
-        field = cls.model_fields[info.field_name]
-        numbers = value if isinstance(value, list | tuple) else [value]
-        numeric = field.annotation in (int, float, Shape3, Milestones, tuple[float, float])
-        if numeric and any(isinstance(number, bool) for number in numbers):
-            raise ValueError(allowed_values(field))
-        return value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _paths_of_users(cls, value: Any) -> Any:
-        """Expand ~, and refuse a path that is not UTF-8."""
-        try:
-            return user_path(value) if isinstance(value, Path) else value
-        except InputError:
-            expected = f"a path in UTF-8, not of the bytes {os.fsencode(value)!r}; rename the file or folder"
-            raise ValueError(expected) from None
-
-    @field_validator("background", mode="before")
-    @classmethod
-    def _number_or_auto(cls, value: Any) -> Any:
-        """Read a number or the word auto, so that there is one message for all else."""
-        try:
-            number = value if value == "auto" else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if isinstance(value, bool) or (number != "auto" and not math.isfinite(number)):
-            raise ValueError(allowed_values(cls.model_fields["background"]))
-        return number
-
-    @model_validator(mode="after")
-    def _options_fit_each_other(self) -> TrainConfig:
-        check_patch_fits(self.target_shape, self.depth)
-        if self.val_fraction + self.test_fraction >= 1:
-            raise ValueError("val_fraction + test_fraction leave no case to train on; lower one of them")
-        if self.folds == 1 or (self.folds and self.fold >= self.folds):
-            raise ValueError(
-                f"fold is {self.fold} of {self.folds} folds; expected 2 folds or more and a fold below that"
-            )
-        if min(self.loss_weights) < 0 or sum(self.loss_weights) == 0:
-            raise ValueError(f"loss_weights are {list(self.loss_weights)}; expected two of 0 or more, not both 0")
-        if self.base_loss == "tversky" and self.tversky_alpha + self.tversky_beta == 0:
-            raise ValueError("tversky_alpha and tversky_beta are both 0; expected one above 0")
-        return self

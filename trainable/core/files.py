@@ -120,8 +120,11 @@ def user_path(given: str | Path) -> Path:
     """Return a path as a user has written it, with ~ as the home folder (a shell expands none behind `=`).
 
     Raises:
-        InputError: the path is not UTF-8, so that neither Ray nor a YAML can hold it.
+        InputError: the text is empty, which pathlib reads as the current folder; or the path is not UTF-8, so that
+            neither Ray nor a YAML can hold it.
     """
+    if given == "":
+        raise InputError("a path is empty; . is the current folder")
     path = Path(given)
     try:
         str(path).encode()

@@ -43,10 +43,14 @@ def path_options() -> list[str]:
     ]
 
 
+def words_of(name: str) -> list[str]:
+    """Return the words that an option may be, such as 2021 for `labels`; none if it may be any path."""
+    return list(literals(TrainConfig.model_fields[name].annotation))
+
+
 def absolute_path(name: str, value: Any) -> Any:
     """Return a value of a path option as an absolute path; None and a word that the option allows stay."""
-    words = literals(TrainConfig.model_fields[name].annotation)
-    return value if value is None or str(value) in words else Path(value).resolve()
+    return value if value is None or str(value) in words_of(name) else Path(value).resolve()
 
 
 def checked_together() -> list[list[str]]:

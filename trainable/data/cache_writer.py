@@ -87,8 +87,9 @@ def prepare(
     folder = Path(folder)
     cases = sorted(cases, key=lambda case: case.name)
     for case in cases:  # a prepared case replaces a folder of its name
-        if _has_nifti(folder / case.name):
-            raise InputError(f"{folder} contains cases as NIfTI files, such as {case.name}; choose another cache_dir")
+        if other := _foreign_file(folder / case.name):
+            what = "cases as NIfTI files" if is_nifti(other) else "folders that are no prepared cases"
+            raise InputError(f"{folder} contains {what}, such as {case.name}; choose another cache_dir")
     try:
         outcomes = _update(cases, folder, reading, workers, quiet)
     except OSError as error:
@@ -150,12 +151,15 @@ def _update(
     return {case.name: error for case, error in zip(outdated, errors, strict=True)}
 
 
-def _has_nifti(folder: Path) -> bool:
-    """Return whether a folder exists and has a NIfTI file."""
+def _foreign_file(folder: Path) -> str:
+    """Return the name of a file in a folder that no prepared case has, a NIfTI file if there is one; "" if none."""
     try:
-        return any(is_nifti(name) for name in os.listdir(folder))
+        names = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError:
-        return False
+        return ""
+    if nifti := next(filter(is_nifti, names), ""):
+        return nifti
+    return "" if METADATA in names else next((name for name in names if name not in ARRAYS), "")
 
 
 def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | None:

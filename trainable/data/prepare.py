@@ -73,6 +73,8 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
     require_working_folder()
     if config.data_dir is None:
         raise InputError("--data_dir is missing: the folder with one sub-folder per case")
+    if config.fold and not config.folds and config.split_file is None:
+        raise InputError(f"fold is {config.fold}, but folds is 0: there are no folds; give their number with folds")
     wanted = None if config.split_file is None else load_split(config.split_file).names
     found = survey(config.data_dir, need_seg=True, wanted=wanted)
     if found.missing:

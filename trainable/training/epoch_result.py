@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainable.core.brats import REGIONS
 
 if TYPE_CHECKING:  # it imports torch, and what only reads a run does without it
     from trainable.evaluation.metrics import Scores
@@ -85,3 +87,9 @@ class EpochResult:
         val = {f"val_{name}": value for name, value in (self.val or {}).items()}
         best: Row = {"best_score": self.best_score, "best_epoch": self.best_epoch}
         return {"epoch": self.epoch, **val, **best, "end_reason": self.end_reason.value, **self.stats.row()}
+
+
+def row_columns() -> list[str]:
+    """Return the names in the row of a validated epoch, in their order."""
+    val = [f"val_dice_{name}" for name in (*REGIONS, "mean")]
+    return ["epoch", *val, "best_score", "best_epoch", "end_reason", *(field.name for field in fields(EpochStats))]

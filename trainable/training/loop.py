@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -12,26 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainable.core.brats import Labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.batches import TimedIterator, prefetch_to_device
-from trainable.data.cache import CachedCase, require_same
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.evaluation.inference import NonFiniteLogitsError
-from trainable.evaluation.metrics import Scores, mean_scores
-from trainable.evaluation.pictures import draw_case
-from trainable.evaluation.validate import validate
+from trainable.evaluation.metrics import Scores
 from trainable.training.checkpoint import load_latest_valid, load_pretrained
 from trainable.training.checkpoint_manager import CheckpointManager
 from trainable.training.epoch_result import EndReason, EpochResult, EpochStats, Pictures
 from trainable.training.seen_cases import history_of_pretrained
 from trainable.training.state import TrainingState
-
-NUM_PICTURES = 2  # validation cases that each validation draws
+from trainable.training.validation import validate_epoch
 
 
 def seed_epoch(config: TrainConfig, epoch: int) -> None:
@@ -248,8 +243,8 @@ def run_epoch(
     """Train an epoch, validate if it is due, step the schedule, save; return what the epoch did.
 
     An epoch with too many skipped steps in a row is neither validated nor saved, and one whose validation meets logits
-    that are not finite is not saved. on_epoch_end gets the result in the
-    background, perhaps after this function has returned.
+    that are not finite is not saved. on_epoch_end gets the result in the background, perhaps after this function has
+    returned.
     """
     config = training.config
     stats = train_one_epoch(training, loader, checkpoints.check)
@@ -294,34 +289,3 @@ def end_diverged(
     result = EpochResult(training.epoch, stats, None, *best, EndReason.NON_FINITE, folder, note)
     checkpoints.call_after_writing(partial(on_epoch_end, result))
     return result
-
-
-def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
-    """Return `count` of these names, evenly spread; all names if count is 0 or at least their number."""
-    if not count or count >= len(names):
-        return list(names)
-    return [names[index * len(names) // count] for index in range(count)]
-
-
-def validate_epoch(training: TrainingState, data: Data, check: Callable[[], object]) -> tuple[Scores, Pictures]:
-    """Validate on `val_cases` validation cases, evenly spread, or on all of them if that option is 0.
-
-    check is called after each case is predicted; what it raises ends the validation.
-
-    Returns:
-        The mean scores over these cases, and pictures of the first NUM_PICTURES of these cases, by name.
-
-    Raises:
-        CacheError: if a case is missing in the cache, or is not what it was when the training began.
-    """
-    pictures: Pictures = {}
-
-    def on_case(case: CachedCase, prediction: Labels) -> None:
-        check()
-        require_same({case.name: case.content}, data.contents)
-        if len(pictures) < NUM_PICTURES:
-            pictures[case.name] = draw_case(case.image, case.label, prediction)
-
-    names = evenly_spaced(data.split.val, training.config.val_cases)
-    cases = validate(training.validated_network, training.config, data.folder, names, on_case=on_case)
-    return mean_scores(cases.values()), pictures

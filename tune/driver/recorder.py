@@ -21,7 +21,8 @@ from trainable.core.parallel import BackgroundWorker
 from trainable.training import checkpoint
 from trainable.training.training_log import TrainingLog
 from tune.driver.sweep_stopper import SweepStopper
-from tune.run.results import Run, TrialResult, recipe_text, resolve_checkpoint
+from tune.run.export import recipe_text
+from tune.run.results import Run, TrialResult, resolve_checkpoint
 from tune.run.retention import Retention
 from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
@@ -41,6 +42,10 @@ RAY_RESULT_KEYS = {
     "device",
     "data",
 }
+
+
+class LostCheckpointError(InputError):
+    """The checkpoint of the winner, which has ended, is missing or damaged."""
 
 
 def metrics_of(report: Report) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def sync_best(run: Run) -> bool:
         otherwise, also if there is no winner or the winner has no checkpoint.
 
     Raises:
-        FileNotFoundError, InputError: if the winner has ended, and its checkpoint is missing or damaged.
+        LostCheckpointError: if the winner has ended, and its checkpoint is missing or damaged.
     """
     if not run.ranking:
         return True
@@ -84,12 +89,19 @@ def sync_best(run: Run) -> bool:
                 return False
             checkpoint.load_checkpoint(original)  # fails if it is incomplete
             atomic_copy(original, model, fsync=False)
-    except (FileNotFoundError, InputError):
+    except (FileNotFoundError, InputError) as error:
         if best.state == TrialState.RUNNING:  # Ray deletes all but its newest two
             return False
-        raise
+        if not (config.exists() and model.exists() and same_but_for_folder(config.read_text(), text)):
+            raise LostCheckpointError(f"the checkpoint of trial {best.number}, the winner, is lost ({error})") from None
     config.write_text(text)
     return True
+
+
+def same_but_for_folder(first: str, second: str) -> bool:
+    """Return whether two texts of recipe_text differ at most in the name of the run's folder, which may be moved."""
+    one, other = first.partition("\n"), second.partition("\n")
+    return one[0].partition(" of ")[0] == other[0].partition(" of ")[0] and one[2] == other[2]
 
 
 class Recorder(ray_tune.Callback):

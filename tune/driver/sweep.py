@@ -8,6 +8,7 @@ sweep    run_tuner until all trials have ended or something ends the sweep, then
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,18 +19,16 @@ from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text, user_path
 from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
-from trainable.core.option_errors import did_you_mean
 from trainable.core.options import absolute_path, path_options
-from trainable.data.cache import changed_cases
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
 from trainable.training.seen_cases import cases_by_part, history_of_pretrained
-from trainable.training.training_dir import CHECKPOINT_FORMAT
 from tune.driver.cluster import Cluster, Slots, resolve_gpu, running_or_new
-from tune.driver.recorder import Recorder, sync_outputs
+from tune.driver.recorder import LostCheckpointError, Recorder, sync_outputs
 from tune.driver.resource_wait import ResourceWait
+from tune.driver.resumable import check_resumable, refuse_unchangeable, with_prepared_data
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
@@ -38,7 +37,7 @@ from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
 from tune.driver.worker import Fit, fit_to_storage
 from tune.run.import_trials import change_space, warm_start
-from tune.run.provenance import digest_of, load_contents, provenance, save_contents
+from tune.run.provenance import provenance, save_contents
 from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import RunDir, resume_command
@@ -48,10 +47,6 @@ from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import dump, load_sweep_config
 
-CHANGEABLE = [  # by --set on resume
-    *(f"study.{name}" for name in ("trials", "time_budget", "gpu_hours", "target")),
-    *(f"resources.{name}" for name in ("max_failures", "fail_fast", "report_timeout", "reuse_processes")),
-]
 WORKER_EXIT_TIMEOUT = 60  # seconds that the processes of a killed driver's trials may take to end
 
 
@@ -181,39 +176,13 @@ def resume(
             logger.info(f"all {count} trials have ended; {why}")
             write_config(config, run_dir)
             return finalize(run, Snapshot(run))
+        run.require_file("pretrained")
         with running_or_new(cluster, address) as cluster:
             cluster.wait()
             config = resolve_gpu(config)
             slots = Slots(config)
             write_config(config, run_dir)
             return sweep(replace(run, config=config), slots, fit, on_report=on_report)
-
-
-def refuse_unchangeable(overrides: Sequence[str]) -> None:
-    """Raise InputError for a KEY=VALUE whose key is not in CHANGEABLE."""
-    for text in overrides:
-        if (key := text.partition("=")[0].strip()) not in CHANGEABLE:
-            allowed = ", ".join(CHANGEABLE)
-            raise InputError(
-                f"--set {text}: {key} cannot change on resume, only {allowed}{did_you_mean(key, CHANGEABLE)}"
-            )
-
-
-def check_resumable(config: SweepConfig, run_dir: Path) -> None:
-    """Raise InputError if a run is of another version or damaged, or if its snapshot has gone on elsewhere."""
-    paths = RunDir(run_dir)
-    if (version := config.record.format) != CHECKPOINT_FORMAT:
-        raise InputError(
-            f"{run_dir} was begun by another version of voxtune: its checkpoints are of format {version}, here of "
-            f"{CHECKPOINT_FORMAT}; go on with that version, which {paths.config} names, or launch again"
-        )
-    run = read_run(run_dir)
-    if lost := run.orphan_trial_dirs:
-        raise InputError(f"{paths.journal} has no trial for {', '.join(lost)}: it was cut; restore it")
-    run.split()
-    storage = config.record.storage
-    if storage is not None and is_uri(storage):
-        check_storage(storage, name_of(run), config.record.attempts)
 
 
 def sweep(
@@ -264,13 +233,22 @@ def sweep(
             raise
         stopper.error = stopper.error or str(error)
         run = read_run(run.folder)
+    stopper.error = stopper.error or storage.lost()
     stopper.exit(run)
     return run
 
 
 def finalize(run: Run, snapshot: Snapshot) -> Run:
-    """Delete checkpoints that are not needed, bring RUN/best and the snapshot up to date; return the given run."""
-    sync_outputs(run, snapshot, Retention(run))
+    """Delete checkpoints that are not needed, bring RUN/best and the snapshot up to date; return the given run.
+
+    If the winner's checkpoint is lost, this says so: the scores stand, and the recipe can be trained again.
+    """
+    try:
+        sync_outputs(run, snapshot, Retention(run))
+    except LostCheckpointError as error:
+        left = "has the model of an earlier winner" if run.dir.best_model.exists() else "has no model"
+        again = f"voxtune retrain {shlex.quote(str(run.folder))}"
+        logger.warning(f"{error}; the scores stand, and {run.dir.best} {left}: train the recipe again with {again}")
     snapshot.update()
     return run
 
@@ -281,37 +259,6 @@ def start_attempt(run: Run) -> Run:
     config = run.config.with_record(attempts=[*run.config.record.attempts, name])
     write_config(config, run.folder)
     return replace(run, config=config)
-
-
-def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None) -> SweepConfig:
-    """Prepare the cases of a run, and return its config with their folder and cache.
-
-    Args:
-        data_dir: where the cases are now, with a cache next to it; None: where they were.
-
-    Raises:
-        InputError: if the folder is missing, or has other cases than those that the run began with.
-    """
-    assert config.record.cache_dir is not None
-    cache: Path | None = Path(config.record.cache_dir)
-    if data_dir is not None:
-        train = {name: value for name, value in config.train.items() if name != "cache_dir"}
-        train["data_dir"], cache = str(data_dir), None
-        config = config.with_train(train)
-    cases = Path(config.fixed("data_dir"))
-    if not cases.is_dir():
-        raise InputError(f"{cases}: no such folder; pass the folder of the cases with --data")
-    data = prepare_data(config.base_config(split_file=RunDir(run_dir).split, cache_dir=cache), begun=True)
-    contents = RunDir(run_dir).contents
-    if digest_of(data) != config.record.data:
-        changed = changed_cases(data.contents, load_contents(contents))
-        raise InputError(
-            f"{cases}: the cases are not those that {run_dir} began with{changed and f': {changed}'}; restore them, or "
-            "give their --data"
-        )
-    if not contents.exists():  # in a run of an older version
-        save_contents(data, contents)
-    return config.with_record(cache_dir=str(data.folder))
 
 
 def with_absolute_paths(config: SweepConfig) -> SweepConfig:

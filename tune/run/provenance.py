@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from trainable.core.files import atomic_write_text
+from trainable.core.package_version import version
 from trainable.data.cache import data_digest
 from trainable.data.prepare import Data
 from trainable.training.training_dir import CHECKPOINT_FORMAT
@@ -66,11 +66,3 @@ def commit() -> str:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "none"
-
-
-def version(package: str) -> str:
-    """Return the installed version of a package; "not installed" if there is none."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

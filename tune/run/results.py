@@ -1,8 +1,7 @@
-"""Reads a run: its trials, the best of them, the recipe to export."""
+"""Reads a run: its trials, the best of them, their recipes."""
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import is_locked
-from trainable.core.logger import logger
-from trainable.core.option_files import dump_yaml
-from trainable.core.options import make_config, option_names, path_options, to_dict
-from trainable.data.split import Split, load_split, save_split, seen_line
+from trainable.core.options import make_config, words_of
+from trainable.data.split import Split, load_split, seen_line
 from trainable.training.epoch_result import EndReason
 from tune.run.run_dir import RunDir
 from tune.search.journal import read_trials
@@ -201,6 +198,12 @@ class Run:
             raise InputError(f"{path} is not the split that the sweep began with; restore it")
         return split
 
+    def require_file(self, option: str) -> None:
+        """Raise InputError if a path option of the sweep names a file that is not there any more."""
+        path = self.config.fixed(option)
+        if path is not None and str(path) not in words_of(option) and not Path(path).exists():
+            raise InputError(f"{path} is not there any more, and {self.folder} needs it as its {option}; restore it")
+
     def seen_line(self) -> str:
         """Return how many cases that score trials were seen by the pretrained weights, as a line; "" if none was."""
         seen = self.config.record.seen_cases
@@ -251,55 +254,6 @@ def read_run(run_dir: Path, config: SweepConfig | None = None) -> Run:
     config = config or load_sweep_config(paths.config)
     trials = [TrialResult.from_frozen(frozen, config) for frozen in read_trials(run_dir, config.record.study)]
     return Run(paths, config, trials)
-
-
-def export_recipe(run: Run, trial: TrialResult, path: Path) -> None:
-    """Write recipe_text to a file and the run's split beside it; print the command that trains the recipe.
-
-    Raises:
-        InputError: if the run's split.json is missing or is not the one that the run began with.
-    """
-    split_file = path.with_name(f"{path.stem}.split.json")
-    text = recipe_text(run, trial, split_file.name)
-    save_split(run.split(), split_file)
-    path.write_text(text)
-    logger.info(f"wrote {path}: voxtune train --config {shlex.quote(str(path))} --data_dir DIR --output_dir OUT")
-    logger.info(
-        f"wrote {split_file}, the split of the sweep; on the same cases: --split_file {shlex.quote(str(split_file))}"
-    )
-    if (weights := run.config.fixed("pretrained")) is not None:
-        logger.info(f"the trial started from {weights}; to start from these weights: --pretrained FILE")
-
-
-def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
-    """Return all options of a trial as YAML, for `voxtune train --config` and `voxtune retrain --config` anywhere.
-
-    Options that are of one machine or folder are left out: paths, the device, what was allowed of particular cases. The
-    seed is the sweep's, not the trial's, so that the cases of the sweep are split as the sweep has split them: among
-    the test cases of another split could be some that selected the trial.
-
-    Args:
-        split_file: where the split is, for the comments at the head.
-    """
-    record, objective = run.config.record, run.config.objective
-    left_out = {*option_names(role="run", exported=False), *path_options()}
-    recipe = {name: value for name, value in to_dict(run.recipe(trial)).items() if name not in left_out}
-    recipe["seed"] = run.config.seed
-    score = "no score"
-    if trial.score is not None:
-        score = f"{objective.score} {trial.score:.4f} at epoch {trial.best_epoch}"
-    head = [
-        f"trial {trial.number} of {run.folder.name}: {score}",
-        f"voxtune {record.versions.get('voxtune', 'of an unknown version')}, data {record.data}, split {record.split}",
-        f"{split_file} has the split by case names; to train on the cases of the sweep: --split_file",
-        f"seed is that of the sweep, which draws its split; the trial was trained with seed {trial.seed}",
-    ]
-    for option in ("pretrained", "patients"):
-        if (path := run.config.fixed(option)) is not None:
-            head.append(
-                f"the sweep had {option}: {Path(path).name}, which is not in this file; give it with --{option}"
-            )
-    return "".join(f"# {line}\n" for line in head) + dump_yaml(recipe)
 
 
 def resolve_checkpoint(storage: str, path: str) -> str:

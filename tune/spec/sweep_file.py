@@ -38,8 +38,8 @@ class Source:
         """Return a copy with `section.key=value` set; null drops the key.
 
         Raises:
-            InputError: the text has another form, names an unknown section, drops a key that the section does not
-                have, or its value is not YAML.
+            InputError: the text has another form or no value, names an unknown section, drops a key that the section
+                does not have, or its value is not YAML.
         """
         dotted, equals, given = text.partition("=")
         section, _, key = dotted.strip().partition(".")
@@ -52,7 +52,9 @@ class Source:
         keys = self.values.get(section) or {}
         if not isinstance(keys, dict):
             return self  # make_sweep_config refuses the section
-        value, _ = _parse(f"--set {dotted}", given)
+        value, node = _parse(f"--set {dotted}", given)
+        if node is None:
+            raise InputError(f"--set {text}: the value is empty; {dotted}=null drops the key, for its default")
         if value is None and key not in keys:
             raise InputError(
                 f"--set {text}: there is no {section}.{key} to drop{did_you_mean(key, list(map(str, keys)))}"

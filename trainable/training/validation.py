@@ -1,0 +1,47 @@
+"""The validation of an epoch: mean scores over some of the validation cases, and pictures of the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trainable.core.brats import Labels
+from trainable.data.cache import CachedCase, require_same
+from trainable.data.prepare import Data
+from trainable.evaluation.metrics import Scores, mean_scores
+from trainable.evaluation.pictures import draw_case
+from trainable.evaluation.validate import validate
+from trainable.training.epoch_result import Pictures
+from trainable.training.state import TrainingState
+
+NUM_PICTURES = 2  # validation cases that each validation draws
+
+
+def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
+    """Return `count` of these names, evenly spread; all names if count is 0 or at least their number."""
+    if not count or count >= len(names):
+        return list(names)
+    return [names[index * len(names) // count] for index in range(count)]
+
+
+def validate_epoch(training: TrainingState, data: Data, check: Callable[[], object]) -> tuple[Scores, Pictures]:
+    """Validate on `val_cases` validation cases, evenly spread, or on all of them if that option is 0.
+
+    check is called after each case is predicted; what it raises ends the validation.
+
+    Returns:
+        The mean scores over these cases, and pictures of the first NUM_PICTURES of these cases, by name.
+
+    Raises:
+        CacheError: if a case is missing in the cache, or is not what it was when the training began.
+    """
+    pictures: Pictures = {}
+
+    def on_case(case: CachedCase, prediction: Labels) -> None:
+        check()
+        require_same({case.name: case.content}, data.contents)
+        if len(pictures) < NUM_PICTURES:
+            pictures[case.name] = draw_case(case.image, case.label, prediction)
+
+    names = evenly_spaced(data.split.val, training.config.val_cases)
+    cases = validate(training.validated_network, training.config, data.folder, names, on_case=on_case)
+    return mean_scores(cases.values()), pictures
