@@ -29,6 +29,7 @@ PACKAGES = ("trainable", "tune")
 # From the lowest layer to the highest; those in one line may import one another. The rest of a tree has no rank.
 ORDER = (
     ("trainable/core",),
+    ("trainable/cases",),
     ("trainable/data", "trainable/model"),
     ("trainable/evaluation",),
     ("trainable/training",),

@@ -19,11 +19,11 @@ from monai.networks.nets import DynUNet
 from rich.table import Table
 from torch import Tensor, nn
 
+from trainable.cases.case_search import find_cases
 from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
 from trainable.core.options import make_config
 from trainable.data.cache import cache_folder
-from trainable.data.case_search import find_cases
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split
 from trainable.model.unet3d import build_network

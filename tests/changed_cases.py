@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
-from trainable.data.cases import Case, find_case
+from trainable.cases.case_files import Case, find_case
 
 Change = Callable[[Any, Any], tuple[Any, Any]]  # voxels and affine of a file -> those that it gets
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from changed_cases import case_of
 
+from trainable.cases.case_reader import load_case
+from trainable.cases.nifti_file import read_nifti
 from trainable.core.options import make_config, to_dict
-from trainable.data.case_reader import load_case
-from trainable.data.nifti_file import read_nifti
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
 from trainable.training.checkpoint import save_checkpoint

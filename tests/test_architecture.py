@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; folders of one line do not import each other. Those without a slash are the files in the roots.
 LAYERS = (
     ("trainable/core",),
+    ("trainable/cases",),
     ("trainable/data", "trainable/model"),
     ("trainable/evaluation",),
     ("trainable/training",),

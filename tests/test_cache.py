@@ -11,12 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from trainable.cases.case_files import Case
+from trainable.cases.case_reader import load_case
+from trainable.cases.case_search import find_cases
 from trainable.core.errors import InputError
 from trainable.data.cache import cache_folder, data_digest, open_case
 from trainable.data.cache_writer import FOREGROUND_LIMIT, prepare
-from trainable.data.case_reader import load_case
-from trainable.data.case_search import find_cases
-from trainable.data.cases import Case
 from trainable.data.normalise import brain_box, channel_stats
 from trainable.data.phantom import write_phantoms
 
@@ -26,7 +26,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from trainable.data.cache_writer import prepare
-from trainable.data.case_search import find_cases
+from trainable.cases.case_search import find_cases
 if __name__ == "__main__":
     cases, _ = find_cases(Path(sys.argv[1]), need_seg=True)
     print("start", flush=True)

@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from trainable.cases.case_files import Case, find_case
 from trainable.data.cache import METADATA, read_metadata
 from trainable.data.cache_check import is_of_source
 from trainable.data.cache_writer import prepare
-from trainable.data.cases import Case, find_case
 
 NAME = "Phantom_00000"
 

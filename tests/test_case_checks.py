@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from changed_cases import case_of, change_files, change_images
 
+from trainable.cases.case_files import CaseError
+from trainable.cases.case_reader import load_case
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
-from trainable.data.case_reader import load_case
-from trainable.data.cases import CaseError
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
 from trainable.model.unet3d import build_network

@@ -9,13 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from trainable.cases.case_files import NAMES_2021, NAMES_2023, Case, CaseError, find_case
+from trainable.cases.case_reader import load_case
+from trainable.cases.case_search import find_cases
 from trainable.core.brats import MODALITIES
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import make_config
-from trainable.data.case_reader import load_case
-from trainable.data.case_search import find_cases
-from trainable.data.cases import NAMES_2021, NAMES_2023, Case, CaseError, find_case
 from trainable.data.split import Split, load_split, save_split, split_cases
 
 SHAPE = (12, 10, 8)

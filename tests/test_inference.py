@@ -13,13 +13,13 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
+from trainable.cases.case_files import find_case
+from trainable.cases.case_reader import LoadedCase, load_case
+from trainable.cases.grid import FileGrid
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import to_dict
 from trainable.data.cache import open_case
-from trainable.data.case_reader import LoadedCase, load_case
-from trainable.data.cases import find_case
-from trainable.data.grid import FileGrid
 from trainable.data.prepare import Data
 from trainable.evaluation.inference import (
     MIRRORS,

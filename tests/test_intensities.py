@@ -12,13 +12,13 @@ import pytest
 from changed_cases import case_of, change_files, change_images
 from helpers import voxtune
 
+from trainable.cases.case_files import CaseError
+from trainable.cases.case_reader import load_case
+from trainable.cases.intensities import background_of, image_to_int16
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
 from trainable.data.cache import open_case
-from trainable.data.case_reader import load_case
-from trainable.data.cases import CaseError
-from trainable.data.intensities import background_of, image_to_int16
 from trainable.data.prepare import prepare_data
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases

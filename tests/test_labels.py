@@ -14,13 +14,8 @@ import pytest
 import torch
 
 from trainable import cli
-from trainable.core.brats import REGIONS, labels_to_regions
-from trainable.core.config import TrainConfig
-from trainable.core.errors import InputError
-from trainable.core.options import make_config, to_dict
-from trainable.data.cache import open_case
-from trainable.data.cases import NAMES_2021, NAMES_2023, Case, Naming, find_case
-from trainable.data.labels import (
+from trainable.cases.case_files import NAMES_2021, NAMES_2023, Case, Naming, find_case
+from trainable.cases.labels import (
     CONVENTIONS,
     LABELS_2021,
     LABELS_2021_ET3,
@@ -35,6 +30,11 @@ from trainable.data.labels import (
     labels_of_checkpoint,
     parse_labels,
 )
+from trainable.core.brats import REGIONS, labels_to_regions
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.options import make_config, to_dict
+from trainable.data.cache import open_case
 from trainable.data.prepare import Data, prepare_data
 from trainable.evaluate import evaluate
 from trainable.evaluation.metrics import Scores

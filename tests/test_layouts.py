@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from helpers import SWEEP
 
+from trainable.cases.case_files import Case, CaseError, find_case
+from trainable.cases.case_reader import load_case
+from trainable.cases.case_search import case_around, find_cases, survey
 from trainable.cli import main
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.data.cache import cache_folder, read_metadata
 from trainable.data.cache_writer import place_of_cache, prepare
-from trainable.data.case_reader import load_case
-from trainable.data.case_search import case_around, find_cases, survey
-from trainable.data.cases import Case, CaseError, find_case
 from trainable.data.prepare import Data, prepare_data
 from tune.driver.resumable import with_prepared_data
 from tune.run.provenance import digest_of
@@ -141,7 +141,7 @@ def test_one_name_in_two_places_is_refused_with_both_and_a_link_to_a_case_is_not
 UNREADABLE = """
 import os, sys
 from pathlib import Path
-from trainable.data.case_search import survey
+from trainable.cases.case_search import survey
 data = Path(sys.argv[1])
 os.setgid(12345); os.setuid(12345)
 found = survey(data, need_seg=True)
@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_read_is_said_or_an_error_if_it_is_named_as_a_ca
         (data / name).mkdir(mode=0o700)
     for folder in list(data.parents)[:4]:
         folder.chmod(0o755)
-    code = f"import trainable.data.case_search\n{UNREADABLE}"
+    code = f"import trainable.cases.case_search\n{UNREADABLE}"
     done = subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     line = f"passed over: 1 folder that cannot be read, {data / 'lost+found'}"

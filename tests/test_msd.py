@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from trainable.cases.case_files import find_case
+from trainable.cases.case_reader import load_case
+from trainable.cases.msd import convert_msd
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
-from trainable.data.case_reader import load_case
-from trainable.data.cases import find_case
-from trainable.data.msd import convert_msd
 
 SHAPE = (12, 10, 8)
 AFFINE = np.diag([-1.0, -1.0, 1.5, 1.0])

@@ -15,11 +15,11 @@ import pytest
 from changed_cases import case_of, change_files, patch_header
 from isal import igzip
 
+from trainable.cases.case_files import CaseError
+from trainable.cases.case_reader import load_case
+from trainable.cases.nifti_file import BEYOND, read_nifti
 from trainable.core.errors import InputError
 from trainable.core.options import make_config
-from trainable.data.case_reader import load_case
-from trainable.data.cases import CaseError
-from trainable.data.nifti_file import BEYOND, read_nifti
 from trainable.data.prepare import prepare_data
 
 DIM, PIXDIM, VOX_OFFSET, CODES, QUATERNION, SFORM = 42, 80, 108, 252, 256, 280  # bytes of a NIfTI-1 header

@@ -12,12 +12,12 @@ import pytest
 from changed_cases import case_of, change_files, turned
 
 from trainable import cli
+from trainable.cases.case_reader import load_case
+from trainable.cases.grid import FileGrid
+from trainable.cases.orientation import from_lps, lps_affine, lps_shape, lps_spacing, to_lps
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
 from trainable.data.cache import ARRAYS, open_case
-from trainable.data.case_reader import load_case
-from trainable.data.grid import FileGrid
-from trainable.data.orientation import from_lps, lps_affine, lps_shape, lps_spacing, to_lps
 from trainable.data.prepare import prepare_data
 from trainable.evaluation.inference import on_file_grid, on_full_grid
 from trainable.model.unet3d import build_network

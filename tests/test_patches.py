@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from trainable.cases.case_search import find_cases
 from trainable.core.brats import MODALITIES, labels_to_regions
 from trainable.core.config import TrainConfig
 from trainable.data.cache import open_case
 from trainable.data.cache_writer import prepare
-from trainable.data.case_search import find_cases
 from trainable.data.patches import Batch, Key, PatchLoader, PatchReader, copy_patch
 from trainable.data.prepare import Data
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from trainable.cases.case_reader import load_case
+from trainable.cases.case_search import find_cases
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
-from trainable.data.case_reader import load_case
-from trainable.data.case_search import find_cases
 from trainable.data.phantom import write_phantoms
 from trainable.data.phantom_anatomy import make_case
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from changed_cases import case_of, change_files, sized, turned
 
+from trainable.cases.case_reader import load_case
+from trainable.cases.resample import resample_case, resample_label
 from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
 from trainable.data.cache import data_digest, open_case, read_metadata
-from trainable.data.case_reader import load_case
 from trainable.data.prepare import Data, prepare_data
-from trainable.data.resample import resample_case, resample_label
 from trainable.evaluation.inference import on_file_grid
 from trainable.evaluation.metrics import voxel_spacing
 from trainable.model.unet3d import build_network

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainable.cases.case_files import Case, CaseError, case_folder, case_of, foreign_case, has_modality
+from trainable.cases.case_search import NoCaseError, Survey, survey
+from trainable.cases.folder_listing import list_folder
 from trainable.core.errors import InputError
-from trainable.data.case_search import NoCaseError, Survey, survey
-from trainable.data.cases import Case, CaseError, case_folder, case_of, foreign_case, has_modality
-from trainable.data.folder_listing import list_folder
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainable.cases.labels import LabelConvention, labels_written
 from trainable.core.brats import REGIONS, Labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device, kernel_selection, with_usable_precision
@@ -18,7 +19,6 @@ from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
 from trainable.data.cache import CachedCase, changed_cases, scan_of
-from trainable.data.labels import LabelConvention, labels_written
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import seen_line
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, on_full_grid, save_label

@@ -11,6 +11,11 @@ from PIL import Image
 from torch import nn
 
 from trainable.case_arguments import find_all
+from trainable.cases.case_files import Case, CaseError
+from trainable.cases.case_reader import LoadedCase, load_case
+from trainable.cases.grid import same_spacing, three
+from trainable.cases.labels import LabelConvention, find_labels, guess_labels, labels_of_checkpoint, labels_written
+from trainable.cases.resample import resample_case, resample_label
 from trainable.core.brats import Labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
@@ -18,11 +23,6 @@ from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS, atomic_write, require_working_folder
 from trainable.core.logger import logger
 from trainable.core.options import make_config
-from trainable.data.case_reader import LoadedCase, load_case
-from trainable.data.cases import Case, CaseError
-from trainable.data.grid import same_spacing, three
-from trainable.data.labels import LabelConvention, find_labels, guess_labels, labels_of_checkpoint, labels_written
-from trainable.data.resample import resample_case, resample_label
 from trainable.data.scan_hash import scan_hash
 from trainable.data.spacing import spacing_error
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, predict_case, save_label

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from trainable.cases.case_search import case_around
 from trainable.core.command_name import train_command
 from trainable.core.config import TrainConfig
 from trainable.core.device import check_precision, choose_device
@@ -16,7 +17,6 @@ from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.option_files import save_options
-from trainable.data.case_search import case_around
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line

@@ -87,7 +87,7 @@ def convert_msd(
     destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write the cases in.")],
 ) -> None:
     """Make cases of the Medical Segmentation Decathlon's brain tumours; called again, it writes what is missing."""
-    from trainable.data.msd import convert_msd
+    from trainable.cases.msd import convert_msd
 
     convert_msd(source, destination)
 

@@ -23,11 +23,11 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable.cases.grid import FileGrid, Spacing, three
+from trainable.cases.labels import LabelConvention, PlainConvention, from_plain
 from trainable.core.config import Shape3
 from trainable.core.errors import InputError
 from trainable.core.files import OPEN_FILES_ADVICE, OPEN_FILES_ERRNOS
-from trainable.data.grid import FileGrid, Spacing, three
-from trainable.data.labels import LabelConvention, PlainConvention, from_plain
 
 VERSION = 2
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from isal import isal_zlib
 
+from trainable.cases.case_files import Case
+from trainable.cases.grid import Spacing
+from trainable.cases.intensities import Background
+from trainable.cases.labels import LABELS_2021, LabelConvention
 from trainable.core.errors import InputError
 from trainable.data.cache import ARRAYS, FileInfo, read_metadata
-from trainable.data.cases import Case
-from trainable.data.grid import Spacing
-from trainable.data.intensities import Background
-from trainable.data.labels import LABELS_2021, LabelConvention
 
 CHUNK = 2**20  # bytes of a file that are read at once
 

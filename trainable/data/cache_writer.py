@@ -23,6 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable.cases.case_files import Case, CaseError
+from trainable.cases.case_reader import LoadedCase, load_case
+from trainable.cases.folder_listing import is_nifti
+from trainable.cases.orientation import lps_spacing
+from trainable.cases.resample import resample_case
 from trainable.core.brats import REGION_LABELS
 from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS, fsync_path
@@ -40,12 +45,7 @@ from trainable.data.cache import (
     sibling_cache,
 )
 from trainable.data.cache_check import PLAIN_READING, Reading, checksums, is_current, is_of_source, source_of
-from trainable.data.case_reader import LoadedCase, load_case
-from trainable.data.cases import Case, CaseError
-from trainable.data.folder_listing import is_nifti
 from trainable.data.normalise import brain_box, channel_stats
-from trainable.data.orientation import lps_spacing
-from trainable.data.resample import resample_case
 from trainable.data.scan_hash import scan_hash
 
 FOREGROUND_LIMIT = 4096

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+from trainable.cases.case_search import Survey, survey
+from trainable.cases.folder_listing import first_names
+from trainable.cases.grid import Spacing
+from trainable.cases.labels import LABELS_2021, LABELS_2021_ET3, LabelConvention, choose_labels
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import require_working_folder
@@ -15,10 +19,6 @@ from trainable.core.option_errors import did_you_mean
 from trainable.data.cache import grid_spacing, read_contents, read_labels_in_use, read_metadata
 from trainable.data.cache_check import Reading
 from trainable.data.cache_writer import place_of_cache, prepare
-from trainable.data.case_search import Survey, survey
-from trainable.data.folder_listing import first_names
-from trainable.data.grid import Spacing
-from trainable.data.labels import LABELS_2021, LABELS_2021_ET3, LabelConvention, choose_labels
 from trainable.data.patient_split import split_by_patient
 from trainable.data.spacing import split_on_one_grid
 from trainable.data.split import Split, load_split

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from trainable.cases.case_files import Case, CaseError
+from trainable.cases.grid import SPACING_TOLERANCE, Spacing, same_spacing, spacing_text
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.data.cache import CaseMetadata, median_spacing, read_metadata
 from trainable.data.cache_check import Reading
 from trainable.data.cache_writer import prepare
-from trainable.data.cases import Case, CaseError
-from trainable.data.grid import SPACING_TOLERANCE, Spacing, same_spacing, spacing_text
 from trainable.data.split import PARTS, Split
 
 

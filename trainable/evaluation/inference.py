@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
+from trainable.cases.case_reader import LoadedCase
+from trainable.cases.grid import FileGrid
+from trainable.cases.orientation import from_lps, lps_shape
+from trainable.cases.resample import resample_label
 from trainable.core.brats import Labels, regions_to_labels
 from trainable.core.config import TrainConfig
 from trainable.core.device import autocast, to_network_format
 from trainable.core.files import atomic_write
 from trainable.data.cache import CachedCase
-from trainable.data.case_reader import LoadedCase
-from trainable.data.grid import FileGrid
 from trainable.data.normalise import brain_box, channel_stats, normalise
-from trainable.data.orientation import from_lps, lps_shape
-from trainable.data.resample import resample_label
 from trainable.evaluation.sliding_window import sliding_window
 
 MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainable.cases.grid import ORIENTATION
+from trainable.cases.labels import labels_of_checkpoint
 from trainable.core.config import TrainConfig
 from trainable.core.device import check_precision, choose_device
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
 from trainable.data.cache import changed_cases
-from trainable.data.grid import ORIENTATION
-from trainable.data.labels import labels_of_checkpoint
 from trainable.data.prepare import Data
 from trainable.evaluation.metrics import Scores
 from trainable.model.losses import make_loss

@@ -19,16 +19,16 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable.cases.case_files import CaseError, find_case
+from trainable.cases.folder_listing import first_names, list_folder
+from trainable.cases.intensities import INT16_MAX
+from trainable.cases.nifti_file import ERRORS
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.parallel import run_parallel
 from trainable.core.progress_bar import progress_bar
-from trainable.data.cases import CaseError, find_case
-from trainable.data.folder_listing import first_names, list_folder
-from trainable.data.intensities import INT16_MAX
-from trainable.data.nifti_file import ERRORS
 
 DATASET = "dataset.json"
 CHANNELS = {"flair": "flair", "t1w": "t1", "t1gd": "t1ce", "t2w": "t2"}  # names in dataset.json, in lower case

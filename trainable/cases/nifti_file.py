@@ -18,10 +18,10 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
+from trainable.cases.affine import affine_note, usable_affine
+from trainable.cases.case_files import CaseError
+from trainable.cases.grid import FileGrid, three
 from trainable.core.config import Shape3
-from trainable.data.affine import affine_note, usable_affine
-from trainable.data.cases import CaseError
-from trainable.data.grid import FileGrid, three
 
 GZIP = b"\x1f\x8b"
 NIFTI2 = (b"\x1c\x02\0\0", b"\0\0\x02\x1c")  # how such a header begins, in either order of bytes

@@ -9,8 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainable.core.errors import InputError
-from trainable.data.cases import (
+from trainable.cases.case_files import (
     LAYOUT,
     Case,
     CaseError,
@@ -21,7 +20,8 @@ from trainable.data.cases import (
     has_modality,
     unreadable_case,
 )
-from trainable.data.folder_listing import Listing, list_folder
+from trainable.cases.folder_listing import Listing, list_folder
+from trainable.core.errors import InputError
 
 DEPTH = 4  # levels of folders below DATA that are searched
 # A folder of such a name is a case even if it is empty or cannot be read; BraTS2021_TrainingData is a folder of cases.

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable.data.affine import same_affine
-from trainable.data.case_checks import check_images, check_truth
-from trainable.data.cases import Case, CaseError
-from trainable.data.folder_listing import stem_of
-from trainable.data.grid import FileGrid
-from trainable.data.intensities import Background, image_to_int16
-from trainable.data.labels import LabelConvention, labels_of_case, read_labels
-from trainable.data.nifti_file import NiftiFile, read_nifti
-from trainable.data.orientation import lps_affine, lps_shape, to_lps
+from trainable.cases.affine import same_affine
+from trainable.cases.case_checks import check_images, check_truth
+from trainable.cases.case_files import Case, CaseError
+from trainable.cases.folder_listing import stem_of
+from trainable.cases.grid import FileGrid
+from trainable.cases.intensities import Background, image_to_int16
+from trainable.cases.labels import LabelConvention, labels_of_case, read_labels
+from trainable.cases.nifti_file import NiftiFile, read_nifti
+from trainable.cases.orientation import lps_affine, lps_shape, to_lps
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from trainable.cases.case_reader import LoadedCase
+from trainable.cases.grid import Spacing, three
 from trainable.core.brats import Labels, labels_to_regions
 from trainable.core.config import Shape3
-from trainable.data.case_reader import LoadedCase
-from trainable.data.grid import Spacing, three
 
 
 def resample_case(case: LoadedCase, spacing: Spacing) -> LoadedCase:

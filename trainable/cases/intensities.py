@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trainable.data.cases import CaseError
+from trainable.cases.case_files import CaseError
 
 INT16_MAX = 32767
 BACKGROUND_SHARE = 0.25  # of the volume's outer faces that the background has at least

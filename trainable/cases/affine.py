@@ -11,7 +11,7 @@ from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from trainable.data.grid import spacing_text
+from trainable.cases.grid import spacing_text
 
 LIMITS = (0.01, 100.0)  # mm; sides of voxels of a head
 LEAST_VOLUME = 1e-3  # of a voxel, as a share of the box with its sides; 0 if its axes lie in one plane

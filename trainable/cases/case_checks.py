@@ -8,8 +8,8 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from trainable.cases.case_files import Case, CaseError
 from trainable.core.brats import Labels
-from trainable.data.cases import Case, CaseError
 
 FEWEST_VALUES = 16  # distinct values of a brain; an 8-bit image has 100 or more
 VOXELS_PER_VALUE = 10  # in a volume of few voxels fewer values are enough

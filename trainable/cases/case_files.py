@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainable.cases.folder_listing import Listing, composed, first_names, is_nifti, list_folder, stem_of
 from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
-from trainable.data.folder_listing import Listing, composed, first_names, is_nifti, list_folder, stem_of
 
 LAYOUT = "DATA/CASE/CASE_{flair,t1,t1ce,t2,seg}.nii.gz (BraTS2021) or DATA/CASE/CASE-{t2f,t1n,t1c,t2w,seg}.nii.gz"
 

@@ -16,10 +16,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from trainable.cases.case_files import NAMES_2021, Case, CaseError
 from trainable.core.brats import REGIONS, Labels
 from trainable.core.errors import InputError
 from trainable.core.option_errors import did_you_mean
-from trainable.data.cases import NAMES_2021, Case, CaseError
 
 LABEL_ROUNDING = 0.02  # how far a label in a file may be from a whole number
 

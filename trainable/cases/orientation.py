@@ -15,8 +15,8 @@ from nibabel.orientations import (
 )
 from numpy.typing import NDArray
 
+from trainable.cases.grid import ORIENTATION, FileGrid, Spacing, three
 from trainable.core.config import Shape3
-from trainable.data.grid import ORIENTATION, FileGrid, Spacing, three
 
 UNTURNED = [[0, 1], [1, 1], [2, 1]]
 
