@@ -14,7 +14,7 @@ import pytest
 
 from trainable.cases.case_files import Case, find_case
 from trainable.data.cache import METADATA, read_metadata
-from trainable.data.cache_check import is_of_source
+from trainable.data.cache_check import PLAIN_READING, is_of_source
 from trainable.data.cache_writer import prepare
 
 NAME = "Phantom_00000"
@@ -66,7 +66,7 @@ def test_a_copy_of_the_data_and_another_mode_leave_the_cache_as_it_is(folder: Pa
     assert not made_anew(copied, cache)
     (copied / f"{NAME}_t1.nii.gz").chmod(0o400)
     assert not made_anew(copied, cache)
-    assert is_of_source(cache, find_case(copied, need_seg=True))
+    assert is_of_source(cache, PLAIN_READING, find_case(copied, need_seg=True))
 
 
 def test_a_cache_of_an_older_version_is_used_without_change_times_and_checksums(folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from trainable.cli import main
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.data.cache import cache_folder, read_metadata
+from trainable.data.cache_check import PLAIN_READING
 from trainable.data.cache_writer import place_of_cache, prepare
 from trainable.data.prepare import Data, prepare_data
 from tune.driver.resumable import with_prepared_data
@@ -245,9 +246,9 @@ def test_a_ready_cache_that_cannot_be_written_is_used(
     # a file system that cannot be written, for root too
     monkeypatch.setattr("trainable.data.cache_writer.can_be_written", lambda folder: False)
     monkeypatch.setattr("trainable.data.cache.can_be_written", lambda folder: False)
-    assert place_of_cache(cases, data, None) == sibling
+    assert place_of_cache(cases, PLAIN_READING, data, None) == sibling
     (sibling / cases[0].name / "case.json").unlink()
-    assert place_of_cache(cases, data, None).parent == tmp_path / "xdg" / "voxtune"
+    assert place_of_cache(cases, PLAIN_READING, data, None).parent == tmp_path / "xdg" / "voxtune"
 
 
 def test_without_a_home_folder_a_cache_dir_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.data.cache import scan_of
+from trainable.data.cache import CacheError, scan_of
 from trainable.data.prepare import Data
 from trainable.data.split import Split
 from trainable.evaluate import evaluate
@@ -75,7 +75,7 @@ def test_pretrained_weights_that_were_selected_by_what_is_now_a_test_case_are_re
 
 
 def test_seen_cases_that_are_allowed_are_on_record_and_said_with_every_score(
-    with_val: Path, prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    with_val: Path, phantoms: Path, prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = "1 of 1 val cases were seen by the pretrained weights"
     allowed = tiny(tmp_path / "a", prepared, pretrained=with_val, allow_seen_cases=True)
@@ -95,6 +95,11 @@ def test_seen_cases_that_are_allowed_are_on_record_and_said_with_every_score(
     assert "1 of 1 test cases were seen by the pretrained weights" in capsys.readouterr().out
     scores = json.loads((tmp_path / "c" / "test_scores.json").read_text())
     assert scores["seen_by_pretrained"] == list(prepared.split.val)
+    (tested,) = prepared.split.val
+    predict_cases(tmp_path / "c", [phantoms / tested, phantoms / prepared.split.test[0]], tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert f"1/2 {tested}: test, seen by the pretrained weights\n" in printed
+    assert f"2/2 {prepared.split.test[0]}: val\n" in printed
 
 
 def test_weights_without_a_record_are_said_to_be_of_unknown_cases(
@@ -156,3 +161,28 @@ def test_resume_after_a_label_was_edited_is_refused_by_name(prepared: Data, tmp_
     assert load_checkpoint(tmp_path / "a")["epoch"] == 1
     train(resumed, prepared)
     assert load_checkpoint(tmp_path / "a")["epoch"] == 2
+
+
+def test_a_checkpoint_of_an_older_version_does_not_become_complete_by_a_resume(prepared: Data, tmp_path: Path) -> None:
+    config = tiny(tmp_path / "old", prepared)
+    train(config, prepared)
+    file = tmp_path / "old" / "checkpoints" / "latest.pth"
+    state = load_checkpoint(file)
+    save_checkpoint({name: value for name, value in state.items() if name not in ("cases", "seen")}, file)
+    train(config.model_copy(update={"resume": file, "epochs": 2}), prepared)
+    assert load_checkpoint(file)["seen"]["complete"] is False
+
+
+def test_a_truth_that_changes_between_a_training_and_its_test_is_not_scored(prepared: Data, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(prepared.folder, cache)
+    data = Data(cache, prepared.split)
+    config = tiny(tmp_path / "out", data)
+    train(config, data)
+    path = cache / prepared.split.test[0] / "case.json"
+    metadata = json.loads(path.read_text())
+    metadata["files"]["label.npy"]["crc32"] ^= 1
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(CacheError, match=rf"changed since the training began: {prepared.split.test[0]} \(label\)"):
+        evaluate(config.model_copy(update={"resume": tmp_path / "out" / "checkpoints" / "best_model.pth"}), data)
+    assert not (tmp_path / "out" / "test_scores.json").exists()

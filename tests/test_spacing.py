@@ -16,6 +16,7 @@ from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
 from trainable.data.cache import data_digest, open_case, read_metadata
 from trainable.data.prepare import Data, prepare_data
+from trainable.data.split import save_split
 from trainable.evaluation.inference import on_file_grid
 from trainable.evaluation.metrics import voxel_spacing
 from trainable.model.unet3d import build_network
@@ -71,6 +72,20 @@ def test_skipped_cases_of_another_size_are_in_no_part_and_listed(data: Path) -> 
     assert LARGE not in all_names(prepared)
     assert len(all_names(prepared)) == 5
     assert [reason.split(":")[0] for reason in prepared.skipped] == [LARGE]
+
+
+def test_a_training_that_goes_on_keeps_its_cases_of_another_size_with_a_warning(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Older code took them. With a split file none can be left out."""
+    split = prepare_with(data).split
+    save_split(split, tmp_path / "split.json")
+    change_files(data / split.val[0], sized(2))
+    config = make_config({"data_dir": data, "cache_dir": tmp_path / "cache", "split_file": tmp_path / "split.json"})
+    assert prepare_data(config, quiet=True, begun=True).split == split
+    assert f"warning: 1 of 6 cases, such as {split.val[0]}, have another voxel size" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"or continue without them:\n"):
+        prepare_data(config.model_copy(update={"skip_bad_cases": True}), quiet=True)
 
 
 def test_resample_brings_only_cases_beyond_10_percent_to_the_median_of_the_training_cases(data: Path) -> None:

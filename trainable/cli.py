@@ -185,7 +185,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
         training_dir = TrainingDir.of_checkpoint(source)
         split = {"split_file": training_dir.split} if training_dir.split.exists() else {}
         kept_options = {**saved, **split, "output_dir": training_dir.path, "pretrained": None}
-        config = make_config({**kept_options, **options, "resume": source}, train_command())
+        config = make_config({**kept_options, **options, "resume": source}, train_command(), begun=True)
         check_resumable(config, saved)
         if config.output_dir.resolve() != training_dir.path.resolve():
             refuse_used(config.output_dir)

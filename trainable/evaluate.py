@@ -18,7 +18,7 @@ from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
 from trainable.core.options import option_names, to_dict
-from trainable.data.cache import CachedCase, changed_cases, scan_of
+from trainable.data.cache import CachedCase, changed_cases, require_same, scan_of
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import seen_line
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, on_full_grid, save_label
@@ -68,6 +68,7 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     written: list[LabelConvention] = []
 
     def on_case(case: CachedCase, prediction: Labels) -> None:
+        require_same({case.name: case.content}, data.contents)
         if config.lesion_wise:
             by_lesion[case.name] = score_lesions(prediction, case.label, spacing=voxel_spacing(case.affine))
         if config.save_predictions:

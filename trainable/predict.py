@@ -18,7 +18,7 @@ from trainable.cases.labels import LabelConvention, find_labels, guess_labels, l
 from trainable.cases.resample import resample_case, resample_label
 from trainable.core.brats import Labels
 from trainable.core.config import TrainConfig
-from trainable.core.device import choose_device
+from trainable.core.device import choose_device, with_usable_precision
 from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS, atomic_write, require_working_folder
 from trainable.core.logger import logger
@@ -30,7 +30,7 @@ from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
 from trainable.prediction_scores import open_score_file
 from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
-from trainable.training.seen_cases import parts_of
+from trainable.training.seen_cases import parts_of, seen_before
 from trainable.training.training_dir import BEST
 
 
@@ -166,8 +166,11 @@ def predict_cases(
     for index, case in enumerate(cases, 1):
         try:
             loaded = load_for_prediction(case, model)
-            parts |= parts_of(model.state, {case.name: scan_hash(loaded.image)})
-            logger.info(f"{index}/{len(cases)} {case.name}: {parts[case.name]}")
+            scan = scan_hash(loaded.image)
+            parts |= parts_of(model.state, {case.name: scan})
+            seen = seen_before(model.state, parts[case.name], scan)
+            note = ", seen by the pretrained weights" * seen
+            logger.info(f"{index}/{len(cases)} {case.name}: {parts[case.name]}{note}")
             label = model.predict(case.name, loaded)
         except CaseError as error:
             logger.info(f"{index}/{len(cases)} {case.name} cannot be used")
@@ -196,6 +199,7 @@ def load_model(checkpoint: Path, labels: str | Path | None, *, mirror: bool, dev
     file = find_checkpoint(checkpoint, wanted=BEST)
     state = load_checkpoint(file)
     network, config = build_from_state(state, target)
+    config = with_usable_precision(config, target)
     if "grid" not in state:
         logger.info("the checkpoint is older and does not say its voxel size, so that of the cases is not compared")
     return Model(file, state, network, config.model_copy(update={"mirror": mirror or config.mirror}), wanted)

@@ -203,7 +203,8 @@ def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on
         "resume": output.latest if go_on else None,
         "pretrained": None if go_on else recipe.pretrained or run.config.fixed("pretrained"),
     }
-    paths |= {name: run.config.fixed(name) for name in ("patients", "allow_split_patients", "allow_seen_cases")}
+    as_in_the_sweep = ("patients", "allow_split_patients", "allow_seen_cases", "background", "resample")
+    paths |= {name: run.config.fixed(name) for name in as_in_the_sweep}
     return make_config({**to_dict(recipe), **paths, "patience": 0}, str(output.path))
 
 

@@ -93,7 +93,7 @@ LABELS_GLI2024 = LabelConvention("gli2024", wt=(1, 2, 3), tc=(1, 3), et=(3,), ba
 CONVENTIONS = {labels.name: labels for labels in (LABELS_2021, LABELS_2023, LABELS_PED2024, LABELS_GLI2024)}
 CHOICES = (
     "--labels 2021 (1 necrosis, 2 oedema, 4 ET), 2023 (3 ET), ped2024 (1 ET, 2 and 3 core, 4 oedema), gli2024 (after "
-    "treatment: 3 ET, 4 resection cavity) or a YAML FILE"
+    "treatment: 3 ET, 4 resection cavity) or a YAML FILE (in a sweep --set train.labels=...)"
 )
 EXAMPLE = "{WT: [1, 2, 3], TC: [1, 3], ET: [3], background: [4]}"
 

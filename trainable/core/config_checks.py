@@ -96,8 +96,8 @@ class CheckedOptions(BaseModel):
         return number
 
     @model_validator(mode="after")
-    def _options_fit_each_other(self) -> Self:
-        check_patch_fits(self.target_shape, self.depth)
+    def _options_fit_each_other(self, info: ValidationInfo) -> Self:
+        check_patch_fits(self.target_shape, self.depth, begun=bool((info.context or {}).get("begun")))
         if self.val_fraction + self.test_fraction >= 1:
             raise ValueError("val_fraction + test_fraction leave no case to train on; lower one of them")
         if self.folds == 1 or (self.folds and self.fold >= self.folds):

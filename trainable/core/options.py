@@ -112,17 +112,18 @@ def validation_messages(error: ValidationError) -> Iterator[tuple[tuple[str | in
             yield path, error_text(item)
 
 
-def make_config(values: dict[str, Any], source: str = "options") -> TrainConfig:
+def make_config(values: dict[str, Any], source: str = "options", *, begun: bool = False) -> TrainConfig:
     """Return a TrainConfig of plain values by option name; options that are missing have their defaults.
 
     Args:
         source: what the values are from (a file, a command), for the error message.
+        begun: they are of a checkpoint; what an older version allowed is then taken.
 
     Raises:
         InputError: naming the source and each problem, for values that TrainConfig refuses.
     """
     try:
-        return TrainConfig.model_validate(values)
+        return TrainConfig.model_validate(values, context={"begun": begun})
     except ValidationError as error:
         raise InputError("\n".join(f"{source}: {message}" for _, message in validation_messages(error))) from None
 

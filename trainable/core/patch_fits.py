@@ -8,8 +8,11 @@ import math
 UNFIT_VOXELS = {1: "one voxel", 2: "two voxels"}
 
 
-def check_patch_fits(target_shape: tuple[int, int, int], depth: int) -> None:
-    """Raise ValueError if a U-Net of this depth cannot take a patch of this shape (D, H, W)."""
+def check_patch_fits(target_shape: tuple[int, int, int], depth: int, *, begun: bool = False) -> None:
+    """Raise ValueError if a U-Net of this depth cannot take a patch of this shape (D, H, W).
+
+    begun: it is that of a training that goes on, or of a model; two voxels were allowed once.
+    """
     stride = 2 ** (depth - 1)
     for size in target_shape:
         if size < stride or size % stride:
@@ -19,7 +22,7 @@ def check_patch_fits(target_shape: tuple[int, int, int], depth: int) -> None:
                 f"each size must be a multiple of {stride} (2^(depth-1)); the nearest to {size} is {near}"
             )
     voxels = math.prod(size // stride for size in target_shape)
-    if voxels in UNFIT_VOXELS:
+    if voxels in UNFIT_VOXELS and not (begun and voxels == 2):
         raise ValueError(
             f"target_shape {list(target_shape)} and depth {depth} leave {UNFIT_VOXELS[voxels]} at the lowest "
             f"resolution, which instance norm cannot normalise; double a size or lower depth"

@@ -121,14 +121,20 @@ def _print_notes(folder: Path, names: Sequence[str]) -> None:
         print(f"... and {len(notes) - NOTES_SHOWN} more; see notes in {folder}/*/{METADATA}", file=sys.stderr)
 
 
-def place_of_cache(cases: Sequence[Case], data_dir: Path, cache_dir: Path | None) -> Path:
+def place_of_cache(cases: Sequence[Case], reading: Reading, data_dir: Path, cache_dir: Path | None) -> Path:
     """Return `cache_folder`, or DATA.cache if it cannot be written but has all these cases: one on a read-only mount.
+
+    reading: how the cases are read.
 
     Raises:
         InputError: as cache_folder.
     """
     sibling = sibling_cache(data_dir)
-    if cache_dir is None and not can_be_written(sibling) and all(is_of_source(sibling, case) for case in cases):
+    if (
+        cache_dir is None
+        and not can_be_written(sibling)
+        and all(is_of_source(sibling, reading, case) for case in cases)
+    ):
         return sibling
     return cache_folder(data_dir, cache_dir)
 

@@ -80,7 +80,7 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
     if found.missing:
         raise InputError(missing_cases(found, config.data_dir, config.split_file))
     reading = Reading(choose_labels(found.cases, config.labels), config.background)
-    folder = place_of_cache(found.cases, config.data_dir, config.cache_dir)
+    folder = place_of_cache(found.cases, reading, config.data_dir, config.cache_dir)
     remedy = "repair them, or continue without them with --skip_bad_cases"
     if wanted is not None:
         remedy = f"repair them, as {config.split_file} names them"
@@ -93,8 +93,9 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
     )
     if not quiet:
         print(labels_report(folder, names), file=sys.stderr)
-    divide = partial(split_by_patient, folder, config, begun=begun or config.resume is not None, quiet=quiet)
-    split, apart = split_on_one_grid(found.cases, folder, names, config, reading, divide, quiet=quiet)
+    begun = begun or config.resume is not None
+    divide = partial(split_by_patient, folder, config, begun=begun, quiet=quiet)
+    split, apart = split_on_one_grid(found.cases, folder, names, config, reading, divide, begun=begun, quiet=quiet)
     return Data(folder, split, tuple(map(str, [*bad, *apart])))
 
 

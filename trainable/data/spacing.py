@@ -12,6 +12,7 @@ from trainable.cases.case_files import Case, CaseError
 from trainable.cases.grid import SPACING_TOLERANCE, Spacing, same_spacing, spacing_text
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.logger import logger
 from trainable.data.cache import CaseMetadata, median_spacing, read_metadata
 from trainable.data.cache_check import Reading
 from trainable.data.cache_writer import prepare
@@ -26,6 +27,7 @@ def split_on_one_grid(
     reading: Reading,
     divide: Callable[[list[str]], Split],
     *,
+    begun: bool = False,
     quiet: bool = False,
 ) -> tuple[Split, list[CaseError]]:
     """Split prepared cases, and see that all of the split have the voxel size of the training cases.
@@ -40,6 +42,7 @@ def split_on_one_grid(
         names: of the cases in the cache that can be used.
         reading: how they were read, but for their voxel size.
         divide: splits cases, given their names.
+        begun: the split is that of a training or sweep that goes on; its cases stay as they are, with a warning.
         quiet: print nothing on stderr.
 
     Returns:
@@ -55,16 +58,22 @@ def split_on_one_grid(
         metadata = {name: read_metadata(folder / name) for part in PARTS for name in getattr(split, part)}
         target = median_spacing([metadata[name] for name in split.train])
         apart = [name for name in metadata if not same_spacing(metadata[name]["file_spacing"], target)]
-        if not apart or config.resample:
-            _prepare_at(cases, folder, metadata, apart, target, reading, quiet)
+        if not apart or config.resample or begun:
+            if apart and not config.resample:
+                logger.warning(
+                    f"warning: {len(apart)} of {len(metadata)} cases, such as {apart[0]}, have another voxel size than "
+                    f"the training cases, {spacing_text(target)}. It goes on, since it was begun with them"
+                )
+            resampled = apart if config.resample else []
+            _prepare_at(cases, folder, metadata, resampled, target, reading, quiet)
             return split, list(left_out.values())
         errors = {name: spacing_error(name, metadata[name]["file_spacing"], target) for name in apart}
-        if not config.skip_bad_cases:
+        if not config.skip_bad_cases or config.split_file is not None:
             listing = "".join(f"\n  {error}" for error in errors.values())
             raise InputError(
                 f"another voxel size than that of the training cases: {len(errors)} of {len(metadata)} cases; resample "
-                f"them with --resample (in a sweep --set train.resample=true), or continue without them with "
-                f"--skip_bad_cases:{listing}"
+                f"them with --resample (in a sweep --set train.resample=true), or continue without them"
+                f"{' with --skip_bad_cases' if config.split_file is None else ''}:{listing}"
             )
         left_out |= errors
 

@@ -130,7 +130,7 @@ def build_from_state(state: dict[str, Any], device: torch.device) -> tuple[UNet3
 
     Its weights are the averaged ones if the training had the option ema_decay.
     """
-    config = make_config(state["config"], "the checkpoint")
+    config = make_config(state["config"], "the checkpoint", begun=True)
     network = build_network(config.model_copy(update={"device": device.type}))
     network.load_state_dict(state.get("ema") or state["network"])
     return network.to(device).eval(), config

@@ -55,9 +55,14 @@ class History:
 
     @classmethod
     def before(cls, state: Mapping[str, Any]) -> Self:
-        """Return what the weights had seen from which the training of a checkpoint started; nothing if it has none."""
+        """Return what the weights had seen from which the training of a checkpoint started.
+
+        That is nothing if it started from none; a checkpoint of an older version does not say.
+        """
         seen = state.get("seen", {})
-        return cls(tuple(seen.get("trained", ())), tuple(seen.get("selected", ())), seen.get("complete", True))
+        return cls(
+            tuple(seen.get("trained", ())), tuple(seen.get("selected", ())), seen.get("complete", "cases" in state)
+        )
 
     def to_state(self) -> dict[str, Any]:
         """Return the value of "seen" in a checkpoint."""
@@ -130,6 +135,17 @@ def parts_of(state: Mapping[str, Any], scans: Mapping[str, str]) -> dict[str, st
     for part in reversed(PARTS):
         known.update(dict.fromkeys(map(scan_of, (cases or {}).get(part, {}).values()), part))
     return {name: known.get(scan, rest) for name, scan in scans.items()}
+
+
+def seen_before(state: Mapping[str, Any], part: str, scan: str) -> bool:
+    """Return whether a val or test case was seen by the weights from which the training of a checkpoint started.
+
+    Args:
+        part: of the case, see parts_of.
+        scan: its scan_hash.
+    """
+    before = History.before(state)
+    return {"val": scan in before.trained, "test": scan in (*before.trained, *before.selected)}.get(part, False)
 
 
 def group_by_part(parts: Mapping[str, str], names: Iterable[str]) -> dict[str, list[str]]:

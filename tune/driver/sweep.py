@@ -104,14 +104,17 @@ def launch(
         config = resolve_gpu(config)
         slots = Slots(config)
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
-        save_split(data.split, RunDir(run_dir).split)
-        save_contents(data, RunDir(run_dir).contents)
         config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
         if seen:
             config = config.with_record(seen_cases=seen)
         if is_uri(storage):
             config = config.with_record(name=run_dir.name)
-        warm_start(Journal(run_dir, config, reset=True), earlier)
+        journal = Journal(
+            run_dir, config, reset=True
+        )  # first: ensure_new takes a split without a journal for another's
+        save_split(data.split, RunDir(run_dir).split)
+        save_contents(data, RunDir(run_dir).contents)
+        warm_start(journal, earlier)
         write_config(config, run_dir)
         return sweep(read_run(run_dir), slots, fit, params=params, on_report=on_report)
 

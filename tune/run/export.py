@@ -9,7 +9,7 @@ from pathlib import Path
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
-from trainable.core.options import option_names, path_options, to_dict
+from trainable.core.options import option_names, path_options, to_dict, words_of
 from trainable.data.split import load_split, save_split
 from tune.run.results import Run, TrialResult
 
@@ -91,6 +91,8 @@ def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
     """
     record, objective = run.config.record, run.config.objective
     left_out = {*option_names(role="run", exported=False), *path_options()}
+    if str(run.config.fixed("labels")) in words_of("labels"):
+        left_out.discard("labels")  # a name, no file
     recipe = {name: value for name, value in to_dict(run.recipe(trial)).items() if name not in left_out}
     recipe["seed"] = run.config.seed
     score = "no score"
@@ -102,8 +104,8 @@ def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
         f"{split_file} {HAS_THE_SPLIT}; to train on the cases of the sweep: --split_file",
         f"seed is that of the sweep, which draws its split; the trial was trained with seed {trial.seed}",
     ]
-    for option in ("pretrained", "patients"):
-        if (path := run.config.fixed(option)) is not None:
+    for option in ("pretrained", "patients", "labels"):
+        if (path := run.config.fixed(option)) is not None and str(path) not in words_of(option):
             head.append(
                 f"the sweep had {option}: {Path(path).name}, which is not in this file; give it with --{option}"
             )

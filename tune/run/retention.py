@@ -15,6 +15,7 @@ from tune.spec.sweep_config import SweepConfig
 
 NUM_TO_KEEP = 2  # checkpoint folders of a running trial; each has best_model.pth, and latest.pth if that is newer
 CHECKPOINT_BYTES_PER_PARAMETER = 3 * 4  # float32 weights and the two moments of Adam
+AVERAGE_BYTES_PER_PARAMETER = 4  # of the weights' moving average
 
 
 def check_disk_space(config: SweepConfig, storage: str, slots: int) -> str:
@@ -29,7 +30,9 @@ def check_disk_space(config: SweepConfig, storage: str, slots: int) -> str:
     """
     from trainable.model.unet3d import count_parameters  # here: torch takes seconds to import
 
-    size = count_parameters(config.base_config()) * CHECKPOINT_BYTES_PER_PARAMETER
+    recipe = config.base_config()
+    averaged = bool(recipe.ema_decay) or any(option.name == "ema_decay" for option in config.space.parameters)
+    size = count_parameters(recipe) * (CHECKPOINT_BYTES_PER_PARAMETER + AVERAGE_BYTES_PER_PARAMETER * averaged)
     files = 2 * NUM_TO_KEEP * min(slots, config.budget.trials) + config.budget.trials + 1  # running, ended, RUN/best
     need = f"checkpoints: at most {files} of {format_bytes(size)}, {format_bytes(files * size)} in all"
     if "://" in storage:
