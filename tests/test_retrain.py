@@ -9,8 +9,9 @@ from optuna.trial import TrialState
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.training.schedules import Schedule
+from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import TrainingLog
-from tune.retrain import check_folder_name, reductions, scale_to_epochs, without_plateau
+from tune.retrain import check_folder_name, reductions, scale_to_epochs, training_config, without_plateau
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
 from tune.spec.sweep_config import make_sweep_config
@@ -48,6 +49,15 @@ def test_plateau_waits_longer_and_the_same_horizon_changes_nothing():
     recipe = TrainConfig(epochs=10, plateau_patience=2, step_size=3, exponential_gamma=0.9)
     assert scale_to_epochs(recipe, 40).plateau_patience == 8
     assert scale_to_epochs(recipe, 10) == recipe
+
+
+def test_a_recipe_from_a_file_reads_the_cases_as_the_sweep_did(tmp_path: Path) -> None:
+    train = {"background": -1, "resample": True, "labels": "2023", "allow_split_patients": True}
+    config = make_sweep_config({"train": train, "space": {"lr": {"loguniform": [1e-5, 1e-2]}}})
+    recipe = TrainConfig(background="auto", labels="2021")
+    output = TrainingDir(tmp_path / "retrain" / "a")
+    used = training_config(Run(RunDir(tmp_path), config, []), recipe, output, go_on=False)
+    assert {name: getattr(used, name) for name in train} == {**train, "background": -1.0}
 
 
 def trial_with_plateau(tmp_path: Path, recipe: TrainConfig, rates: list[float], every: int) -> tuple[Run, TrialResult]:
