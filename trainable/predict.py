@@ -105,6 +105,12 @@ class Model:
         except NonFiniteLogitsError as error:
             raise CaseError(f"{name}: {self.checkpoint} cannot predict it: {error}") from None
 
+    def part_of(self, case: LoadedCase) -> tuple[str, str]:
+        """Return what a case was to the model, see parts_of, and a note, "" unless the pretrained weights saw it."""
+        scan = scan_hash(case.image)
+        (part,) = parts_of(self.state, {"the case": scan}).values()
+        return part, ", seen by the pretrained weights" * seen_before(self.state, part, scan)
+
     def labels_of(self, case: Case, loaded: LoadedCase) -> LabelConvention:
         """Return the convention in which to write a case's prediction.
 
@@ -166,10 +172,7 @@ def predict_cases(
     for index, case in enumerate(cases, 1):
         try:
             loaded = load_for_prediction(case, model)
-            scan = scan_hash(loaded.image)
-            parts |= parts_of(model.state, {case.name: scan})
-            seen = seen_before(model.state, parts[case.name], scan)
-            note = ", seen by the pretrained weights" * seen
+            parts[case.name], note = model.part_of(loaded)
             logger.info(f"{index}/{len(cases)} {case.name}: {parts[case.name]}{note}")
             label = model.predict(case.name, loaded)
         except CaseError as error:

@@ -64,11 +64,7 @@ def retrain(
     run = read_run(run_dir)
     trial, recipe, label = choose_recipe(run, number, config_file)
     epochs = epochs or recipe.epochs
-    if name is None:
-        name = f"{label}_{epochs}_epochs{'_with_val' if with_val else ''}"
-    check_folder_name(name, run.dir.retrain)
-    output = TrainingDir(run.dir.retrain / name)
-    refuse_sweep(output.path)
+    output = choose_output(run, name if name is not None else f"{label}_{epochs}_epochs{'_with_val' * with_val}")
     run.require_file("labels")
     if not output.latest.exists() and (config_file is None or recipe.pretrained is None):
         run.require_file("pretrained")
@@ -97,6 +93,14 @@ def retrain(
     if split.test:
         evaluate(config.model_copy(update={"resume": TrainingDir(config.output_dir).best}), data)
     return output.path
+
+
+def choose_output(run: Run, name: str) -> TrainingDir:
+    """Return the folder of this name below RUN/retrain; InputError if the name is no folder's, or it is a sweep's."""
+    check_folder_name(name, run.dir.retrain)
+    output = TrainingDir(run.dir.retrain / name)
+    refuse_sweep(output.path)
+    return output
 
 
 def check_folder_name(name: str, folder: Path) -> None:

@@ -12,7 +12,7 @@ from trainable.cases.case_files import Case
 from trainable.cases.grid import Spacing
 from trainable.cases.intensities import Background
 from trainable.cases.labels import LABELS_2021, LabelConvention
-from trainable.data.cache import ARRAYS, FileInfo, read_metadata
+from trainable.data.cache import ARRAYS, CaseMetadata, FileInfo, read_metadata
 
 CHUNK = 2**20  # bytes of a file that are read at once
 
@@ -45,7 +45,8 @@ def is_current(folder: Path, reading: Reading, case: Case) -> bool:
     """Return whether the cache has this case, whole, read in this way and prepared from its present source."""
     path = folder / case.name
     try:
-        return is_of_source(folder, reading, case) and read_metadata(path)["files"] == checksums(path)
+        metadata = read_metadata(path)
+        return _is_of_source(metadata, reading, case) and metadata["files"] == checksums(path)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -53,13 +54,17 @@ def is_current(folder: Path, reading: Reading, case: Case) -> bool:
 def is_of_source(folder: Path, reading: Reading, case: Case) -> bool:
     """Return what is_current does without verifying the checksums of the arrays."""
     try:
-        metadata = read_metadata(folder / case.name)
-        same_spacing = reading.spacing == "ready" or metadata["resampled_to"] == reading.resampled_to
-        same_labels = metadata["labels"] == reading.labels.plain()
-        same_reading = same_spacing and same_labels and metadata["background"] == reading.background
-        return same_reading and _same_source(metadata["source"], case)
+        return _is_of_source(read_metadata(folder / case.name), reading, case)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _is_of_source(metadata: CaseMetadata, reading: Reading, case: Case) -> bool:
+    """Return whether a case was read in this way, and prepared from its present source."""
+    same_spacing = reading.spacing == "ready" or metadata["resampled_to"] == reading.resampled_to
+    same_labels = metadata["labels"] == reading.labels.plain()
+    same_reading = same_spacing and same_labels and metadata["background"] == reading.background
+    return same_reading and _same_source(metadata["source"], case)
 
 
 def source_of(case: Case) -> list[list[Any]]:

@@ -144,8 +144,7 @@ def seen_before(state: Mapping[str, Any], part: str, scan: str) -> bool:
         part: of the case, see parts_of.
         scan: its scan_hash.
     """
-    before = History.before(state)
-    return {"val": scan in before.trained, "test": scan in (*before.trained, *before.selected)}.get(part, False)
+    return bool(History.before(state).seen_of({part: {"the case": scan}}))
 
 
 def group_by_part(parts: Mapping[str, str], names: Iterable[str]) -> dict[str, list[str]]:

@@ -21,7 +21,7 @@ from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.options import absolute_path, path_options
 from trainable.data.empty_regions import check_regions
-from trainable.data.prepare import prepare_data
+from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
 from trainable.training.seen_cases import cases_by_part, history_of_pretrained
@@ -104,19 +104,32 @@ def launch(
         config = resolve_gpu(config)
         slots = Slots(config)
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
-        config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
-        if seen:
-            config = config.with_record(seen_cases=seen)
-        if is_uri(storage):
-            config = config.with_record(name=run_dir.name)
-        journal = Journal(
-            run_dir, config, reset=True
-        )  # first: ensure_new takes a split without a journal for another's
-        save_split(data.split, RunDir(run_dir).split)
-        save_contents(data, RunDir(run_dir).contents)
-        warm_start(journal, earlier)
-        write_config(config, run_dir)
+        begin_run(config, run_dir, data, storage, earlier, seen)
         return sweep(read_run(run_dir), slots, fit, params=params, on_report=on_report)
+
+
+def begin_run(
+    config: SweepConfig,
+    run_dir: Path,
+    data: Data,
+    storage: str | None,
+    earlier: Sequence[Path],
+    seen: dict[str, list[str]],
+) -> None:
+    """Write the files of a new run: journal, split, contents of the cases, and last study.yaml.
+
+    seen: by part the names of the cases that the pretrained weights have seen; the other arguments are those of launch.
+    """
+    config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
+    if seen:
+        config = config.with_record(seen_cases=seen)
+    if is_uri(storage):
+        config = config.with_record(name=run_dir.name)
+    journal = Journal(run_dir, config, reset=True)  # first: ensure_new takes a split without a journal for another's
+    save_split(data.split, RunDir(run_dir).split)
+    save_contents(data, RunDir(run_dir).contents)
+    warm_start(journal, earlier)
+    write_config(config, run_dir)
 
 
 def ensure_new(run_dir: Path) -> None:
