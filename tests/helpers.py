@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainable.core.config import TrainConfig
+    from trainable.data.prepare import Data
+    from trainable.training.epoch_result import EpochResult
     from tune.driver.rung_scheduler import RungScheduler
     from tune.search.journal import Journal
     from tune.spec.sweep_config import SweepConfig
@@ -27,6 +31,28 @@ SWEEP: dict[str, Any] = {
         "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
     },
 }
+
+
+class Interrupted(Exception):
+    """Ends a training as a kill between two epochs does."""
+
+
+def run_fit(config: TrainConfig, data: Data, *, interrupt_after: int = 0) -> list[EpochResult]:
+    """Train, and return the result of each epoch; interrupt_after: the epoch that ends it as a kill does, 0 for none."""
+    import pytest
+
+    from trainable.training.loop import fit
+
+    results: list[EpochResult] = []
+
+    def on_epoch_end(result: EpochResult) -> None:
+        results.append(result)
+        if result.epoch == interrupt_after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted) if interrupt_after else contextlib.nullcontext():
+        fit(config, data, on_epoch_end)
+    return results
 
 
 def make_report(epoch: int, score: float, best: float | None = None, end_reason: str = "") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import run_fit
 
 from trainable import cli
 from trainable.core.config import TrainConfig
@@ -38,36 +39,16 @@ def config_in(folder: Path, **options: object) -> TrainConfig:
     return make_config({**TINY, "output_dir": folder, **options})
 
 
-class Interrupted(Exception):
-    pass
-
-
-def run(config: TrainConfig, data: Data, *, interrupt_after: int = 0) -> list[EpochResult]:
-    results: list[EpochResult] = []
-
-    def on_epoch_end(result: EpochResult) -> None:
-        results.append(result)
-        if result.epoch == interrupt_after:
-            raise Interrupted
-
-    if interrupt_after:
-        with pytest.raises(Interrupted):
-            fit(config, data, on_epoch_end)
-    else:
-        fit(config, data, on_epoch_end)
-    return results
-
-
 @pytest.mark.parametrize(("scheduler", "num_workers"), [("cosine", 0), ("plateau", 1)])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     prepared: Data, tmp_path: Path, scheduler: str, num_workers: int
 ):
     options = {"scheduler": scheduler, "plateau_patience": 0, "deep_supervision": True, "accumulation_steps": 2}
     options |= {"num_workers": num_workers}
-    whole = run(config_in(tmp_path / "whole", **options), prepared)
-    run(config_in(tmp_path / "parts", **options), prepared, interrupt_after=2)
+    whole = run_fit(config_in(tmp_path / "whole", **options), prepared)
+    run_fit(config_in(tmp_path / "parts", **options), prepared, interrupt_after=2)
     resume = tmp_path / "parts" / "checkpoints" / "latest.pth"
-    rest = run(config_in(tmp_path / "parts", resume=resume, **options), prepared)
+    rest = run_fit(config_in(tmp_path / "parts", resume=resume, **options), prepared)
     assert [result.epoch for result in rest] == [3, 4]
     assert [result.val for result in rest] == [result.val for result in whole[2:]]
     one, other = (checkpoint.load_checkpoint(tmp_path / name) for name in ("whole", "parts"))
@@ -78,14 +59,14 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
 
 
 def test_resume_in_another_folder_takes_the_best_model_along(prepared: Data, tmp_path: Path):
-    run(config_in(tmp_path / "a", lr=1e-5), prepared, interrupt_after=2)
+    run_fit(config_in(tmp_path / "a", lr=1e-5), prepared, interrupt_after=2)
     source = tmp_path / "a" / "checkpoints"
-    run(config_in(tmp_path / "b", resume=source, epochs=3, lr=1e-9), prepared)
+    run_fit(config_in(tmp_path / "b", resume=source, epochs=3, lr=1e-9), prepared)
     assert (tmp_path / "b" / "checkpoints" / "best_model.pth").exists()
 
 
 def test_training_learns_and_its_best_model_is_that_of_the_best_epoch(prepared: Data, tmp_path: Path):
-    results = run(config_in(tmp_path, epochs=6, patches_per_epoch=24), prepared)
+    results = run_fit(config_in(tmp_path, epochs=6, patches_per_epoch=24), prepared)
     assert results[-1].stats.avg_total_loss < 0.9 * results[0].stats.avg_total_loss
     scores = [result.val["dice_mean"] for result in results if result.val]
     best = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "best_model.pth")
@@ -94,7 +75,7 @@ def test_training_learns_and_its_best_model_is_that_of_the_best_epoch(prepared: 
 
 
 def test_metric_chooses_the_region_that_picks_the_best_epoch(prepared: Data, tmp_path: Path):
-    results = run(config_in(tmp_path, metric="val_dice_ET"), prepared)
+    results = run_fit(config_in(tmp_path, metric="val_dice_ET"), prepared)
     assert results[-1].best_score == max(result.val["dice_ET"] for result in results if result.val)
 
 
@@ -227,7 +208,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_training_and_say_where(
         self.train_step.loss = NotFinite(self, {2, 3, *range(11, 99)})
 
     monkeypatch.setattr(TrainingState, "__init__", broken)
-    results = run(config, prepared)
+    results = run_fit(config, prepared)
     assert [(result.epoch, result.end_reason) for result in results] == [(1, ""), (2, ""), (3, "non_finite")]
     said = re.fullmatch(
         r"the gradient was not finite in 3 steps in a row, the first in epoch 2, batch 5 \((.*), (.*)\) at lr (.*)",
@@ -251,7 +232,7 @@ def test_only_train_and_val_cases_are_opened(prepared: Data, tmp_path: Path):
             opened.append(str(arguments[0]))
 
     sys.addaudithook(note)
-    run(config_in(tmp_path), prepared)
+    run_fit(config_in(tmp_path), prepared)
     listening = False
     parts = {Path(path).parent.name for path in opened if str(prepared.folder) in path}
     assert parts == {*prepared.split.train, *prepared.split.val}
@@ -260,7 +241,7 @@ def test_only_train_and_val_cases_are_opened(prepared: Data, tmp_path: Path):
 
 
 def test_val_freq_validates_every_so_many_epochs_and_the_last(prepared: Data, tmp_path: Path):
-    results = run(config_in(tmp_path, epochs=5, val_freq=2), prepared)
+    results = run_fit(config_in(tmp_path, epochs=5, val_freq=2), prepared)
     assert [result.epoch for result in results if result.val] == [2, 4, 5]
 
 
@@ -275,7 +256,7 @@ def test_val_cases_are_the_same_ones_each_time_evenly_spread(prepared: Data, tmp
 
     monkeypatch.setattr(validation, "validate", scored)
     for count, epochs in ((3, 2), (0, 1), (7, 1)):
-        run(config_in(tmp_path / str(count), epochs=epochs, val_cases=count), data)
+        run_fit(config_in(tmp_path / str(count), epochs=epochs, val_cases=count), data)
     three = [names[0], names[2], names[4]]
     assert seen == [three, three, names[:7], names[:7]]
 
@@ -293,7 +274,7 @@ def test_plateau_and_patience_watch_the_metric_at_each_validation(
 
     monkeypatch.setattr(validation, "validate", scored)
     options = {"epochs": 10, "val_freq": 2, "plateau_patience": 0, "patience": 3, "metric": metric}
-    results = run(config_in(tmp_path, **options), prepared)
+    results = run_fit(config_in(tmp_path, **options), prepared)
     lrs = [result.stats.lr / 5e-3 for result in results]
     if metric == "val_dice_ET":
         assert (lrs, results[-1].end_reason, results[-1].best_epoch) == ([1.0] * 10, "epochs", 10)
@@ -315,22 +296,22 @@ def test_seed_draws_the_initial_weights_and_the_dropout(prepared: Data, tmp_path
 
 
 def test_patience_ends_a_training_that_does_not_improve(prepared: Data, tmp_path: Path):
-    results = run(config_in(tmp_path, epochs=30, patience=2, lr=1e-12), prepared)
+    results = run_fit(config_in(tmp_path, epochs=30, patience=2, lr=1e-12), prepared)
     assert results[-1].end_reason == "patience"
     assert results[-1].epoch == results[-1].best_epoch + 2
     with pytest.raises(InputError, match="ended by patience of 2; raise --patience to go on"):
         fit(config_in(tmp_path, epochs=30, patience=2, lr=1e-12, resume=tmp_path), prepared)
-    assert run(config_in(tmp_path, epochs=30, patience=4, lr=1e-12, resume=tmp_path), prepared)[-1].epoch == 5
+    assert run_fit(config_in(tmp_path, epochs=30, patience=4, lr=1e-12, resume=tmp_path), prepared)[-1].epoch == 5
 
 
 def test_save_freq_keeps_numbered_checkpoints(prepared: Data, tmp_path: Path):
-    run(config_in(tmp_path, save_freq=2), prepared)
+    run_fit(config_in(tmp_path, save_freq=2), prepared)
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"latest.pth", "best_model.pth", "epoch_0002.pth", "epoch_0004.pth"}
 
 
 def test_a_loss_that_is_not_finite_ends_the_training_with_the_last_good_checkpoint(prepared: Data, tmp_path: Path):
-    results = run(config_in(tmp_path, epochs=40, optimizer="sgd", lr=1e30, patches_per_epoch=12), prepared)
+    results = run_fit(config_in(tmp_path, epochs=40, optimizer="sgd", lr=1e30, patches_per_epoch=12), prepared)
     assert results[-1].end_reason == "non_finite"
     latest = tmp_path / "checkpoints" / "latest.pth"
     if results[-1].epoch > 1:
@@ -341,13 +322,13 @@ def test_a_loss_that_is_not_finite_ends_the_training_with_the_last_good_checkpoi
 
 def test_without_validation_cases_the_last_epoch_is_the_best(prepared: Data, tmp_path: Path):
     split = dataclasses.replace(prepared.split, val=())
-    results = run(config_in(tmp_path), dataclasses.replace(prepared, split=split))
+    results = run_fit(config_in(tmp_path), dataclasses.replace(prepared, split=split))
     assert all(result.val is None for result in results)
     assert checkpoint.load_checkpoint(tmp_path / "checkpoints" / "best_model.pth")["epoch"] == 4
 
 
 def test_what_may_not_change_on_resume_is_refused(prepared: Data, tmp_path: Path):
-    run(config_in(tmp_path), prepared, interrupt_after=1)
+    run_fit(config_in(tmp_path), prepared, interrupt_after=1)
     with pytest.raises(InputError, match=r"base_channels is 4 in the checkpoint and 8 now; it cannot change"):
         fit(config_in(tmp_path, resume=tmp_path, base_channels=8), prepared)
     other = dataclasses.replace(prepared.split, train=prepared.split.train[1:])
@@ -356,9 +337,9 @@ def test_what_may_not_change_on_resume_is_refused(prepared: Data, tmp_path: Path
 
 
 def test_a_new_lr_on_resume_takes_effect(prepared: Data, tmp_path: Path):
-    run(config_in(tmp_path, scheduler="exponential", exponential_gamma=0.5), prepared, interrupt_after=2)
+    run_fit(config_in(tmp_path, scheduler="exponential", exponential_gamma=0.5), prepared, interrupt_after=2)
     options = {"scheduler": "exponential", "exponential_gamma": 0.5, "lr": 8e-4}
-    results = run(config_in(tmp_path, resume=tmp_path, **options), prepared)
+    results = run_fit(config_in(tmp_path, resume=tmp_path, **options), prepared)
     assert [result.stats.lr for result in results] == pytest.approx([2e-4, 1e-4])
 
 
@@ -381,9 +362,9 @@ def test_global_generators_go_on_where_a_checkpoint_left_them(prepared: Data, tm
 
 
 def test_pretrained_weights_are_those_a_training_starts_from(prepared: Data, tmp_path: Path, capsys):
-    run(config_in(tmp_path / "a", epochs=1, lr=0.1), prepared)
+    run_fit(config_in(tmp_path / "a", epochs=1, lr=0.1), prepared)
     trained_weights = checkpoint.load_checkpoint(tmp_path / "a")["network"]
-    run(config_in(tmp_path / "b", epochs=1, lr=1e-12, seed=5, pretrained=tmp_path / "a"), prepared)
+    run_fit(config_in(tmp_path / "b", epochs=1, lr=1e-12, seed=5, pretrained=tmp_path / "a"), prepared)
     start = checkpoint.load_checkpoint(tmp_path / "b")["network"]
     assert all(torch.allclose(start[name], tensor, atol=1e-6) for name, tensor in trained_weights.items())
     assert "pretrained: 100.0% of the weights from" in capsys.readouterr().out
@@ -411,7 +392,7 @@ def test_deterministic_algorithms_are_asked_for_during_the_training_alone(prepar
 def test_pictures_are_of_the_first_two_validation_cases_and_of_validated_epochs(prepared: Data, tmp_path: Path):
     names = sorted(prepared.split.val + prepared.split.test + prepared.split.train[:1])
     split = dataclasses.replace(prepared.split, val=tuple(names), train=prepared.split.train[1:])
-    results = run(config_in(tmp_path, val_freq=2), dataclasses.replace(prepared, split=split))
+    results = run_fit(config_in(tmp_path, val_freq=2), dataclasses.replace(prepared, split=split))
     assert len(names) == 3
     assert [sorted(result.pictures) for result in results] == [[], names[:2], [], names[:2]]
     for rgb in results[1].pictures.values():
@@ -432,12 +413,12 @@ def test_each_option_that_a_resumed_training_cannot_change_is_refused(option: st
 
 
 def test_resume_of_a_damaged_latest_goes_on_from_the_newest_whole_one(prepared: Data, tmp_path: Path, capsys):
-    whole = run(config_in(tmp_path / "whole", save_freq=1), prepared)
-    run(config_in(tmp_path / "parts", save_freq=1), prepared, interrupt_after=3)
+    whole = run_fit(config_in(tmp_path / "whole", save_freq=1), prepared)
+    run_fit(config_in(tmp_path / "parts", save_freq=1), prepared, interrupt_after=3)
     folder = tmp_path / "parts" / "checkpoints"
     for name in ("latest.pth", "epoch_0003.pth"):
         (folder / name).write_bytes((folder / name).read_bytes()[:5000])
-    rest = run(config_in(tmp_path / "parts", save_freq=1, resume=tmp_path / "parts"), prepared)
+    rest = run_fit(config_in(tmp_path / "parts", save_freq=1, resume=tmp_path / "parts"), prepared)
     assert "going on from" in capsys.readouterr().out
     assert [result.val for result in rest] == [result.val for result in whole[-len(rest) :]]
     assert rest[0].epoch == max(2, whole[2].best_epoch) + 1
@@ -451,13 +432,13 @@ def test_known_answer(tmp_path: Path):
     options |= {"scheduler": "cosine", "augment": False, "dropout": 0.0, "tumour_share": 0.5}
     options |= {"data_dir": tmp_path / "data", "val_fraction": 0.25, "test_fraction": 0.0}
     config = config_in(tmp_path / "out", **options)
-    result = run(config, prepare_data(config, quiet=True))[-1]
+    result = run_fit(config, prepare_data(config, quiet=True))[-1]
     assert result.val
     assert result.val["dice_mean"] == pytest.approx(0.745, abs=0.03)
 
 
 def test_other_options_on_resume_take_effect(prepared: Data, tmp_path: Path):
-    run(config_in(tmp_path, optimizer="sgd"), prepared, interrupt_after=1)
+    run_fit(config_in(tmp_path, optimizer="sgd"), prepared, interrupt_after=1)
     options = {"optimizer": "sgd", "momentum": 0.5, "weight_decay": 0.25, "plateau_patience": 3, "plateau_factor": 0.1}
     config = config_in(tmp_path, resume=tmp_path, **options)
     training = TrainingState(config)
@@ -470,16 +451,16 @@ def test_other_options_on_resume_take_effect(prepared: Data, tmp_path: Path):
 
 
 def test_resume_of_an_earlier_checkpoint_does_not_keep_a_later_best_model(prepared: Data, tmp_path: Path):
-    results = run(config_in(tmp_path, save_freq=1, patches_per_epoch=24), prepared)
+    results = run_fit(config_in(tmp_path, save_freq=1, patches_per_epoch=24), prepared)
     assert results[-1].best_epoch > 1
     first = tmp_path / "checkpoints" / "epoch_0001.pth"
-    again = run(config_in(tmp_path, resume=first, epochs=2, lr=1e-9), prepared)
+    again = run_fit(config_in(tmp_path, resume=first, epochs=2, lr=1e-9), prepared)
     best = checkpoint.load_checkpoint(tmp_path / "checkpoints" / "best_model.pth")
     assert best["epoch"] == again[-1].best_epoch == 2
 
 
 def test_resume_of_a_finished_training_says_to_raise_epochs(prepared: Data, tmp_path: Path):
-    run(config_in(tmp_path), prepared)
+    run_fit(config_in(tmp_path), prepared)
     with pytest.raises(InputError, match="has done 4 of 4 epochs; raise --epochs"):
         fit(config_in(tmp_path, resume=tmp_path), prepared)
 
@@ -499,7 +480,7 @@ def test_amp_computes_in_its_precision_on_a_gpu(tmp_path: Path, amp: str, dtype:
 def test_deterministic_training_repeats_bit_for_bit_on_a_gpu(prepared: Data, tmp_path: Path, amp: str):
     options = {"device": "cuda", "amp": amp, "deterministic": True, "deep_supervision": True, "dropout": 0.2}
     for name in ("one", "other"):
-        run(config_in(tmp_path / name, **options, epochs=2), prepared)
+        run_fit(config_in(tmp_path / name, **options, epochs=2), prepared)
     one, other = (checkpoint.load_checkpoint(tmp_path / name)["network"] for name in ("one", "other"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -509,7 +490,7 @@ def test_a_training_leaves_no_gpu_memory_behind(prepared: Data, tmp_path: Path):
     """Batches are prepared on a side stream, and need workspaces and temporaries."""
     options = {"device": "cuda", "epochs": 6, "blur_prob": 1.0, "rotate_prob": 1.0}
     for name in ("one", "other"):
-        run(config_in(tmp_path / name, **options), prepared)
+        run_fit(config_in(tmp_path / name, **options), prepared)
         assert free_memory() < MAX_LEAKED_BYTES
 
 
@@ -527,7 +508,7 @@ def test_a_process_keeps_as_much_pinned_memory_between_trials_as_it_may(monkeypa
 def test_gradient_checkpointing_takes_less_memory_on_a_gpu(prepared: Data, tmp_path: Path):
     options = {"device": "cuda", "target_shape": (64, 64, 64), "base_channels": 32, "epochs": 1, "fast": False}
     peaks = [
-        run(config_in(tmp_path / str(on), **options, gradient_checkpointing=on), prepared)[0].stats.max_gpu_memory
+        run_fit(config_in(tmp_path / str(on), **options, gradient_checkpointing=on), prepared)[0].stats.max_gpu_memory
         for on in (False, True)
     ]
     assert peaks[1] < 0.8 * peaks[0]
@@ -553,6 +534,6 @@ def test_out_of_gpu_memory_says_what_was_tried_and_what_to_lower(
 @pytest.mark.parametrize("amp", ["off", "fp16", "bf16"])
 def test_mixed_precision_learns_like_float32_on_a_gpu(prepared: Data, tmp_path: Path, amp: str):
     config = config_in(tmp_path, device="cuda", amp=amp, epochs=6, patches_per_epoch=24, deep_supervision=True)
-    results = run(config, prepared)
+    results = run_fit(config, prepared)
     assert results[-1].stats.avg_total_loss < 0.9 * results[0].stats.avg_total_loss
     assert results[-1].stats.max_gpu_memory > 1

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import run_fit
 
 from trainable.core.config import TrainConfig
 from trainable.core.options import make_config
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.training import checkpoint, loop, validation
-from trainable.training.epoch_result import EpochResult
-from trainable.training.loop import fit, train_one_epoch
+from trainable.training.loop import train_one_epoch
 from trainable.training.state import TrainingState
 from trainable.training.step import TrainStep
 
@@ -26,25 +25,8 @@ TINY: dict[str, Any] = {
 EMA: dict[str, Any] = {"ema_decay": 0.6, "plateau_patience": 0}
 
 
-class Interrupted(Exception):
-    pass
-
-
 def config_in(folder: Path, **options: Any) -> TrainConfig:
     return make_config({**TINY, "output_dir": folder, **options})
-
-
-def run(config: TrainConfig, data: Data, *, interrupt_after: int = 0) -> list[EpochResult]:
-    results: list[EpochResult] = []
-
-    def on_epoch_end(result: EpochResult) -> None:
-        results.append(result)
-        if result.epoch == interrupt_after:
-            raise Interrupted
-
-    with pytest.raises(Interrupted) if interrupt_after else nullcontext():
-        fit(config, data, on_epoch_end)
-    return results
 
 
 def weights_of(network: torch.nn.Module) -> list[torch.Tensor]:
@@ -112,9 +94,9 @@ def test_average_from_cuda_graphs_is_that_of_each_step(prepared: Data, tmp_path:
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(prepared: Data, tmp_path: Path) -> None:
-    whole = run(config_in(tmp_path / "whole", **EMA), prepared)
-    run(config_in(tmp_path / "parts", **EMA), prepared, interrupt_after=2)
-    rest = run(config_in(tmp_path / "parts", resume=tmp_path / "parts", **EMA), prepared)
+    whole = run_fit(config_in(tmp_path / "whole", **EMA), prepared)
+    run_fit(config_in(tmp_path / "parts", **EMA), prepared, interrupt_after=2)
+    rest = run_fit(config_in(tmp_path / "parts", resume=tmp_path / "parts", **EMA), prepared)
     assert [result.val for result in rest] == [result.val for result in whole[2:]]
     one, other = (checkpoint.load_checkpoint(tmp_path / name) for name in ("whole", "parts"))
     for part in ("network", "ema"):
@@ -133,7 +115,7 @@ def test_the_average_is_validated_and_saved_and_predicts(
         return validate(network, *args, **kwargs)
 
     monkeypatch.setattr(validation, "validate", noting)
-    run(config_in(tmp_path, **EMA), prepared)
+    run_fit(config_in(tmp_path, **EMA), prepared)
     state = checkpoint.load_checkpoint(tmp_path)
     trained, averaged = (list(state[part].values()) for part in ("network", "ema"))
     assert not torch.equal(trained[0], averaged[0])
@@ -145,12 +127,12 @@ def test_the_average_is_validated_and_saved_and_predicts(
 
 
 def test_without_it_a_checkpoint_has_one_set_of_weights(prepared: Data, tmp_path: Path) -> None:
-    run(config_in(tmp_path, epochs=1), prepared)
+    run_fit(config_in(tmp_path, epochs=1), prepared)
     assert "ema" not in checkpoint.load_checkpoint(tmp_path)
 
 
 def test_a_resume_may_switch_it_on(prepared: Data, tmp_path: Path) -> None:
-    run(config_in(tmp_path, epochs=4), prepared, interrupt_after=2)
+    run_fit(config_in(tmp_path, epochs=4), prepared, interrupt_after=2)
     before = checkpoint.load_checkpoint(tmp_path)
     training = TrainingState(config_in(tmp_path, **EMA))
     training.load_state(before, prepared)
@@ -160,7 +142,7 @@ def test_a_resume_may_switch_it_on(prepared: Data, tmp_path: Path) -> None:
 
 
 def test_the_average_starts_from_pretrained_weights(prepared: Data, tmp_path: Path) -> None:
-    run(config_in(tmp_path / "a", epochs=1), prepared)
+    run_fit(config_in(tmp_path / "a", epochs=1), prepared)
     config: TrainConfig = config_in(tmp_path / "b", pretrained=tmp_path / "a", seed=9, **EMA)
     training = TrainingState(config)
     loop.begin_training(training, prepared, lambda _: None)
