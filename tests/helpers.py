@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 
 def run_fit(config: TrainConfig, data: Data, *, interrupt_after: int = 0) -> list[EpochResult]:
-    """Train, and return the result of each epoch; interrupt_after: the epoch that ends it as a kill does, 0 for none."""
+    """Train, and return the result of each epoch; interrupt_after: the epoch after which it ends, 0 for none."""
     import pytest
 
     from trainable.training.loop import fit
