@@ -32,8 +32,8 @@ RAY_FOLDER = "tune/driver"
 
 
 def folder_of(path: Path) -> str:
-    """The layer's folder of a file, given relative to the checkout."""
-    return "/".join(path.parent.parts[:2])
+    """The layer's folder of a file, given relative to the checkout; the verbs in tune/cli are of the layer of tune."""
+    return "/".join(path.parent.parts[:2]).removesuffix("/cli")
 
 
 def imported_names(path: Path) -> Iterator[str]:

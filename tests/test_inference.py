@@ -33,7 +33,7 @@ from trainable.evaluation.inference import (
 from trainable.model.unet3d import UNet3D, build_network
 from trainable.predict import predict_cases
 from trainable.training.checkpoint import save_checkpoint
-from tune.cli import predict
+from tune.cli.models import predict
 
 CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(16, 12, 8))
 

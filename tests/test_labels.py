@@ -42,7 +42,7 @@ from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
 from trainable.training.checkpoint import save_checkpoint
 from trainable.training.state import TrainingState
-from tune.cli import prepare as prepare_verb
+from tune.cli.cases import prepare as prepare_verb
 from tune.driver.sweep import with_absolute_paths
 from tune.spec.sweep_config import make_sweep_config
 

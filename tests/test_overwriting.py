@@ -21,7 +21,7 @@ from trainable.predict import predict_cases
 from trainable.train import train
 from trainable.training.checkpoint import save_checkpoint
 from trainable.training.training_log import TrainingLog
-from tune.cli import best
+from tune.cli.sweeps import best
 from tune.driver.recorder import LostCheckpointError, same_but_for_folder, sync_best
 from tune.driver.sweep import finalize
 from tune.retrain import retrain

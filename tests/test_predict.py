@@ -18,7 +18,7 @@ from trainable.core.options import to_dict
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
 from trainable.training.checkpoint import save_checkpoint
-from tune.cli import predict
+from tune.cli.models import predict
 
 CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(32, 32, 32))
 

@@ -10,7 +10,7 @@ from optuna.search_space import IntersectionSearchSpace
 
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
-from tune.cli import check
+from tune.cli.sweeps import check
 from tune.search.journal import Journal
 from tune.search.sampler import (
     MemoryAwareTPESampler,

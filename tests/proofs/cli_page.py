@@ -19,7 +19,7 @@ HEAD = """# The verbs of voxtune
 `voxtune VERB --help` prints the same. Exit codes: 0 done; 1 no trial has a score, `verify` found something wrong, or a
 training diverged; 2 something to correct; 128 + N signal N (130 Ctrl-C, 143 SIGTERM).
 
-This page is made by `make docs` from `tune/cli.py`; do not edit it.
+This page is made by `make docs` from `tune/cli`; do not edit it.
 """
 # The flags of `voxtune train` are those of train.py, which typer does not know.
 TRAIN_PAGE = "All options are in [options.md](options.md)."

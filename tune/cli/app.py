@@ -1,0 +1,53 @@
+"""The command `voxtune`, and the arguments that several of its verbs have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainable.core.logger import logger
+from trainable.core.package_version import version
+
+app = typer.Typer(
+    help="Find, prove and retrain the best 3D U-Net recipe for brain-tumour MRI.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Space = Annotated[
+    str, typer.Argument(metavar="SPACE", help="YAML of the sweep: a file, or brats, quick, finetune, demo.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a sweep.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace a value of the YAML; repeatable."),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="What the values of seg files mean: 2021, 2023, ped2024, gli2024 or a YAML file; by default "
+        "the names of the cases tell it.",
+    ),
+]
+Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; by default a local one is started.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print voxtune's version and exit with code 0 if `wanted`; else do nothing."""
+    if wanted:
+        logger.info(f"voxtune {version('voxtune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def voxtune(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Options of voxtune itself."""

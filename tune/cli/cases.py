@@ -1,0 +1,67 @@
+"""The verbs that make or prepare cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainable.core.logger import logger
+from trainable.core.options import make_config
+from tune.cli.app import Labels, app
+
+
+@app.command(epilog="Example: voxtune phantom DIR --cases 20 --shape 64 64 48")
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
+    cases: Annotated[int, typer.Option(metavar="N", help="Number of cases.")] = 12,
+    shape: Annotated[tuple[int, int, int], typer.Option(metavar="N", help="Voxels: x, y, z.")] = (240, 240, 155),
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Another seed gives other cases.")] = 0,
+) -> None:
+    """Write synthetic cases in the file format of BraTS."""
+    from trainable.data.phantom import write_phantoms
+
+    write_phantoms(out, cases=cases, shape=shape, seed=seed)
+
+
+@app.command("convert_msd", epilog="Example: voxtune convert_msd Task01_BrainTumour DIR")
+def convert_msd(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The folder Task01_BrainTumour, as it was unpacked.")],
+    destination: Annotated[Path, typer.Argument(metavar="DEST", help="Folder to write the cases in.")],
+) -> None:
+    """Make cases of the Medical Segmentation Decathlon's brain tumours; called again, it writes what is missing."""
+    from trainable.cases.msd import convert_msd
+
+    convert_msd(source, destination)
+
+
+@app.command(epilog="Example: voxtune prepare DIR --skip_bad_cases")
+def prepare(
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with one sub-folder per case.")],
+    cache_dir: Annotated[
+        Path | None, typer.Option("--cache_dir", metavar="DIR", help="By default next to the data.")
+    ] = None,
+    labels: Labels = None,
+    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
+    background: Annotated[
+        str, typer.Option(metavar="VALUE", help="Value of the images' background, or auto; train with the same one.")
+    ] = "0",
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Resample cases of another voxel size than most; train with it too.")
+    ] = False,
+) -> None:
+    """Check the cases of a folder and preprocess them once for all trainings."""
+    from trainable.data.prepare import prepare_data
+
+    # without val and test, so that voxel sizes are compared with the median of all cases
+    options: dict[str, Any] = {
+        "val_fraction": 0,
+        "test_fraction": 0,
+        "skip_bad_cases": skip_bad_cases,
+        "labels": labels,
+        "resample": resample,
+    }
+    options |= {"data_dir": data.resolve(), "cache_dir": cache_dir, "background": background}
+    prepared = prepare_data(make_config(options, "voxtune prepare"))
+    logger.info(f"cache: {prepared.folder}")

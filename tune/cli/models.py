@@ -1,0 +1,84 @@
+"""The verbs that train and use models."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainable.core.errors import InputError
+from trainable.core.logger import logger
+from trainable.core.signals import handle_end_signals
+from trainable.training.training_dir import TrainingDir
+from tune.cli.app import Labels, RunFolder, app
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    epilog="Example: voxtune train --data_dir DIR --output_dir OUT --epochs 50",
+)
+def train(context: typer.Context) -> None:
+    """Train one recipe, continue a training, or test its model; `voxtune train --help` lists all options."""
+    for number in handle_end_signals(signal.default_int_handler):  # the training prints itself how to go on
+        if number != signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        from trainable.cli import main
+
+        raise typer.Exit(main(context.args, prog="voxtune train"))
+    except KeyboardInterrupt:  # while torch is imported
+        raise typer.Exit(130) from None
+
+
+@app.command(epilog="Example: voxtune retrain RUN --epochs 500 --with_val")
+def retrain(
+    run: RunFolder,
+    trial: Annotated[int | None, typer.Option(metavar="N", help="Number of the trial; by default the best.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe as YAML instead of a trial's.")] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Epochs; by default the sweep's.")] = None,
+    with_val: Annotated[bool, typer.Option("--with_val", help="Train on the validation cases too.")] = False,
+    name: Annotated[str | None, typer.Option(help="Folder below RUN/retrain.")] = None,
+) -> None:
+    """Train the winner again from the start, and score it once on the held-out test cases."""
+    from tune.retrain import retrain as retrain_trial
+
+    output = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
+    logger.info(f"model: {TrainingDir(output).best}")
+
+
+@app.command(epilog="Example: voxtune predict RUN/best/best_model.pth CASE_DIR --out predictions")
+def predict(
+    checkpoint: Annotated[Path, typer.Argument(help="best_model.pth, or the folder of a training.")],
+    cases: Annotated[list[Path], typer.Argument(metavar="CASE_DIR...", help="Folders of cases, or a folder of them.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for CASE.nii.gz.")],
+    labels: Labels = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Average over the 8 mirrored volumes.")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Also write CASE.png.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Segment cases; score those that have a seg file."""
+    from trainable.evaluate import score_table
+    from trainable.predict import predict_cases
+
+    predictions = predict_cases(checkpoint, cases, out, labels=labels, mirror=mirror, pictures=pictures, device=device)
+    if predictions.scores:
+        logger.info(score_table(predictions.scores, {name: predictions.parts[name] for name in predictions.scores}))
+    logger.info(f"wrote {out}")
+    if predictions.failed or predictions.no_case:
+        raise InputError(predictions.failures())
+
+
+@app.command(epilog="Example: voxtune demo --out voxtune_demo")
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder for everything, new; by default voxtune_demo.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", help="Number of trials.")] = None,
+) -> None:
+    """Run a whole sweep on synthetic cases, in minutes on a laptop's CPU."""
+    from tune.demo import run_demo
+
+    run_demo(None if out is None else out.resolve(), trials)

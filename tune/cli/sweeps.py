@@ -1,0 +1,160 @@
+"""The verbs of a sweep: check a space, launch, resume, look at it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainable.core.idle_options import idle_text
+from trainable.core.locks import is_locked
+from trainable.core.logger import logger, outlive_reader
+from tune.cli.app import Address, Labels, RunFolder, Set, Space, app
+from tune.run.export import export_recipe
+from tune.run.results import Run, read_run
+from tune.run.run_dir import resume_command
+from tune.run.tables import make_console, print_best, print_outcome, print_space, print_trials, summary_line
+from tune.search.sampler import first_recipes
+from tune.spec.idle_parameters import idle_parameters
+from tune.spec.sweep_file import load_sweep_config
+
+
+@app.command(epilog="Example: voxtune check my_space.yaml --set study.trials=100")
+def check(space: Space, set_: Set = None) -> None:
+    """Check a YAML; show the space as a table and the first trials of its sweep."""
+    config = load_sweep_config(space, set_ or [])
+    print_space(config)
+    make_console().print("\n[bold]the first trials[/]")
+    for number, values in enumerate(first_recipes(config, 5)):
+        config.train_config(values)
+        logger.info(f"  {number}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
+    logger.info(f"\ntrial 0: {config.space.describe_defaults()}")
+    if idle := idle_text(idle_parameters(config.space)):
+        logger.warning(f"\n{idle}")
+    logger.info("\nok")
+
+
+@app.command(epilog="Example: voxtune launch brats --data DIR --out RUN --trials 64")
+def launch(
+    space: Space,
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with one sub-folder per case.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the sweep, new.")],
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of trials; short for --set study.trials=N.")
+    ] = None,
+    address: Address = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Where Ray keeps checkpoints: a shared folder, or a URI such as s3://bucket/sweeps, where snapshots "
+            "of RUN's text files are kept too. Credentials are taken from the environment; a server other than AWS: "
+            "s3://bucket/sweeps?endpoint_override=HOST:PORT&scheme=http."
+        ),
+    ] = None,
+    labels: Labels = None,
+    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
+    warm_start: Annotated[
+        list[Path] | None, typer.Option("--warm_start", metavar="RUN", help="Begin with its trials; repeatable.")
+    ] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail_fast", help="End the sweep at the first failed trial.")] = False,
+    set_: Set = None,
+) -> None:
+    """Run a sweep in a new folder."""
+    overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}", *(set_ or [])]
+    overrides += [f"study.trials={trials}"] * (trials is not None)
+    overrides += [f"train.labels={json.dumps(labels)}"] * (labels is not None)
+    overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
+    overrides += ["resources.fail_fast=true"] * fail_fast
+    config = load_sweep_config(space, overrides)
+    earlier = [folder.resolve() for folder in warm_start or []]
+    with outlive_reader(f"the sweep goes on, see: voxtune status {out}"):
+        print_space(config)
+        from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
+
+        with Cluster(address) as cluster:  # which starts while torch is imported
+            from tune.driver.sweep import launch as launch_sweep
+
+            finish(launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
+
+
+@app.command(epilog="Example: voxtune resume RUN --trials 100")
+def resume(
+    run: RunFolder,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="New total of trials, to extend the sweep.")
+    ] = None,
+    space: Annotated[
+        str | None, typer.Option(help="YAML with another space to go on in; the trials in that space are imported.")
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="STORAGE/NAME",
+            help="First make RUN, a new folder, from the snapshot at this URI, as launch printed it. No storage can be "
+            "locked: do not let two machines go on with one sweep at the same time.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the cases are now; their cache is made next to them.")
+    ] = None,
+    address: Address = None,
+    set_: Set = None,
+) -> None:
+    """Continue a sweep that was interrupted, or extend it: more trials, another budget or target."""
+    from tune.driver.sweep import resume as resume_sweep
+    from tune.run.snapshot import restore_snapshot
+
+    overrides = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
+    run, data = run.resolve(), data and data.resolve()
+    if from_ is not None:
+        restore_snapshot(from_, run)
+    with outlive_reader(f"the sweep goes on, see: voxtune status {run}"):
+        finish(resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data))
+
+
+def finish(run: Run) -> None:
+    """Print the counts of a sweep's trials and the winner; exit with code 1 if no trial has a score."""
+    print_outcome(run)
+    if not run.ranking:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: voxtune status RUN")
+def status(run: RunFolder) -> None:
+    """Show all trials of a sweep, running or not."""
+    result = read_run(run)
+    print_trials(result)
+    if result.unfinished and not is_locked(run):
+        logger.info(f"no process drives it now; go on with: {resume_command(run)}")
+
+
+@app.command(epilog="Example: voxtune verify RUN")
+def verify(run: RunFolder) -> None:
+    """Audit a sweep's folder: lost or duplicated trials, wrong early-stopping decisions, wrong checkpoints."""
+    from tune.run.verify import verify as verify_run
+
+    result = read_run(run)
+    checks = verify_run(result)
+    logger.info(summary_line(result))
+    for name, findings in checks.items():
+        logger.info(f"{'ok   ' if not findings else 'WRONG'}  {name}")
+        for finding in findings:
+            logger.info(f"         {finding}")
+    if any(checks.values()):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: voxtune best RUN --export best.yaml")
+def best(
+    run: RunFolder,
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="How many trials to show.")] = 5,
+    export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the winner's recipe as YAML.")] = None,
+) -> None:
+    """List the best trials, and show where the winner's recipe differs from the default one."""
+    result = read_run(run)
+    print_best(result, top)
+    if export is not None:
+        export_recipe(result, result.best(), export)
