@@ -9,7 +9,7 @@ import typer
 
 from trainable.core.logger import logger
 from trainable.core.options import make_config
-from tune.cli.app import Labels, app
+from tune.cli.command import Labels, app
 
 
 @app.command(epilog="Example: voxtune phantom DIR --cases 20 --shape 64 64 48")

@@ -12,7 +12,7 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.signals import handle_end_signals
 from trainable.training.training_dir import TrainingDir
-from tune.cli.app import Labels, RunFolder, app
+from tune.cli.command import Labels, RunFolder, app
 
 
 @app.command(

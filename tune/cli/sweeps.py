@@ -11,7 +11,7 @@ import typer
 from trainable.core.idle_options import idle_text
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
-from tune.cli.app import Address, Labels, RunFolder, Set, Space, app
+from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
 from tune.run.export import export_recipe
 from tune.run.results import Run, read_run
 from tune.run.run_dir import resume_command
