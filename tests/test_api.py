@@ -105,7 +105,7 @@ def test_without_installed_metadata_the_version_is_unknown(tmp_path: Path) -> No
         (tmp_path / name).symlink_to(root / name)  # without voxtune.egg-info beside them
     hide = "import importlib.metadata as m; found = m.Distribution.from_name\nm.Distribution.from_name = classmethod("
     hide += "lambda cls, name: found(name if name != 'voxtune' else 'no-such-package'))\n"
-    script = f"{hide}import voxtune, tune.cli.command; print(voxtune.__version__, tune.cli.app.version('numpy') != 'unknown')"
+    script = f"{hide}import voxtune, tune.cli.command as c; print(voxtune.__version__, c.version('numpy') != 'unknown')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.stdout, done.returncode) == ("unknown True\n", 0), done.stderr
 
