@@ -84,6 +84,35 @@ def split_cases(names: Sequence[str], config: TrainConfig, patients: Mapping[str
     return Split(cases_of(train), cases_of(val), cases_of(test))
 
 
+def fold_splits(split: Split, folds: int, seed: int, patients: Mapping[str, str] | None = None) -> list[Split]:
+    """Divide the train and val cases of a split anew into folds, each of which is val once; test stays.
+
+    All cases of a patient are in one fold, and the folds have equally many patients, to within one.
+
+    Args:
+        folds: their number.
+        seed: of the order in which patients are dealt to the folds.
+        patients: the patient of each case, by name; None if each case is a patient of its own.
+
+    Returns:
+        The split of each fold: val is the fold, train the other folds.
+
+    Raises:
+        InputError: for fewer than 2 folds, or fewer patients than folds.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in sorted(split.train + split.val):
+        groups.setdefault(patients[name] if patients else name, []).append(name)
+    if not 2 <= folds <= len(groups):
+        raise InputError(
+            f"folds is {folds}; expected 2 to {len(groups)}, the number of patients among the train and val cases"
+        )
+    order = [str(patient) for patient in np.random.default_rng(seed).permutation(sorted(groups))]
+    parts = [sorted(name for patient in order[index::folds] for name in groups[patient]) for index in range(folds)]
+    cases = {name for part in parts for name in part}
+    return [Split(tuple(sorted(cases.difference(part))), tuple(part), split.test) for part in parts]
+
+
 def _split_by_file(path: Path, names: list[str]) -> Split:
     """Return the split in a file, whose names must all be among these."""
     split = load_split(path)
