@@ -20,6 +20,7 @@ from trainable.core.option_files import save_options
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
+from trainable.training.case_scores import case_rows
 from trainable.training.checkpoint import find_checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
@@ -104,11 +105,11 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
             if training.epoch:
                 logger.info(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}")
             if training.row and not log.has(training.epoch):  # a kill came between the last checkpoint and its row
-                log.write(training.row)
+                log.write(training.row, case_rows=training.case_rows)
 
         def on_epoch_end(result: EpochResult) -> None:
             row = result.row()
-            log.write(row, result.pictures)
+            log.write(row, result.pictures, case_rows(result.epoch, result.case_scores))
             logger.info(epoch_line(row, config.epochs))
 
         result = fit(config, data, on_epoch_end, on_start)

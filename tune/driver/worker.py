@@ -24,6 +24,7 @@ from trainable.data.cache import CacheError, changed_cases
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.training import checkpoint
+from trainable.training.case_scores import case_rows
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.training_log import epoch_line
@@ -161,8 +162,10 @@ class TrialReports:
 
     def repeat(self, restored: Path) -> bool:
         """Repeat the report in a restored checkpoint file. Returns whether the trial had ended with that epoch."""
-        row = cast(Report, checkpoint.load_checkpoint(restored)["row"])
-        self.send({**row, "log": f"goes on after epoch {row['epoch']}\n"})
+        state = checkpoint.load_checkpoint(restored)
+        row = cast(Report, state["row"])
+        cases: Report = {**row, "case_scores": state["case_scores"]} if state.get("case_scores") else row
+        self.send({**cases, "log": f"goes on after epoch {row['epoch']}\n"})
         return bool(row["end_reason"])
 
     def on_epoch_end(self, result: EpochResult) -> None:
@@ -177,6 +180,8 @@ class TrialReports:
         logger.info(epoch_line(row, self.recipe.epochs))
         row["device"] = torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"
         report = cast(Report, {**row, "log": ""})
+        if result.case_scores:
+            report["case_scores"] = case_rows(result.epoch, result.case_scores)
         if result.end_reason == EndReason.NON_FINITE:
             logger.info(result.note)
             self.send(report)
