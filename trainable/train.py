@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -67,7 +68,9 @@ def out_of_memory(config: TrainConfig) -> str:
     )
 
 
-def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
+def train(
+    config: TrainConfig, data: Data | None = None, on_epoch: Callable[[EpochResult], object] = lambda _: None
+) -> EpochResult:
     """Train in output_dir, with its logs and its checkpoints; return the last epoch's result.
 
     A training that diverges raises no error: its result has the end_reason NON_FINITE.
@@ -75,6 +78,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
     Args:
         config: all options of the training.
         data: its cases, if they are prepared already; None to prepare those of data_dir.
+        on_epoch: called in the background with each epoch's result, once that is logged.
 
     Raises:
         InputError: if output_dir is in use or belongs to another training or a sweep, the cases, a file or the device
@@ -111,6 +115,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
             row = result.row()
             log.write(row, result.pictures, case_rows(result.epoch, result.case_scores))
             logger.info(epoch_line(row, config.epochs))
+            on_epoch(result)
 
         result = fit(config, data, on_epoch_end, on_start)
         logger.info("\n".join(filter(None, [outcome_summary(result, config), seen])))

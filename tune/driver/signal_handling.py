@@ -25,6 +25,11 @@ class SignalHandling(ABC):
         self.signal = 0  # its number, after one was received
         self.finished = threading.Event()  # set when nothing is waited for any more
 
+    @property
+    def signal_name(self) -> str:
+        """The name of the signal that was received, such as SIGTERM; "" for none."""
+        return signal.Signals(self.signal).name if self.signal else ""
+
     @abstractmethod
     def message(self) -> str:
         """Return why the work ended and how to go on, as printed at its end."""

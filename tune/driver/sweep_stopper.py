@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from typing import Any, cast
 
@@ -82,7 +81,7 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
         """Return why the sweep ends before its last trial; "" while it goes on."""
         budget = self.config.budget
         if self.signal:
-            return signal.Signals(self.signal).name
+            return self.signal_name
         if self.error:
             return self.error
         if budget.time_budget is not None and time.monotonic() - self.started > budget.time_budget:
