@@ -39,7 +39,7 @@ def read_progress(name: str, folder: Path, epochs: int) -> TrainingProgress:
     rows = read_rows(TrainingDir(folder).metrics)
     if not rows:
         return TrainingProgress(name, epochs)
-    last, seconds = rows[-1], sum(float(row[kind] or 0) for row in rows for kind in ("epoch_time", "val_time"))
+    last, seconds = rows[-1], sum(float(row.get(kind) or 0) for row in rows for kind in ("epoch_time", "val_time"))
     best_epoch = int(last["best_epoch"])
     score = float(last["best_score"]) if best_epoch else None
     return TrainingProgress(name, epochs, int(last["epoch"]), score, best_epoch, seconds, last["end_reason"])
