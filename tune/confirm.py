@@ -20,8 +20,8 @@ from tune.driver.cluster import Cluster
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import prepare_same_cases, scale_to_epochs
 from tune.run.confirm_dir import ConfirmDir
-from tune.run.confirm_report import Confirmation, write_report
-from tune.run.confirm_scores import ConfirmScores, counted_seeds, replay_race, tested_arms
+from tune.run.confirm_report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
+from tune.run.confirm_scores import ConfirmScores, replay_race
 from tune.run.confirmation import Arm, ConfirmPlan, choose_arms, extend_plan, load_plan, save_plan, unused_seeds
 from tune.run.race import Race
 from tune.run.recipe_files import read_recipe
@@ -86,7 +86,10 @@ def confirm(
             contents_file=run.dir.contents,
             resume_command=confirm_command(run.folder),
         )
-        return write_report(run, plan, trainings.race(outcomes), trainings.scores, take_best=take_best)
+        trainings.race(outcomes)
+        found = evaluate_confirmation(run, plan, trainings.scores, trainings.errors, take_best=take_best)
+        write_report(run, found, trainings.scores)
+        return found
 
 
 def make_plan(
@@ -175,8 +178,8 @@ class ConfirmTrainings:
             return [item for arm, index in (*state.wanted, *state.ahead) for item in self.of_seed(arm, index)]
         if not self.data.split.test:
             return []
-        counted = counted_seeds(state, self.scores.of_arms())
-        tested = [(arm, index) for arm in tested_arms(state) for index in range(counted[arm])]
+        val = judge(self.run, self.plan, self.scores, state, take_best=False)
+        tested = [(arm, index) for arm, count in tested_seeds(state, val).items() for index in range(count)]
         return [item for arm, index in tested for item in self.of_seed(arm, index, test=True)]
 
     def of_seed(self, arm: str, index: int, *, test: bool = False) -> list[Training]:
