@@ -108,8 +108,7 @@ def make_plan(
     """
     asked = run.config.confirm
     if begun is not None:
-        of_trials = sum(arm.trial is not None for arm in begun.arms)
-        top, seeds = top or of_trials, seeds or len(begun.seeds)
+        top, seeds = top or begun.top, seeds or len(begun.seeds)
         folds, epochs = begun.folds if folds is None else folds, epochs or begun.epochs
     elif asked is not None:
         top, seeds = top or asked.top, seeds or asked.seeds

@@ -37,6 +37,17 @@ def is_current(run: Run, content: Mapping[str, Any]) -> bool:
     return bool(run.ranking) and content["winner"] == run.best().number
 
 
+def confirmed_choice(run: Run) -> tuple[str, int | None] | None:
+    """Return the recipe that a confirmation chose: its name, and its trial if it is one's.
+
+    None if there is no confirmation that has ended, or it is of an earlier ranking.
+    """
+    content = load_result(run.dir.confirm)
+    if content is None or not content["ended"] or not is_current(run, content):
+        return None
+    return content["chosen"], content["chosen_trial"]
+
+
 def confirmation_line(run: Run) -> str:
     """Return whether the winner of a run is confirmed, in a line; "" while the sweep has no winner to confirm."""
     if not run.ranking or not run.best().finished:
