@@ -75,7 +75,7 @@ def score(options: dict[str, Any], folder: Path) -> tuple[float, float]:
         if result.val:
             scores.append(result.val["dice_mean"])
 
-    best = fit(config, prepare_data(config, quiet=True), note, durable=False).best_score
+    best = fit(config, prepare_data(config, quiet=True), note, flush=False, one_file=True).best_score
     return best, statistics.mean(scores[-3:])
 
 

@@ -44,12 +44,10 @@ def test_files_of_an_epoch_are_written_before_on_written_is_called(tmp_path: Pat
     ]
 
 
-def test_files_that_need_not_be_durable_are_one_per_epoch_and_never_flushed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trials_files_are_one_per_epoch_and_never_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", None)
     seen: list[dict[str, int]] = []
-    with CheckpointManager(config_in(tmp_path, save_freq=9), durable=False) as checkpoints:
+    with CheckpointManager(config_in(tmp_path, save_freq=9), flush=False, one_file=True) as checkpoints:
         for epoch, is_best in ((1, True), (2, False), (3, True)):
             checkpoints.save(state_of(epoch), is_best=is_best, on_written=lambda: seen.append(epochs_in(tmp_path)))
     assert seen == [{BEST: 1}, {BEST: 1, LATEST: 2}, {BEST: 3}]

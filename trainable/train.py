@@ -69,7 +69,11 @@ def out_of_memory(config: TrainConfig) -> str:
 
 
 def train(
-    config: TrainConfig, data: Data | None = None, on_epoch: Callable[[EpochResult], object] = lambda _: None
+    config: TrainConfig,
+    data: Data | None = None,
+    on_epoch: Callable[[EpochResult], object] = lambda _: None,
+    *,
+    flush: bool = True,
 ) -> EpochResult:
     """Train in output_dir, with its logs and its checkpoints; return the last epoch's result.
 
@@ -79,6 +83,7 @@ def train(
         config: all options of the training.
         data: its cases, if they are prepared already; None to prepare those of data_dir.
         on_epoch: called in the background with each epoch's result, once that is logged.
+        flush: flush checkpoints to the disk, so that they survive a crash of the machine too.
 
     Raises:
         InputError: if output_dir is in use or belongs to another training or a sweep, the cases, a file or the device
@@ -117,7 +122,7 @@ def train(
             logger.info(epoch_line(row, config.epochs))
             on_epoch(result)
 
-        result = fit(config, data, on_epoch_end, on_start)
+        result = fit(config, data, on_epoch_end, on_start, flush=flush)
         logger.info("\n".join(filter(None, [outcome_summary(result, config), seen])))
         if data.skipped:
             logger.info(f"{len(data.skipped)} bad cases were left out, see {paths.skipped_cases}")

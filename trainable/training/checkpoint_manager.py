@@ -30,14 +30,14 @@ class CheckpointManager:
 
     Args:
         config: of the training; its output_dir has the folder of the checkpoints.
-        durable: write all files of an epoch and flush them to the disk. False is for a sweep's trial, whose files are
-            copied to the sweep's storage at once: of the files above that are due in an epoch, only the first is
-            written, without a flush, and old files under the other due names are removed.
+        flush: flush the files to the disk, so that they survive a crash of the machine too.
+        one_file: of the files above that are due in an epoch, write only the first, and remove old files under the
+            other due names. This is for a sweep's trial, whose files are copied to the sweep's storage at once.
     """
 
-    def __init__(self, config: TrainConfig, *, durable: bool = True) -> None:
+    def __init__(self, config: TrainConfig, *, flush: bool = True, one_file: bool = False) -> None:
         self.dir = TrainingDir(config.output_dir)
-        self.save_freq, self.durable = config.save_freq, durable
+        self.save_freq, self.flush, self.one_file = config.save_freq, flush, one_file
         self.device = choose_device(config)
         self.background = BackgroundWorker()
 
@@ -68,14 +68,14 @@ class CheckpointManager:
         self.background.start(partial(self._write, staged, [*paths, self.dir.latest], on_written))
 
     def _write(self, state: dict[str, Any], paths: Sequence[Path], on_written: Callable[[], object]) -> None:
-        """Write a staged state to all paths; if not durable, only to the first path, and remove the other files."""
+        """Write a staged state to all paths; if one_file, only to the first path, and remove the other files."""
         first, *others = paths
-        if self.durable:
-            save_checkpoint(state, first, *others)
-        else:
-            save_checkpoint(state, first, fsync=False)
+        if self.one_file:
+            save_checkpoint(state, first, fsync=self.flush)
             for other in others:
                 other.unlink(missing_ok=True)
+        else:
+            save_checkpoint(state, first, *others, fsync=self.flush)
         on_written()
 
     def call_after_writing(self, callback: Callable[[], object]) -> None:

@@ -153,7 +153,8 @@ def fit(
     on_epoch_end: Callable[[EpochResult], None] = lambda _: None,
     on_start: Callable[[TrainingState], None] = lambda _: None,
     *,
-    durable: bool = True,
+    flush: bool = True,
+    one_file: bool = False,
 ) -> EpochResult:
     """Train until the last epoch, until patience ends or until it diverges; return the last epoch's result.
 
@@ -168,7 +169,7 @@ def fit(
             while the next epoch trains. An exception from it stops the training, which can be resumed, and is raised
             here.
         on_start: called once, when everything is checked and loaded and nothing is written yet.
-        durable: flush checkpoints to the disk; False for a sweep's trial, see CheckpointManager.
+        flush, one_file: how checkpoints are written, see CheckpointManager.
 
     Raises:
         InputError: if the training cannot be resumed with these options, or has ended already; or if the device or the
@@ -181,7 +182,7 @@ def fit(
         if config.resume is None:
             loader.begin(0)  # while the network's weights are drawn
         training = TrainingState(config)
-        with CheckpointManager(config, durable=durable) as checkpoints:
+        with CheckpointManager(config, flush=flush, one_file=one_file) as checkpoints:
             if config.resume is not None:
                 resume_training(training, data, checkpoints, on_start)
             else:

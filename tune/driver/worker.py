@@ -43,7 +43,7 @@ from tune.spec.trial_spec import Report, TrialSpec
 
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
 # A trial writes one file per epoch, since Ray copies it to the sweep's storage at once.
-fit_to_storage: Fit = partial(fit, durable=False)
+fit_to_storage: Fit = partial(fit, flush=False, one_file=True)
 
 SIGN_OF_LIFE_AT = 0.2  # of report_timeout: the driver hears of a trial that trains without a validation so often
 
