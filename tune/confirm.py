@@ -21,7 +21,7 @@ from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import prepare_same_cases, scale_to_epochs
 from tune.run.confirm_dir import ConfirmDir
 from tune.run.confirm_report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
-from tune.run.confirm_scores import ConfirmScores, replay_race
+from tune.run.confirm_scores import ConfirmScores, column_of, replay_race
 from tune.run.confirmation import Arm, ConfirmPlan, choose_arms, extend_plan, load_plan, save_plan, unused_seeds
 from tune.run.race import Race
 from tune.run.recipe_files import read_recipe
@@ -167,6 +167,7 @@ class ConfirmTrainings:
         self.scores = ConfirmScores(folder, plan)
         self.keys: dict[str, tuple[str, int] | None] = {}  # arm and index of the seed, of each training but tests
         self.errors: dict[tuple[str, int], str] = {}  # of trainings without a model, by arm and index of the seed
+        self.decided: tuple[tuple[int, ...], Race] | None = None  # by how many trainings, and what
         base = base_config(run).model_copy(update={"cache_dir": data.folder, "save_freq": plan.epochs + 1})
         self.configs = {arm.name: scale_to_epochs(arm.config(base), plan.epochs) for arm in plan.arms}
 
@@ -197,10 +198,14 @@ class ConfirmTrainings:
         return trainings
 
     def race(self, outcomes: Mapping[str, Outcome]) -> Race:
-        """Return what the scores so far decide."""
+        """Return what the scores so far decide; a decision is made once per set of trainings, as it takes a second."""
         errors = {self.keys[name]: outcome.error for name, outcome in outcomes.items() if outcome.error}
         self.errors |= {key: error for key, error in errors.items() if key is not None}
-        return replay_race(self.scores, self.errors)
+        scores = self.scores.of_arms(column_of(self.plan.metric))
+        known = (*(len(seeds) for seeds in scores.values()), len(self.errors))
+        if self.decided is None or self.decided[0] != known:
+            self.decided = known, replay_race(self.scores, self.errors)
+        return self.decided[1]
 
 
 def training_name(arm: str, seed: int, fold: int | None) -> str:
