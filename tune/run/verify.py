@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.errors import InputError
+from trainable.data.split import evenly_spaced
+from trainable.training.case_scores import SCORE_COLUMNS, read_case_scores
 from trainable.training.epoch_result import EndReason
 from trainable.training.training_dir import BEST
 from trainable.training.training_log import read_rows
@@ -21,6 +24,9 @@ from tune.search.journal import read_trials
 from tune.search.journal_file import CREATE_TRIAL, SET_STATE, SET_USER_ATTR
 from tune.search.optuna_compat import trial_id
 from tune.search.trial_progress import Progress, rung_decisions, stopped_at
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from trainable.evaluation.metrics import Scores
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 Finding = str
@@ -41,6 +47,7 @@ def verify(run: Run) -> dict[str, list[Finding]]:
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "trials, none lost or duplicated": lambda: check_numbers(run, trials, entries),
         "epochs, none lost or duplicated": lambda: (text for trial in own for text in check_epochs(run, trial)),
+        "scores per case, whose means are those of metrics.csv": lambda: check_case_scores(run, own),
         "states and scores, those of the reports": lambda: (text for trial in own for text in check_state(run, trial)),
         "decisions, right for the scores at each rung": lambda: check_decisions(run, trials, entries),
         "checkpoints, of the epochs in the journal": lambda: (
@@ -110,6 +117,46 @@ def check_epochs(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
             if float(rows[epoch][score]) != values[epoch]:
                 differ = f"{values[epoch]} in the journal, {rows[epoch][score]} in metrics.csv"
                 yield f"trial {trial.number} epoch {epoch}: {differ}"
+
+
+def check_case_scores(run: Run, trials: list[FrozenTrial]) -> Iterator[Finding]:
+    """Check that each case_scores.csv has the validated cases at the epochs of metrics.csv, with the means there.
+
+    Epochs that an older version has reported, without scores per case, are not expected.
+    """
+    try:
+        cases = evenly_spaced(run.split().val, run.config.fixed("val_cases"))
+    except InputError:  # which check_split reports
+        return
+    for trial in trials:
+        progress = Progress.from_attrs(trial.user_attrs)
+        paths = run.dir.trial(trial.number)
+        name = f"trial {trial.number}: {paths.case_scores.name}"
+        try:
+            scores = read_case_scores(paths.case_scores)
+        except InputError as error:
+            yield f"trial {trial.number}: {error}"
+            continue
+        rows = {int(row["epoch"]): row for row in read_rows(paths.metrics) if row.get(run.config.objective.score)}
+        reached = [epoch for epoch in rows if epoch <= progress.epoch]
+        reported = reached[max(0, len(reached) - progress.case_scores) :]
+        if lost := [epoch for epoch in reported if epoch not in scores]:
+            yield f"{name} has no scores of epochs {lost}"
+        if unknown := [epoch for epoch in scores if epoch not in rows]:
+            yield f"{name} has scores of epochs {unknown}, which metrics.csv does not have"
+        for epoch in scores.keys() & rows.keys():
+            yield from (f"{name} epoch {epoch}: {text}" for text in compare_means(scores[epoch], rows[epoch], cases))
+
+
+def compare_means(scores: dict[str, Scores], row: dict[str, str], cases: list[str]) -> Iterator[Finding]:
+    """Check that an epoch has scores of the validated cases, with the means in its row of metrics.csv."""
+    if list(scores) != cases:
+        yield f"scores of {len(scores)} cases, expected the {len(cases)} that are validated: {', '.join(cases[:3])} ..."
+        return
+    for name in SCORE_COLUMNS:
+        mean = float(np.mean([of_case[name] for of_case in scores.values()]))
+        if mean != float(row[f"val_{name}"]):
+            yield f"the mean of {name} is {mean}, in metrics.csv it is {row[f'val_{name}']}"
 
 
 def check_state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
