@@ -162,6 +162,32 @@ def test_a_decision_that_the_rung_does_not_explain(run: Path, old: str, new: str
     assert "decisions" in wrong(run)
 
 
+@pytest.mark.parametrize("planted", ["audit", "default"])
+def test_a_stop_that_was_not_carried_out_for_no_reason(run: Path, planted: str):
+    """Neither is it the default recipe, nor does the audit draw it, as its share is 0."""
+
+    def kept(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            for record in entry.get("user_attr", {}).get("rungs", {}).values():
+                if record["decision"] == "STOP":
+                    record.update(decision="CONTINUE", kept=planted)
+        return entries
+
+    edit(run, kept)
+    findings = verify(read_run(run))["decisions, right for the scores at each rung"]
+    assert any(f"CONTINUE (kept: {planted})" in finding and "not STOP" in finding for finding in findings)
+
+
+def test_an_audit_that_the_sweep_did_not_have(run: Path):
+    """Its stops would not all have been carried out."""
+    text = (run / "study.yaml").read_text()
+    (run / "study.yaml").write_text(text.replace("audit: 0.0", "audit: 1.0"))
+    assert read_run(run).config.early_stopping.audit == 1.0
+    findings = verify(read_run(run))["decisions, right for the scores at each rung"]
+    assert "STOP with " in findings[0]
+    assert "not CONTINUE (kept: audit)" in findings[0]
+
+
 def test_a_rung_that_was_passed_undecided(run: Path):
     def without(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [

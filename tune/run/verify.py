@@ -19,11 +19,11 @@ from trainable.training.epoch_result import EndReason
 from trainable.training.training_dir import BEST
 from trainable.training.training_log import read_rows
 from tune.run.results import Run, resolve_checkpoint
-from tune.search.asha import decide, rung_epochs
+from tune.search.asha import RungDecision, Rungs, rung_epochs
 from tune.search.journal import read_trials
 from tune.search.journal_file import CREATE_TRIAL, SET_STATE, SET_USER_ATTR
 from tune.search.optuna_compat import trial_id
-from tune.search.trial_progress import Progress, rung_decisions, stopped_at
+from tune.search.trial_progress import Progress, find_default, rung_decisions, stopped_at
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from trainable.evaluation.metrics import Scores
@@ -193,17 +193,20 @@ def check_decisions(run: Run, trials: list[FrozenTrial], entries: list[dict[str,
     Check each decision that was made here against the scores that its rung had at that moment, and that each trial has
     a decision at each rung that it went past.
     """
-    rungs: dict[int, dict[int, float]] = {rung: {} for rung in rung_epochs(run.config)}
+    rungs, known = Rungs(run.config), set[tuple[int, int]]()
+    default = find_default(trials, run.config)
     for entry in entries:
         number, attrs = entry["number"], entry.get("user_attr" if entry["op_code"] == SET_USER_ATTR else "user_attrs")
-        for epoch, decided in rung_decisions(attrs or {}).items():
-            rung = rungs.setdefault(epoch, {})
-            if number in rung:
+        for epoch, decided in sorted(rung_decisions(attrs or {}).items()):
+            if (number, epoch) in known:
                 continue
-            expected = decide(decided.value, list(rung.values()), run.config.early_stopping)
-            if entry["op_code"] == SET_USER_ATTR and decided.decision != expected:
-                yield f"trial {number} at rung {epoch}: {decided.decision} with {decided.value}, the rung had {rung}"
-            rung[number] = decided.value
+            known.add((number, epoch))
+            expected = rungs.decide(number, epoch, decided.value, default=number == default)
+            if entry["op_code"] == SET_USER_ATTR and decided != expected:
+                actual, right = describe(decided), describe(expected)
+                had = rungs.values.get(epoch, {})
+                yield f"trial {number} at rung {epoch}: {actual} with {decided.value}, not {right}; the rung had {had}"
+            rungs.add(number, epoch, decided)
     for trial in trials:
         progress = Progress.from_attrs(trial.user_attrs)
         passed = [epoch for epoch in rung_epochs(run.config) if epoch <= progress.epoch]
@@ -213,6 +216,11 @@ def check_decisions(run: Run, trials: list[FrozenTrial], entries: list[dict[str,
         pending = trial.state == TrialState.RUNNING and passed[:-1] == recorded
         if "outside" not in trial.user_attrs and recorded != passed and not pending:
             yield f"trial {trial.number} reached epoch {progress.epoch}, but was decided at the rungs {recorded}"
+
+
+def describe(decided: RungDecision) -> str:
+    """Return a decision as one word, with the reason if a trial goes on that would have been stopped."""
+    return decided.decision + (f" (kept: {decided.kept})" if decided.kept else "")
 
 
 def check_checkpoints(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
