@@ -17,6 +17,7 @@ from trainable.core.brats import REGIONS
 from trainable.core.logger import logger
 from trainable.core.options import format_value, to_dict
 from tune.run.results import Run, TrialResult
+from tune.run.stop_audit import audit_lines
 from tune.search.asha import rung_epochs
 from tune.spec.sweep_config import SweepConfig
 
@@ -27,6 +28,7 @@ COLOURS = {
     TrialState.FAIL: "red",
     TrialState.RUNNING: "cyan",
 }
+KEPT = {"default": "protected", "audit": "audited"}  # notes on a trial that would have been stopped
 
 
 def make_console() -> Console:
@@ -72,8 +74,9 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
         score = "" if trial.score is None else f"{trial.score:.4f}"
         best_at = str(trial.best_epoch or "")
         row = [str(trial.number), f"{trial.epoch}/{epochs}", best_at, *dice, score]
-        source = f" ({Path(trial.imported_from).name})" if trial.imported_from else ""
-        row.append(f"[{COLOURS[trial.state]}]{trial.status}{source}[/]")
+        notes = [KEPT[trial.kept]] * bool(trial.kept) + [Path(trial.imported_from).name] * bool(trial.imported_from)
+        note = f" ({', '.join(notes)})" if notes else ""
+        row.append(f"[{COLOURS[trial.state]}]{trial.status}{note}[/]")
         if costs:
             row.append("" if trial.cost is None else f"{trial.cost:.1f}")
         if recipes:
@@ -147,9 +150,11 @@ def print_outcome(run: Run) -> None:
 
 
 def print_trials(run: Run) -> None:
-    """Print the counts of a sweep's trials, and a table of all."""
+    """Print the counts of a sweep's trials, a table of all, and how often early stopping is wrong."""
     logger.info(summary_lines(run))
     make_console().print(trial_table(run.trials, run.config.fixed("epochs")))
+    for line in audit_lines(run):
+        logger.info(line)
 
 
 def print_best(run: Run, top: int) -> None:

@@ -39,6 +39,11 @@ class RungDecision:
     decision: Decision
     kept: Kept = ""
 
+    @property
+    def is_stop(self) -> bool:
+        """Whether the trial is stopped, or would have been, here or at an earlier rung."""
+        return self.decision == STOP or bool(self.kept)
+
 
 def rung_epochs(config: SweepConfig) -> tuple[int, ...]:
     """Return the epochs, before the last, at which trials are compared; none if early_stopping.type is none."""
