@@ -45,7 +45,7 @@ class Outcome:
 def draw_curves(trials: int, seed: int) -> NDArray[np.float64]:
     """Return the best score so far of each trial after each epoch, (trials, EPOCHS); fast learners may end lower."""
     rng = np.random.default_rng(seed)
-    final, speed = rng.uniform(0.4, 0.9, (trials, 1)), rng.uniform(0.5, 4.0, (trials, 1))
+    final, speed = rng.uniform(0.5, 0.9, (trials, 1)), rng.uniform(0.5, 8.0, (trials, 1))
     curves = final * (1 - np.exp(-np.arange(1, EPOCHS + 1) / speed)) + rng.normal(0, 0.02, (trials, EPOCHS))
     return np.maximum.accumulate(curves.clip(0, 1), 1)
 

@@ -18,7 +18,7 @@ from trainable.core.logger import logger
 from trainable.core.options import format_value, to_dict
 from tune.run.results import Run, TrialResult
 from tune.run.stop_audit import audit_lines
-from tune.search.asha import rung_epochs
+from tune.search.asha import Kept, rung_epochs
 from tune.spec.sweep_config import SweepConfig
 
 MAX_ROWS = 16
@@ -28,7 +28,7 @@ COLOURS = {
     TrialState.FAIL: "red",
     TrialState.RUNNING: "cyan",
 }
-KEPT = {"default": "protected", "audit": "audited"}  # notes on a trial that would have been stopped
+KEPT: dict[Kept, str] = {"": "", "default": "protected", "audit": "audited"}  # notes on trials that were not stopped
 
 
 def make_console() -> Console:
@@ -74,9 +74,8 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
         score = "" if trial.score is None else f"{trial.score:.4f}"
         best_at = str(trial.best_epoch or "")
         row = [str(trial.number), f"{trial.epoch}/{epochs}", best_at, *dice, score]
-        notes = [KEPT[trial.kept]] * bool(trial.kept) + [Path(trial.imported_from).name] * bool(trial.imported_from)
-        note = f" ({', '.join(notes)})" if notes else ""
-        row.append(f"[{COLOURS[trial.state]}]{trial.status}{note}[/]")
+        notes = filter(None, (KEPT[trial.kept], Path(trial.imported_from).name))
+        row.append(f"[{COLOURS[trial.state]}]{trial.status}{''.join(f' ({note})' for note in notes)}[/]")
         if costs:
             row.append("" if trial.cost is None else f"{trial.cost:.1f}")
         if recipes:
