@@ -118,12 +118,14 @@ def add_row(table: Table, share: float, outcomes: list[Outcome]) -> None:
     told = [outcome for outcome in outcomes if outcome.audit.audited]
     covered = [outcome.audit.low <= outcome.true_rate <= outcome.audit.high for outcome in told]
     counts = np.mean([(outcome.audit.audited, outcome.audit.stops) for outcome in told], 0)
-    error = np.std([outcome.audit.rate for outcome in told]) / np.sqrt(len(told))
+    true, printed = (np.array(rates) for rates in zip(*[(o.true_rate, o.audit.rate) for o in told], strict=True))
+    error = (printed - true).std() / np.sqrt(len(told))
     table.add_row(
         f"{share:g}",
         f"{counts[0]:.1f} of {counts[1]:.1f}",
-        f"{np.mean([outcome.true_rate for outcome in told]):.3f}",
-        f"{np.mean([outcome.audit.rate for outcome in told]):.3f} +- {error:.3f}",
+        f"{true.mean():.3f}",
+        f"{printed.mean():.3f}",
+        f"{(printed - true).mean():+.4f} +- {error:.4f}",
         f"{np.mean(covered):.3f} of {len(told)}",
     )
 
@@ -136,7 +138,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, nargs="+", default=[0.1, 0.2, 0.4, 1.0])
     arguments = parser.parse_args()
     os.fsync = lambda handle: None  # type: ignore[assignment] # nothing is killed here, and it takes most of the time
-    table = Table("audit", "audited stops", "true rate", "mean printed rate", "truth in the interval", box=None)
+    names = ("audit", "audited stops", "true rate", "mean printed rate", "difference", "truth in the interval")
+    table = Table(*names, box=None)
     with tempfile.TemporaryDirectory() as folder:
         for share in arguments.share:
             add_row(table, share, simulate(arguments.sweeps, arguments.trials, share, Path(folder)))

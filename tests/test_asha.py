@@ -52,11 +52,13 @@ def with_audit(share: float, seed: int = 3, **study: object) -> SweepConfig:
 
 
 def test_the_audit_draws_its_share_by_seed_and_number_and_a_larger_share_draws_the_same_and_more():
-    drawn = [[audited(with_audit(share), number) for number in range(2000)] for share in (0.0, 0.1, 0.3, 1.0)]
+    configs = [with_audit(share) for share in (0.0, 0.1, 0.3, 1.0)]
+    drawn = [[audited(config, number) for number in range(2000)] for config in configs]
     shares = [np.mean(draws) for draws in drawn]
     assert shares == pytest.approx([0.0, 0.1, 0.3, 1.0], abs=0.03)
     assert all(more or not less for less, more in zip(drawn[1], drawn[2], strict=True))
-    assert [audited(with_audit(0.1, seed=4), number) for number in range(2000)] != drawn[1]
+    other = with_audit(0.1, seed=4)
+    assert [audited(other, number) for number in range(2000)] != drawn[1]
 
 
 def test_a_stop_that_is_not_carried_out_is_recorded_with_its_reason():

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.errors import InputError
@@ -18,11 +15,11 @@ from trainable.training.case_scores import SCORE_COLUMNS, read_case_scores
 from trainable.training.epoch_result import EndReason
 from trainable.training.training_dir import BEST
 from trainable.training.training_log import read_rows
+from tune.run.journal_entries import read_entries
 from tune.run.results import Run, resolve_checkpoint
 from tune.search.asha import RungDecision, Rungs, rung_epochs
 from tune.search.journal import read_trials
-from tune.search.journal_file import CREATE_TRIAL, SET_STATE, SET_USER_ATTR
-from tune.search.optuna_compat import trial_id
+from tune.search.journal_file import SET_STATE, SET_USER_ATTR
 from tune.search.trial_progress import Progress, find_default, rung_decisions, stopped_at
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
@@ -58,20 +55,6 @@ def verify(run: Run) -> dict[str, list[Finding]]:
         "cases, those that the sweep began with in every trial": lambda: check_data(run, own),
     }
     return {name: list(check()) for name, check in checks.items()}
-
-
-def read_entries(run: Run) -> list[dict[str, Any]]:
-    """Return the journal's entries on the trials of the run's study, each with the trial's number added."""
-    backend = JournalFileBackend(str(run.dir.journal))
-    study = optuna.load_study(study_name=run.config.record.study, storage=JournalStorage(backend))
-    numbers = {trial_id(trial): trial.number for trial in study.get_trials(deepcopy=False)}
-    entries, created = [], 0
-    for entry in backend.read_logs(0):
-        if entry["op_code"] == CREATE_TRIAL:  # Optuna gives ids in the order of these entries
-            entry["trial_id"], created = created, created + 1
-        if entry.get("trial_id") in numbers:
-            entries.append({**entry, "number": numbers[entry["trial_id"]]})
-    return entries
 
 
 def check_numbers(run: Run, trials: list[FrozenTrial], entries: list[dict[str, Any]]) -> Iterator[Finding]:

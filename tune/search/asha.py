@@ -59,6 +59,11 @@ def rung_epochs(config: SweepConfig) -> tuple[int, ...]:
     return tuple(rungs[:-1])
 
 
+def cutoff_rule(stopping: EarlyStopping) -> tuple[float, int]:
+    """Return which quantile the cutoff is, and of how many values at least."""
+    return (0.5, MEDIAN_MIN_TRIALS) if stopping.type == "median" else (1 - 1 / stopping.reduction_factor, 1)
+
+
 def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
     """Return the lowest score with which a trial goes on at a rung: a quantile of `values`, interpolated.
 
@@ -71,9 +76,7 @@ def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
     Returns:
         -inf if there are too few values: none for ASHA, fewer than MEDIAN_MIN_TRIALS for the median rule.
     """
-    quantile, min_trials = 1 - 1 / stopping.reduction_factor, 1
-    if stopping.type == "median":
-        quantile, min_trials = 0.5, MEDIAN_MIN_TRIALS
+    quantile, min_trials = cutoff_rule(stopping)
     return float(np.quantile(np.asarray(values), quantile)) if len(values) >= min_trials else -np.inf
 
 
@@ -114,7 +117,9 @@ class Rungs:
         self.values: dict[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs(config)}
         self.kept: dict[int, Kept] = {}
 
-    def decide(self, number: int, epoch: int, value: float, *, default: bool = False) -> RungDecision:
+    def decide(
+        self, number: int, epoch: int, value: float, *, default: bool = False, earlier: Sequence[float] | None = None
+    ) -> RungDecision:
         """Return what becomes of a trial that reaches a rung; nothing is noted.
 
         Args:
@@ -122,10 +127,12 @@ class Rungs:
             epoch: of the rung.
             value: the trial's best score so far.
             default: whether it is the trial of the default recipe.
+            earlier: the values that it is compared with; None for those noted at the rung.
         """
         if number in self.kept:
             return RungDecision(value, CONTINUE, self.kept[number])
-        earlier = list(self.values.get(epoch, {}).values())
+        if earlier is None:
+            earlier = list(self.values.get(epoch, {}).values())
         if decide(value, earlier, self.config.early_stopping) == CONTINUE:
             return RungDecision(value, CONTINUE)
         if default and self.config.protect_default:
