@@ -102,10 +102,10 @@ def true_rate(run: Run, curves: NDArray[np.float64]) -> float:
     return float(np.mean([curves[trial.number, -1] > median(passed) for trial in stops]))
 
 
-def simulate(sweeps: int, trials: int, share: float, folder: Path) -> list[Outcome]:
+def simulate(sweeps: int, trials: int, share: float, folder: Path, first_seed: int = 0) -> list[Outcome]:
     """Return the outcomes of sweeps that audit this share of their stops."""
     outcomes = []
-    for seed in range(sweeps):
+    for seed in range(first_seed, first_seed + sweeps):
         curves = draw_curves(trials, seed)
         config = make_config(trials, seed, {"grace_period": 1, "reduction_factor": 3, "audit": share})
         run = run_sweep(folder / f"{share}_{seed}", config, curves)
@@ -141,8 +141,9 @@ def main() -> None:
     names = ("audit", "audited stops", "true rate", "mean printed rate", "difference", "truth in the interval")
     table = Table(*names, box=None)
     with tempfile.TemporaryDirectory() as folder:
-        for share in arguments.share:
-            add_row(table, share, simulate(arguments.sweeps, arguments.trials, share, Path(folder)))
+        for index, share in enumerate(arguments.share):  # with other seeds in each row
+            first = index * arguments.sweeps
+            add_row(table, share, simulate(arguments.sweeps, arguments.trials, share, Path(folder), first))
     make_console().print(table)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import voxtune
+from helpers import make_report, report_all, start_journal, voxtune
 
 from trainable.core.errors import InputError
-from tune.run.results import Run
+from tune.run.results import Run, read_run
 from tune.run.simulate import Simulation, highest_bar, lowest_bar, simulate, simulation_lines
 from tune.search.asha import cutoff
 from tune.spec.sections import EarlyStopping
@@ -125,10 +125,39 @@ def test_what_is_lost_saved_and_unknown_is_printed(recorded: Any) -> None:
     assert shown[4] == f"  rank {rank}: trial {first.number}, {first.score:.4f}, stopped at epoch {lost[0].stop}"
     assert f"recorded {winner.score:.4f} of trial {winner.number}" in shown[-1] or "as recorded" in shown[-1]
     none = simulation_lines(simulate(recorded(2, THIRD), ["early_stopping.type=none"]))
-    assert none[:2] == ["none with rungs at epochs none", "stopped: 0 of 24 trials"]
-    assert "would go on beyond their recorded curves: " in none[-1]
+    assert none[:2] == ["without early stopping", "stopped: 0 of 24 trials"]
+    assert " trials may go on beyond the end of the recorded curve: " in none[-1]
     assert none[2].startswith("epochs: ")
     assert " to 216, recorded " in none[2]
+
+
+def test_what_would_be_stopped_but_is_drawn_by_the_audit_is_named(recorded: Any) -> None:
+    run = recorded(2, {"type": "none"})
+    audited = simulate(run, settings({"type": "asha", **THIRD, "audit": 1.0}))
+    stopped = simulate(run, settings({"type": "asha", **THIRD}))
+    kept = {trial.recorded.number: trial.kept for trial in audited.trials if trial.kept}
+    assert kept == {number: (epoch, "audit") for number, epoch in simulated(stopped).items() if epoch}
+    assert "\n".join(simulation_lines(audited)).count(", but the audit draws it") == len(kept)
+
+
+def test_the_default_recipe_is_not_stopped_and_a_trial_without_a_report_is_unknown(tmp_path: Path) -> None:
+    """Trial 1 comes to the rung first, then trial 0, the default; trial 2 has just begun."""
+    config = BENCHMARK["make_config"](3, 0, {"type": "none"})
+    (tmp_path / "study.yaml").write_text(BENCHMARK["dump"](config))
+    journal, scheduler = start_journal(tmp_path, config)
+    journal.enqueue_first([config.space.default_params()])
+    for _ in range(3):
+        journal.ask()
+    for number, score in ((1, 0.5), (0, 0.4)):
+        report_all(journal, scheduler, number, make_report(1, score), make_report(9, 0.6, end_reason="epochs"))
+        journal.tell(number)
+    result = simulate(read_run(tmp_path), ["early_stopping.type=asha"])
+    assert [trial.kept for trial in result.trials] == [(1, "default"), None, None]
+    assert [trial.missing for trial in result.trials] == [None, None, 0]
+    assert result.epochs == (18, 27)
+    shown = simulation_lines(result)
+    assert "  rank 1: trial 0 would be stopped at epoch 1, but it is the default recipe" in shown
+    assert shown[-1] == "unknown: 1 trial may go on beyond the end of the recorded curve: 1 from epoch 0 on"
 
 
 @pytest.mark.parametrize("text", ["study.trials=3", "train.epochs=3", "earlystopping.type=none"])

@@ -154,9 +154,8 @@ def simulate(run: RunFolder, set_: Set = None) -> None:
     from tune.run.simulate import simulation_lines
 
     result = read_run(run)
-    logger.info(summary_line(result))
-    for line in simulation_lines(simulate_run(result, set_ or [])):
-        logger.info(line)
+    lines = simulation_lines(simulate_run(result, set_ or []))
+    logger.info("\n".join([summary_line(result), *lines]))
 
 
 @app.command(epilog="Example: voxtune best RUN --export best.yaml")

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from trainable.core.errors import InputError
 from tune.run.journal_entries import RecordedReport, read_entries, reports_in
 from tune.run.results import Run, TrialResult
-from tune.search.asha import CONTINUE, STOP, RungDecision, Rungs, cutoff_rule, rung_epochs
+from tune.search.asha import CONTINUE, STOP, Kept, RungDecision, Rungs, cutoff_rule, rung_epochs
 from tune.search.journal import read_trials
 from tune.search.trial_progress import find_default
 from tune.spec.sections import EarlyStopping
@@ -35,12 +35,14 @@ class ReplayedTrial:
 
     recorded: as the run has it. stop: the rung at which it is stopped, at the latest; None if it may go on to its end.
     may_stop: the first rung at which it is stopped or goes on depending on curves that are missing; None if there is
-    none. missing: the epoch after which its own curve is missing although it goes on; None if it is not.
+    none. kept: the rung at which it would be stopped, and why it goes on all the same; None if that is not certain.
+    missing: the epoch after which its own curve is missing although it goes on; None if it is not.
     """
 
     recorded: TrialResult
     stop: int | None = None
     may_stop: int | None = None
+    kept: tuple[int, Kept] | None = None
     missing: int | None = None
     doubtful: bool = False  # whether it sets the bar at later rungs depends on curves that are missing
 
@@ -76,8 +78,7 @@ class Replay:
         self.rungs = Rungs(config)
         self.doubtful: dict[int, dict[int, tuple[float, float]]] = {epoch: {} for epoch in rung_epochs(config)}
         for trial in self.trials.values():
-            if trial.recorded.score is None and not trial.ended:
-                self.lose(trial, 0, 0.0)
+            trial.missing = 0 if trial.recorded.score is None and not trial.ended else None
 
     def feed(self, report: RecordedReport) -> None:
         """Decide on a report, unless its trial is stopped already or was imported: then it only sets bars."""
@@ -92,16 +93,16 @@ class Replay:
         if at_rung:
             self.decide(trial, report)
         if trial.stop is None and report.epoch == trial.recorded.epoch and not trial.ended:
-            self.lose(trial, report.epoch, report.best)
+            self.lose(trial, report)
 
-    def lose(self, trial: ReplayedTrial, last: int, best: float) -> None:
-        """Note that a trial goes on beyond its recorded curve. last: its last epoch; best: its best score so far."""
-        trial.missing = last
-        if trial.recorded.number in self.rungs.kept:
-            return  # it sets no bar
+    def lose(self, trial: ReplayedTrial, last: RecordedReport) -> None:
+        """Note that a trial goes on beyond its recorded curve, whose last report this is."""
+        trial.missing = last.epoch
+        if trial.recorded.state == TrialState.RUNNING or last.number in self.rungs.kept:
+            return  # its later reports come after all that are recorded, or set no bar
         for epoch in self.doubtful:
-            if epoch > last:
-                self.doubtful[epoch][trial.recorded.number] = (best, BEST_DICE)
+            if epoch > last.epoch:
+                self.doubtful[epoch][last.number] = (last.best, BEST_DICE)
 
     def decide(self, trial: ReplayedTrial, report: RecordedReport) -> None:
         """Decide on a trial at a rung, with the lowest and with the highest bar that the missing curves allow."""
@@ -121,6 +122,8 @@ class Replay:
         else:
             trial.doubtful = True
             self.rungs.add(number, epoch, RungDecision(best, CONTINUE))
+        if lenient.kept and strict.kept and trial.kept is None:
+            trial.kept = (epoch, lenient.kept)
         if lenient.decision == STOP:
             trial.stop = epoch
         elif strict.decision == STOP and trial.may_stop is None:
@@ -218,12 +221,12 @@ def simulate(run: Run, overrides: Sequence[str]) -> Simulation:
 
 def simulation_lines(result: Simulation) -> list[str]:
     """Return what the other stopper would have stopped, lost and cost, and what is unknown, as lines."""
-    rungs = ", ".join(map(str, rung_epochs(result.config))) or "none"
+    rungs = ", ".join(map(str, rung_epochs(result.config)))
     low, high = result.epochs
     recorded = sum(trial.recorded.epoch for trial in result.trials)
     cost = f"{low}" if low == high else f"{low} to {high}"
     lines = [
-        f"{result.config.early_stopping.type} with rungs at epochs {rungs}",
+        f"{result.config.early_stopping.type} with rungs at epochs {rungs}" if rungs else "without early stopping",
         f"stopped: {len(result.stopped)} of {len(result.trials)} trials{by_epoch(result.stopped)}",
         f"epochs: {cost}, recorded {recorded}",
         *lost_lines(result),
@@ -234,7 +237,8 @@ def simulation_lines(result: Simulation) -> list[str]:
     if result.missing:
         epochs = Counter(trial.missing for trial in result.missing)
         where = ", ".join(f"{count} from epoch {epoch} on" for epoch, count in sorted(epochs.items()))
-        lines.append(f"unknown: {len(result.missing)} trials would go on beyond their recorded curves: {where}")
+        trials = "1 trial" if len(result.missing) == 1 else f"{len(result.missing)} trials"
+        lines.append(f"unknown: {trials} may go on beyond the end of the recorded curve: {where}")
     return lines
 
 
@@ -257,6 +261,11 @@ def lost_lines(result: Simulation) -> list[str]:
         lines.append(f"  rank {rank}: trial {trial.recorded.number}, {trial.recorded.score:.4f}, stopped at {where}")
     if len(lost) > MAX_LOST:
         lines.append(f"  and {len(lost) - MAX_LOST} more of lower rank")
+    for rank, trial in enumerate(finished, 1):
+        if trial.kept is not None:
+            epoch, why = trial.kept
+            but = "the audit draws it" if why == "audit" else "it is the default recipe"
+            lines.append(f"  rank {rank}: trial {trial.recorded.number} would be stopped at epoch {epoch}, but {but}")
     winner, best = finished[0].recorded, next((trial.recorded for trial in finished if trial.goes_on), None)
     reported = f"recorded {winner.score:.4f} of trial {winner.number}"
     if best is None:
