@@ -113,7 +113,8 @@ def test_the_extreme_bars_are_those_of_all_subsets(kind: Any) -> None:
 
 
 def test_what_is_lost_saved_and_unknown_is_printed(recorded: Any) -> None:
-    run = recorded(2, {"type": "none"})
+    """Of these curves the best one is behind at the second rung."""
+    run = recorded(7, {"type": "none"})
     result = simulate(run, settings({"type": "asha", **THIRD}))
     shown = simulation_lines(result)
     winner, lost = run.best(), [trial for trial in result.finished if trial.stop]
@@ -122,9 +123,12 @@ def test_what_is_lost_saved_and_unknown_is_printed(recorded: Any) -> None:
     assert shown[3] == f"lost: {len(lost)} of the 24 trials that trained to their end"
     rank = result.finished.index(lost[0]) + 1
     first = lost[0].recorded
+    assert rank == 1
     assert shown[4] == f"  rank {rank}: trial {first.number}, {first.score:.4f}, stopped at epoch {lost[0].stop}"
-    assert f"recorded {winner.score:.4f} of trial {winner.number}" in shown[-1] or "as recorded" in shown[-1]
-    none = simulation_lines(simulate(recorded(2, THIRD), ["early_stopping.type=none"]))
+    stays = next(trial.recorded for trial in result.finished if trial.stop is None)
+    assert shown[-1].startswith(f"best score: {stays.score:.4f} of trial {stays.number}")
+    assert shown[-1].endswith(f"the recorded best, {winner.score:.4f} of trial {winner.number}, is stopped")
+    none = simulation_lines(simulate(recorded(7, THIRD), ["early_stopping.type=none"]))
     assert none[:2] == ["without early stopping", "stopped: 0 of 24 trials"]
     assert " trials may go on beyond the end of the recorded curve: " in none[-1]
     assert none[2].startswith("epochs: ")

@@ -266,14 +266,16 @@ def lost_lines(result: Simulation) -> list[str]:
             epoch, why = trial.kept
             but = "the audit draws it" if why == "audit" else "it is the default recipe"
             lines.append(f"  rank {rank}: trial {trial.recorded.number} would be stopped at epoch {epoch}, but {but}")
-    winner, best = finished[0].recorded, next((trial.recorded for trial in finished if trial.goes_on), None)
-    reported = f"recorded {winner.score:.4f} of trial {winner.number}"
-    if best is None:
-        lines.append(f"best score: unknown, {reported}")
-    elif best.number == winner.number:
-        lines.append(f"best score: {best.score:.4f} of trial {best.number}, as recorded")
-    else:
-        lines.append(f"best score: {best.score:.4f} of trial {best.number}, {reported}")
-    if result.missing or result.unsure:
-        lines[-1] += "; a trial of which something is unknown may be better"
-    return lines
+    return [*lines, best_line(result, finished)]
+
+
+def best_line(result: Simulation, finished: Sequence[ReplayedTrial]) -> str:
+    """Return the best score that certainly stays, and what becomes of the recorded best. finished: best first."""
+    winner, best = finished[0], next((trial.recorded for trial in finished if trial.goes_on), None)
+    known = "at least " if result.missing or result.unsure else ""
+    text = "unknown" if best is None else f"{known}{best.score:.4f} of trial {best.number}"
+    if winner.goes_on:
+        return f"best score: {text}, as recorded"
+    recorded = f"the recorded best, {winner.recorded.score:.4f} of trial {winner.recorded.number},"
+    fate = f"{recorded} is stopped" if winner.stop is not None else f"whether {recorded} is stopped is unknown"
+    return f"best score: {text}; {fate}"
