@@ -504,6 +504,8 @@ def test_a_killed_worker_is_restarted_from_its_checkpoint(
     [restarted] = read_trials(folder)
     assert (restarted.state, restarted.intermediate_values) == (whole.state, whole.intermediate_values)
     assert [int(row["epoch"]) for row in rows(trial)] == [1, 2, 3, 4]
+    scores = [RunDir(folder_of_run).trial(0).case_scores.read_text() for folder_of_run in (folder, run)]
+    assert scores[0] == scores[1]
 
 
 def worker_of(driver: int) -> int:

@@ -233,7 +233,7 @@ def simulation_lines(result: Simulation) -> list[str]:
     ]
     if result.unsure:
         unsure = ", ".join(str(trial.recorded.number) for trial in result.unsure)
-        lines.append(f"unknown: whether trials {unsure} are stopped depends on curves that are missing")
+        lines.append(f"unknown: stopped or not, depending on curves that are missing: trial {unsure}")
     if result.missing:
         epochs = Counter(trial.missing for trial in result.missing)
         where = ", ".join(f"{count} from epoch {epoch} on" for epoch, count in sorted(epochs.items()))
@@ -254,18 +254,19 @@ def lost_lines(result: Simulation) -> list[str]:
     finished = result.finished
     if not finished:
         return ["no trial has trained to its end: what would be lost is unknown"]
-    lost = [(rank, trial) for rank, trial in enumerate(finished, 1) if trial.stop is not None]
-    lines = [f"lost: {len(lost)} of the {len(finished)} trials that trained to their end"]
-    for rank, trial in lost[:MAX_LOST]:
-        where = f"epoch {trial.stop}" + (" at the latest" if trial.may_stop not in (None, trial.stop) else "")
-        lines.append(f"  rank {rank}: trial {trial.recorded.number}, {trial.recorded.score:.4f}, stopped at {where}")
-    if len(lost) > MAX_LOST:
-        lines.append(f"  and {len(lost) - MAX_LOST} more of lower rank")
+    lost, kept = [], []
     for rank, trial in enumerate(finished, 1):
-        if trial.kept is not None:
+        name = f"  rank {rank}: trial {trial.recorded.number}, {trial.recorded.score:.4f},"
+        if trial.stop is not None:
+            latest = " at the latest" if trial.may_stop not in (None, trial.stop) else ""
+            lost.append(f"{name} stopped at epoch {trial.stop}{latest}")
+        elif trial.kept is not None:
             epoch, why = trial.kept
             but = "the audit draws it" if why == "audit" else "it is the default recipe"
-            lines.append(f"  rank {rank}: trial {trial.recorded.number} would be stopped at epoch {epoch}, but {but}")
+            kept.append(f"{name} would be stopped at epoch {epoch}, but {but}")
+    lines = [f"lost: {len(lost)} of the {len(finished)} trials that trained to their end"]
+    for group in (lost, kept):
+        lines += group[:MAX_LOST] + [f"  and {len(group) - MAX_LOST} more of lower rank"] * (len(group) > MAX_LOST)
     return [*lines, best_line(result, finished)]
 
 

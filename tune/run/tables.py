@@ -106,6 +106,8 @@ def print_space(config: SweepConfig) -> None:
     make_console().print(table)
     rungs = ", ".join(map(str, rung_epochs(config)))
     stopping = f"{config.early_stopping.type} at epochs {rungs}" if rungs else "no early stopping"
+    if rungs and config.early_stopping.audit:
+        stopping += f", {config.early_stopping.audit:.0%} of the stops audited"
     gpu = "1 GPU, if there is one," if config.resources.gpu is None else f"{format_value(config.resources.gpu)} GPU"
     resources = f"{config.resources.cpu} CPU, {gpu} per trial"
     budget = f"{config.budget.trials} trials of up to {config.fixed('epochs')} epochs"
@@ -144,6 +146,8 @@ def print_outcome(run: Run) -> None:
         logger.info(f"no trial has a score; see {trials}/error.txt and stdout.log")
         return
     make_console().print(trial_table([run.best()], run.config.fixed("epochs"), title="best trial"))
+    for line in audit_lines(run):
+        logger.info(line)
     for verb in ("best", "retrain"):
         logger.info(f"next: voxtune {verb} {shlex.quote(str(run.folder))}")
 
