@@ -24,6 +24,7 @@ Words = Literal["better", "worse", "not shown"]
 
 MIN_FOLDS = 3  # of one training each, from whose differences a variance is estimated
 MOST_TRAININGS, MOST_CASES = 1_000, 100_000  # to add; who needs more than this will not know
+ROUNDING = 1e-12  # smaller differences are none
 BLOCK = 1 << 16  # numbers drawn at a time: larger ones leave the processor's cache
 
 
@@ -131,7 +132,7 @@ def compare_recipes(
         return Comparison(difference, np.nan, np.nan, np.nan, None, None, confidence)
     rng = np.random.default_rng(seed)
     redrawn = _redraw(first, second, draws, rng, redraw_folds=noise.trainings == (1, 1))
-    spread = _spread(redrawn, *noise.variance(), rng)
+    spread = _spread(redrawn - difference, *noise.variance(), rng)
     return _conclude(difference, spread, noise, confidence)
 
 
@@ -153,14 +154,14 @@ def compare_predictions(
         The comparison, without an interval if there is one case; more_trainings is None.
     """
     differences = np.asarray(first, float) - np.asarray(second, float)
-    cases = len(differences)
+    difference, cases = float(differences.mean()), len(differences)
     if cases < 2:
-        return Comparison(float(differences.mean()), np.nan, np.nan, np.nan, None, None, confidence)
+        return Comparison(difference, np.nan, np.nan, np.nan, None, None, confidence)
     rng = np.random.default_rng(seed)
     redrawn = np.concatenate([weights @ differences for weights in _weights(cases, draws, rng)])
     # No variance of trainings: the first values are there to have a number in every place.
     noise = _Noise((2, 2), cases, 1, (0.0, 0.0), (0.0, 0.0), float(differences.var(ddof=1)))
-    return _conclude(float(differences.mean()), _spread(redrawn, *noise.variance(), rng), noise, confidence)
+    return _conclude(difference, _spread(redrawn - difference, *noise.variance(), rng), noise, confidence)
 
 
 def _mean(folds: Folds) -> float:
@@ -232,28 +233,28 @@ def _redraw(first: Folds, second: Folds, draws: int, rng: np.random.Generator, *
     return total
 
 
-def _spread(redrawn: Floats, variance: float, df: float, rng: np.random.Generator) -> Floats:
-    """Return the errors of a difference: the bootstrap's shape, with this variance and Student's tails.
+def _spread(errors: Floats, variance: float, df: float, rng: np.random.Generator) -> Floats:
+    """Return errors of a difference with the bootstrap's shape, this variance and Student's tails.
 
     Args:
-        redrawn: differences of the bootstrap's draws.
+        errors: differences of the bootstrap's draws minus the difference itself, which is their expected value.
         variance: of the difference, unbiased.
         df: degrees of freedom of that variance.
         rng: of the tails.
     """
-    deviation = float(redrawn.std())
-    if deviation == 0 or variance == 0:
-        return np.zeros_like(redrawn)
-    shape = (redrawn - redrawn.mean()) / deviation
-    tails = df / rng.chisquare(df, len(shape)) if np.isfinite(df) else 1.0
-    return shape * np.sqrt(variance * tails)
+    deviation = float(np.sqrt((errors**2).mean()))
+    if deviation < ROUNDING or variance == 0:
+        return np.zeros_like(errors)
+    tails = df / rng.chisquare(df, len(errors)) if np.isfinite(df) else 1.0
+    return errors / deviation * np.sqrt(variance * tails)
 
 
 def _conclude(difference: float, spread: Floats, noise: _Noise, confidence: float) -> Comparison:
     """Return the comparison for a difference and draws of its error."""
     values = difference + spread
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    probability = float((values > 0).mean() + (values == 0).mean() / 2)
+    ties = np.abs(values) < ROUNDING
+    probability = float(((values > 0) & ~ties).mean() + ties.mean() / 2)
     level = (1 + confidence) / 2
 
     def tells(trainings: int, cases: int) -> bool:
