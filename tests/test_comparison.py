@@ -63,6 +63,15 @@ def test_how_hard_a_case_is_does_not_matter_since_cases_are_paired():
     assert same_numbers(a, b)
 
 
+def test_noise_that_differs_between_all_trainings_and_cases_is_counted_once():
+    widths = []
+    for seed in range(20):
+        first, second = 0.05 * np.random.default_rng(seed).normal(size=(2, 8, 40))
+        found = compare_recipes([first], [second], draws=1_000)
+        widths.append(found.high - found.low)
+    assert np.mean(widths) == pytest.approx(2 * 2 * 0.05 * np.sqrt(2 / (8 * 40)), rel=0.25)  # twice: 41 % more
+
+
 def test_a_mean_over_folds_counts_each_case_once():
     first, second = [np.full((2, 1), 0.9), np.full((2, 3), 0.5)], [np.full((2, 1), 0.5), np.full((2, 3), 0.5)]
     assert compare_recipes(first, second).difference == pytest.approx(0.1)
