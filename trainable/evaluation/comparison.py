@@ -217,10 +217,14 @@ def _all_weights(count: int, draws: int, rng: np.random.Generator) -> Floats:
 
 
 def _redraw(first: Folds, second: Folds, draws: int, rng: np.random.Generator, *, redraw_folds: bool) -> Floats:
-    """Return the difference of two recipes for each draw of their trainings, and of cases for both at once."""
+    """Return the difference of two recipes for each draw of their trainings, and of cases for both at once.
+
+    Args:
+        redraw_folds: draw the folds too, since with one training each they are what is repeated.
+    """
     cases = sum(scores.shape[1] for scores in first)
     shares = np.array([scores.shape[1] / cases for scores in first])
-    by_fold = shares * (_all_weights(len(shares), draws, rng) * len(shares) if redraw_folds else 1)
+    weight = shares * (_all_weights(len(shares), draws, rng) * len(shares) if redraw_folds else np.ones((draws, 1)))
     total = np.zeros(draws)
     for fold, (a, b) in enumerate(zip(first, second, strict=True)):
         first_drawn, second_drawn = (_all_weights(len(scores), draws, rng) for scores in (a, b))
@@ -228,7 +232,7 @@ def _redraw(first: Folds, second: Folds, draws: int, rng: np.random.Generator, *
         for weights in _weights(a.shape[1], draws, rng):
             rows = slice(done, done + len(weights))
             difference = first_drawn[rows] @ a - second_drawn[rows] @ b
-            total[rows] += np.broadcast_to(by_fold, (draws, len(shares)))[rows, fold] * (difference * weights).sum(1)
+            total[rows] += weight[rows, fold] * (difference * weights).sum(1)
             done = rows.stop
     return total
 
