@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from trainable.core.option_files import save_options
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
+from trainable.training.case_scores import case_rows
 from trainable.training.checkpoint import find_checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
@@ -66,7 +68,9 @@ def out_of_memory(config: TrainConfig) -> str:
     )
 
 
-def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
+def train(
+    config: TrainConfig, data: Data | None = None, on_epoch: Callable[[EpochResult], object] = lambda _: None
+) -> EpochResult:
     """Train in output_dir, with its logs and its checkpoints; return the last epoch's result.
 
     A training that diverges raises no error: its result has the end_reason NON_FINITE.
@@ -74,6 +78,7 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
     Args:
         config: all options of the training.
         data: its cases, if they are prepared already; None to prepare those of data_dir.
+        on_epoch: called in the background with each epoch's result, once that is logged.
 
     Raises:
         InputError: if output_dir is in use or belongs to another training or a sweep, the cases, a file or the device
@@ -104,12 +109,13 @@ def train(config: TrainConfig, data: Data | None = None) -> EpochResult:
             if training.epoch:
                 logger.info(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}")
             if training.row and not log.has(training.epoch):  # a kill came between the last checkpoint and its row
-                log.write(training.row)
+                log.write(training.row, case_rows=training.case_rows)
 
         def on_epoch_end(result: EpochResult) -> None:
             row = result.row()
-            log.write(row, result.pictures)
+            log.write(row, result.pictures, case_rows(result.epoch, result.case_scores))
             logger.info(epoch_line(row, config.epochs))
+            on_epoch(result)
 
         result = fit(config, data, on_epoch_end, on_start)
         logger.info("\n".join(filter(None, [outcome_summary(result, config), seen])))

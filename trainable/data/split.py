@@ -36,6 +36,13 @@ class Split:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
+    """Return `count` of these names, evenly spread; all names if count is 0 or at least their number."""
+    if not count or count >= len(names):
+        return list(names)
+    return [names[index * len(names) // count] for index in range(count)]
+
+
 def split_cases(names: Sequence[str], config: TrainConfig, patients: Mapping[str, str] | None = None) -> Split:
     """Split cases by the config's split_file if given, else by folds if not 0, else by fractions.
 

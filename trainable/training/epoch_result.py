@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -65,7 +66,8 @@ class EpochResult:
     epoch: its number, from 1. val: mean scores over the validation cases, None if the epoch was not validated.
     best_score, best_epoch: the best validated epoch so far, 0 and 0 before one. note: a non-finite end in words, else
     "". checkpoints: the folder of the training's checkpoints. pictures: RGB uint8 (height, width, 3) of the first
-    validation cases, by name; empty if the epoch was not validated.
+    validation cases, by name. case_scores: of each validation case, by name; val is their mean. Both are empty if the
+    epoch was not validated.
     """
 
     epoch: int
@@ -77,12 +79,13 @@ class EpochResult:
     checkpoints: Path
     note: str = ""
     pictures: Pictures = field(default_factory=dict)
+    case_scores: Mapping[str, Scores] = field(default_factory=dict)
 
     def row(self) -> Row:
         """The result as flat plain values: a line of metrics.csv, a report to a sweep.
 
-        The scores of val are named val_NAME, and are left out if the epoch was not validated. note, checkpoints and
-        pictures are always left out.
+        The scores of val are named val_NAME, and are left out if the epoch was not validated. note, checkpoints,
+        pictures and case_scores are always left out.
         """
         val = {f"val_{name}": value for name, value in (self.val or {}).items()}
         best: Row = {"best_score": self.best_score, "best_epoch": self.best_epoch}

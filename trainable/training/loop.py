@@ -20,7 +20,8 @@ from trainable.data.batches import TimedIterator, prefetch_to_device
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.evaluation.inference import NonFiniteLogitsError
-from trainable.evaluation.metrics import Scores
+from trainable.evaluation.metrics import Scores, mean_scores
+from trainable.training.case_scores import case_rows
 from trainable.training.checkpoint import load_latest_valid, load_pretrained
 from trainable.training.checkpoint_manager import CheckpointManager
 from trainable.training.epoch_result import EndReason, EpochResult, EpochStats, Pictures
@@ -255,21 +256,23 @@ def run_epoch(
         return end_diverged(training, stats, note, checkpoints, on_epoch_end)
     is_last = training.epoch == config.epochs
     val: Scores | None = None
+    cases: dict[str, Scores] = {}
     pictures: Pictures = {}
     if data.split.val and (training.epoch % config.val_freq == 0 or is_last):
         started = time.perf_counter()
         try:
-            val, pictures = validate_epoch(training, data, checkpoints.check)
+            cases, pictures = validate_epoch(training, data, checkpoints.check)
         except NonFiniteLogitsError as error:
             note = f"the validation of epoch {training.epoch} met {error}"
             return end_diverged(training, stats, note, checkpoints, on_epoch_end)
-        stats = replace(stats, val_time=time.perf_counter() - started)
+        val, stats = mean_scores(cases.values()), replace(stats, val_time=time.perf_counter() - started)
     is_best = training.update_best(val) if data.split.val else is_last
     training.schedule.step(val[config.metric.removeprefix("val_")] if val else None)
     end_reason = EndReason.EPOCHS if is_last else EndReason.PATIENCE if training.out_of_patience else EndReason.NONE
     best = training.best_score, training.best_epoch
-    result = EpochResult(training.epoch, stats, val, *best, end_reason, checkpoints.dir.checkpoints, pictures=pictures)
-    state = training.state(data, result.row())
+    folder = checkpoints.dir.checkpoints
+    result = EpochResult(training.epoch, stats, val, *best, end_reason, folder, pictures=pictures, case_scores=cases)
+    state = training.state(data, result.row(), case_rows(training.epoch, cases))
     checkpoints.save(state, is_best=is_best, on_written=partial(on_epoch_end, result))
     return result
 

@@ -101,6 +101,7 @@ class TrainingState:
         self.validations_without_gain = 0
         self.skipped = SkippedSteps(config.max_skipped_steps)
         self.row: Row = {}  # of the last epoch of a resumed training
+        self.case_rows = ""  # likewise
         self.history = History()  # of the weights that the training started from
 
     @property
@@ -131,12 +132,13 @@ class TrainingState:
         """Let the next validation count as the best, and the patience start again."""
         self.best_score, self.best_epoch, self.validations_without_gain = 0.0, 0, 0
 
-    def state(self, data: Data, row: Row) -> dict[str, Any]:
+    def state(self, data: Data, row: Row, case_rows: str = "") -> dict[str, Any]:
         """Return the whole state at the end of an epoch, as tensors, not copied, and plain values.
 
         The sampler's position is the epoch: which patches an epoch draws follows from (seed, epoch, index).
 
-        row: of the epoch. A resumed training logs it if a kill came before the log.
+        row, case_rows: of the epoch, as in metrics.csv and case_scores.csv. A resumed training logs them if a kill
+            came before the log.
         """
         return {
             "epoch": self.epoch,
@@ -158,6 +160,7 @@ class TrainingState:
             "cases": cases_by_part(data),
             "seen": self.history.to_state(),
             "row": row,
+            "case_scores": case_rows,
             "versions": {name: str(module.__version__) for name, module in (("torch", torch), ("numpy", np))}
             | {"python": platform.python_version()},
         }
@@ -201,7 +204,7 @@ class TrainingState:
         elif self.average:  # switched on by the resume
             self.average.restart(self.step)
         self.skipped = SkippedSteps(self.config.max_skipped_steps, *state["skipped_steps"])
-        self.row = state["row"]
+        self.row, self.case_rows = state["row"], state.get("case_scores", "")  # younger than the first checkpoints
         set_random_state(state["random"])
         if self.config.lr != saved["lr"]:
             self.schedule.set_base_lr(self.config.lr)

@@ -21,7 +21,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-FILE_NUMBERS = itertools.count()  # of this process, which may begin several files in one second
+FILE_NUMBERS = itertools.count()  # of this process, which may begin several files in one second; they are read by name
 
 
 class Board:
@@ -34,7 +34,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(FILE_NUMBERS)}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(FILE_NUMBERS):06d}"
         self.path = folder / name
         self.append(Event(file_version="brain.Event:2"), Event(step=step, session_log=SessionLog(status="START")))
 

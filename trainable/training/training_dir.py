@@ -9,6 +9,7 @@ CHECKPOINT_FORMAT = 4  # of the state in a checkpoint; another one cannot be res
 LATEST, BEST = "latest.pth", "best_model.pth"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.csv"
+CASE_SCORES = "case_scores.csv"
 SPLIT = "split.json"
 
 
@@ -49,6 +50,11 @@ class TrainingDir:
     def metrics(self) -> Path:
         """One row per epoch."""
         return self.path / METRICS
+
+    @property
+    def case_scores(self) -> Path:
+        """One row per validated epoch and validation case."""
+        return self.path / CASE_SCORES
 
     @property
     def config(self) -> Path:

@@ -1,4 +1,4 @@
-"""The log of a training: metrics.csv, TensorBoard scalars and pictures, one printed line per epoch."""
+"""The log of a training: metrics.csv, case_scores.csv, TensorBoard scalars and pictures, a printed line per epoch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from trainable.core.brats import REGIONS
 from trainable.core.files import atomic_write_text
+from trainable.training.case_scores import CaseScoreFile
 from trainable.training.tensorboard_file import Board
-from trainable.training.training_dir import METRICS
+from trainable.training.training_dir import TrainingDir
 
 
 class TrainingLog:
@@ -23,21 +24,34 @@ class TrainingLog:
 
     A row replaces the earlier rows of its epoch and of later epochs, which a resumed training repeats.
 
-    folder: of the training, made if missing; rows that are in its metrics.csv already are kept.
+    folder: of the training, made if missing; rows that are in its files already are kept.
+
+    Raises:
+        InputError: if its case_scores.csv is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, folder / METRICS
+        self.folder, self.path = folder, TrainingDir(folder).metrics
         self.rows = read_rows(self.path)
+        self.case_scores = CaseScoreFile(TrainingDir(folder).case_scores)
         self.board: Board | None = None
 
-    def write(self, row: Mapping[str, Any], pictures: Mapping[str, NDArray[np.uint8]] = MappingProxyType({})) -> None:
-        """Add an epoch's row, which has the key "epoch", to metrics.csv and TensorBoard.
+    def write(
+        self,
+        row: Mapping[str, Any],
+        pictures: Mapping[str, NDArray[np.uint8]] = MappingProxyType({}),
+        case_rows: str = "",
+    ) -> None:
+        """Add an epoch to case_scores.csv, metrics.csv and TensorBoard.
 
-        pictures: RGB uint8 (height, width, 3), by name, for TensorBoard.
+        Args:
+            row: of metrics.csv, with the key "epoch".
+            pictures: RGB uint8 (height, width, 3), by name, for TensorBoard.
+            case_rows: of case_scores.csv; "" if the epoch was not validated.
         """
         epoch = int(row["epoch"])
+        self.case_scores.write(epoch, case_rows)  # first: an epoch in metrics.csv, which `has` reads, is in both
         self.rows = [earlier for earlier in self.rows if int(earlier["epoch"]) < epoch]
         self.rows.append({name: str(value) for name, value in row.items()})
         names = list(dict.fromkeys(name for row_of_epoch in self.rows for name in row_of_epoch))

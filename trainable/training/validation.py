@@ -1,13 +1,14 @@
-"""The validation of an epoch: mean scores over some of the validation cases, and pictures of the first."""
+"""The validation of an epoch: scores of some of the validation cases, and pictures of the first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from trainable.core.brats import Labels
 from trainable.data.cache import CachedCase, require_same
 from trainable.data.prepare import Data
-from trainable.evaluation.metrics import Scores, mean_scores
+from trainable.data.split import evenly_spaced
+from trainable.evaluation.metrics import Scores
 from trainable.evaluation.pictures import draw_case
 from trainable.evaluation.validate import validate
 from trainable.training.epoch_result import Pictures
@@ -16,20 +17,15 @@ from trainable.training.state import TrainingState
 NUM_PICTURES = 2  # validation cases that each validation draws
 
 
-def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
-    """Return `count` of these names, evenly spread; all names if count is 0 or at least their number."""
-    if not count or count >= len(names):
-        return list(names)
-    return [names[index * len(names) // count] for index in range(count)]
-
-
-def validate_epoch(training: TrainingState, data: Data, check: Callable[[], object]) -> tuple[Scores, Pictures]:
+def validate_epoch(
+    training: TrainingState, data: Data, check: Callable[[], object]
+) -> tuple[dict[str, Scores], Pictures]:
     """Validate on `val_cases` validation cases, evenly spread, or on all of them if that option is 0.
 
     check is called after each case is predicted; what it raises ends the validation.
 
     Returns:
-        The mean scores over these cases, and pictures of the first NUM_PICTURES of these cases, by name.
+        The scores of these cases, and pictures of the first NUM_PICTURES of them, both by name.
 
     Raises:
         CacheError: if a case is missing in the cache, or is not what it was when the training began.
@@ -44,4 +40,4 @@ def validate_epoch(training: TrainingState, data: Data, check: Callable[[], obje
 
     names = evenly_spaced(data.split.val, training.config.val_cases)
     cases = validate(training.validated_network, training.config, data.folder, names, on_case=on_case)
-    return mean_scores(cases.values()), pictures
+    return cases, pictures

@@ -24,6 +24,7 @@ from trainable.core.options import to_dict
 from trainable.core.parallel import cores
 from tune.driver import ray_compat
 from tune.driver.home import short_private_dir
+from tune.spec.sections import Resources
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import SweepConfig, conflicts
 
@@ -215,7 +216,7 @@ def measure_auto(config: SweepConfig) -> tuple[float, str]:
 
     cpu = config.resources.cpu
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    Slots(config.with_gpu(1))
+    Slots(config.with_gpu(1).resources)
     logger.info("resources.gpu is auto: measuring how many trials are to share a GPU, as soon as one is free")
     max_processes = min(int(node.get("CPU", 0) / node["GPU"]) // cpu for node in nodes)
     recipe = {**to_dict(largest_recipe(config)), "device": "cuda"}
@@ -246,17 +247,17 @@ def estimate_memory(config: TrainConfig) -> float:
 
 
 class Slots:
-    """Counts how many trials of a config the connected cluster can run at once, if it runs nothing else.
+    """Counts how many trials the connected cluster can run at once, if it runs nothing else.
 
     Args:
-        config: its resources are those of one trial; gpu is a number.
+        resources: of one trial; gpu is a number.
 
     Raises:
         InputError: if not even one trial fits.
     """
 
-    def __init__(self, config: SweepConfig) -> None:
-        cpu, gpu = config.resources.cpu, config.resources.gpu_share
+    def __init__(self, resources: Resources) -> None:
+        cpu, gpu = resources.cpu, resources.gpu_share
         self.need = {"CPU": float(cpu), "GPU": gpu}
         self.checked_at, self.capacity = -60.0, 0
         if not self.count():

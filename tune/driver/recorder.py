@@ -41,6 +41,7 @@ RAY_RESULT_KEYS = {
     "log",
     "device",
     "data",
+    "case_scores",
 }
 
 
@@ -49,7 +50,7 @@ class LostCheckpointError(InputError):
 
 
 def metrics_of(report: Report) -> dict[str, Any]:
-    """Return the row of metrics.csv in a report: without log, device, data and what Ray adds, such as the config."""
+    """Return the row of metrics.csv in a report: without what only the driver reads and what Ray adds."""
     return {name: value for name, value in report.items() if name not in RAY_RESULT_KEYS and "/" not in name}
 
 
@@ -142,7 +143,7 @@ class Recorder(ray_tune.Callback):
         paths.stdout.touch()
 
     def write(self, number: int, report: Report) -> None:
-        """Write a report to stdout.log, and if it is of an epoch to metrics.csv and TensorBoard.
+        """Write a report to stdout.log, and if it is of an epoch to the files of a TrainingLog.
 
         Called by RungScheduler.
         """
@@ -153,7 +154,7 @@ class Recorder(ray_tune.Callback):
             return  # it reports no epoch
         if number not in self.logs:
             self.logs[number] = TrainingLog(paths.path)
-        self.logs[number].write(metrics_of(report))
+        self.logs[number].write(metrics_of(report), case_rows=report.get("case_scores", ""))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write error.txt, announce the end, and end the sweep if fail_fast is set.

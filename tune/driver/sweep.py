@@ -102,7 +102,7 @@ def launch(
         check_regions(data.folder, data.split)
         seen = history_of_pretrained(config.base_config(), data).seen_of(cases_by_part(data))
         config = resolve_gpu(config)
-        slots = Slots(config)
+        slots = Slots(config.resources)
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
         begin_run(config, run_dir, data, storage, earlier, seen)
         return sweep(read_run(run_dir), slots, fit, params=params, on_report=on_report)
@@ -196,7 +196,7 @@ def resume(
         with running_or_new(cluster, address) as cluster:
             cluster.wait()
             config = resolve_gpu(config)
-            slots = Slots(config)
+            slots = Slots(config.resources)
             write_config(config, run_dir)
             return sweep(replace(run, config=config), slots, fit, on_report=on_report)
 

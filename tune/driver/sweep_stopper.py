@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
 from typing import Any, cast
 
 from ray import tune as ray_tune
 
 from trainable.core.logger import logger
-from trainable.core.signals import handle_end_signals, restore_handlers
+from trainable.core.signals import handle_end_signals
 from trainable.training.epoch_result import EndReason
-from tune.driver import ray_compat
+from tune.driver.signal_handling import SignalHandling
 from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run
 from tune.run.run_dir import resume_command
 from tune.spec.trial_spec import Report
-
-SHUTDOWN_GRACE_SECONDS = 20  # seconds from a signal to an end that waits for nothing
 
 
 class SignalKeeper(ray_tune.Callback):
@@ -42,7 +33,7 @@ class SignalKeeper(ray_tune.Callback):
             handle_end_signals(self.stopper.note)
 
 
-class SweepStopper(ray_tune.Stopper):
+class SweepStopper(SignalHandling, ray_tune.Stopper):
     """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target or an error.
 
     Errors are a full disk, a GPU that torch does not see, changed cases, a cache or checkpoints that are gone, a lost
@@ -51,9 +42,8 @@ class SweepStopper(ray_tune.Stopper):
     """
 
     def __init__(self, run: Run, storage: StorageWatch) -> None:
+        super().__init__()
         self.config, self.run, self.storage = run.config, run, storage
-        self.signal = 0  # its number, after one was received
-        self.finished = threading.Event()  # set when nothing is waited for any more
         self.error = ""  # ends the sweep with exit code 1
         self.started = time.monotonic()
         self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.config.resources.gpu_share
@@ -91,7 +81,7 @@ class SweepStopper(ray_tune.Stopper):
         """Return why the sweep ends before its last trial; "" while it goes on."""
         budget = self.config.budget
         if self.signal:
-            return signal.Signals(self.signal).name
+            return self.signal_name
         if self.error:
             return self.error
         if budget.time_budget is not None and time.monotonic() - self.started > budget.time_budget:
@@ -101,45 +91,6 @@ class SweepStopper(ray_tune.Stopper):
         if budget.target is not None and self.best >= budget.target:
             return f"study.target: a finished trial has {self.best:.4f}, and {budget.target:g} was requested"
         return ""
-
-    @contextmanager
-    def handle_signals(self) -> Iterator[None]:
-        """Handle END_SIGNALS in this context: the first one ends the sweep cleanly; those that are ignored stay so.
-
-        The whole process ends at once at a second Ctrl-C, if the clean end takes over SHUTDOWN_GRACE_SECONDS (a trial
-        does not answer), or if Ray has died: a signal to the whole process group kills Ray too, whose code may then end
-        this process at any moment with exit code 1. The journal is complete at every moment, so that an end at once
-        loses no more than a kill does. A second SIGTERM is ignored, since Ray's processes may send one when they end.
-        """
-        before = handle_end_signals(self.note)
-        try:
-            yield
-        finally:
-            if not self.signal:  # else wait_and_leave also limits what comes after the trials
-                self.finished.set()
-                restore_handlers(before)
-
-    def note(self, number: int, _: FrameType | None = None) -> None:
-        """Handle a signal, see handle_signals."""
-        if not self.signal:
-            self.signal = number
-            threading.Thread(target=self.wait_and_leave, daemon=True).start()
-        elif number == signal.SIGINT:
-            self.leave()
-
-    def wait_and_leave(self) -> None:
-        """Wait until `finished` is set; end the process if Ray has died or SHUTDOWN_GRACE_SECONDS are over."""
-        end = time.monotonic() + SHUTDOWN_GRACE_SECONDS
-        while not self.finished.wait(0.05):
-            if ray_compat.cluster_died() or time.monotonic() > end:
-                self.leave()
-
-    def leave(self) -> None:
-        """Print how to go on, and end the process at once; Ray's processes end with it."""
-        with suppress(OSError):  # of a terminal that was closed
-            print(self.message(), flush=True)  # not by the logger, whose lock another thread may hold
-            sys.stderr.flush()
-        os._exit(128 + self.signal)
 
     def message(self) -> str:
         """Return why the sweep ended and how to go on, as printed at its end."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import platform
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from ray import tune as ray_tune
@@ -26,11 +24,20 @@ from trainable.data.cache import CacheError, changed_cases
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.training import checkpoint
+from trainable.training.case_scores import case_rows
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import missing_gpu, share_memory
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
+from tune.driver.trainer_process import (
+    MAX_LEAKED_BYTES,
+    TAKEN_MEMORY_PAUSE,
+    GpuMemoryTakenError,
+    free_memory,
+    freeze_imports,
+    run_in_trainer_thread,
+)
 from tune.run.provenance import digest_of, load_contents
 from tune.spec.trial_spec import Report, TrialSpec
 
@@ -38,14 +45,7 @@ Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
 # A trial writes one file per epoch, since Ray copies it to the sweep's storage at once.
 fit_to_storage: Fit = partial(fit, durable=False)
 
-TAKEN_MEMORY_PAUSE = 10.0  # seconds before a trial whose memory others hold is restarted
 SIGN_OF_LIFE_AT = 0.2  # of report_timeout: the driver hears of a trial that trains without a validation so often
-MAX_LEAKED_BYTES = 64 * 2**20  # of GPU memory that a process may keep between trials
-MAX_PINNED_BYTES = 2 * 2**30  # of pinned memory that it may keep: freeing and pinning again takes 0.5 s per GiB
-
-
-class GpuMemoryTakenError(RuntimeError):
-    """A trial ran out of GPU memory since processes that do not belong to the sweep hold a part of its share."""
 
 
 class FreshProcess(Exception):
@@ -162,8 +162,10 @@ class TrialReports:
 
     def repeat(self, restored: Path) -> bool:
         """Repeat the report in a restored checkpoint file. Returns whether the trial had ended with that epoch."""
-        row = cast(Report, checkpoint.load_checkpoint(restored)["row"])
-        self.send({**row, "log": f"goes on after epoch {row['epoch']}\n"})
+        state = checkpoint.load_checkpoint(restored)
+        row = cast(Report, state["row"])
+        cases: Report = {**row, "case_scores": state["case_scores"]} if state.get("case_scores") else row
+        self.send({**cases, "log": f"goes on after epoch {row['epoch']}\n"})
         return bool(row["end_reason"])
 
     def on_epoch_end(self, result: EpochResult) -> None:
@@ -178,6 +180,8 @@ class TrialReports:
         logger.info(epoch_line(row, self.recipe.epochs))
         row["device"] = torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"
         report = cast(Report, {**row, "log": ""})
+        if result.case_scores:
+            report["case_scores"] = case_rows(result.epoch, result.case_scores)
         if result.end_reason == EndReason.NON_FINITE:
             logger.info(result.note)
             self.send(report)
@@ -185,55 +189,6 @@ class TrialReports:
             self.send(report, result.checkpoints)
         elif self.timeout is not None and time.monotonic() - self.last_message > SIGN_OF_LIFE_AT * self.timeout:
             self.deliver({"epoch": 0, "end_reason": "", "sign_of_life": True, "log": "", "time_this_iter_s": 0.0})
-
-
-def run_in_trainer_thread(work: Callable[[], Any]) -> Any:
-    """Return work(), called in the one thread of this process that trains, which is kept for all its trials.
-
-    Ray gives each trial a new thread, but what cudnn has planned is kept per thread, and takes a while to plan.
-    """
-    return trainer_thread().submit(work).result()
-
-
-@lru_cache(1)
-def trainer_thread() -> ThreadPoolExecutor:
-    """Return the executor of the thread that trains in this process, always the same one."""
-    return ThreadPoolExecutor(1, "trainer")
-
-
-@lru_cache(1)
-def freeze_imports() -> None:
-    """Exclude what this process has imported before the first call from garbage collection; do nothing in later calls.
-
-    Collecting these objects took 0.3 s per trial.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def free_memory() -> int:
-    """Free what a trial has left in its process, also in cycles of references, as of an exception with its traceback.
-
-    Returns:
-        Bytes of GPU memory that tensors still occupy; 0 if this process has not used a GPU.
-    """
-    gc.collect()
-    if not torch.cuda.is_initialized():
-        return 0
-    if (clear_workspaces := getattr(torch._C, "_cuda_clearCublasWorkspaces", None)) is not None:
-        clear_workspaces()  # torch has no public function for it
-    torch.cuda.empty_cache()
-    if torch.cuda.memory.host_memory_stats().get("allocated_bytes.current", 0) > MAX_PINNED_BYTES:
-        empty_host_cache()  # of blocks of other sizes, which trials of other recipes had
-    return torch.cuda.memory_allocated()
-
-
-def empty_host_cache() -> None:
-    """Free the pinned memory that no tensor uses."""
-    public = getattr(torch.accelerator, "empty_host_cache", None)  # torch 2.11 has only the private one
-    empty = public or getattr(torch._C, "_host_emptyCache", None)
-    if empty is not None:
-        empty()
 
 
 def clean_process() -> None:

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainable.training.training_dir import BEST, METRICS, SPLIT
+from trainable.training.training_dir import BEST, CASE_SCORES, METRICS, SPLIT
 from tune.search.journal_file import JOURNAL
 from tune.spec.sweep_file import RUN_CONFIG
 
@@ -95,6 +95,11 @@ class TrialDir:
     def metrics(self) -> Path:
         """One row per reported epoch."""
         return self.path / METRICS
+
+    @property
+    def case_scores(self) -> Path:
+        """One row per validated epoch and validation case."""
+        return self.path / CASE_SCORES
 
     @property
     def stdout(self) -> Path:

@@ -35,7 +35,7 @@ NAMES = RunDir(Path())  # relative to any run
 OF_ANY_TRIAL = TrialDir(NAMES.trials / "*")
 FILES = (
     *(NAMES.split, NAMES.contents, NAMES.best_config),
-    *(OF_ANY_TRIAL.config, OF_ANY_TRIAL.metrics, OF_ANY_TRIAL.stdout, OF_ANY_TRIAL.error),
+    *(OF_ANY_TRIAL.config, OF_ANY_TRIAL.metrics, OF_ANY_TRIAL.case_scores, OF_ANY_TRIAL.stdout, OF_ANY_TRIAL.error),
 )
 # Last, in the order in which they are written locally: study.yaml names the study of the journal that counts.
 FILES_LAST = (NAMES.journal, NAMES.config)

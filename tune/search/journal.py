@@ -236,6 +236,7 @@ class Journal:
                 device=report.get("device"),
                 data=report.get("data"),
                 checkpoint=checkpoint or before.checkpoint,
+                case_scores=before.case_scores + ("case_scores" in report),
             )
             score = self.config.objective.score
             if score in report and not self.config.objective.cost:  # with two objectives Optuna takes none of these

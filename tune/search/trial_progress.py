@@ -26,7 +26,8 @@ class Progress:
     epoch: the last reported one, 0 before. seconds: training time so far, over all attempts. end_reason: why the trial
     ended by itself, NONE if it did not. checkpoint: path of the newest one below the run's storage. best: None until an
     epoch is validated. device: name of the GPU or CPU that trained it last, None if no epoch is reported. data: hash of
-    the cases that it was scored on, None if unknown. extra: keys of other versions of voxtune, kept as they are.
+    the cases that it was scored on, None if unknown. case_scores: number of epochs whose scores per case were reported.
+    extra: keys of other versions of voxtune, kept as they are.
     """
 
     epoch: int = 0
@@ -36,6 +37,7 @@ class Progress:
     best: BestEpoch | None = None
     device: str | None = None
     data: str | None = None
+    case_scores: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -51,6 +53,7 @@ class Progress:
             best=BestEpoch(best["epoch"], best["score"], best.get("dice", {})) if best else None,
             device=stored.pop("device", None),
             data=stored.pop("data", None),
+            case_scores=stored.pop("case_scores", 0),
             extra=stored,
         )
 
@@ -67,6 +70,8 @@ class Progress:
             stored["device"] = self.device
         if self.data:
             stored["data"] = self.data
+        if self.case_scores:
+            stored["case_scores"] = self.case_scores
         return {**stored, **self.extra}
 
     @property

@@ -36,9 +36,9 @@ class Report(TypedDict):
     trial asks to be restarted in another process. sweep_error: what would make other trials fail too, such as a full
     disk, and on which machine; it ends the sweep, and the trial goes on when the sweep is resumed. sign_of_life: the
     trial is between two validations; of this report nothing but the log is recorded. data: hash of the cases that the
-    trial was trained and scored on. time_this_iter_s: seconds since the last report that is no sign of life, by a clock
-    that nobody sets. The scores and statistics of the epoch have the names of metrics.csv, also those that are not
-    listed here.
+    trial was trained and scored on. case_scores: the epoch's rows of case_scores.csv, as text. time_this_iter_s:
+    seconds since the last report that is no sign of life, by a clock that nobody sets. The scores and statistics of the
+    epoch have the names of metrics.csv, also those that are not listed here.
     """
 
     epoch: int
@@ -55,4 +55,5 @@ class Report(TypedDict):
     sweep_error: NotRequired[str]
     sign_of_life: NotRequired[bool]
     data: NotRequired[str]
+    case_scores: NotRequired[str]
     time_this_iter_s: NotRequired[float]

@@ -1,0 +1,102 @@
+"""The processes that a set of trainings runs in: one per slot of the cluster, kept for one training after another.
+
+They are Ray actors, not tasks: a task that follows another in a warm process may be given another GPU, which a process
+that has used CUDA cannot change to; and a process that is free starts the next training at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from trainable.core.logger import logger
+from tune.driver.cluster import Slots
+from tune.driver.training_process import TrainingProcess, TrainingSpec
+from tune.spec.sections import Resources
+
+MAX_FAILED_STARTS = 3  # of processes in a row, after which no more are started
+
+
+@dataclass
+class PooledProcess:
+    """A process of the pool. starting: what Ray answers once it can train; None from then on. busy: it trains."""
+
+    actor: Any
+    starting: Any
+    busy: bool = False
+
+
+class ProcessPool:
+    """Processes that train on the connected cluster, as many as fit on it at most.
+
+    Args:
+        resources: of one process; gpu is a number.
+        lock_file: on which each holds a shared lock until it ends.
+
+    Raises:
+        InputError: if not even one process fits on the cluster.
+    """
+
+    def __init__(self, resources: Resources, lock_file: Path) -> None:
+        self.resources, self.lock_file = resources, lock_file
+        self.slots = Slots(resources)
+        self.processes: list[PooledProcess] = []
+        self.failed_starts = 0
+        self.trouble = ""  # why no training can run in these processes
+
+    def grow(self, wanted: int) -> None:
+        """Start processes until there are `wanted`, or as many as fit on the cluster."""
+        for _ in range(min(wanted, self.slots.count()) - len(self.processes)):
+            cpu, gpu = self.resources.cpu, self.resources.gpu_share
+            make = ray.remote(num_cpus=cpu, num_gpus=gpu, max_restarts=0, max_task_retries=0)(TrainingProcess)
+            actor: Any = make.remote(cpu, gpu, str(self.lock_file))
+            self.processes.append(PooledProcess(actor, actor.prepare.remote()))
+
+    @property
+    def starting(self) -> list[Any]:
+        """What Ray answers once a starting process can train, of each."""
+        return [process.starting for process in self.processes if process.starting is not None]
+
+    def note_started(self, answer: Any) -> None:
+        """Note that a process has started, by its answer, or could not start."""
+        process = next(process for process in self.processes if process.starting is answer)
+        process.starting = None
+        try:
+            self.trouble = self.trouble or ray.get(answer)
+            self.failed_starts = 0
+        except ray.exceptions.RayError as error:
+            self.remove(process)
+            self.failed_starts += 1
+            logger.warning(f"a process for trainings ended as it started: {str(error).splitlines()[0]}")
+            if self.failed_starts >= MAX_FAILED_STARTS:
+                self.trouble = self.trouble or f"{self.failed_starts} processes that ended as they started: {error}"
+
+    def free(self) -> PooledProcess | None:
+        """Return a process that can train and does not; None if there is none."""
+        return next((process for process in self.processes if process.starting is None and not process.busy), None)
+
+    def run(self, process: PooledProcess, spec: TrainingSpec) -> Any:
+        """Start a training in a free process; return what Ray answers with its TrainingEnd."""
+        process.busy = True
+        return process.actor.run.remote(spec)
+
+    def release(self, process: PooledProcess) -> None:
+        """Make a process free for the next training, or end it if resources.reuse_processes is off."""
+        process.busy = False
+        if not self.resources.reuse_processes:
+            self.remove(process)
+
+    def remove(self, process: PooledProcess) -> None:
+        """End a process, with what it trains."""
+        ray.kill(process.actor, no_restart=True)
+        self.processes.remove(process)
+
+    def close(self) -> None:
+        """End all processes."""
+        with suppress(ray.exceptions.RayError):  # of a lost cluster, with which they end
+            for process in list(self.processes):
+                self.remove(process)

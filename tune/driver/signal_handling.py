@@ -1,0 +1,74 @@
+"""Signals that end a sweep, or a set of trainings, so that it can be resumed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from trainable.core.signals import handle_end_signals, restore_handlers
+from tune.driver import ray_compat
+
+SHUTDOWN_GRACE_SECONDS = 20  # seconds from a signal to an end that waits for nothing
+
+
+class SignalHandling(ABC):
+    """What drives Ray's processes and ends them at a signal: at the first one cleanly, else at once."""
+
+    def __init__(self) -> None:
+        self.signal = 0  # its number, after one was received
+        self.finished = threading.Event()  # set when nothing is waited for any more
+
+    @property
+    def signal_name(self) -> str:
+        """The name of the signal that was received, such as SIGTERM; "" for none."""
+        return signal.Signals(self.signal).name if self.signal else ""
+
+    @abstractmethod
+    def message(self) -> str:
+        """Return why the work ended and how to go on, as printed at its end."""
+
+    @contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Handle END_SIGNALS in this context: the first one ends the work cleanly; those that are ignored stay so.
+
+        The whole process ends at once at a second Ctrl-C, if the clean end takes over SHUTDOWN_GRACE_SECONDS (a trial
+        does not answer), or if Ray has died: a signal to the whole process group kills Ray too, whose code may then end
+        this process at any moment with exit code 1. The journal is complete at every moment, so that an end at once
+        loses no more than a kill does. A second SIGTERM is ignored, since Ray's processes may send one when they end.
+        """
+        before = handle_end_signals(self.note)
+        try:
+            yield
+        finally:
+            if not self.signal:  # else wait_and_leave also limits what comes after the trials
+                self.finished.set()
+                restore_handlers(before)
+
+    def note(self, number: int, _: FrameType | None = None) -> None:
+        """Handle a signal, see handle_signals."""
+        if not self.signal:
+            self.signal = number
+            threading.Thread(target=self.wait_and_leave, daemon=True).start()
+        elif number == signal.SIGINT:
+            self.leave()
+
+    def wait_and_leave(self) -> None:
+        """Wait until `finished` is set; end the process if Ray has died or SHUTDOWN_GRACE_SECONDS are over."""
+        end = time.monotonic() + SHUTDOWN_GRACE_SECONDS
+        while not self.finished.wait(0.05):
+            if ray_compat.cluster_died() or time.monotonic() > end:
+                self.leave()
+
+    def leave(self) -> None:
+        """Print how to go on, and end the process at once; Ray's processes end with it."""
+        with suppress(OSError):  # of a terminal that was closed
+            print(self.message(), flush=True)  # not by the logger, whose lock another thread may hold
+            sys.stderr.flush()
+        os._exit(128 + self.signal)

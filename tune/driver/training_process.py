@@ -1,0 +1,217 @@
+"""A process that trains: one training after another, each in its own folder."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.core.gpu_memory import memory_taken_by_others
+from trainable.core.locks import hold_shared_lock, is_locked
+from trainable.core.logger import init_logger
+from trainable.core.options import make_config
+from trainable.data.cache import CacheError, changed_cases
+from trainable.data.prepare import Data
+from trainable.data.split import load_split
+from trainable.evaluate import evaluate
+from trainable.train import train
+from trainable.training.checkpoint import load_latest_valid
+from trainable.training.epoch_result import EndReason, EpochResult
+from trainable.training.training_dir import TrainingDir
+from trainable.training.training_log import TrainingLog, read_rows
+from tune.driver.gpu_sharing import missing_gpu, share_memory
+from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
+from tune.driver.trainer_process import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, free_memory, freeze_imports
+from tune.run.provenance import load_contents
+
+STDOUT = "stdout.log"  # in a training's folder: what it has printed
+LOCK_TIMEOUT = 30.0  # seconds that a killed process may take to let go of the training's folder
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """What the driver sends for one training.
+
+    recipe: a TrainConfig as plain values, with output_dir, cache_dir and split_file. test: score the test cases
+    afterwards. contents_file: path of the cases.json that the cases must fit; None to compare with none.
+    report_timeout: seconds without an epoch after which the stacks are dumped; None for never.
+    """
+
+    recipe: dict[str, Any]
+    test: bool
+    contents_file: str | None
+    report_timeout: float | None
+
+
+@dataclass(frozen=True)
+class TrainingEnd:
+    """How a training ended in its process; without any of these as it should.
+
+    error: why it has no model, if trying again would not change that. failure: what went wrong and may go well the
+    next time. trouble: what other trainings would meet too; it ends all. dirty: it did not begin, as the process has
+    kept GPU memory of the one before; a fresh process is needed.
+    """
+
+    error: str = ""
+    failure: str = ""
+    trouble: str = ""
+    dirty: bool = False
+
+
+class TrainingProcess:
+    """Trains and tests in this process, which is a Ray actor: its share of a GPU stays the same one.
+
+    Args:
+        threads: CPU threads that torch may use.
+        gpu_share: share of one GPU, or number of GPUs, that Ray has reserved.
+        lock_file: a shared lock on it is held until the process ends.
+    """
+
+    def __init__(self, threads: int, gpu_share: float, lock_file: str) -> None:
+        init_logger()
+        self.gpu_share, self.lock_file = gpu_share, Path(lock_file)
+        hold_shared_lock(self.lock_file)
+        torch.set_num_threads(threads)
+
+    def prepare(self) -> str:
+        """Make ready to train; return why no training can run in this process, "" if one can."""
+        freeze_imports()
+        if not self.lock_file.exists():
+            return (
+                f"{platform.node()}, which has no {self.lock_file.parent}: the folder must be on a file system that "
+                "all nodes share"
+            )
+        if self.gpu_share and (missing := missing_gpu(self.gpu_share)):  # else it would train on the CPU
+            return missing
+        share_memory(self.gpu_share)
+        return ""
+
+    def run(self, spec: TrainingSpec) -> TrainingEnd:
+        """Train, from the last checkpoint if there is one, and test, both unless that is done; return how it ended."""
+        if free_memory() > MAX_LEAKED_BYTES:
+            return TrainingEnd(dirty=True)
+        config = make_config(spec.recipe, "a training")
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        stdout_log = config.output_dir / STDOUT
+        try:
+            with (
+                stdout_log.open("a", buffering=1) as log,
+                redirect_stdout(log),
+                dump_stacks_of_hang(stdout_log, spec.report_timeout) as dump,
+            ):
+                end, taken = train_and_test(config, spec, dump, self.gpu_share)
+        except OSError as error:  # of the log itself
+            return end_of_error(error)
+        if taken:  # it says nothing of the recipe
+            free_memory()
+            time.sleep(TAKEN_MEMORY_PAUSE)
+            return TrainingEnd(failure=taken)
+        return end
+
+
+def train_and_test(
+    config: TrainConfig, spec: TrainingSpec, dump: StackDump | None, gpu_share: float
+) -> tuple[TrainingEnd, str]:
+    """Train and test as TrainingProcess.run does; no error is raised.
+
+    Returns:
+        How it ended; and if it ran out of GPU memory, the processes that hold a part of its share, "" for none.
+    """
+
+    paths = TrainingDir(config.output_dir)
+
+    def on_epoch(_: EpochResult) -> None:
+        if dump is not None:
+            dump.restart()
+
+    try:
+        data = read_cases(config, spec)
+        error = train_to_the_end(config, data, on_epoch)
+        if spec.test and not error and not paths.test_scores.with_suffix(".json").exists():
+            evaluate(config.model_copy(update={"resume": paths.best}), data)
+        return TrainingEnd(error=error), ""
+    except torch.cuda.OutOfMemoryError as error:
+        return end_of_error(error), memory_taken_by_others(gpu_share)
+    except Exception as error:
+        with suppress(OSError):  # a full disk
+            traceback.print_exc(file=sys.stdout)
+        return end_of_error(error), ""
+
+
+def end_of_error(error: Exception) -> TrainingEnd:
+    """Return what an error of a training means for it and for the others."""
+    first_line = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return TrainingEnd(error=f"out of GPU memory: {first_line}")
+    if isinstance(error, CacheError):
+        return TrainingEnd(trouble=f"the cache on {platform.node()}: {error}")
+    if isinstance(error, InputError):
+        return TrainingEnd(error=str(error))
+    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
+        return TrainingEnd(trouble=f"a full disk on {platform.node()}: {error}")
+    return TrainingEnd(failure=f"{type(error).__name__}: {first_line}")
+
+
+def read_cases(config: TrainConfig, spec: TrainingSpec) -> Data:
+    """Return the prepared cases of a training.
+
+    Raises:
+        CacheError: if one is not prepared, or not what contents_file has.
+        InputError: if the split cannot be read.
+    """
+    assert config.cache_dir is not None
+    assert config.split_file is not None
+    data = Data(config.cache_dir, load_split(config.split_file))
+    begun = load_contents(Path(spec.contents_file)) if spec.contents_file else {}
+    if changed := changed_cases(data.contents, begun):
+        raise CacheError(f"cases have changed since the sweep began: {changed}; restore them")
+    return data
+
+
+def train_to_the_end(config: TrainConfig, data: Data, on_epoch: Callable[[EpochResult], object]) -> str:
+    """Train in output_dir, or go on there, unless it has ended; return why it has no model, "" if it has one.
+
+    Raises: as train.
+    """
+    paths = TrainingDir(config.output_dir)
+    wait_for_folder(paths.path)
+    if not (row := last_row(paths)).get("end_reason"):
+        if paths.latest.exists():
+            config = config.model_copy(update={"resume": paths.latest, "pretrained": None})
+        row = train(config, data, on_epoch).row()
+    return divergence(row)
+
+
+def divergence(row: Mapping[str, Any]) -> str:
+    """Return that a training diverged, by its last row; "" if it did not."""
+    return f"diverged in epoch {row['epoch']}" if row["end_reason"] == EndReason.NON_FINITE else ""
+
+
+def last_row(paths: TrainingDir) -> Mapping[str, Any]:
+    """Return the last row of a training's metrics.csv, {} without one.
+
+    A kill after the last checkpoint and before its row leaves the training without the row; it is then written here.
+    """
+    if paths.latest.exists() and not any(row["end_reason"] for row in read_rows(paths.metrics)):
+        state = load_latest_valid(paths.latest)[1]
+        if state["row"]["end_reason"]:
+            TrainingLog(paths.path).write(state["row"], case_rows=state.get("case_scores", ""))
+    return (read_rows(paths.metrics) or [{}])[-1]
+
+
+def wait_for_folder(folder: Path) -> None:
+    """Wait until no process holds the folder's lock, LOCK_TIMEOUT at most: a killed one may take a moment to end."""
+    end = time.monotonic() + LOCK_TIMEOUT
+    while is_locked(folder) and time.monotonic() < end:
+        time.sleep(0.1)

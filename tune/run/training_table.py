@@ -1,0 +1,120 @@
+"""Trainings that run at the same time: how far each is, by its metrics.csv, and a live table of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trainable.core.logger import logger
+from trainable.training.training_dir import TrainingDir
+from trainable.training.training_log import read_rows
+from tune.run.tables import MAX_ROWS, duration, make_console
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """How far a training is.
+
+    epochs: of a whole one. best_score: None before an epoch is validated. seconds: that it has trained.
+    """
+
+    name: str
+    epochs: int
+    epoch: int = 0
+    best_score: float | None = None
+    best_epoch: int = 0
+    seconds: float = 0.0
+    end_reason: str = ""
+
+
+def read_progress(name: str, folder: Path, epochs: int) -> TrainingProgress:
+    """Return how far the training in a folder is. name, epochs: for TrainingProgress."""
+    rows = read_rows(TrainingDir(folder).metrics)
+    if not rows:
+        return TrainingProgress(name, epochs)
+    last, seconds = rows[-1], sum(float(row.get(kind) or 0) for row in rows for kind in ("epoch_time", "val_time"))
+    best_epoch = int(last["best_epoch"])
+    score = float(last["best_score"]) if best_epoch else None
+    return TrainingProgress(name, epochs, int(last["epoch"]), score, best_epoch, seconds, last["end_reason"])
+
+
+class TrainingTable:
+    """Shows trainings while they run: on a terminal a table that is redrawn, elsewhere one line per ended training.
+
+    The logger's messages appear above the table, because rich redirects sys.stdout meanwhile.
+    """
+
+    def __init__(self) -> None:
+        console = make_console()
+        self.started = self.refreshed = time.monotonic()
+        self.ended_count = self.failed_count = self.wanted_count = 0
+        self.epochs_left = self.epochs_at_start = 0
+        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> TrainingTable:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def due(self) -> bool:
+        """Return whether a second has passed since the last refresh."""
+        return time.monotonic() - self.refreshed >= 1
+
+    def refresh(
+        self, running: Sequence[TrainingProgress], *, ended: int, failed: int, waiting_epochs: Sequence[int]
+    ) -> None:
+        """Count trainings, and draw the running ones; nothing is drawn off a terminal.
+
+        Args:
+            ended: number of trainings that have ended, those without a model included.
+            failed: number of those without a model.
+            waiting_epochs: the epochs of each training that is wanted and does not run.
+        """
+        self.refreshed = time.monotonic()
+        self.ended_count, self.failed_count = ended, failed
+        self.wanted_count = ended + len(running) + len(waiting_epochs)
+        self.epochs_left = sum(waiting_epochs) + sum(item.epochs - item.epoch for item in running)
+        self.epochs_at_start = max(self.epochs_at_start, self.epochs_left)
+        if self.live is not None:
+            self.live.update(Group(Text(self.headline()), progress_table(running[:MAX_ROWS])), refresh=True)
+
+    def headline(self) -> str:
+        """Return the counts, the time elapsed and the time left, "?" until an epoch has ended."""
+        elapsed, done = time.monotonic() - self.started, self.epochs_at_start - self.epochs_left
+        eta = duration(elapsed / done * self.epochs_left) if done > 0 else "?"
+        failed = f", {self.failed_count} without a model" if self.failed_count else ""
+        counts = f"{self.ended_count} of {self.wanted_count} trainings ended{failed}"
+        return f"{counts}; elapsed {duration(elapsed)}, about {eta} left"
+
+    def ended(self, progress: TrainingProgress, error: str) -> None:
+        """Print a line on a training that has ended; on a terminal, which has the table, only with an error."""
+        if self.live is None or error:
+            score = "no score" if progress.best_score is None else f"best {progress.best_score:.4f}"
+            line = f"{progress.name}: {error or 'ended'} at epoch {progress.epoch}/{progress.epochs}, {score}"
+            logger.info(f"{line}, {duration(progress.seconds)}  |  {self.headline()}")
+
+
+def progress_table(running: Collection[TrainingProgress]) -> Table:
+    """Return a table with a row per training: epoch reached, best score so far, seconds of training."""
+    table = Table(box=None, header_style="bold", padding=(0, 1))
+    table.add_column("training", no_wrap=True)
+    for name in ("epoch", "best at", "score", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for item in running:
+        score = "" if item.best_score is None else f"{item.best_score:.4f}"
+        state = "[green]tested[/]" if item.end_reason else "[cyan]running[/]" if item.epoch else "[cyan]starts[/]"
+        row = [item.name, f"{item.epoch}/{item.epochs}", str(item.best_epoch or ""), score, duration(item.seconds)]
+        table.add_row(*row, state)
+    return table
