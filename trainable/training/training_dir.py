@@ -8,6 +8,7 @@ from pathlib import Path
 CHECKPOINT_FORMAT = 4  # of the state in a checkpoint; another one cannot be resumed
 LATEST, BEST = "latest.pth", "best_model.pth"
 CHECKPOINTS = "checkpoints"
+MEMBERS = "members"  # the folder in an ensemble's folder that has one folder of a training per model
 METRICS = "metrics.csv"
 CASE_SCORES = "case_scores.csv"
 SPLIT = "split.json"

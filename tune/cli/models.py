@@ -51,9 +51,15 @@ def retrain(
 
 @app.command(epilog="Example: voxtune predict RUN/best/best_model.pth CASE_DIR --out predictions")
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="best_model.pth, or the folder of a training.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="best_model.pth, or the folder of a training or of an ensemble, as RUN/retrain/NAME.")
+    ],
     cases: Annotated[list[Path], typer.Argument(metavar="CASE_DIR...", help="Folders of cases, or a folder of them.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for CASE.nii.gz.")],
+    member: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Another model, whose probabilities are averaged too; repeatable."),
+    ] = None,
     labels: Labels = None,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over the 8 mirrored volumes.")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="Also write CASE.png.")] = False,
@@ -63,9 +69,20 @@ def predict(
     from trainable.evaluate import score_table
     from trainable.predict import predict_cases
 
-    predictions = predict_cases(checkpoint, cases, out, labels=labels, mirror=mirror, pictures=pictures, device=device)
+    predictions = predict_cases(
+        checkpoint,
+        cases,
+        out,
+        members=member or (),
+        labels=labels,
+        mirror=mirror,
+        pictures=pictures,
+        device=device,
+    )
     if predictions.scores:
         logger.info(score_table(predictions.scores, {name: predictions.parts[name] for name in predictions.scores}))
+    if predictions.members:
+        logger.info(predictions.members)
     logger.info(f"wrote {out}")
     if predictions.failed or predictions.no_case:
         raise InputError(predictions.failures())
