@@ -20,8 +20,8 @@ from tune.driver.cluster import Cluster
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import prepare_same_cases, scale_to_epochs
 from tune.run.confirm_dir import ConfirmDir
-from tune.run.confirm_report import Confirmation, write_report
-from tune.run.confirm_scores import ConfirmScores, counted_seeds, replay_race, tested_arms
+from tune.run.confirm_report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
+from tune.run.confirm_scores import ConfirmScores, column_of, replay_race
 from tune.run.confirmation import Arm, ConfirmPlan, choose_arms, extend_plan, load_plan, save_plan, unused_seeds
 from tune.run.race import Race
 from tune.run.recipe_files import read_recipe
@@ -86,7 +86,10 @@ def confirm(
             contents_file=run.dir.contents,
             resume_command=confirm_command(run.folder),
         )
-        return write_report(run, plan, trainings.race(outcomes), trainings.scores, take_best=take_best)
+        trainings.race(outcomes)
+        found = evaluate_confirmation(run, plan, trainings.scores, trainings.errors, take_best=take_best)
+        write_report(run, found, trainings.scores)
+        return found
 
 
 def make_plan(
@@ -105,8 +108,7 @@ def make_plan(
     """
     asked = run.config.confirm
     if begun is not None:
-        of_trials = sum(arm.trial is not None for arm in begun.arms)
-        top, seeds = top or of_trials, seeds or len(begun.seeds)
+        top, seeds = top or begun.top, seeds or len(begun.seeds)
         folds, epochs = begun.folds if folds is None else folds, epochs or begun.epochs
     elif asked is not None:
         top, seeds = top or asked.top, seeds or asked.seeds
@@ -165,6 +167,7 @@ class ConfirmTrainings:
         self.scores = ConfirmScores(folder, plan)
         self.keys: dict[str, tuple[str, int] | None] = {}  # arm and index of the seed, of each training but tests
         self.errors: dict[tuple[str, int], str] = {}  # of trainings without a model, by arm and index of the seed
+        self.decided: tuple[tuple[int, ...], Race] | None = None  # by how many trainings, and what
         base = base_config(run).model_copy(update={"cache_dir": data.folder, "save_freq": plan.epochs + 1})
         self.configs = {arm.name: scale_to_epochs(arm.config(base), plan.epochs) for arm in plan.arms}
 
@@ -175,8 +178,8 @@ class ConfirmTrainings:
             return [item for arm, index in (*state.wanted, *state.ahead) for item in self.of_seed(arm, index)]
         if not self.data.split.test:
             return []
-        counted = counted_seeds(state, self.scores.of_arms())
-        tested = [(arm, index) for arm in tested_arms(state) for index in range(counted[arm])]
+        val = judge(self.run, self.plan, self.scores, state, take_best=False)
+        tested = [(arm, index) for arm, count in tested_seeds(state, val).items() for index in range(count)]
         return [item for arm, index in tested for item in self.of_seed(arm, index, test=True)]
 
     def of_seed(self, arm: str, index: int, *, test: bool = False) -> list[Training]:
@@ -195,10 +198,14 @@ class ConfirmTrainings:
         return trainings
 
     def race(self, outcomes: Mapping[str, Outcome]) -> Race:
-        """Return what the scores so far decide."""
+        """Return what the scores so far decide; a decision is made once per set of trainings, as it takes a second."""
         errors = {self.keys[name]: outcome.error for name, outcome in outcomes.items() if outcome.error}
         self.errors |= {key: error for key, error in errors.items() if key is not None}
-        return replay_race(self.scores, self.errors)
+        scores = self.scores.of_arms(column_of(self.plan.metric))
+        known = (*(len(seeds) for seeds in scores.values()), len(self.errors))
+        if self.decided is None or self.decided[0] != known:
+            self.decided = known, replay_race(self.scores, self.errors)
+        return self.decided[1]
 
 
 def training_name(arm: str, seed: int, fold: int | None) -> str:

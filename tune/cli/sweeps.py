@@ -12,6 +12,7 @@ from trainable.core.idle_options import idle_text
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
 from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
+from tune.run.confirm_status import confirmed_choice
 from tune.run.export import export_recipe
 from tune.run.results import Run, read_run
 from tune.run.run_dir import resume_command
@@ -134,8 +135,9 @@ def finish(run: Run) -> None:
 
 
 def confirm_if_asked(run: Run, *, cluster: Cluster | None = None, address: str | None = None) -> None:
-    """Confirm the winner of a sweep that has ended, if its YAML or --confirm asks for it; arguments as for confirm."""
-    if run.config.confirm is not None and not run.unfinished and run.best().finished:
+    """Confirm the winner of a sweep that has ended, if it was asked for and is not done; arguments as for confirm."""
+    asked = run.config.confirm is not None and not run.unfinished and run.best().finished
+    if asked and confirmed_choice(run) is None:
         from tune.confirm import confirm
 
         confirm(run.folder, cluster=cluster, address=address)
@@ -152,11 +154,12 @@ def status(run: RunFolder) -> None:
 
 @app.command(epilog="Example: voxtune verify RUN")
 def verify(run: RunFolder) -> None:
-    """Audit a sweep's folder: lost or duplicated trials, wrong early-stopping decisions, wrong checkpoints."""
+    """Audit a sweep's folder: lost or duplicated trials, wrong early-stopping decisions, checkpoints, confirmation."""
     from tune.run.verify import verify as verify_run
+    from tune.run.verify_confirmation import verify_confirmation
 
     result = read_run(run)
-    checks = verify_run(result)
+    checks = verify_run(result) | verify_confirmation(result)
     logger.info(summary_line(result))
     for name, findings in checks.items():
         logger.info(f"{'ok   ' if not findings else 'WRONG'}  {name}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,12 @@ from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
 from tune.run.confirm_dir import ConfirmDir
 from tune.run.confirmation import ConfirmPlan
-from tune.run.race import DEFAULT, Race, race
+from tune.run.race import Race, race
 
 if TYPE_CHECKING:  # it imports torch, and what only reads a run does without it
     from trainable.evaluation.metrics import Scores
 
 CaseScores = Mapping[str, "Scores"]  # of one training, by case
-ArmScores = list[list[NDArray[np.float64]]]  # of one arm: per seed, per fold (cases,)
 
 
 def best_epoch(paths: TrainingDir) -> int:
@@ -83,20 +81,35 @@ class ConfirmScores:
             self._val[key] = val_scores(self.folder.training(*key))
         return self._val[key]
 
-    def of_arms(self, column: str | None = None) -> dict[str, ArmScores]:
+    def of_arms(self, column: str) -> dict[str, list[list[NDArray[np.float64]]]]:
         """Return by arm, for its first seeds that are trained in all folds, per fold (cases,): a race's scores.
 
-        column: of case scores; None for that of the plan's metric.
+        column: of case scores, such as dice_mean.
         """
-        column = column or column_of(self.plan.metric)
-        result: dict[str, ArmScores] = {}
+        result = {}
         for arm in self.plan.arms:
-            result[arm.name] = []
+            of_arm: list[list[NDArray[np.float64]]] = []
             for seed in self.plan.seeds:
                 of_seed = [self.val(arm.name, seed, fold) for fold in self.plan.fold_indices]
                 if not all(of_seed):
                     break
-                result[arm.name].append([values_of(scores, column) for scores in of_seed])
+                of_arm.append([values_of(scores, column) for scores in of_seed])
+            result[arm.name] = of_arm
+        return result
+
+    def of_test(self, arms: Iterable[str], count: int, column: str) -> dict[str, list[list[NDArray[np.float64]]]]:
+        """Return by arm, for each of its first trainings that was tested, (cases,): folds count as trainings here.
+
+        count: number of seeds; their folds predict the same test cases.
+        """
+        result = {}
+        for arm in arms:
+            scores = [
+                test_scores(self.folder.training(arm, seed, fold))
+                for seed in self.plan.seeds[:count]
+                for fold in self.plan.fold_indices
+            ]
+            result[arm] = [[values_of(of_case, column)] for of_case in scores if of_case]
         return result
 
     def rows(self, counted: Mapping[str, int], tested: Iterable[str]) -> list[list[Any]]:
@@ -136,31 +149,10 @@ def replay_race(scores: ConfirmScores, errors: Mapping[tuple[str, int], str]) ->
 
     errors: why a training has no model, by arm and index of its seed.
     """
-    of_arms, failed = scores.of_arms(), dict[str, str]()
+    of_arms, failed = scores.of_arms(column_of(scores.plan.metric)), dict[str, str]()
     while True:
         state = race(of_arms, scores.plan.challengers, len(scores.plan.seeds), failed)
         new = {arm: errors[arm, index] for arm, index in state.wanted if (arm, index) in errors}
         if not new:
             return state
         failed |= new
-
-
-def complete_rounds(state: Race) -> int:
-    """Return how many rounds of a race have all their trainings."""
-    return state.round - 1 if state.wanted else state.round
-
-
-def counted_seeds(state: Race, scores: Mapping[str, ArmScores]) -> dict[str, int]:
-    """Return by arm how many of its seeds count: those of the complete rounds, until it was dropped."""
-    counted = {}
-    for arm, of_arm in scores.items():
-        rounds = complete_rounds(state)
-        if dropped := re.match(r"round (\d+):", state.dropped.get(arm, "")):
-            rounds = int(dropped[1])
-        counted[arm] = min(rounds, len(of_arm))
-    return counted
-
-
-def tested_arms(state: Race) -> tuple[str, ...]:
-    """Return the arms that are compared on the test cases once the race has ended: the default and the leader."""
-    return (DEFAULT, *state.alive[:1]) if state.ended else ()

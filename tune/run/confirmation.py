@@ -31,8 +31,8 @@ SEED_OFFSET = 1_000_000  # from the sweep's seed to those of a confirmation: tri
 class Arm:
     """A recipe that is compared.
 
-    name: "default", trial_0031, or the stem of a file. trial: its number, None for another recipe. recipe: the options
-    of role recipe, as plain values. sweep_score: best score of the trial in the sweep, None for another recipe.
+    name: "default", trial_0031, or the stem of a file. recipe: the options of role recipe, as plain values. trial:
+    number of the trial that had it and trained to its end, None if there is none. sweep_score: that trial's best score.
     """
 
     name: str
@@ -71,6 +71,11 @@ class ConfirmPlan:
         return tuple(arm.name for arm in self.arms if arm.name != DEFAULT)
 
     @property
+    def top(self) -> int:
+        """Number of the trials that compete with the default."""
+        return sum(arm.name != DEFAULT and arm.trial is not None for arm in self.arms)
+
+    @property
     def fold_indices(self) -> tuple[int | None, ...]:
         """The folds of a seed, from 0; only None without folds."""
         return tuple(range(self.folds)) if self.folds else (None,)
@@ -90,7 +95,7 @@ def default_arm(run: Run) -> Arm:
     """Return the recipe that the challengers are compared with: that of trial 0 as the sweep's YAML has it."""
     recipe = recipe_values(run.config.base_config())
     trial = next((t for t in run.trials if t.finished and recipe_values(run.recipe(t)) == recipe), None)
-    return Arm(DEFAULT, recipe, None, trial.score if trial else None)
+    return Arm(DEFAULT, recipe, trial.number if trial else None, trial.score if trial else None)
 
 
 def trial_arm(run: Run, trial: TrialResult) -> Arm:

@@ -116,7 +116,8 @@ SECTION_FIELDS = {
     "study": {
         **Objective.model_fields,
         **Budget.model_fields,
-        **{name: SweepConfig.model_fields[name] for name in ("seed", "confirm")},
+        "seed": SweepConfig.model_fields["seed"],
+        "confirm": SweepConfig.model_fields["confirm"],
     },
     "early_stopping": EarlyStopping.model_fields,
     "searcher": Searcher.model_fields,
@@ -162,7 +163,7 @@ def make_sweep_config(values: dict[str, Any]) -> SweepConfig:
 def _fields_of_study(study: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of SweepConfig that the YAML has in one section, `study:`; unknown keys go to the objective."""
     budget = {name: value for name, value in study.items() if name in Budget.model_fields}
-    own = {name: study[name] for name in ("seed", "confirm") if name in study}
+    own: dict[str, Any] = {name: study[name] for name in ("seed", "confirm") if name in study}
     objective = {name: value for name, value in study.items() if name not in budget.keys() | own.keys()}
     return {"objective": objective, "budget": budget, **own}
 
