@@ -30,7 +30,8 @@ from trainable.core.options import (
 from trainable.data.cache import CacheError
 from trainable.evaluate import evaluate
 from trainable.train import FULL_DISK_HINT, out_of_memory, refuse_used, resume_hint, train
-from trainable.training.checkpoint import find_checkpoint, load_latest_valid
+from trainable.training.checkpoint import find_checkpoint, load_checkpoint, load_latest_valid
+from trainable.training.ensemble import find_models, is_ensemble
 from trainable.training.epoch_result import EndReason
 from trainable.training.state import check_resumable
 from trainable.training.training_dir import BEST, LATEST, TrainingDir
@@ -126,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         elif name == "amp":
             keywords |= {"nargs": "?", "const": "fp16", "metavar": "KIND"}
         elif ... in arguments:
-            keywords |= {"nargs": "*", "metavar": "N"}
+            keywords |= {"nargs": "*", "metavar": "PATH" if Path in arguments else "N"}
         elif len(arguments) > 1 and all(isinstance(a, type) for a in arguments):
             keywords |= {"nargs": len(arguments), "metavar": "N"}
         else:
@@ -162,6 +163,26 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
     return {**options, **flags}
 
 
+def find_resumed(path: Path, *, test: bool) -> tuple[Path, TrainingDir, dict[str, Any]]:
+    """Return what the option `resume` names: its checkpoint, the folder of its training and the checkpoint's state.
+
+    The folder of an ensemble, which can only be tested, is returned as it is, twice, with its first member's state.
+
+    test: whether the model is tested, with its best weights, and no training goes on.
+
+    Raises:
+        InputError: if there is no checkpoint, or an ensemble is to be trained further.
+    """
+    if is_ensemble(path):
+        if not test:
+            raise InputError(
+                f"{path} is an ensemble; score its test cases with --test_only, or resume a member's folder"
+            )
+        return path, TrainingDir(path), load_checkpoint(find_models([path])[0])
+    source, state = load_latest_valid(find_checkpoint(path, wanted=BEST if test else LATEST))
+    return source, TrainingDir.of_checkpoint(source), state
+
+
 def resolve(options: dict[str, Any]) -> TrainConfig:
     """Return the config of this call: given options override those of a resumed checkpoint, which override defaults.
 
@@ -179,10 +200,8 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
     else:
         if options.get("pretrained") is not None:
             raise InputError("--pretrained is what a new training starts from, and --resume goes on with one; drop one")
-        wanted = BEST if options.get("test_only") else LATEST
-        source, state = load_latest_valid(find_checkpoint(user_path(options["resume"]), wanted=wanted))
+        source, training_dir, state = find_resumed(user_path(options["resume"]), test=bool(options.get("test_only")))
         saved = {**to_dict(TrainConfig()), **state["config"]}  # older code lacked some of the options
-        training_dir = TrainingDir.of_checkpoint(source)
         split = {"split_file": training_dir.split} if training_dir.split.exists() else {}
         kept_options = {**saved, **split, "output_dir": training_dir.path, "pretrained": None}
         config = make_config({**kept_options, **options, "resume": source}, train_command(), begun=True)

@@ -13,20 +13,23 @@ from typing import Any
 from trainable.cases.labels import LabelConvention, labels_written
 from trainable.core.brats import REGIONS, Labels
 from trainable.core.config import TrainConfig
-from trainable.core.device import choose_device, kernel_selection, with_usable_precision
+from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
-from trainable.core.options import option_names, to_dict
+from trainable.core.options import make_config, option_names, to_dict
 from trainable.data.cache import CachedCase, changed_cases, require_same, scan_of
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import seen_line
+from trainable.evaluation.averaging import predict_averaged
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, on_full_grid, save_label
 from trainable.evaluation.lesions import score_lesions
 from trainable.evaluation.metrics import Scores, mean_scores, voxel_spacing
-from trainable.evaluation.validate import validate
-from trainable.training.checkpoint import build_from_state, load_checkpoint
-from trainable.training.seen_cases import History, cases_by_part, group_by_part, parts_of
+from trainable.evaluation.validate import score_cases
+from trainable.member_scores import MemberScores
+from trainable.training.checkpoint import load_metadata
+from trainable.training.ensemble import Ensemble, find_models, load_ensemble
+from trainable.training.seen_cases import cases_by_part, group_by_part
 from trainable.training.training_dir import TrainingDir
 
 # The groups of columns of a table: heading, prefix of the scores' names, digits, columns.
@@ -41,9 +44,13 @@ COLUMNS = (
 
 
 def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
-    """Score the test cases with the checkpoint file of the option `resume`, which must be set; return the mean scores.
+    """Score the test cases with the model of the option `resume`, which must be set; return the mean scores.
 
-    A case of the test part whose images the model was trained on all the same is marked as such, in a part of its own.
+    With several models, since `resume` is an ensemble's folder or `members` names more, their probabilities are
+    averaged. Each predicts with the options of its own training, except those in which `config` differs from the
+    training of `resume`. The Dice of each alone and the gain of the ensemble are printed and written too.
+
+    A case of the test part whose images a model was trained on all the same is marked as such, in a part of its own.
 
     Writes test_scores.json and .csv into output_dir; with save_predictions also predictions/CASE.nii.gz, uint8, with
     the labels of the case's seg, on the grid of its files. The scores are those of score_case, with lesion_wise also
@@ -54,18 +61,22 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
         data: the cases, if they are prepared already; None to prepare those of data_dir.
 
     Raises:
-        InputError: if the cases, the device or the checkpoint cannot be used, there are no test cases, or the split is
-            not that of the checkpoint; or if the logits of a test case are not finite.
+        InputError: if the cases, the device or a checkpoint cannot be used, there are no test cases, the split is
+            not that of the checkpoint, or the models cannot predict together; or if the logits of a test case are not
+            finite.
     """
     assert config.resume is not None
     paths = TrainingDir(config.output_dir)
     data = data or prepare_data(config)
-    state = load_tested(config.resume, data)
-    device = choose_device(config)
-    network, _ = build_from_state(state, device)
-    config = with_usable_precision(config, device)
+    ensemble = load_tested(config, data)
+    members = MemberScores.of(ensemble)
     by_lesion: dict[str, Scores] = {}
     written: list[LabelConvention] = []
+
+    def predict(case: CachedCase) -> Labels:
+        label, of_members = predict_averaged(ensemble.predictors, case.image, case.mean, case.std)
+        members.add(case.name, of_members, case.label)
+        return label
 
     def on_case(case: CachedCase, prediction: Labels) -> None:
         require_same({case.name: case.content}, data.contents)
@@ -78,20 +89,14 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
             save_label(written[-1].from_canonical(label), case.file_grid.affine, file)
 
     try:
-        with kernel_selection(config):
-            scores = validate(network, config, data.folder, data.split.test, full=True, on_case=on_case)
+        device = choose_device(config)
+        with kernel_selection(ensemble.first.config):
+            scores = score_cases(predict, data.folder, data.split.test, device=device, full=True, on_case=on_case)
     except NonFiniteLogitsError as error:
         raise InputError(f"{config.resume} cannot be scored: {error}; test another checkpoint") from None
     scores = {name: case_scores | by_lesion.get(name, {}) for name, case_scores in scores.items()}
-    parts = parts_of(state, {name: scan_of(data.contents[name]) for name in scores})
-    if "cases" not in state:  # of an older version, whose split is compared
-        parts = dict.fromkeys(scores, "test")
-    seen = History.before(state).seen_of({"test": cases_by_part(data)["test"]})
-    heading = f"{len(scores)} test cases, {config.resume}"
-    logger.info("\n".join(filter(None, [heading, score_table(scores, parts), seen_line(seen, data.split)])))
-    about = {"checkpoint": str(config.resume), "epoch": state["epoch"], "seen_by_pretrained": seen.get("test", [])}
-    about |= {name: to_dict(config)[name] for name in option_names(prediction=True)}
-    save_scores(scores, paths.test_scores, about, parts)
+    parts = test_parts(ensemble, data)
+    save_test_scores(scores, parts, config, ensemble, members, data)
     if written:
         logger.info(labels_written(written))
     if paths.predictions.exists():
@@ -99,25 +104,78 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     return means_by_part(scores, parts).get("test", {})
 
 
-def load_tested(file: Path, data: Data) -> dict[str, Any]:
-    """Return the state of a checkpoint that has not been trained on the test cases.
+def load_tested(config: TrainConfig, data: Data) -> Ensemble:
+    """Return the models of the options `resume` and `members`; a single one has not been trained on the test cases.
+
+    Each has the config of its training with the options in which `config` differs from the training of `resume`, so
+    that a single model has `config` itself, apart from an amp that the device cannot compute.
 
     Raises:
-        InputError: if the split has no test cases or is not that of the checkpoint, the content of a test case is
-            another one, or the file cannot be used.
+        InputError: if the split has no test cases or is not that of a single model, or that of a member that does not
+            say its cases; if the content of a test case is another one than it was for a model; if a file cannot be
+            used, or the models cannot predict together.
     """
+    assert config.resume is not None
     if not data.split.test:
         raise InputError("the split has no test cases; see --test_fraction and --split_file")
-    state = load_checkpoint(file)
-    if state["split"] != data.split.digest():
-        raise InputError(f"the split is not that of {file}: a test case may have been trained on; restore --split_file")
-    begun = state.get("cases", {}).get("test", {})
-    if changed := changed_cases(data.contents, begun):
-        raise InputError(
-            f"test cases are not those of {file}: {changed} differ; restore them, or score these cases, which are "
-            f"others, with: voxtune predict {shlex.quote(str(file))} DATA_DIR --out DIR"
-        )
-    return state
+    files = find_models([config.resume, *config.members])
+    saved = load_metadata(find_models([config.resume])[0]).get("config", {})  # load_ensemble refuses what is none
+    own = make_config(saved, "the checkpoint", begun=True)
+    changes = {name: value for name, value in config if value != getattr(own, name)}
+    ensemble = load_ensemble(files, choose_device(config), lambda trained: trained.model_copy(update=changes))
+    for member in ensemble.members:
+        tested = member.state.get("cases", {}).get("test")
+        if member.state["split"] != data.split.digest() and (len(files) == 1 or tested is None):
+            raise InputError(
+                f"the split is not that of {member.checkpoint}: a test case may have been trained on; restore "
+                "--split_file"
+            )
+        if changed := changed_cases(data.contents, tested or {}):
+            raise InputError(
+                f"test cases are not those of {member.checkpoint}: {changed} differ; restore them, or score these "
+                f"cases, which are others, with: voxtune predict {shlex.quote(str(config.resume))} DATA_DIR --out DIR"
+            )
+    return ensemble
+
+
+def test_parts(ensemble: Ensemble, data: Data) -> dict[str, str]:
+    """Return what each test case was to the models, see Ensemble.parts_of."""
+    if "cases" not in ensemble.first.state and len(ensemble.members) == 1:  # of an older version: its split is compared
+        return dict.fromkeys(data.split.test, "test")
+    return ensemble.parts_of({name: scan_of(data.contents[name]) for name in data.split.test})
+
+
+def save_test_scores(
+    scores: Mapping[str, Scores],
+    parts: Mapping[str, str],
+    config: TrainConfig,
+    ensemble: Ensemble,
+    members: MemberScores,
+    data: Data,
+) -> None:
+    """Print the scores of the test cases, and write them into output_dir. parts: see test_parts."""
+    seen = ensemble.seen_before({"test": cases_by_part(data)["test"]})
+    heading = f"{len(scores)} test cases, {config.resume}"
+    lines = [heading, score_table(scores, parts), members.table(scores, parts), seen_line(seen, data.split)]
+    logger.info("\n".join(filter(None, lines)))
+    models = {"members": describe_members(ensemble)} if members.names else {"epoch": ensemble.first.state["epoch"]}
+    about = {"checkpoint": str(config.resume), **models, "seen_by_pretrained": seen.get("test", [])}
+    about |= {name: to_dict(ensemble.first.config)[name] for name in option_names(prediction=True)}
+    paths = TrainingDir(config.output_dir)
+    save_scores(scores, paths.test_scores, about, parts, members.for_json(scores, parts))
+
+
+def describe_members(ensemble: Ensemble) -> list[dict[str, Any]]:
+    """Return each member's name, checkpoint, its hash and its epoch, as plain values."""
+    return [
+        {
+            "name": member.predictor.name,
+            "checkpoint": str(member.checkpoint),
+            "checkpoint_hash": member.digest,
+            "epoch": member.state.get("epoch"),
+        }
+        for member in ensemble.members
+    ]
 
 
 def score_table(scores: Mapping[str, Scores], parts: Mapping[str, str]) -> str:
@@ -149,18 +207,25 @@ def means_by_part(scores: Mapping[str, Scores], parts: Mapping[str, str]) -> dic
     return {part: mean_scores([scores[name] for name in names]) for part, names in groups.items()}
 
 
-def save_scores(scores: Mapping[str, Scores], stem: Path, about: Mapping[str, Any], parts: Mapping[str, str]) -> None:
+def save_scores(
+    scores: Mapping[str, Scores],
+    stem: Path,
+    about: Mapping[str, Any],
+    parts: Mapping[str, str],
+    more: Mapping[str, Any] | None = None,
+) -> None:
     """Write the scores of each case as STEM.csv, and with their means as STEM.json; make the folder if needed.
 
     Args:
         about: what was scored, by name; it precedes the scores in the JSON.
         parts: what each case was to the model, see parts_of; the means are of one part each.
+        more: plain values that follow the scores in the JSON, by name; None for none.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, ["case", "part", *next(iter(scores.values()))])
     writer.writeheader()
     writer.writerows({"case": case, "part": parts[case], **values} for case, values in scores.items())
-    content = {**about, "cases": scores, "parts": parts, "means": means_by_part(scores, parts)}
+    content = {**about, "cases": scores, "parts": parts, "means": means_by_part(scores, parts), **(more or {})}
     atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
     atomic_write_text(stem.with_suffix(".csv"), table.getvalue())

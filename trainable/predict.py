@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from PIL import Image
-from torch import nn
 
 from trainable.case_arguments import find_all
 from trainable.cases.case_files import Case, CaseError
@@ -17,21 +16,19 @@ from trainable.cases.grid import same_spacing, three
 from trainable.cases.labels import LabelConvention, find_labels, guess_labels, labels_of_checkpoint, labels_written
 from trainable.cases.resample import resample_case, resample_label
 from trainable.core.brats import Labels
-from trainable.core.config import TrainConfig
-from trainable.core.device import choose_device, with_usable_precision
+from trainable.core.device import choose_device
 from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS, atomic_write, require_working_folder
 from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.data.scan_hash import scan_hash
 from trainable.data.spacing import spacing_error
-from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, predict_case, save_label
+from trainable.evaluation.averaging import AveragedLabels, predict_case_averaged
+from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
 from trainable.prediction_scores import open_score_file
-from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
-from trainable.training.seen_cases import parts_of, seen_before
-from trainable.training.training_dir import BEST
+from trainable.training.ensemble import Ensemble, find_models, load_ensemble
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class Predictions:
         no_case: one line per argument that neither is a case nor has one.
         parts: what each predicted case was to the model, by the case's name, see parts_of.
         total: number of cases, with those that cannot be used.
+        members: the mean Dice of each member of an ensemble and the gain over them as text; "" without scores of them.
     """
 
     scores: dict[str, Scores]
@@ -51,6 +49,7 @@ class Predictions:
     no_case: list[str]
     parts: dict[str, str]
     total: int
+    members: str
 
     def failures(self) -> str:
         """Return what was not predicted: one line per case that cannot be used and per argument that is no case.
@@ -71,45 +70,49 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network that predicts as its training did.
+    """A trained network, or several together, that predict as their trainings did.
 
     Attributes:
-        checkpoint: its file.
-        state: the checkpoint's.
-        network: on the device that predicts.
-        config: of its training, with this call's `mirror`.
+        name: its file, or what the user calls an ensemble.
+        ensemble: the networks, with this call's `mirror`.
         labels: the convention that this call asks for; None for that of each case.
     """
 
-    checkpoint: Path
-    state: dict[str, Any]
-    network: nn.Module
-    config: TrainConfig
+    name: Path
+    ensemble: Ensemble
     labels: LabelConvention | None
 
-    def predict(self, name: str, case: LoadedCase) -> Labels:
-        """Return the label map predicted for a case, uint8 of its own full shape; resampled if the training does so.
+    @property
+    def background(self) -> float | Literal["auto"]:
+        """The option of the training, by which cases are read."""
+        return self.ensemble.first.config.background
+
+    def predict(self, name: str, case: LoadedCase) -> AveragedLabels:
+        """Return the label maps predicted for a case, of its own full shape; resampled if the training does so.
 
         Raises:
             CaseError: if the case has another voxel size than the training's cases, which were not resampled; or if its
                 logits are not finite.
         """
-        grid, spacing = self.state.get("grid"), voxel_spacing(case.affine)
+        predictors, grid, spacing = self.ensemble.predictors, self.ensemble.grid, voxel_spacing(case.affine)
         try:
             if grid is None or same_spacing(spacing, grid["spacing"]):
-                return predict_case(self.network, case, self.config)
+                return predict_case_averaged(predictors, case)
             if not grid["resample"]:
                 raise spacing_error(name, spacing, grid["spacing"])
-            label = predict_case(self.network, resample_case(case, three(grid["spacing"])), self.config)
-            return resample_label(label, three(case.image.shape[1:]))
+            labels = predict_case_averaged(predictors, resample_case(case, three(grid["spacing"])))
+            return labels.apply(lambda label: resample_label(label, three(case.image.shape[1:])))
         except NonFiniteLogitsError as error:
-            raise CaseError(f"{name}: {self.checkpoint} cannot predict it: {error}") from None
+            raise CaseError(f"{name}: {self.name} cannot predict it: {error}") from None
 
     def part_of(self, case: LoadedCase) -> tuple[str, str]:
-        """Return what a case was to the model, see parts_of, and a note, "" unless the pretrained weights saw it."""
+        """Return what a case was to the model, see Ensemble.parts_of, and a note.
+
+        The note is "" unless pretrained weights saw the case.
+        """
         scan = scan_hash(case.image)
-        (part,) = parts_of(self.state, {"the case": scan}).values()
-        return part, ", seen by the pretrained weights" * seen_before(self.state, part, scan)
+        (part,) = self.ensemble.parts_of({"the case": scan}).values()
+        return part, ", seen by the pretrained weights" * bool(self.ensemble.seen_before({part: {"the case": scan}}))
 
     def labels_of(self, case: Case, loaded: LoadedCase) -> LabelConvention:
         """Return the convention in which to write a case's prediction.
@@ -117,7 +120,7 @@ class Model:
         It is the one asked for, else what the case's names tell, else that of the training. Of its variants it is the
         one that the case's seg has; if that has no ET or there is none, the one of the training.
         """
-        trained = labels_of_checkpoint(self.state)
+        trained = labels_of_checkpoint(self.ensemble.first.state)
         labels = self.labels or guess_labels(case) or trained
         return (trained if trained in labels.variants else labels).with_et(loaded.et_value)
 
@@ -127,6 +130,7 @@ def predict_cases(
     folders: Sequence[Path],
     out: Path,
     *,
+    members: Sequence[Path] = (),
     labels: str | Path | None = None,
     mirror: bool = False,
     pictures: bool = False,
@@ -138,9 +142,10 @@ def predict_cases(
     scores are written after each case, and those of other cases that the same model predicted before are kept.
 
     Args:
-        checkpoint: the file, or a folder with best_model.pth; latest.pth is taken if there is no best_model.pth.
+        checkpoint: the file, a folder with best_model.pth, or an ensemble's folder; see find_models.
         folders: each the folder of a case, or a folder of such folders; what is no case is passed over and said.
         out: the folder to write into, made if needed.
+        members: more of them; the probabilities of all models are averaged, and the scores of each alone are written.
         labels: what the values of all seg files and predictions mean, as the option `labels`; None for what the names
             tell.
         mirror: average over the 8 mirrored volumes; if False, only if the checkpoint's option `mirror` says so.
@@ -162,8 +167,8 @@ def predict_cases(
     cases, failed = found.cases, list(found.errors)
     for line in found.passed_over:
         logger.info(line)
-    model = load_model(checkpoint, labels, mirror=mirror, device=device)
-    score_file = open_score_file(out, model.checkpoint, mirror=model.config.mirror)
+    model = load_model([checkpoint, *members], labels, mirror=mirror, device=device)
+    score_file = open_score_file(out, model.name, model.ensemble, mirror=model.ensemble.first.config.mirror)
     if line := score_file.replaced([case.name for case in cases]):
         logger.info(line)
     scores: dict[str, Scores] = {}
@@ -174,38 +179,41 @@ def predict_cases(
             loaded = load_for_prediction(case, model)
             parts[case.name], note = model.part_of(loaded)
             logger.info(f"{index}/{len(cases)} {case.name}: {parts[case.name]}{note}")
-            label = model.predict(case.name, loaded)
+            predicted = model.predict(case.name, loaded)
         except CaseError as error:
             logger.info(f"{index}/{len(cases)} {case.name} cannot be used")
             failed.append(error)
             continue
         if loaded.label is not None:
-            scores[case.name] = score_case(label, loaded.label, spacing=voxel_spacing(loaded.affine))
+            scores[case.name] = score_case(predicted.label, loaded.label, spacing=voxel_spacing(loaded.affine))
+            score_file.members.add(case.name, predicted.of_members, loaded.label)
         own = model.labels_of(case, loaded)
         try:
-            write_prediction(loaded, label, own, out / case.name, with_picture=pictures)
+            write_prediction(loaded, predicted.label, own, out / case.name, with_picture=pictures)
             written[case.name] = own
             score_file.save(scores, parts, written)
         except OSError as error:
             raise InputError(cannot_be_written(error, len(written), len(cases))) from None
-    predictions = Predictions(scores, failed, found.no_case, parts, len(cases) + len(found.errors))
+    if score_file.members.cases:
+        score_file.save(scores, parts, written, last=True)
+    table = score_file.members.table(scores, parts)
+    predictions = Predictions(scores, failed, found.no_case, parts, len(cases) + len(found.errors), table)
     if len(failed) == predictions.total:
         raise InputError(predictions.failures())
     logger.info(labels_written(written.values()))
     return predictions
 
 
-def load_model(checkpoint: Path, labels: str | Path | None, *, mirror: bool, device: str) -> Model:
-    """Return the model of a checkpoint, ready to predict; the arguments and errors are those of predict_cases."""
+def load_model(paths: Sequence[Path], labels: str | Path | None, *, mirror: bool, device: str) -> Model:
+    """Return the model of checkpoints, ready to predict; the arguments and errors are those of predict_cases."""
     wanted = None if labels is None else find_labels(labels)
     target = choose_device(make_config({"device": device}, "voxtune predict"))
-    file = find_checkpoint(checkpoint, wanted=BEST)
-    state = load_checkpoint(file)
-    network, config = build_from_state(state, target)
-    config = with_usable_precision(config, target)
-    if "grid" not in state:
+    files = find_models(paths)
+    mirrored = {"mirror": True} if mirror else {}
+    ensemble = load_ensemble(files, target, lambda config: config.model_copy(update=mirrored))
+    if ensemble.grid is None:
         logger.info("the checkpoint is older and does not say its voxel size, so that of the cases is not compared")
-    return Model(file, state, network, config.model_copy(update={"mirror": mirror or config.mirror}), wanted)
+    return Model(files[0] if len(files) == 1 else paths[0], ensemble, wanted)
 
 
 def load_for_prediction(case: Case, model: Model) -> LoadedCase:
@@ -216,7 +224,7 @@ def load_for_prediction(case: Case, model: Model) -> LoadedCase:
     Raises:
         CaseError: if an image cannot be used.
     """
-    background = model.config.background
+    background = model.background
     try:
         loaded = load_case(case, model.labels, background)
     except CaseError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from typing import Any
 
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from trainable.evaluate import save_scores
+from trainable.evaluate import describe_members, save_scores
 from trainable.evaluation.metrics import Scores
+from trainable.member_scores import MemberScores
+from trainable.training.ensemble import Ensemble
 
 STEM = "scores"
 
@@ -25,13 +26,15 @@ class ScoreFile:
         stem: OUT/scores; .json and .csv are added.
         about: the model that predicts, by name, as it is written.
         earlier: scores of cases that the same model predicted before.
-        earlier_parts: what each of these cases was to the model, see parts_of.
+        earlier_parts: what each of these cases was to the model, see Ensemble.parts_of.
+        members: the scores of each member of an ensemble, those of earlier calls included.
     """
 
     stem: Path
     about: Mapping[str, Any]
     earlier: Mapping[str, Scores]
     earlier_parts: Mapping[str, str]
+    members: MemberScores
 
     def replaced(self, names: Sequence[str]) -> str:
         """Return a line on the predictions of these cases that are there and not known to be of this model; "" if none.
@@ -43,7 +46,9 @@ class ScoreFile:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         return f"{self.stem.parent}: {there[0]}{more} of another call will be replaced" if there else ""
 
-    def save(self, scores: Mapping[str, Scores], parts: Mapping[str, str], predicted: Collection[str]) -> None:
+    def save(
+        self, scores: Mapping[str, Scores], parts: Mapping[str, str], predicted: Collection[str], *, last: bool = False
+    ) -> None:
         """Write the scores of this call, and the earlier ones of cases that are not predicted again, sorted by case.
 
         A file that this changes nothing in is not written.
@@ -52,6 +57,7 @@ class ScoreFile:
             scores: of this call, by the case's name.
             parts: what each of these cases was to the model, see parts_of.
             predicted: names of all cases that this call has predicted.
+            last: no more cases follow, so that the gain of an ensemble over its members is written too.
         """
         kept = {name: values for name, values in self.earlier.items() if name not in predicted}
         if not scores and len(kept) == len(self.earlier):
@@ -59,35 +65,42 @@ class ScoreFile:
         if together := {**kept, **scores}:
             names, known = sorted(together), {**self.earlier_parts, **parts}
             by_case = {name: together[name] for name in names}
-            save_scores(by_case, self.stem, self.about, {name: known[name] for name in names})
+            of_names = {name: known[name] for name in names}
+            more = self.members.for_json(by_case, of_names, with_gains=last)
+            save_scores(by_case, self.stem, self.about, of_names, more)
         else:
             for ending in (".json", ".csv"):
                 self.stem.with_suffix(ending).unlink(missing_ok=True)
 
 
-def open_score_file(out: Path, checkpoint: Path, *, mirror: bool) -> ScoreFile:
+def open_score_file(out: Path, model: Path, ensemble: Ensemble, *, mirror: bool) -> ScoreFile:
     """Return the score file of a folder of predictions, and say so if it has scores by another model.
 
     Args:
-        checkpoint: the file of the model; it is the same model if the content is.
+        model: the file of a single model, or what the user calls the ensemble.
+        ensemble: the models; they are the same as before if the contents of their files are.
         mirror: whether predictions are averaged over mirrored volumes.
 
     Raises:
         InputError: if the folder has a file of the scores' names that is of something else.
     """
-    with checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    about = {"checkpoint": str(checkpoint), "checkpoint_hash": digest, "mirror": mirror}
+    about: dict[str, Any] = {"checkpoint": str(model), "checkpoint_hash": ensemble.digest, "mirror": mirror}
+    members = MemberScores.of(ensemble)
+    if members.names:
+        about["members"] = describe_members(ensemble)
     stem = out / STEM
     before = read_scores(stem)
     try:
         earlier, parts = dict(before["cases"]), dict(before["parts"])
     except KeyError:  # there are none, or those of an older version, which does not tell the parts
-        return ScoreFile(stem, about, {}, {})
+        return ScoreFile(stem, about, {}, {}, members)
     same_model = all(before.get(name) == about[name] for name in ("checkpoint_hash", "mirror"))
     if earlier and not same_model:
         logger.info(f"{stem}.json has the scores of {len(earlier)} cases by another model; new scores replace them")
-    return ScoreFile(stem, about, earlier, parts) if same_model else ScoreFile(stem, about, {}, {})
+    if not same_model:
+        return ScoreFile(stem, about, {}, {}, members)
+    members.restore(before.get("member_scores", {}))
+    return ScoreFile(stem, about, earlier, parts, members)
 
 
 def read_scores(stem: Path) -> dict[str, Any]:

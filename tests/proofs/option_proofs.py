@@ -106,6 +106,7 @@ PROOFS = [
     pin("resume", "loop::interrupted_and_resumed_equals_uninterrupted_bit_for_bit"),
     pin("pretrained", "loop::pretrained_weights_are_those_a_training_starts_from"),
     pin("test_only", TEST_ONLY),
+    pin("members", "ensemble::members_named_with_test_only_are_averaged_with_the_resumed_one"),
     pin("save_predictions", TEST_ONLY),
     pin("lesion_wise", TEST_ONLY),
     pin("device", "training::device_is_the_one_asked_for[cpu-True-cpu]"),

@@ -69,6 +69,11 @@ class TrainConfig(CheckedOptions):
         compared="value",
     )
     test_only: bool = _run(False, "Score the test cases with --resume; do not train.", one_call=True, set_by="launch")
+    members: tuple[Path, ...] = _of_test(
+        (),
+        "With test_only: more checkpoints, or folders, whose probabilities are averaged with those of --resume.",
+        set_by="launch",
+    )
     save_predictions: bool = _of_test(False, "With test_only: write each prediction as NIfTI.")
     lesion_wise: bool = _of_test(False, "With test_only: also lesion-wise Dice and HD95, as in BraTS 2023.")
     device: Literal["auto", "cpu", "cuda"] = _run("auto", "Device; auto uses a GPU if there is one.")

@@ -69,7 +69,8 @@ class CheckedOptions(BaseModel):
         """Refuse an empty text for a path; pathlib would read the current folder."""
         assert info.field_name is not None
         field = cls.model_fields[info.field_name]
-        if value == "" and Path in (field.annotation, *get_args(field.annotation)):
+        values = value if isinstance(value, list | tuple) else [value]
+        if "" in values and Path in (field.annotation, *get_args(field.annotation)):
             raise ValueError(f"{allowed_values(field)} that is not empty; . is the current folder")
         return value
 
@@ -77,11 +78,9 @@ class CheckedOptions(BaseModel):
     @classmethod
     def _paths_of_users(cls, value: Any) -> Any:
         """Expand ~, and refuse a path that is not UTF-8."""
-        try:
-            return user_path(value) if isinstance(value, Path) else value
-        except InputError:
-            expected = f"a path in UTF-8, not of the bytes {os.fsencode(value)!r}; rename the file or folder"
-            raise ValueError(expected) from None
+        if isinstance(value, tuple):
+            return tuple(map(_user_path, value))
+        return _user_path(value)
 
     @field_validator("background", mode="before", check_fields=False)
     @classmethod
@@ -109,6 +108,15 @@ class CheckedOptions(BaseModel):
         if self.base_loss == "tversky" and self.tversky_alpha + self.tversky_beta == 0:
             raise ValueError("tversky_alpha and tversky_beta are both 0; expected one above 0")
         return self
+
+
+def _user_path(value: Any) -> Any:
+    """Return a path with ~ expanded, and any other value as it is; ValueError for a path that is not UTF-8."""
+    try:
+        return user_path(value) if isinstance(value, Path) else value
+    except InputError:
+        expected = f"a path in UTF-8, not of the bytes {os.fsencode(value)!r}; rename the file or folder"
+        raise ValueError(expected) from None
 
 
 def _is_numeric(kind: Any) -> bool:

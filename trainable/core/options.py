@@ -35,12 +35,11 @@ def option_names(**facts: Any) -> list[str]:
 
 
 def path_options() -> list[str]:
-    """Return the names of the options that are paths, or may be."""
-    return [
-        name
-        for name, field in TrainConfig.model_fields.items()
-        if Path in (get_args(field.annotation) or (field.annotation,))
-    ]
+    """Return the names of the options that are a path, or may be; lists of paths are left out."""
+    kinds = {
+        name: get_args(field.annotation) or (field.annotation,) for name, field in TrainConfig.model_fields.items()
+    }
+    return [name for name, arguments in kinds.items() if Path in arguments and ... not in arguments]
 
 
 def words_of(name: str) -> list[str]:

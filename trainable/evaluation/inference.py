@@ -71,13 +71,29 @@ def predict_label(
     Raises:
         NonFiniteLogitsError: if a logit is not finite.
     """
-    device = next(network.parameters()).device
+    x = normalised_input(image, mean, std, next(network.parameters()).device)
+    return label_of(finite_logits(network, x, config) > 0, config)
+
+
+def normalised_input(
+    image: NDArray[np.int16], mean: NDArray[np.float32], std: NDArray[np.float32], device: torch.device
+) -> Tensor:
+    """Return the input of predict_logits, float32 (1, 4, D, H, W) on a device; the arguments are predict_label's."""
     raw = torch.from_numpy(np.array(image))[None].to(device)
-    x = normalise(raw, torch.from_numpy(mean)[None].to(device), torch.from_numpy(std)[None].to(device))
+    return normalise(raw, torch.from_numpy(mean)[None].to(device), torch.from_numpy(std)[None].to(device))
+
+
+def finite_logits(network: nn.Module, x: Tensor, config: TrainConfig) -> Tensor:
+    """Return the logits of a volume, float32 (3, D, H, W), see predict_logits; NonFiniteLogitsError if one is not."""
     logits = predict_logits(network, x, config)[0]
     if not logits.isfinite().all():  # of the whole volume at once, since this waits for a GPU
         raise NonFiniteLogitsError(describe_non_finite(network, logits))
-    return postprocess(regions_to_labels(logits > 0).cpu().numpy(), config)
+    return logits
+
+
+def label_of(regions: Tensor, config: TrainConfig) -> Labels:
+    """Return the label map (D, H, W) of predicted regions, bool (3, D, H, W), after `postprocess`."""
+    return postprocess(regions_to_labels(regions).cpu().numpy(), config)
 
 
 def describe_non_finite(network: nn.Module, logits: Tensor) -> str:
@@ -117,9 +133,14 @@ def predict_case(network: nn.Module, case: LoadedCase, config: TrainConfig) -> L
     """
     box = brain_box(case.image)
     mean, std = channel_stats(case.image)
-    label = np.zeros(case.image.shape[1:], np.uint8)
-    label[box] = predict_label(network, case.image[(slice(None), *box)], mean, std, config)
-    return label
+    return fill_box(predict_label(network, case.image[(slice(None), *box)], mean, std, config), box, case)
+
+
+def fill_box(label: Labels, box: tuple[slice, ...], case: LoadedCase) -> Labels:
+    """Return the label map of a case's full volume, given the one of a box of it; 0 around the box."""
+    full = np.zeros(case.image.shape[1:], np.uint8)
+    full[box] = label
+    return full
 
 
 def on_full_grid(label: Labels, case: CachedCase) -> Labels:
