@@ -35,13 +35,14 @@ class Race:
     """What the scores so far decide.
 
     Attributes:
-        round: the trainings per recipe that the next decision is made by, or the last one was.
+        round: number of trainings per recipe by which the next decision is made, or the last one was.
         alive: challengers still in the race, best first.
         dropped: reason by name of each challenger that is not, with the round.
         wanted: (recipe, index of its seed) of the trainings that the decision of this round still needs.
         ahead: the same of those that later rounds would need, the most likely first: for GPUs that would idle.
         ended: why the race has ended; "" while it goes on.
-        confidence: of the interval by which the last comparison is judged, two-sided.
+        judged: number of trainings by name by which each recipe was judged last, 0 if it was not yet or has failed.
+        confidence: of the two-sided interval by which the leading challenger was judged last.
     """
 
     round: int
@@ -50,6 +51,7 @@ class Race:
     wanted: tuple[tuple[str, int], ...]
     ahead: tuple[tuple[str, int], ...]
     ended: str
+    judged: dict[str, int]
     confidence: float
 
 
@@ -73,24 +75,27 @@ def race(
     failed = failed or {}
     dropped = {name: f"failed: {failed[name]}" for name in challengers if name in failed}
     alive = tuple(name for name in challengers if name not in failed)
-    entered = len(challengers)
+    judged = dict.fromkeys((DEFAULT, *challengers), 0)
+    confidence = confidence_of(len(challengers), 0, seeds)
     if DEFAULT in failed:
-        return Race(0, alive, dropped, (), (), f"the default failed: {failed[DEFAULT]}", 0.95)
+        return Race(0, alive, dropped, (), (), f"the default failed: {failed[DEFAULT]}", judged, confidence)
     for number in range(1, seeds + 1):
-        confidence = confidence_of(entered, number, seeds)
+        if not alive:
+            confidence = confidence_of(len(challengers), seeds, seeds)  # nobody can be shown to be better any more
+            return Race(number - 1, (), dropped, (), (), NONE_LEFT, judged, confidence)
         alive = _best_first(scores, alive, number)
         if wanted := _missing(scores, alive, range(number)):
             ahead = _missing(scores, alive, range(number, seeds))
-            return Race(number, alive, dropped, wanted, ahead, "", confidence)
-        if alive and compare_arms(scores, alive[0], DEFAULT, number, confidence, draws).verdict == "better":
-            return Race(number, alive, dropped, (), (), CLEAR, confidence)
+            return Race(number, alive, dropped, wanted, ahead, "", judged, confidence)
+        confidence = confidence_of(len(challengers), number, seeds)
+        judged |= dict.fromkeys((DEFAULT, *alive), number)
+        if compare_arms(scores, alive[0], DEFAULT, number, confidence, draws).verdict == "better":
+            return Race(number, alive, dropped, (), (), CLEAR, judged, confidence)
         if number < seeds:
             now_dropped = _futile(scores, alive, number, min(draws, FUTILE_DRAWS))
             dropped |= now_dropped
             alive = tuple(name for name in alive if name not in now_dropped)
-        if not alive:
-            return Race(number, (), dropped, (), (), NONE_LEFT, confidence)
-    return Race(seeds, alive, dropped, (), (), ALL_TRAINED, confidence)
+    return Race(seeds, alive, dropped, (), (), ALL_TRAINED, judged, confidence)
 
 
 def confidence_of(challengers: int, number: int, seeds: int) -> float:
@@ -104,7 +109,7 @@ def confidence_of(challengers: int, number: int, seeds: int) -> float:
         number: of the round, which is the number of trainings per recipe.
         seeds: number of the last round.
     """
-    level = LAST_LEVEL if number == seeds else EARLY_LEVEL / (seeds - 1)
+    level = LAST_LEVEL if number == seeds else EARLY_LEVEL / max(seeds - 1, 1)
     return 1 - 2 * level / max(challengers, 1)
 
 
@@ -134,8 +139,7 @@ def _best_first(scores: Mapping[str, ArmScores], names: Sequence[str], number: i
 
 def _missing(scores: Mapping[str, ArmScores], alive: Sequence[str], seeds: range) -> tuple[tuple[str, int], ...]:
     """Return (recipe, index of its seed) of the default and these challengers that have no scores, seed by seed."""
-    arms = (DEFAULT, *alive) if alive else ()
-    return tuple((name, index) for index in seeds for name in arms if len(scores.get(name, ())) <= index)
+    return tuple((name, index) for index in seeds for name in (DEFAULT, *alive) if len(scores.get(name, ())) <= index)
 
 
 def _futile(scores: Mapping[str, ArmScores], alive: Sequence[str], number: int, draws: int) -> dict[str, str]:
