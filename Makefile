@@ -28,6 +28,7 @@ drill: .venv/installed
 	$(BIN)/python tests/drills/sweep_drill.py
 	$(BIN)/python tests/drills/sweep_drill.py --serial --kills 15
 	$(BIN)/python tests/drills/fault_drill.py
+	$(BIN)/python tests/drills/confirm_drill.py
 
 # docs/options.md and docs/cli.md from the code.
 docs: .venv/installed

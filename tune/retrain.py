@@ -25,6 +25,7 @@ from trainable.train import refuse_sweep, train
 from trainable.training import checkpoint
 from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
+from tune.run.confirm_status import confirmed_choice
 from tune.run.provenance import digest_of, load_contents
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import RunDir
@@ -47,7 +48,8 @@ def retrain(
 
     Args:
         run_dir: RUN.
-        number: trial whose recipe is trained; None for the winner, which must have ended by itself.
+        number: trial whose recipe is trained; None for what a confirmation chose, without one for the winner, which
+            must have ended by itself.
         config_file: a recipe as YAML or JSON, trained instead of a trial's.
         epochs: number of epochs, to which the lr schedule is scaled; None for the recipe's own number.
         with_val: train on the validation cases too; the last epoch is then the model, as nothing is left to select by.
@@ -118,12 +120,19 @@ def choose_recipe(
 ) -> tuple[TrialResult | None, TrainConfig, str]:
     """Return the recipe to train, its trial, None if it is config_file's, and a label for its folder.
 
-    The label is trial_0007, or config_file's name without its ending.
+    The label is trial_0007, or config_file's name without its ending. If neither is given and the winner was confirmed,
+    it is the recipe that the confirmation chose, and that is said.
 
     Raises:
         InputError: if the run has no trial `number`, or without a number no trial with a score, both also with a
             config_file; if the winner is to be trained and has not ended by itself; if config_file is no valid recipe.
     """
+    if number is None and config_file is None and (chosen := confirmed_choice(run)) is not None:
+        name, number = chosen
+        logger.info(f"trains {name}, which the confirmation of the sweep chose; --trial names another one")
+        if number is None:
+            config_file = run.dir.confirm.chosen
+            return None, make_config(load_options(config_file), str(config_file)), name
     trial = run.best() if number is None else run.trial(number)
     if config_file is not None:
         return None, make_config(load_options(config_file), str(config_file)), config_file.stem

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from trainable.core.errors import InputError
-from trainable.core.logger import logger
+from trainable.core.logger import logger, outlive_reader
 from trainable.core.signals import handle_end_signals
 from trainable.training.training_dir import TrainingDir
-from tune.cli.command import Labels, RunFolder, app
+from tune.cli.command import Address, Labels, RunFolder, app
+from tune.spec.sections import read_duration
 
 
 @app.command(
@@ -31,6 +32,47 @@ def train(context: typer.Context) -> None:
         raise typer.Exit(main(context.args, prog="voxtune train"))
     except KeyboardInterrupt:  # while torch is imported
         raise typer.Exit(130) from None
+
+
+@app.command(epilog="Example: voxtune confirm RUN --top 3 --seeds 4")
+def confirm(
+    run: RunFolder,
+    top: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="Best trials that are compared with the default recipe (3).")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Trainings of each recipe at most, per fold (4).")
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=0, help="Divide the train and val cases into K folds anew; 0: do not."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Epochs; by default the sweep's.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Stop after a time such as 6h or 90m.")] = None,
+    recipe: Annotated[
+        list[Path] | None,
+        typer.Option("--recipe", metavar="FILE", help="Also compare this recipe, a YAML or nnunet; repeatable."),
+    ] = None,
+    take_best: Annotated[
+        bool, typer.Option("--take_best", help="Choose the best trial even if it is not shown to be better.")
+    ] = False,
+    address: Address = None,
+) -> None:
+    """Train the best recipes and the default again with new seeds, and say whether the winner is better."""
+    from tune.confirm import confirm as confirm_winner
+
+    with outlive_reader(f"the confirmation goes on, see {run.resolve() / 'confirm'}"):
+        confirm_winner(
+            run.resolve(),
+            top=top,
+            seeds=seeds,
+            folds=folds,
+            epochs=epochs,
+            budget=None if budget is None else read_duration("--budget", budget),
+            recipes=recipe or (),
+            take_best=take_best,
+            address=address,
+        )
 
 
 @app.command(epilog="Example: voxtune retrain RUN --epochs 500 --with_val")

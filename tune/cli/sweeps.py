@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,13 +14,18 @@ from trainable.core.idle_options import idle_text
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
 from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
+from tune.run.confirm_status import confirmed_choice
 from tune.run.export import export_recipe
 from tune.run.results import Run, read_run
 from tune.run.run_dir import resume_command
 from tune.run.tables import make_console, print_best, print_outcome, print_space, print_trials, summary_line
 from tune.search.sampler import first_recipes
 from tune.spec.idle_parameters import idle_parameters
+from tune.spec.sections import Confirm
 from tune.spec.sweep_file import load_sweep_config
+
+if TYPE_CHECKING:
+    from tune.driver.cluster import Cluster
 
 
 @app.command(epilog="Example: voxtune check my_space.yaml --set study.trials=100")
@@ -61,6 +66,7 @@ def launch(
         list[Path] | None, typer.Option("--warm_start", metavar="RUN", help="Begin with its trials; repeatable.")
     ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail_fast", help="End the sweep at the first failed trial.")] = False,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Confirm the winner at the end, see confirm.")] = False,
     set_: Set = None,
 ) -> None:
     """Run a sweep in a new folder."""
@@ -70,6 +76,8 @@ def launch(
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
     overrides += ["resources.fail_fast=true"] * fail_fast
     config = load_sweep_config(space, overrides)
+    if confirm and config.confirm is None:
+        config = config.model_copy(update={"confirm": Confirm()})
     earlier = [folder.resolve() for folder in warm_start or []]
     with outlive_reader(f"the sweep goes on, see: voxtune status {out}"):
         print_space(config)
@@ -78,7 +86,9 @@ def launch(
         with Cluster(address) as cluster:  # which starts while torch is imported
             from tune.driver.sweep import launch as launch_sweep
 
-            finish(launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier))
+            run = launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier)
+            finish(run)
+            confirm_if_asked(run, cluster=cluster)
 
 
 @app.command(epilog="Example: voxtune resume RUN --trials 100")
@@ -114,7 +124,9 @@ def resume(
     if from_ is not None:
         restore_snapshot(from_, run)
     with outlive_reader(f"the sweep goes on, see: voxtune status {run}"):
-        finish(resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data))
+        result = resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data)
+        finish(result)
+        confirm_if_asked(result, address=address)
 
 
 def finish(run: Run) -> None:
@@ -122,6 +134,15 @@ def finish(run: Run) -> None:
     print_outcome(run)
     if not run.ranking:
         raise typer.Exit(1)
+
+
+def confirm_if_asked(run: Run, *, cluster: Cluster | None = None, address: str | None = None) -> None:
+    """Confirm the winner of a sweep that has ended, if it was asked for and is not done; arguments as for confirm."""
+    asked = run.config.confirm is not None and not run.unfinished and run.best().finished
+    if asked and confirmed_choice(run) is None:
+        from tune.confirm import confirm
+
+        confirm(run.folder, cluster=cluster, address=address)
 
 
 @app.command(epilog="Example: voxtune status RUN")
@@ -140,7 +161,7 @@ def verify(
         Path | None, typer.Option(metavar="DIR", help="Of a bundle: cases, to score those on record again.")
     ] = None,
 ) -> None:
-    """Audit a sweep: lost trials, wrong decisions, wrong checkpoints; or a bundle: changed files, wrong scores."""
+    """Audit a sweep: trials, early-stopping decisions, checkpoints, confirmation; or a bundle: its files and scores."""
     from trainable.bundle.contents import is_bundle
 
     if is_bundle(run):
@@ -151,9 +172,10 @@ def verify(
     if data is not None:
         raise InputError(f"--data is for a bundle, which {run} is not; leave it out")
     from tune.run.verify import verify as verify_run
+    from tune.run.verify_confirmation import verify_confirmation
 
     result = read_run(run)
-    checks = verify_run(result)
+    checks = verify_run(result) | verify_confirmation(result)
     logger.info(summary_line(result))
     print_checks(checks)
 

@@ -182,7 +182,7 @@ def read_cases(config: TrainConfig, spec: TrainingSpec) -> Data:
 def train_to_the_end(config: TrainConfig, data: Data, on_epoch: Callable[[EpochResult], object]) -> str:
     """Train in output_dir, or go on there, unless it has ended; return why it has no model, "" if it has one.
 
-    Raises: as train.
+    Raises: as train and wait_for_folder.
     """
     paths = TrainingDir(config.output_dir)
     wait_for_folder(paths.path)
@@ -211,7 +211,13 @@ def last_row(paths: TrainingDir) -> Mapping[str, Any]:
 
 
 def wait_for_folder(folder: Path) -> None:
-    """Wait until no process holds the folder's lock, LOCK_TIMEOUT at most: a killed one may take a moment to end."""
+    """Wait until no process holds the folder's lock: a killed one, or one on a lost node, may take a while to end.
+
+    Raises:
+        TimeoutError: if one still holds it after LOCK_TIMEOUT.
+    """
     end = time.monotonic() + LOCK_TIMEOUT
-    while is_locked(folder) and time.monotonic() < end:
+    while is_locked(folder):
+        if time.monotonic() > end:
+            raise TimeoutError(f"{folder} is still in use by another process")
         time.sleep(0.1)

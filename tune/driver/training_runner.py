@@ -128,6 +128,8 @@ class TrainingRunner:
             training = waiting.pop(0)
             contents = None if self.contents_file is None else str(self.contents_file)
             recipe, timeout = to_dict(training.config), self.pool.resources.report_timeout
+            if not self.pool.resources.gpu_share:
+                recipe["device"] = "cpu"  # Ray leaves GPUs visible to processes that requested none
             answer = self.pool.run(process, TrainingSpec(recipe, training.test, contents, timeout))
             progress = read_progress(training.name, training.dir.path, training.config.epochs)
             self.running[answer] = RunningTraining(training, process, progress.epoch, progress)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from trainable.core.options import option_names, path_options, to_dict, words_of
 from trainable.data.split import load_split, save_split
+from tune.run.confirm_status import confirmation_line
 from tune.run.results import Run, TrialResult
 
 HAS_THE_SPLIT = "has the split by case names"  # behind the name of the split's file in the head of a recipe
@@ -90,11 +93,6 @@ def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
         split_file: where the split is, for the comments at the head.
     """
     record, objective = run.config.record, run.config.objective
-    left_out = {*option_names(role="run", exported=False), *path_options()}
-    if str(run.config.fixed("labels")) in words_of("labels"):
-        left_out.discard("labels")  # a name, no file
-    recipe = {name: value for name, value in to_dict(run.recipe(trial)).items() if name not in left_out}
-    recipe["seed"] = run.config.seed
     score = "no score"
     if trial.score is not None:
         score = f"{objective.score} {trial.score:.4f} at epoch {trial.best_epoch}"
@@ -104,9 +102,27 @@ def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
         f"{split_file} {HAS_THE_SPLIT}; to train on the cases of the sweep: --split_file",
         f"seed is that of the sweep, which draws its split; the trial was trained with seed {trial.seed}",
     ]
+    if run.ranking and trial.number == run.best().number and (line := confirmation_line(run)):
+        head.append(line)
+    return portable_recipe(run, run.recipe(trial), head)
+
+
+def portable_recipe(run: Run, config: TrainConfig, head: Sequence[str]) -> str:
+    """Return a recipe of a run as YAML, without the options that are of one machine or folder.
+
+    Args:
+        config: its seed becomes the sweep's.
+        head: lines of comments, to which the files are added that the sweep had and the recipe cannot name.
+    """
+    left_out = {*option_names(role="run", exported=False), *path_options()}
+    if str(run.config.fixed("labels")) in words_of("labels"):
+        left_out.discard("labels")  # a name, no file
+    recipe = {name: value for name, value in to_dict(config).items() if name not in left_out}
+    recipe["seed"] = run.config.seed
+    lines = list(head)
     for option in ("pretrained", "patients", "labels"):
         if (path := run.config.fixed(option)) is not None and str(path) not in words_of(option):
-            head.append(
+            lines.append(
                 f"the sweep had {option}: {Path(path).name}, which is not in this file; give it with --{option}"
             )
-    return "".join(f"# {line}\n" for line in head) + dump_yaml(recipe)
+    return "".join(f"# {line}\n" for line in lines) + dump_yaml(recipe)

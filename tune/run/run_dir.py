@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainable.training.training_dir import BEST, CASE_SCORES, METRICS, SPLIT
+from tune.run.confirm_dir import ConfirmDir
 from tune.search.journal_file import JOURNAL
 from tune.spec.sweep_file import RUN_CONFIG
 
@@ -79,6 +80,11 @@ class RunDir:
         """The folder of the retrainings: one output folder of a training per name."""
         return self.path / "retrain"
 
+    @property
+    def confirm(self) -> ConfirmDir:
+        """The paths in the folder of the confirmation."""
+        return ConfirmDir(self.path / "confirm")
+
 
 @dataclass(frozen=True)
 class TrialDir:
@@ -115,3 +121,8 @@ class TrialDir:
 def resume_command(run_dir: Path) -> str:
     """Return the command that goes on with a sweep."""
     return f"voxtune resume {shlex.quote(str(run_dir))}"
+
+
+def confirm_command(run_dir: Path) -> str:
+    """Return the command that confirms a sweep's winner, or goes on with that."""
+    return f"voxtune confirm {shlex.quote(str(run_dir))}"

@@ -16,6 +16,7 @@ from rich.text import Text
 from trainable.core.brats import REGIONS
 from trainable.core.logger import logger
 from trainable.core.options import format_value, to_dict
+from tune.run.confirm_status import confirmation_line
 from tune.run.results import Run, TrialResult
 from tune.search.asha import rung_epochs
 from tune.spec.sweep_config import SweepConfig
@@ -126,8 +127,13 @@ def summary_line(run: Run) -> str:
 
 
 def summary_lines(run: Run) -> str:
-    """Return the summary_line, and below it a line on cases that the pretrained weights have seen, if there are any."""
-    return "\n".join(filter(None, [summary_line(run), run.seen_line()]))
+    """Return the summary_line, and below it what is known of the scores.
+
+    That is a line on cases that the pretrained weights have seen, if there are any, and once all trials have ended one
+    on the confirmation of the winner.
+    """
+    confirmed = "" if run.unfinished else confirmation_line(run)
+    return "\n".join(filter(None, [summary_line(run), run.seen_line(), confirmed]))
 
 
 def print_outcome(run: Run) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from trainable.core.errors import InputError
 from trainable.core.option_errors import UnexpectedValueError
 
 Score = Literal["val_dice_mean", "val_dice_WT", "val_dice_TC", "val_dice_ET"]
@@ -35,6 +36,21 @@ def parse_duration(value: Any) -> Any:
         raise ValueError("a duration such as 2d, 12h, 1h30m, 90m or 45s, or seconds")
     parts = zip(match.groups("0"), (86400, 3600, 60, 1), strict=True)
     return float(sum(int(part) * unit for part, unit in parts))
+
+
+def read_duration(flag: str, text: str) -> float:
+    """Return the seconds of a duration that was given with a flag.
+
+    Raises:
+        InputError: naming the flag, for another text or no time at all.
+    """
+    try:
+        seconds = float(parse_duration(text) if not text.isdigit() else text)
+    except ValueError as error:
+        raise InputError(f"{flag} {text}: expected {error}") from None
+    if not seconds:
+        raise InputError(f"{flag} {text}: expected more than no time")
+    return seconds
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
@@ -103,6 +119,15 @@ class Searcher(Section):
     wait_for_startup: bool = Field(
         False, description="Run no other trials until startup_trials have ended, even if slots are free."
     )
+
+
+class Confirm(Section):
+    """`study.confirm`: the confirmation of the winner that ends the sweep, see `voxtune confirm`."""
+
+    top: int = Field(3, ge=1, description="Best trials that are compared with the default recipe.")
+    seeds: int = Field(4, ge=1, description="Trainings of each recipe at most, with seeds that no trial has had.")
+    folds: int = Field(0, ge=0, description="Folds that the train and val cases are divided into anew; 0 = none.")
+    epochs: int | None = Field(None, ge=1, description="Epochs of each training; by default those of the sweep.")
 
 
 class Resources(Section):

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from pydantic import Field, InstanceOf, ValidationError, field_serializer
+from pydantic import Field, InstanceOf, ValidationError, field_serializer, field_validator
 
 from trainable.core.config import TrainConfig
-from trainable.core.option_errors import did_you_mean, expectation
+from trainable.core.option_errors import UnexpectedValueError, did_you_mean, expectation
 from trainable.core.options import make_config, option_names, permissive_values, to_dict, validation_messages
 from tune.spec.kinds import Choice
 from tune.spec.run_record import RunRecord
-from tune.spec.sections import Budget, EarlyStopping, Objective, Resources, Searcher, Section
+from tune.spec.sections import Budget, Confirm, EarlyStopping, Objective, Resources, Searcher, Section
 from tune.spec.space import ConfigErrors, KeyPath, Problem, Space
 from tune.spec.space_reader import read_space
 
@@ -24,17 +24,26 @@ RESERVED_OPTIONS = {  # options of TrainConfig that `train:` may not contain, an
 
 
 class SweepConfig(Section):
-    """The configuration of a sweep: the sections of its YAML. `study:` there is objective, budget and seed here."""
+    """The configuration of a sweep: the sections of its YAML. `study:` is the first four here."""
 
     objective: Objective = Objective()
     budget: Budget = Budget()
     seed: int = Field(0, ge=0, le=2**53, description="Seed of the split, the searcher and the trials.")
+    confirm: Confirm | None = Field(None, description="Ends the sweep with a confirmation of its winner.")
     early_stopping: EarlyStopping = EarlyStopping()
     searcher: Searcher = Searcher()
     resources: Resources = Resources()
     train: dict[str, Any] = Field({}, description="Options of TrainConfig that all trials share, as plain values.")
     space: InstanceOf[Space] = Field(description="Options that are searched.")
     record: RunRecord = Field(RunRecord(), description="What a launch resolved: versions, commit, hashes.")
+
+    @field_validator("confirm", mode="before")
+    @classmethod
+    def _mapping(cls, value: Any) -> Any:
+        """Refuse what is neither a mapping nor left out."""
+        if value is None or isinstance(value, dict | Confirm):
+            return value
+        raise UnexpectedValueError("keys of a confirmation, such as {top: 3, seeds: 4}, or {} for the defaults", [])
 
     @field_serializer("record")
     def _noted_only(self, record: RunRecord) -> dict[str, Any]:
@@ -104,7 +113,12 @@ class SweepConfig(Section):
 # The sections of the YAML, and the fields of each that has a model.
 SECTIONS = ("study", "early_stopping", "searcher", "resources", "train", "space", "record")
 SECTION_FIELDS = {
-    "study": {**Objective.model_fields, **Budget.model_fields, "seed": SweepConfig.model_fields["seed"]},
+    "study": {
+        **Objective.model_fields,
+        **Budget.model_fields,
+        "seed": SweepConfig.model_fields["seed"],
+        "confirm": SweepConfig.model_fields["confirm"],
+    },
     "early_stopping": EarlyStopping.model_fields,
     "searcher": Searcher.model_fields,
     "resources": Resources.model_fields,
@@ -149,9 +163,9 @@ def make_sweep_config(values: dict[str, Any]) -> SweepConfig:
 def _fields_of_study(study: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of SweepConfig that the YAML has in one section, `study:`; unknown keys go to the objective."""
     budget = {name: value for name, value in study.items() if name in Budget.model_fields}
-    seed = {"seed": study["seed"]} if "seed" in study else {}
-    objective = {name: value for name, value in study.items() if name not in budget.keys() | seed.keys()}
-    return {"objective": objective, "budget": budget, **seed}
+    own: dict[str, Any] = {name: study[name] for name in ("seed", "confirm") if name in study}
+    objective = {name: value for name, value in study.items() if name not in budget.keys() | own.keys()}
+    return {"objective": objective, "budget": budget, **own}
 
 
 def to_sections(config: SweepConfig) -> dict[str, Any]:
@@ -159,6 +173,8 @@ def to_sections(config: SweepConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json")
     objective, budget, seed = values.pop("objective"), values.pop("budget"), values.pop("seed")
     study = {**objective, "trials": budget.pop("trials"), "seed": seed, **budget}  # in the order of earlier versions
+    if (confirm := values.pop("confirm")) is not None:
+        study["confirm"] = confirm
     return {"study": study, **values, "space": config.space.to_dict()}
 
 
@@ -195,11 +211,14 @@ def _section_errors(error: ValidationError) -> Iterator[Problem]:
         path = _yaml_path(item["loc"])
         dotted = ".".join(map(str, path))
         fields: dict[str, Any] = SECTION_FIELDS.get(str(path[0]), {}) if len(path) > 1 else dict.fromkeys(SECTIONS)
+        name = str(path[1]) if len(path) > 1 else ""  # of the field, also of a part of it, as (record, attempts, 0)
+        if path[:2] == ("study", "confirm") and len(path) > 2:
+            fields, name = Confirm.model_fields, str(path[2])
         if item["type"] == "extra_forbidden":
             close = did_you_mean(str(path[-1]), list(fields))
             yield path, f"{dotted} is unknown{close}; expected one of {', '.join(fields)}"
         else:
-            field = fields[str(path[1])]  # also of a part of its value, such as (record, attempts, 0)
+            field = fields[name]
             yield path, f"{dotted} is {item['input']!r}; expected {expectation(item, field)}. {field.description}"
 
 
@@ -207,7 +226,7 @@ def _yaml_path(loc: KeyPath) -> KeyPath:
     """Return the path in the YAML of a field of SweepConfig."""
     if loc[0] in ("objective", "budget"):
         return ("study", *loc[1:])
-    return ("study", "seed") if loc[0] == "seed" else loc
+    return ("study", *loc) if loc[0] in ("seed", "confirm") else loc
 
 
 def conflicts(config: SweepConfig) -> Iterator[Problem]:

@@ -1,0 +1,451 @@
+"""A confirmation: which recipes and seeds it trains, what it says, and what it never does with the test cases."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import SPACE, voxtune
+from optuna.trial import TrialState
+
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.training.case_scores import read_case_scores
+from trainable.training.training_dir import TrainingDir
+from tune.confirm import ConfirmTrainings, confirm
+from tune.driver.cluster import Cluster
+from tune.driver.sweep import launch
+from tune.retrain import choose_recipe
+from tune.run.confirm_report import evaluate_confirmation
+from tune.run.confirm_scores import ConfirmScores, best_epoch
+from tune.run.confirm_status import confirmation_line, confirmed_choice
+from tune.run.confirmation import (
+    Arm,
+    ConfirmPlan,
+    choose_arms,
+    default_arm,
+    extend_plan,
+    load_plan,
+    recipe_values,
+    save_plan,
+    unused_seeds,
+)
+from tune.run.export import recipe_text
+from tune.run.recipe_files import read_recipe
+from tune.run.results import Run, TrialResult, read_run
+from tune.run.run_dir import RunDir
+from tune.run.verify_confirmation import verify_confirmation
+from tune.spec.space import ConfigErrors
+from tune.spec.sweep_config import SweepConfig, make_sweep_config
+from tune.spec.sweep_file import dump, load_sweep_config
+
+PROTOCOL: dict[str, Any] = {"folds": 0, "epochs": 4, "metric": "val_dice_mean", "split": "s", "data": "d", "winner": 1}
+WILD = "lr: 1e30\noptimizer: sgd\ngradient_clipping: 0.0\n"  # diverges
+
+
+def small_config(**study: Any) -> SweepConfig:
+    """A sweep over lr, which is not run."""
+    return make_sweep_config({"study": {"seed": 3, **study}, "space": {"lr": {"loguniform": [1e-5, 1e-2]}}})
+
+
+def trial(number: int, score: float | None, lr: float, **changes: Any) -> TrialResult:
+    """A trial that has trained to its end."""
+    facts: dict[str, Any] = {
+        "state": TrialState.COMPLETE, "end_reason": "epochs", "best_epoch": 1, "epoch": 100, "dice": {},
+        "values": {"lr": lr}, "seconds": 1.0, "checkpoint": None, "error": "", "seed": 3 + number,
+    }  # fmt: skip
+    return TrialResult(number=number, score=score, **{**facts, **changes})
+
+
+def run_of(*trials: TrialResult, **study: Any) -> Run:
+    """A run of these trials without a folder."""
+    return Run(RunDir(Path("RUN")), small_config(**study), list(trials))
+
+
+def test_the_default_and_the_best_finished_trials_are_compared_each_recipe_once() -> None:
+    run = run_of(
+        trial(0, 0.5, 3e-4),  # the default
+        trial(1, 0.6, 1e-3),
+        trial(2, 0.9, 2e-3, state=TrialState.PRUNED, end_reason=""),  # stopped early: its score is of fewer epochs
+        trial(3, 0.7, 4e-3),
+        trial(4, 0.65, 4e-3),  # as trial 3
+        trial(5, 0.2, 5e-3),
+    )
+    assert [arm.name for arm in choose_arms(run, 2, [])] == ["default", "trial_0003", "trial_0001"]
+    assert [arm.name for arm in choose_arms(run, 9, [])] == ["default", "trial_0003", "trial_0001", "trial_0005"]
+    default = default_arm(run)
+    assert (default.trial, default.sweep_score) == (0, 0.5)
+    with pytest.raises(InputError, match="nothing to confirm"):
+        choose_arms(run_of(), 3, [])
+
+
+def test_a_recipe_from_a_file_competes_under_its_own_name_only_if_it_is_another_one() -> None:
+    run, lr = run_of(trial(0, 0.5, 3e-4), trial(1, 0.6, 1e-3)), {"lr": 5e-3}
+    base = recipe_values(run.config.base_config())
+    assert choose_arms(run, 1, [Arm("mine", base | lr)])[-1] == Arm("mine", base | lr)
+    with pytest.raises(InputError, match="there is a recipe named trial_0001 already"):
+        choose_arms(run, 1, [Arm("trial_0001", base | lr)])
+    with pytest.raises(InputError, match="has the same options as default"):
+        choose_arms(run, 1, [Arm("mine", base)])
+
+
+def test_seeds_follow_from_the_sweep_s_and_none_is_a_trial_s() -> None:
+    assert unused_seeds(run_of(trial(0, 0.5, 1e-3)), 3) == (1_000_003, 1_000_004, 1_000_005)
+    imported = trial(1, 0.5, 1e-3, seed=1_000_004, imported_from="other trial 7")
+    assert unused_seeds(run_of(trial(0, 0.5, 1e-3), imported), 3) == (1_000_003, 1_000_005, 1_000_006)
+
+
+def test_options_of_the_protocol_in_a_recipe_s_file_are_named_and_not_taken(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("lr: 1e-2\nepochs: 7\nval_freq: 1\n")
+    arm = read_recipe(file, small_config().base_config())
+    assert arm.name == "mine"
+    assert arm.recipe["lr"] == 1e-2
+    assert "epochs" not in arm.recipe
+    assert f"{file}: the sweep's own values are kept for epochs (100)\n" in capsys.readouterr().out
+    file.write_text("lrr: 1\n")
+    with pytest.raises(InputError, match="unknown option 'lrr'"):
+        read_recipe(file, small_config().base_config())
+
+
+def test_nnunet_s_recipe_is_shipped_and_keeps_the_sweep_s_network() -> None:
+    base = TrainConfig(depth=3, base_channels=4, target_shape=(16, 16, 16), amp="bf16")
+    recipe = read_recipe(Path("nnunet"), base).recipe
+    expected = {"optimizer": "sgd", "lr": 0.01, "momentum": 0.99, "nesterov": True, "weight_decay": 3e-5}
+    expected |= {"gradient_clipping": 12, "scheduler": "poly", "deep_supervision": True, "base_loss": "bce"}
+    expected |= {"depth": 3, "base_channels": 4, "target_shape": [16, 16, 16], "amp": "bf16"}
+    assert {name: recipe[name] for name in expected} == expected
+    with pytest.raises(
+        InputError, match=r"--recipe nnunett: no such file \(did you mean nnunet\?\); shipped are nnunet"
+    ):
+        read_recipe(Path("nnunett"), base)
+
+
+def test_a_plan_grows_and_never_shrinks_and_its_protocol_stays(tmp_path: Path) -> None:
+    a, b, c = (Arm(name, {"lr": lr}) for name, lr in (("default", 1.0), ("trial_0001", 2.0), ("mine", 3.0)))
+    begun = ConfirmPlan((a, b), (7, 8), **PROTOCOL)
+    assert extend_plan(None, begun, tested=False) == begun
+    grown = extend_plan(begun, ConfirmPlan((a, c), (7, 8, 9), **{**PROTOCOL, "winner": 4}), tested=True)
+    assert grown == ConfirmPlan((a, b, c), (7, 8, 9), **{**PROTOCOL, "winner": 4}, extended_after_test=True)
+    assert extend_plan(grown, replace(begun, arms=(a,), seeds=(7,)), tested=True) == replace(grown, winner=1)
+    assert not extend_plan(begun, begun, tested=True).extended_after_test
+    for name, value in (("folds", 5), ("epochs", 9), ("metric", "val_dice_ET"), ("split", "x"), ("data", "x")):
+        with pytest.raises(InputError, match=f"and it would be {value} now"):
+            extend_plan(begun, replace(begun, **{name: value}), tested=False)
+    with pytest.raises(InputError, match="begun with another recipe named trial_0001"):
+        extend_plan(begun, replace(begun, arms=(a, Arm("trial_0001", {"lr": 5.0}))), tested=False)
+    save_plan(grown, tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == grown
+    (tmp_path / "plan.json").write_text('{"version": 2}')
+    with pytest.raises(InputError, match="expected version 1"):
+        load_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"tops": 1}, "study.confirm.tops is unknown (did you mean top?); expected one of top, seeds, folds, epochs"),
+        ({"top": 0}, "study.confirm.top is 0; expected a whole number >= 1"),
+        (5, "study.confirm is 5; expected keys of a confirmation, such as {top: 3, seeds: 4}"),
+    ],
+)
+def test_wrong_values_of_study_confirm_are_refused(value: Any, message: str) -> None:
+    with pytest.raises(ConfigErrors) as caught:
+        small_config(confirm=value)
+    assert message in str(caught.value.problems)
+
+
+@pytest.mark.parametrize("value", [None, {}, {"top": 2, "seeds": 3, "folds": 5}])
+def test_study_confirm_is_kept_in_the_run_s_yaml(tmp_path: Path, value: Any) -> None:
+    config = small_config(confirm=value)
+    (tmp_path / "a.yaml").write_text(dump(config))
+    assert load_sweep_config(tmp_path / "a.yaml").confirm == config.confirm
+
+
+@pytest.fixture(scope="module")
+def swept(cluster: Cluster, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of three short trials that ended."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "space.yaml").write_text(SPACE)
+    short = ["study.trials=3", "train.epochs=2", "train.patches_per_epoch=8", "early_stopping.type=none"]
+    data = [f"train.data_dir={phantoms}", f"train.cache_dir={folder / 'cache'}"]
+    launch(load_sweep_config(folder / "space.yaml", [*short, *data]), folder / "run", cluster=cluster)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def confirmed(swept: Path, cluster: Cluster) -> Path:
+    """The same with a confirmation of its winner and of a recipe that diverges."""
+    run = swept.with_name("confirmed")
+    shutil.copytree(swept, run)
+    wild = swept.with_name("wild.yaml")
+    wild.write_text(WILD)
+    confirm(run, top=1, seeds=2, recipes=[wild], cluster=cluster)
+    return run
+
+
+@pytest.fixture
+def copy(confirmed: Path, tmp_path: Path) -> Path:
+    """A copy of the confirmed run, to be changed."""
+    return Path(shutil.copytree(confirmed, tmp_path / "run"))
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    """The rows of scores.csv."""
+    with (run / "confirm/scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_confirmation_scores_each_recipe_with_the_same_new_seeds(confirmed: Path) -> None:
+    run = read_run(confirmed)
+    winner = f"trial_{run.best().number:04d}"
+    rows = rows_of(confirmed)
+    seeds = {row["seed"] for row in rows}
+    assert seeds == {"1000001", "1000002"}
+    counted = {(row["arm"], row["seed"], row["part"]) for row in rows}
+    assert counted == {(arm, s, part) for arm in ("default", winner) for s in seeds for part in ("val", "test")}
+    split = run.split()
+    for row in rows:
+        paths = run.dir.confirm.training(row["arm"], int(row["seed"]), None)
+        assert row["case"] in getattr(split, row["part"])
+        if row["part"] == "val":
+            scores = read_case_scores(paths.case_scores)[best_epoch(paths)][row["case"]]
+        else:
+            scores = json.loads(paths.test_scores.with_suffix(".json").read_text())["cases"][row["case"]]
+        assert [float(row[name]) for name in ("dice_WT", "dice_mean")] == [scores["dice_WT"], scores["dice_mean"]]
+    text = (confirmed / "confirm/verdict.txt").read_text()
+    assert "wild left in failed: diverged in epoch 1" in text
+    assert f"validation cases: {winner}" in text
+    assert "reported only: nothing was selected by the test cases" in text
+    assert "chosen: default; no challenger is shown to be better\n" in text, "one validation case shows nothing"
+    assert not any(verify_confirmation(run).values())
+
+
+def test_the_test_cases_are_scored_after_all_that_is_decided_and_decide_nothing(copy: Path) -> None:
+    tested = list(copy.glob("confirm/trainings/*/*/test_scores.json"))
+    assert len(tested) == 4
+    trained = [path.stat().st_mtime_ns for path in copy.glob("confirm/trainings/*/*/metrics.csv")]
+    assert min(path.stat().st_mtime_ns for path in tested) > max(trained)
+
+    run = read_run(copy)
+    plan = load_plan(run.dir.confirm.plan)
+    assert plan is not None
+    errors = {("wild", 0): "diverged in epoch 1"}
+
+    def found() -> Any:
+        return evaluate_confirmation(run, plan, ConfirmScores(run.dir.confirm, plan), errors, take_best=False)
+
+    before = found()
+    for path in tested:  # planted: what was good is bad now
+        content = json.loads(path.read_text())
+        for scores in content["cases"].values():
+            scores.update({name: 1 - value for name, value in scores.items() if name.startswith("dice_")})
+        path.write_text(json.dumps(content))
+    after = found()
+    assert after.test.comparison.difference == pytest.approx(-before.test.comparison.difference)
+    assert (after.val, after.race, after.test.chosen) == (before.val, before.race, "")
+
+
+def test_no_test_is_wanted_before_the_race_has_ended(confirmed: Path) -> None:
+    run = read_run(confirmed)
+    plan = load_plan(run.dir.confirm.plan)
+    assert plan is not None
+    begun = ConfirmTrainings(run, replace(plan, seeds=(*plan.seeds, 1_000_009)), run.dir.confirm, _data(run))
+    wanted = begun.wanted({})
+    assert not any(item.test for item in wanted)
+    names = {item.name for item in wanted}
+    assert {f"{arm} seed_1000009" for arm in plan.challengers} | {"default seed_1000009"} <= names
+    assert {name for name in names if not name.endswith("9")} == {"wild seed_1000001", "wild seed_1000002"}
+
+
+def _data(run: Run) -> Any:
+    """The prepared cases of a run."""
+    from trainable.data.prepare import Data
+
+    return Data(Path(str(run.config.record.cache_dir)), run.split())
+
+
+def test_a_second_call_trains_nothing_and_a_larger_one_extends(
+    confirmed: Path, copy: Path, cluster: Cluster, capsys
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("confirm/trainings/*/*/metrics.csv")}
+    text = (copy / "confirm/verdict.txt").read_text()
+    again = confirm(copy, cluster=cluster)
+    assert "trainings ended" not in capsys.readouterr().out
+    same = text.replace("of confirmed", "of run").replace("/".join(confirmed.parts[1:]), "/".join(copy.parts[1:]))
+    assert (copy / "confirm/verdict.txt").read_text() == same
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not again.plan.extended_after_test
+    more = confirm(copy, seeds=3, take_best=True, cluster=cluster)
+    assert more.val.comparison is not None
+    assert more.val.chosen == ("default" if more.val.comparison.difference <= 0 else more.val.winner)
+    assert {row["seed"] for row in rows_of(copy)} == {"1000001", "1000002", "1000003"}
+    assert "had been scored before this confirmation was extended" in (copy / "confirm/verdict.txt").read_text()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not any(verify_confirmation(read_run(copy)).values())
+    with pytest.raises(InputError, match="begun with --folds 0, and it would be 2 now"):
+        confirm(copy, folds=2)
+    with pytest.raises(InputError, match="begun with --epochs 2, and it would be 9 now"):
+        confirm(copy, epochs=9)
+
+
+def test_the_run_says_whether_its_winner_is_confirmed(swept: Path, copy: Path) -> None:
+    before, run = read_run(swept), read_run(copy)
+    assert confirmation_line(before) == f"winner not confirmed: `voxtune confirm {swept}`"
+    winner = f"trial_{run.best().number:04d}"
+    assert confirmation_line(run).startswith(f"winner not confirmed: {winner}: not shown: ")
+    assert confirmation_line(run).endswith("; chosen: default")
+    assert confirmation_line(run) in recipe_text(run, run.best(), "split.json")
+    assert confirmed_choice(run) == ("default", 0)
+    assert choose_recipe(run, None, None)[2] == "trial_0000"
+    assert choose_recipe(run, run.best().number, None)[2] == winner
+
+    result = run.dir.confirm.result
+    content = json.loads(result.read_text())
+    result.write_text(json.dumps({**content, "winner": 99}))
+    assert "of an earlier ranking, when trial 99 was the winner" in confirmation_line(run)
+    assert confirmed_choice(run) is None
+    assert choose_recipe(run, None, None)[2] == winner
+    result.unlink()
+    assert confirmation_line(run) == f"the confirmation has not ended: `voxtune confirm {copy}`"
+    result.write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        confirmation_line(run)
+
+
+def plant_seed(run: Path) -> None:
+    """Give the plan a seed that a trial has had."""
+    plan = run / "confirm/plan.json"
+    plan.write_text(plan.read_text().replace("1000001", "2"))
+
+
+def plant_score(run: Path) -> None:
+    """Change a score in scores.csv."""
+    scores = run / "confirm/scores.csv"
+    scores.write_text(scores.read_text().replace(",0.", ",1.", 1))
+
+
+def plant_verdict(run: Path) -> None:
+    """Claim that another recipe was chosen."""
+    result = run / "confirm/confirm.json"
+    result.write_text(result.read_text().replace('"chosen": "default"', '"chosen": "trial_0001"', 1))
+
+
+def plant_best_epoch(run: Path) -> None:
+    """Put a better score into metrics.csv than the best epoch's."""
+    metrics = next(run.glob("confirm/trainings/default/*/metrics.csv"))
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    other = next(row for row in rows if row["epoch"] != rows[-1]["best_epoch"])
+    other["val_dice_mean"] = "0.99"
+    with metrics.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plant_case_score(run: Path) -> None:
+    """Change the scores of a case."""
+    for scores in run.glob("confirm/trainings/default/*/case_scores.csv"):
+        scores.write_text(scores.read_text().replace(",0.", ",0.9"))
+
+
+def plant_recipe(run: Path) -> None:
+    """Let a training have had another lr."""
+    config = next(run.glob("confirm/trainings/default/*/training_config.json"))
+    config.write_text(config.read_text().replace('"lr": 0.0003', '"lr": 0.5'))
+
+
+@pytest.mark.parametrize(
+    ("plant", "check", "finding"),
+    [
+        (plant_seed, "seeds", "the seeds [2] are those of trials"),
+        (plant_score, "verdict", "scores.csv is not what the trainings give"),
+        (plant_verdict, "verdict", "confirm.json: chosen is not what the trainings give"),
+        (plant_best_epoch, "best epochs", "the best epoch is"),
+        (plant_case_score, "best epochs", "is not that in metrics.csv"),
+        (plant_recipe, "recipes", "was trained with another recipe than default"),
+    ],
+)
+def test_what_is_planted_in_a_confirmation_is_found(
+    copy: Path, plant: Callable[[Path], None], check: str, finding: str
+) -> None:
+    plant(copy)
+    findings = verify_confirmation(read_run(copy))
+    (name,) = [name for name in findings if check in name]
+    assert any(finding in text for text in findings[name]), findings
+
+
+def test_a_budget_leaves_a_confirmation_to_go_on_later(swept: Path, cluster: Cluster, tmp_path: Path, capsys) -> None:
+    run = Path(shutil.copytree(swept, tmp_path / "run"))
+    found = confirm(run, top=1, seeds=2, budget=0.01, cluster=cluster)
+    assert found.race.ended == ""
+    output = capsys.readouterr().out
+    assert f"stopped by the time budget, which is over; go on with: voxtune confirm {run}\n" in output
+    assert output.endswith(f"next: voxtune confirm {run}\n")
+    assert "the confirmation has not ended" in confirmation_line(read_run(run))
+    assert confirmed_choice(read_run(run)) is None
+
+
+def test_a_sweep_that_runs_or_whose_cases_have_changed_is_not_confirmed(swept: Path, tmp_path: Path) -> None:
+    from trainable.core.locks import lock_folder
+
+    with lock_folder(swept), pytest.raises(InputError, match="its sweep runs now"):
+        confirm(swept)
+    run = Path(shutil.copytree(swept, tmp_path / "run"))
+    split = run / "split.json"
+    content = json.loads(split.read_text())
+    content["train"], content["test"] = content["train"][:-1], [content["train"][-1]]
+    split.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is not the split that the sweep began with"):
+        confirm(run)
+
+
+@pytest.mark.slow
+def test_with_folds_each_case_of_train_and_val_is_scored_by_models_that_have_not_seen_it(
+    swept: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(swept, tmp_path / "run"))
+    confirm(run, top=1, seeds=2, folds=2, epochs=1, cluster=cluster)
+    split = read_run(run).split()
+    rows = [row for row in rows_of(run) if row["part"] == "val"]
+    for arm in {row["arm"] for row in rows}:
+        for seed in ("1000001", "1000002"):
+            cases = [row["case"] for row in rows if (row["arm"], row["seed"]) == (arm, seed)]
+            assert sorted(cases) == sorted(split.train + split.val)
+    for row in rows:
+        paths = TrainingDir(run / f"confirm/trainings/{row['arm']}/seed_{row['seed']}_fold_{row['fold']}")
+        assert row["case"] not in json.loads(paths.split.read_text())["train"]
+    assert len([row for row in rows_of(run) if row["part"] == "test"]) == 2 * 2 * 2 * len(split.test)
+    assert not any(verify_confirmation(read_run(run)).values())
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Path:
+    """The YAML of a small sweep that asks for a confirmation."""
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE.replace("study: {", "study: {confirm: {top: 1, seeds: 2, epochs: 1}, "))
+    return path
+
+
+@pytest.mark.slow
+def test_a_sweep_that_asks_for_it_ends_with_a_confirmation(space: Path, phantoms: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    short = ["--set", "study.trials=2", "--set", "train.epochs=2"]
+    done = voxtune("launch", space, "--data", phantoms, "--out", run, *short)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "chosen: default" in done.stdout
+    for verb in ("status", "best"):
+        assert "winner not confirmed: trial_0001: not shown" in voxtune(verb, run).stdout
+    again = voxtune("resume", run)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "trainings ended" not in again.stdout
+    verified = voxtune("verify", run)
+    assert verified.returncode == 0, verified.stdout
+    assert "ok     confirm, scores.csv and the verdict by the trainings" in verified.stdout

@@ -1,0 +1,76 @@
+"""Whether the winner of a run is confirmed, as RUN/confirm/confirm.json says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trainable.core.errors import InputError
+from tune.run.confirm_dir import ConfirmDir
+from tune.run.results import Run
+from tune.run.run_dir import confirm_command
+from tune.run.verdict import Verdict
+
+VERSION = 1  # of confirm.json
+
+
+def load_result(folder: ConfirmDir) -> dict[str, Any] | None:
+    """Return the content of confirm.json; None if there is none yet.
+
+    Raises:
+        InputError: if it is damaged or of another version.
+    """
+    if not folder.result.exists():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(folder.result.read_text())
+        if content["version"] != VERSION:
+            raise ValueError(f"version {content['version']}, expected {VERSION}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder.result}: cannot be read ({error}); make it again with `voxtune confirm`") from None
+    return content
+
+
+def is_current(run: Run, content: Mapping[str, Any]) -> bool:
+    """Return whether a confirmation is of the ranking as it is now."""
+    return bool(run.ranking) and content["winner"] == run.best().number
+
+
+def confirmed_choice(run: Run) -> tuple[str, int | None] | None:
+    """Return the recipe that a confirmation chose: its name, and its trial if it is one's.
+
+    None if there is no confirmation that has ended, or it is of an earlier ranking.
+    """
+    content = load_result(run.dir.confirm)
+    if content is None or not content["ended"] or not is_current(run, content):
+        return None
+    return content["chosen"], content["chosen_trial"]
+
+
+def confirmation_line(run: Run) -> str:
+    """Return whether the winner of a run is confirmed, in a line; "" while the sweep has no winner to confirm."""
+    if not run.ranking or not run.best().finished:
+        return ""
+    content, command = load_result(run.dir.confirm), confirm_command(run.folder)
+    if content is None:
+        begun = run.dir.confirm.plan.exists()
+        return f"the confirmation has not ended: `{command}`" if begun else f"winner not confirmed: `{command}`"
+    verdict = Verdict.from_json(content["validation"])
+    if not is_current(run, content):
+        return (
+            f"the confirmation is of an earlier ranking, when trial {content['winner']} was the winner and not trial "
+            f"{run.best().number}: `{command}`"
+        )
+    if not content["ended"]:
+        return f"the confirmation has not ended: {sentence(verdict)}; `{command}`"
+    if verdict.confirmed:
+        return f"winner confirmed: {sentence(verdict)}"
+    return f"winner not confirmed: {sentence(verdict)}; chosen: {verdict.chosen}"
+
+
+def sentence(verdict: Verdict) -> str:
+    """Return a verdict with its subject."""
+    if not verdict.winner or verdict.words.startswith("not shown"):
+        return f"{verdict.winner}{': ' * bool(verdict.winner)}{verdict.words}"
+    return f"{verdict.winner} is {verdict.words}"
