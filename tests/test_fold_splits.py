@@ -39,5 +39,5 @@ def test_all_cases_of_a_patient_are_in_one_fold() -> None:
 
 @pytest.mark.parametrize("folds", [0, 1, 12])
 def test_folds_that_cannot_be_made_are_refused_with_the_number_of_patients(folds: int) -> None:
-    with pytest.raises(InputError, match=f"folds is {folds}; expected 2 to 11, the number of patients"):
+    with pytest.raises(InputError, match=f"--folds is {folds}; expected 2 to 11, the number of patients"):
         fold_splits(SPLIT, folds, seed=0)

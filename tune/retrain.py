@@ -23,6 +23,7 @@ from trainable.data.split import Split, load_split, save_split
 from trainable.evaluate import evaluate
 from trainable.train import refuse_sweep, train
 from trainable.training import checkpoint
+from trainable.training.ensemble import is_ensemble
 from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
 from tune.run.confirm_status import confirmed_choice
@@ -67,15 +68,15 @@ def retrain(
     trial, recipe, label = choose_recipe(run, number, config_file)
     epochs = epochs or recipe.epochs
     output = choose_output(run, name if name is not None else f"{label}_{epochs}_epochs{'_with_val' * with_val}")
+    if is_ensemble(output.path):
+        raise InputError(f"{output.path} is an ensemble; go on with its --folds and --seeds, or take another --name")
     run.require_file("labels")
     if not output.latest.exists() and (config_file is None or recipe.pretrained is None):
         run.require_file("pretrained")
     if recipe.scheduler == "plateau" and not began_with_plateau(output):
         recipe = without_plateau(run, trial, recipe, with_val=with_val)
-    split = run.split()
-    if with_val:
-        split = Split(tuple(sorted(split.train + split.val)), (), split.test)
-    refuse_other_split(output, split)
+    split = with_val_trained(run.split()) if with_val else run.split()
+    refuse_other_split(output.split, split)
     output.path.mkdir(parents=True, exist_ok=True)
     save_split(split, output.split)
     done = int(checkpoint.load_latest_valid(output.latest)[1]["epoch"]) if output.latest.exists() else 0
@@ -240,11 +241,16 @@ def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
     return data
 
 
-def refuse_other_split(output: TrainingDir, split: Split) -> None:
-    """Raise InputError if `output` has the file of another split; a folder without such a file is fine."""
-    if output.split.exists() and (begun := load_split(output.split)) != split:
+def with_val_trained(split: Split) -> Split:
+    """Return a split whose validation cases are among those to train on."""
+    return Split(tuple(sorted(split.train + split.val)), (), split.test)
+
+
+def refuse_other_split(file: Path, split: Split) -> None:
+    """Raise InputError if `file`, of the folder of a retraining, has another split; a missing file is fine."""
+    if file.exists() and (begun := load_split(file)) != split:
         raise InputError(
-            f"{output.path} was begun {'without' if begun.val else 'with'} the validation cases among those to train "
+            f"{file.parent} was begun {'without' if begun.val else 'with'} the validation cases among those to train "
             "on; with another split its model could not be scored: take another --name"
         )
 

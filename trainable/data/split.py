@@ -112,7 +112,7 @@ def fold_splits(split: Split, folds: int, seed: int, patients: Mapping[str, str]
         groups.setdefault(patients[name] if patients else name, []).append(name)
     if not 2 <= folds <= len(groups):
         raise InputError(
-            f"folds is {folds}; expected 2 to {len(groups)}, the number of patients among the train and val cases"
+            f"--folds is {folds}; expected 2 to {len(groups)}, the number of patients among the train and val cases"
         )
     order = [str(patient) for patient in np.random.default_rng(seed).permutation(sorted(groups))]
     parts = [sorted(name for patient in order[index::folds] for name in groups[patient]) for index in range(folds)]

@@ -12,6 +12,7 @@ MEMBERS = "members"  # the folder in an ensemble's folder that has one folder of
 METRICS = "metrics.csv"
 CASE_SCORES = "case_scores.csv"
 SPLIT = "split.json"
+TEST_SCORES = "test_scores"
 
 
 @dataclass(frozen=True)
@@ -80,4 +81,35 @@ class TrainingDir:
     @property
     def test_scores(self) -> Path:
         """The path of the test scores without its ending: .json and .csv are added."""
-        return self.path / "test_scores"
+        return self.path / TEST_SCORES
+
+
+@dataclass(frozen=True)
+class EnsembleDir:
+    """Paths in the folder of an ensemble; nothing is read or made."""
+
+    path: Path
+
+    @property
+    def members(self) -> Path:
+        """The folder that has one folder of a training per member."""
+        return self.path / MEMBERS
+
+    def member(self, name: str) -> TrainingDir:
+        """The folder of the training of a member."""
+        return TrainingDir(self.members / name)
+
+    @property
+    def split(self) -> Path:
+        """The case names of train, val and test, as they were before train and val were divided into folds."""
+        return self.path / SPLIT
+
+    @property
+    def cross_validation(self) -> Path:
+        """The path of the out-of-fold scores of all cases without its ending: .json and .csv are added."""
+        return self.path / "cross_validation"
+
+    @property
+    def test_scores(self) -> Path:
+        """The path of the test scores of the members together without its ending: .json and .csv are added."""
+        return self.path / TEST_SCORES

@@ -82,9 +82,26 @@ def retrain(
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="A recipe as YAML instead of a trial's.")] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Epochs; by default the sweep's.")] = None,
     with_val: Annotated[bool, typer.Option("--with_val", help="Train on the validation cases too.")] = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=2, help="Train an ensemble by cross-validation of the train and val cases."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Train an ensemble: N trainings, with --folds of each fold.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Folder below RUN/retrain.")] = None,
+    address: Address = None,
 ) -> None:
-    """Train the winner again from the start, and score it once on the held-out test cases."""
+    """Train the winner again from the start, or an ensemble of it, and score it once on the held-out test cases."""
+    if folds is not None or seeds is not None:
+        from tune.ensemble_retrain import EnsembleRequest, retrain_ensemble
+
+        request = EnsembleRequest(folds or 0, seeds or 1, trial, config, epochs, with_val, name)
+        with outlive_reader(f"the retraining goes on, see {run.resolve() / 'retrain'}"):
+            logger.info(f"ensemble: {retrain_ensemble(run.resolve(), request, address=address)}")
+        return
+    if address is not None:
+        raise InputError("--address is of --folds and --seeds: a single model is retrained by this process")
     from tune.retrain import retrain as retrain_trial
 
     output = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
