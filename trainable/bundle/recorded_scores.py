@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from trainable.evaluation.prediction_setting import PredictionSetting
 from trainable.postprocess_record import read_record
 from trainable.training.case_scores import read_case_scores
 from trainable.training.ensemble import Ensemble
-from trainable.training.training_dir import TrainingDir
+from trainable.training.training_dir import EnsembleDir, TrainingDir
 
 DICE = tuple(f"dice_{name}" for name in (*REGIONS, "mean"))
 
@@ -106,11 +106,13 @@ def _validation(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
         if dict(record.models) == epochs:
             source = "validation cases, which selected the recipe, the epoch and the post-processing"
             return RecordedScores("val", source, record.chosen, record.scores, scans, members)
+    setting = PredictionSetting.of_config(ensemble.first.config) if record is None else record.before
     if len(ensemble.members) > 1:
-        return None
+        cases = _scores_in(EnsembleDir(folder).cross_validation.with_suffix(".json"), members)
+        source = "all cases, each scored by the networks that were not trained on it, at an epoch that it selected"
+        return RecordedScores("val", source, setting, cases, scans, members)
     state = ensemble.first.state
     scores = read_case_scores(TrainingDir(folder).case_scores).get(state["epoch"], {})
-    setting = PredictionSetting.of_config(ensemble.first.config) if record is None else record.before
     source = f"validation cases at epoch {state['epoch']}, which they selected"
     known = {name: values for name, values in scores.items() if name in members}
     return RecordedScores("val", source, setting, known, scans, members)
@@ -121,8 +123,23 @@ def _relative(file: Path, folder: Path) -> str:
     return str(file.resolve().relative_to(folder.resolve()))
 
 
+def _scores_in(path: Path, names: Collection[str]) -> dict[str, Scores]:
+    """Return DICE of these cases in a JSON of scores; none if there is no such file.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        cases = json.loads(path.read_text())["cases"]
+        return {name: {key: float(cases[name][key]) for key in DICE} for name in cases if name in names}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it and score the cases again") from None
+
+
 def _test(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
-    """Return the test scores of the model; None if there are none, or if they are of another epoch.
+    """Return the test scores of the model; None if there are none, or if they are of other epochs or networks.
 
     Raises:
         InputError: if test_scores.json is damaged.
@@ -132,14 +149,14 @@ def _test(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
         return None
     try:
         content = json.loads(path.read_text())
-        names = [name for name, part in content["parts"].items() if part == "test"]
-        cases = {name: {key: float(content["cases"][name][key]) for key in DICE} for name in names}
+        epochs = [member["epoch"] for member in content["members"]] if "members" in content else [content["epoch"]]
         setting = PredictionSetting(**{name: content[name] for name in PredictionSetting.names()})
+        names = [name for name, part in content["parts"].items() if part == "test"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged or of an older version ({error}); score the test cases again") from None
-    if len(ensemble.members) == 1 and content["epoch"] != ensemble.first.state["epoch"]:
+    if sorted(epochs) != sorted(member.state["epoch"] for member in ensemble.members):
         return None
     scans = scans_by_name(ensemble)
-    everyone = dict.fromkeys(cases, range(len(ensemble.members)))
+    cases = _scores_in(path, {*names} & scans.keys())
     source = "held-out test cases, by which nothing was selected"
-    return RecordedScores("test", source, setting, {k: v for k, v in cases.items() if k in scans}, scans, everyone)
+    return RecordedScores("test", source, setting, cases, scans, dict.fromkeys(cases, range(len(ensemble.members))))
