@@ -20,6 +20,7 @@ LAYERS = (
     ("trainable/evaluation",),
     ("trainable/training",),
     ("trainable",),
+    ("trainable/bundle",),
     ("tune/spec",),
     ("tune/search",),
     ("tune/run",),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainable.core.errors import InputError
 from trainable.core.idle_options import idle_text
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
@@ -153,14 +155,33 @@ def status(run: RunFolder) -> None:
 
 
 @app.command(epilog="Example: voxtune verify RUN")
-def verify(run: RunFolder) -> None:
-    """Audit a sweep's folder: lost or duplicated trials, wrong early-stopping decisions, checkpoints, confirmation."""
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a sweep, or of a bundle.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of a bundle: cases, to score those on record again.")
+    ] = None,
+) -> None:
+    """Audit a sweep: trials, early-stopping decisions, checkpoints, confirmation; or a bundle: its files and scores."""
+    from trainable.bundle.contents import is_bundle
+
+    if is_bundle(run):
+        from tune.model_bundle import verify_bundle
+
+        print_checks(verify_bundle(run, data))
+        return
+    if data is not None:
+        raise InputError(f"--data is for a bundle, which {run} is not; leave it out")
     from tune.run.verify import verify as verify_run
     from tune.run.verify_confirmation import verify_confirmation
 
     result = read_run(run)
     checks = verify_run(result) | verify_confirmation(result)
     logger.info(summary_line(result))
+    print_checks(checks)
+
+
+def print_checks(checks: Mapping[str, Sequence[str]]) -> None:
+    """Print each check with its findings; exit with code 1 if there is a finding."""
     for name, findings in checks.items():
         logger.info(f"{'ok   ' if not findings else 'WRONG'}  {name}")
         for finding in findings:

@@ -1,0 +1,1 @@
+"""What the configs of this bundle use besides MONAI."""
