@@ -18,10 +18,6 @@ from tune.spec.space import ConfigErrors, KeyPath, Problem, Space
 from tune.spec.space_reader import read_space
 
 STUDY_FIELDS = ("seed", "protect_default", "confirm")  # fields of SweepConfig that the YAML has in `study:`
-    "seed",
-    "protect_default",
-    "confirm",
-)  # fields of SweepConfig that are in the section `study:` of the YAML
 RESERVED_OPTIONS = {  # options of TrainConfig that `train:` may not contain, and why
     **dict.fromkeys(option_names(set_by="launch"), "launch sets it"),
     **{name: f"write study.{name}" for name in option_names(set_by="study")},
