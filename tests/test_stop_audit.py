@@ -28,7 +28,7 @@ def sweep(tmp_path: Path, share: float, *, trials: int = 30, seed: int = 0) -> A
 def test_the_printed_share_of_false_stops_is_the_true_one_within_its_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 sweeps; 200 of each of several shares are in docs/sweeps.md."""
+    """40 sweeps; docs/sweeps.md has the table of 400 per share."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # nothing is killed here, and it takes most of the time
     outcomes = [outcome for outcome in BENCHMARK["simulate"](40, 40, 0.3, tmp_path) if outcome.audit.audited]
     true, printed = (np.array(rates) for rates in zip(*[(o.true_rate, o.audit.rate) for o in outcomes], strict=True))
