@@ -146,7 +146,7 @@ def report_text(run: Run, found: Confirmation) -> str:
         table_text(found),
         "",
         "; ".join([f"the race ended: {found.race.ended}" if found.race.ended else "the race has not ended", *dropped]),
-        f"validation cases: {sentence(val)}",
+        f"{'cases out of fold' if plan.folds else 'validation cases'}: {sentence(val)}",
         *test_lines(run, found),
         f"chosen: {val.chosen}; {val.reason}",
         f"cost: {found.trainings} trainings, {cost}",
