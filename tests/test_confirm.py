@@ -36,7 +36,7 @@ from tune.run.confirmation import (
     save_plan,
     unused_seeds,
 )
-from tune.run.export import recipe_text
+from tune.run.export import export_recipe
 from tune.run.recipe_files import read_recipe
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import RunDir
@@ -301,7 +301,8 @@ def test_the_run_says_whether_its_winner_is_confirmed(swept: Path, copy: Path) -
     winner = f"trial_{run.best().number:04d}"
     assert confirmation_line(run).startswith(f"winner not confirmed: {winner}: not shown: ")
     assert confirmation_line(run).endswith("; chosen: default")
-    assert confirmation_line(run) in recipe_text(run, run.best(), "split.json")
+    export_recipe(run, run.best(), copy.with_name("best.yaml"))
+    assert f"# {confirmation_line(run)}\n" in copy.with_name("best.yaml").read_text()
     assert confirmed_choice(run) == ("default", 0)
     assert choose_recipe(run, None, None)[2] == "trial_0000"
     assert choose_recipe(run, run.best().number, None)[2] == winner

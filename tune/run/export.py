@@ -32,7 +32,9 @@ def export_recipe(run: Run, trial: TrialResult, path: Path) -> None:
     again = refuse_other_files(path, split_file)
     if not again and split_file.exists() and load_split(split_file) != split:
         raise InputError(f"{split_file} exists and has another split; choose another name for --export")
-    text = recipe_text(run, trial, split_file.name)
+    is_winner = bool(run.ranking) and trial.number == run.best().number
+    notes = [line] if is_winner and (line := confirmation_line(run)) else []
+    text = recipe_text(run, trial, split_file.name, notes)
     try:
         save_split(split, split_file)
         path.write_text(text)
@@ -82,7 +84,7 @@ def is_export(path: Path, split_file: str) -> bool:
     )
 
 
-def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
+def recipe_text(run: Run, trial: TrialResult, split_file: str, notes: Sequence[str] = ()) -> str:
     """Return all options of a trial as YAML, for `voxtune train --config` and `voxtune retrain --config` anywhere.
 
     Options that are of one machine or folder are left out: paths, the device, what was allowed of particular cases. The
@@ -91,6 +93,7 @@ def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
 
     Args:
         split_file: where the split is, for the comments at the head.
+        notes: further lines for the head.
     """
     record, objective = run.config.record, run.config.objective
     score = "no score"
@@ -102,9 +105,7 @@ def recipe_text(run: Run, trial: TrialResult, split_file: str) -> str:
         f"{split_file} {HAS_THE_SPLIT}; to train on the cases of the sweep: --split_file",
         f"seed is that of the sweep, which draws its split; the trial was trained with seed {trial.seed}",
     ]
-    if run.ranking and trial.number == run.best().number and (line := confirmation_line(run)):
-        head.append(line)
-    return portable_recipe(run, run.recipe(trial), head)
+    return portable_recipe(run, run.recipe(trial), [*head, *notes])
 
 
 def portable_recipe(run: Run, config: TrainConfig, head: Sequence[str]) -> str:
