@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -258,6 +259,20 @@ def test_test_only_scores_an_ensemble_with_its_members_and_the_gain(
     assert gain["difference"] == pytest.approx(difference, abs=1e-12)
     assert gain["low"] is None  # one case tells no interval
     assert "the ensemble of 2 against its members: Dice mean " in said
+
+
+def test_a_member_whose_training_goes_on_is_told(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "two")
+    assert len(find_models([tmp_path / "two"])) == 2
+    assert capsys.readouterr().out == ""
+    metrics = TrainingDir(tmp_path / "two" / "members" / "seed_1").metrics
+    rows = list(csv.DictReader(metrics.open()))
+    metrics.write_text(f"{','.join(rows[0])}\n{','.join({**rows[0], 'end_reason': ''}.values())}\n")
+    assert len(find_models([tmp_path / "two"])) == 2
+    said = "".join(capsys.readouterr())
+    assert "1 of 2 members are not trained to their end, such as seed_1; their best model so far is used" in said
 
 
 def test_members_named_with_test_only_are_averaged_with_the_resumed_one(trained: Path, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from trainable.cases.labels import labels_of_checkpoint
 from trainable.core.config import TrainConfig
 from trainable.core.device import with_usable_precision
 from trainable.core.errors import InputError
+from trainable.core.logger import logger
 from trainable.data.split import PARTS
 from trainable.evaluation.averaging import Predictor
 from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
 from trainable.training.seen_cases import NEW, UNKNOWN, History, parts_of
 from trainable.training.training_dir import BEST, MEMBERS, TrainingDir
+from trainable.training.training_log import read_rows
 
 WEIGHTS = ("network", "ema", "optimizer")  # of a checkpoint's state: not kept, as the networks have them
 POST_PROCESSING = ("min_component", "et_threshold")
@@ -136,7 +138,18 @@ def _models_in(path: Path) -> list[Path]:
             f"{path}: {len(missing)} of {len(files)} members have no model yet, such as {missing[0]}; go on with the "
             "command that began the ensemble, or name the checkpoints that are to predict"
         )
+    if running := [folder.name for folder in folders if not has_ended(TrainingDir(folder))]:
+        logger.warning(
+            f"{path}: {len(running)} of {len(files)} members are not trained to their end, such as {running[0]}; their "
+            "best model so far is used"
+        )
     return files
+
+
+def has_ended(training: TrainingDir) -> bool:
+    """Return whether a training has ended, by the last row of its metrics.csv; True without that file, as for a copy."""
+    rows = read_rows(training.metrics)
+    return not rows or bool(rows[-1]["end_reason"])
 
 
 def load_ensemble(
