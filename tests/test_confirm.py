@@ -436,7 +436,7 @@ def test_the_card_of_a_bundle_says_what_the_confirmation_says_of_its_recipe(copy
     shutil.copytree(training, run.dir.retrain / "final")
     words = json.loads(run.dir.confirm.result.read_text())["validation"]["words"]
     card = card_of(run.dir.retrain / "final", tmp_path / "final")
-    assert f"**Confirmation of the recipe:** the recipe {arm}, trained for 4 epochs: on validation cases {arm}" in card
+    assert f"**Confirmation of the recipe:** the recipe {arm}, trained for 2 epochs: on validation cases {arm}" in card
     assert words in card
     other = load_plan(run.dir.confirm.plan)
     assert other is not None
