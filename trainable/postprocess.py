@@ -50,8 +50,8 @@ class ValidationCases:
 
     Attributes:
         data: prepared, without any test case.
-        predictors: by case, the networks that were neither trained on it nor selected by a test: of an ensemble over
-            folds those of its fold, so that each case is predicted out of fold.
+        predictors: by case, the networks that it validated and that were not trained on it: of an ensemble over folds
+            those of its fold, so that each case is predicted out of fold.
         scratch: folder of the label maps before the clean-up, one per case and way to run the networks.
         scored: scores by setting, so that none is computed twice.
     """
