@@ -146,8 +146,11 @@ def _futile(scores: Mapping[str, ArmScores], alive: Sequence[str], number: int, 
     """Return the reason by name of each challenger that is unlikely to beat the default, or the leading challenger."""
     reasons = {}
     leader = ""
+    means = {name: mean_score(scores[name][:number]) for name in (DEFAULT, *alive)}
     for name in alive:  # best first
         for rival in (DEFAULT, leader) if leader else (DEFAULT,):
+            if means[name] >= means[rival]:
+                continue  # at least an even chance
             probability = compare_arms(scores, name, rival, number, 0.95, draws).probability
             if probability < FUTILE:  # never if it is NaN
                 reasons[name] = f"round {number}: {probability:.1%} likely to be better than {_called(rival)}"

@@ -134,10 +134,10 @@ def make_test_verdict(scores: Scores, metric: str, winner: str) -> Verdict:
         metric: as of the validation cases.
         winner: the recipe that was chosen there as the best challenger.
     """
-    judged = {name: len(scores[metric].get(name, ())) for name in (DEFAULT, winner)}
-    trainings = min(judged.values())
+    names = (DEFAULT, winner)
+    trainings = min(len(scores[metric].get(name, ())) for name in names)
     comparisons = _compare(scores, winner, trainings, 0.95) if trainings else {}
-    arms = _summarise(scores, judged, {}, metric, {})
+    arms = _summarise(scores, dict.fromkeys(names, trainings), {}, metric, {})
     words = _words(comparisons.get(metric), winner, trainings)
     return Verdict("test", metric, winner, "", NOTHING_SELECTED, "", comparisons, arms, words)
 
