@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,14 @@ def make_report(epoch: int, score: float, best: float | None = None, end_reason:
         "epoch": epoch, **dice, "best_score": best, "best_epoch": epoch if best == score else 1,
         "end_reason": end_reason,
     }  # fmt: skip
+
+
+def with_case_scores(report: dict[str, Any], cases: Sequence[str]) -> dict[str, Any]:
+    """Return a report as a trial makes it that validates these cases, all with the report's scores."""
+    from trainable.training.case_scores import case_rows
+
+    scores = {name: report[f"val_{name}"] for name in ("dice_WT", "dice_TC", "dice_ET", "dice_mean")}
+    return {**report, "case_scores": case_rows(report["epoch"], dict.fromkeys(cases, scores))}
 
 
 def start_journal(run_dir: Path, config: SweepConfig) -> tuple[Journal, RungScheduler]:

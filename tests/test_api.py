@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SWEEP, make_report
+from helpers import SWEEP, make_report, with_case_scores
 from optuna.trial import TrialState
 
 import voxtune as vt
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import row_columns
 from trainable.training.training_log import TrainingLog
+from tune.driver.recorder import metrics_of
 from tune.run.run_dir import RunDir
 from tune.search.journal import Journal
 from tune.spec.sweep_config import make_sweep_config
@@ -45,7 +46,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         log = TrainingLog(paths.trial(number).path)
         for epoch in (1, 2) if number == 0 else (1,):
             report = make_report(epoch, 0.1 * epoch + 0.2, end_reason="epochs" if epoch == 2 else "")
-            log.write(report)
+            report = with_case_scores(report, ["a", "b"])
+            log.write(metrics_of(report), case_rows=report["case_scores"])
             journal.record(number, report)
     journal.tell(0)
     return paths.path
@@ -64,6 +66,20 @@ def test_a_run_is_read_as_tables(run_dir: Path) -> None:
     assert list(curves["epoch"]) == [1, 2, 1]
     assert list(curves["val_dice_mean"]) == pytest.approx([0.3, 0.4, 0.3])
     assert list(curves["end_reason"]) == ["", "epochs", ""]
+
+
+def test_scores_of_cases_are_read_as_a_table(run_dir: Path, tmp_path: Path) -> None:
+    run = vt.open(run_dir)
+    scores = run.case_scores(0)
+    assert list(scores["epoch"]) == [1, 1, 2, 2]
+    assert list(scores["case"]) == ["a", "b", "a", "b"]
+    assert list(scores["dice_mean"]) == pytest.approx([0.3, 0.3, 0.4, 0.4])
+    with pytest.raises(vt.InputError, match="has no trial 2"):
+        run.case_scores(2)
+    (tmp_path / "study.yaml").write_text((run_dir / "study.yaml").read_text())
+    Journal(tmp_path, run.config).ask()
+    empty = vt.open(tmp_path).case_scores(0)
+    assert (len(empty), list(empty.columns)) == (0, list(scores.columns))
 
 
 def test_the_columns_of_trials_depend_neither_on_trials_nor_on_scores(run_dir: Path, tmp_path: Path) -> None:

@@ -116,7 +116,14 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
     assert {Path("trainable/core/errors.py"), Path("trainable/core/options.py")} <= set(found)
 
 
-READERS = ["tune.run.verify", "tune.run.results", "tune.cli", "trainable.core.options", "voxtune"]
+READERS = [
+    "tune.run.verify",
+    "tune.run.verify_confirmation",
+    "tune.run.results",
+    "tune.cli",
+    "trainable.core.options",
+    "voxtune",
+]
 
 
 @pytest.mark.parametrize("module", READERS)

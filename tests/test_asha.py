@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import SWEEP
 
-from tune.search.asha import CONTINUE, STOP, cutoff, decide, rung_epochs
+from tune.search.asha import CONTINUE, STOP, RungDecision, Rungs, audited, cutoff, decide, rung_epochs
 from tune.spec.sections import EarlyStopping
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
@@ -44,3 +44,76 @@ def test_only_what_is_below_the_cutoff_is_stopped():
     median = EarlyStopping(type="median")
     assert decide(0.0, [0.5, 0.6], median) == CONTINUE
     assert decide(0.5, [0.4, 0.6, 0.7], median) == STOP
+
+
+def with_audit(share: float, seed: int = 3, **study: object) -> SweepConfig:
+    stopping = {**SWEEP["early_stopping"], "audit": share}
+    return make_sweep_config({**SWEEP, "study": {**SWEEP["study"], "seed": seed, **study}, "early_stopping": stopping})
+
+
+def test_the_audit_draws_its_share_by_seed_and_number_and_a_larger_share_draws_the_same_and_more():
+    configs = [with_audit(share) for share in (0.0, 0.1, 0.3, 1.0)]
+    drawn = [[audited(config, number) for number in range(2000)] for config in configs]
+    shares = [np.mean(draws) for draws in drawn]
+    assert shares == pytest.approx([0.0, 0.1, 0.3, 1.0], abs=0.03)
+    assert all(more or not less for less, more in zip(drawn[1], drawn[2], strict=True))
+    other = with_audit(0.1, seed=4)
+    assert [audited(other, number) for number in range(2000)] != drawn[1]
+
+
+def test_a_stop_that_is_not_carried_out_is_recorded_with_its_reason():
+    rungs = Rungs(with_audit(1.0))
+    rungs.add(0, 1, RungDecision(0.5, CONTINUE))
+    assert rungs.decide(1, 1, 0.4) == RungDecision(0.4, CONTINUE, "audit")
+    assert rungs.decide(1, 1, 0.4, default=True) == RungDecision(0.4, CONTINUE, "default")
+    assert rungs.decide(1, 1, 0.6, default=True) == RungDecision(0.6, CONTINUE)
+    unprotected = Rungs(with_audit(0.0, protect_default=False))
+    unprotected.add(0, 1, RungDecision(0.5, CONTINUE))
+    assert unprotected.decide(1, 1, 0.4, default=True) == RungDecision(0.4, STOP)
+
+
+def test_a_trial_that_would_have_been_stopped_sets_no_bar_later_and_is_not_stopped_later():
+    rungs = Rungs(with_audit(1.0))
+    for number, value in enumerate((0.5, 0.4)):
+        rungs.add(number, 1, rungs.decide(number, 1, value))
+    assert rungs.values[1] == {0: 0.5, 1: 0.4}  # as of a trial that is stopped here
+    rungs.add(0, 3, rungs.decide(0, 3, 0.6))
+    decided = rungs.decide(1, 3, 0.9)
+    rungs.add(1, 3, decided)
+    assert decided == RungDecision(0.9, CONTINUE, "audit")
+    assert rungs.values[3] == {0: 0.6}
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_all_others_are_decided_as_without_protection_and_audit(kind: str, share: float):
+    """Trials in any order of arrival: who goes on by itself, and where each stop would be, does not change."""
+    rng = np.random.default_rng(0)
+    curves = np.sort(rng.random((60, 9)), 1)
+
+    def replay(audit: float, *, protect: bool) -> dict[int, dict[int, RungDecision]]:
+        config = with_audit(audit, protect_default=protect)
+        config = config.model_copy(update={"early_stopping": config.early_stopping.model_copy(update={"type": kind})})
+        rungs, order = Rungs(config), np.random.default_rng(1).permutation(60)
+        decisions: dict[int, dict[int, RungDecision]] = {number: {} for number in range(60)}
+        for epoch in rung_epochs(config):
+            for number in map(int, order):
+                if any(decided.decision == STOP for decided in decisions[number].values()):
+                    continue
+                decided = rungs.decide(number, epoch, curves[number, epoch - 1], default=number == 0)
+                rungs.add(number, epoch, decided)
+                decisions[number][epoch] = decided
+        return decisions
+
+    def stops(decisions: dict[int, dict[int, RungDecision]]) -> dict[int, int]:
+        """The epoch at which each trial is or would be stopped."""
+        return {
+            number: next(epoch for epoch, decided in of_trial.items() if decided.decision == STOP or decided.kept)
+            for number, of_trial in decisions.items()
+            if any(decided.decision == STOP or decided.kept for decided in of_trial.values())
+        }
+
+    plain, other = replay(0.0, protect=False), replay(share, protect=True)
+    assert stops(plain) == stops(other)
+    assert len(stops(plain)) > 20
+    assert any(decided.kept == "audit" for of_trial in other.values() for decided in of_trial.values())

@@ -171,10 +171,10 @@ def test_study_confirm_is_kept_in_the_run_s_yaml(tmp_path: Path, value: Any) -> 
 
 @pytest.fixture(scope="module")
 def swept(cluster: Cluster, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of three short trials that ended."""
+    """A sweep of two short trials that ended."""
     folder = tmp_path_factory.mktemp("swept")
     (folder / "space.yaml").write_text(SPACE)
-    short = ["study.trials=3", "train.epochs=2", "train.patches_per_epoch=8", "early_stopping.type=none"]
+    short = ["study.trials=2", "train.epochs=2", "train.patches_per_epoch=8", "early_stopping.type=none"]
     data = [f"train.data_dir={phantoms}", f"train.cache_dir={folder / 'cache'}"]
     launch(load_sweep_config(folder / "space.yaml", [*short, *data]), folder / "run", cluster=cluster)
     return folder / "run"

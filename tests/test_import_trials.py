@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from trainable.core.errors import InputError
 from tune.run.import_trials import change_space, checkpoint_if_present, warm_start
 from tune.run.results import read_run
+from tune.search.asha import RungDecision
 from tune.search.journal import Journal, read_trials
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump
@@ -67,7 +68,7 @@ def run(tmp_path: Path) -> Path:
         journal.ask()
     journal.record(0, row(4, 0.5, "epochs"), "run-1/0000/checkpoint_000003")
     journal.record(1, row(1, 0.2))
-    journal.record_rung(1, 1, 0.2, "STOP")
+    journal.record_rung(1, 1, RungDecision(0.2, "STOP"))
     journal.record(2, {"epoch": 0, "end_reason": "oom"})
     journal.record(3, row(1, 0.3))
     for number in range(3):

@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 from trainable.core.errors import InputError
 from trainable.training.epoch_result import EndReason
 from tune.search import journal_file
-from tune.search.asha import CONTINUE
+from tune.search.asha import CONTINUE, RungDecision
 from tune.search.journal import Journal, read_trials
 from tune.search.journal_file import JOURNAL, truncate_partial_line
-from tune.search.trial_progress import BestEpoch, Progress, RungDecision, rung_decisions, stopped_at
+from tune.search.trial_progress import BestEpoch, Progress, rung_decisions, stopped_at
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
 

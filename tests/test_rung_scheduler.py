@@ -14,9 +14,10 @@ from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
-from tune.search.asha import CONTINUE, STOP
+from tune.search.asha import CONTINUE, STOP, RungDecision
 from tune.search.journal import Journal, read_trials
 from tune.search.journal_file import JOURNAL
+from tune.search.trial_progress import rung_decisions
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump
 
@@ -36,14 +37,14 @@ def test_the_first_at_a_rung_goes_on_and_a_worse_one_is_stopped(tmp_path: Path, 
         report_all(journal, scheduler, 2, make_report(1, 0.6), make_report(2, 0.1, 0.6), make_report(3, 0.2, 0.6))
         == CONTINUE
     )
-    assert scheduler.rungs == {1: {0: 0.5, 1: 0.4, 2: 0.6}, 3: {2: 0.6}}  # the best score up to the rung
+    assert scheduler.rungs.values == {1: {0: 0.5, 1: 0.4, 2: 0.6}, 3: {2: 0.6}}  # the best score up to the rung
 
 
 def test_a_trial_that_reaches_its_last_epoch_is_not_compared(tmp_path: Path, config: SweepConfig):
     journal, scheduler = start_journal(tmp_path, config)
     journal.ask()
     assert report_all(journal, scheduler, 0, make_report(3, 0.1, end_reason="patience")) == CONTINUE
-    assert scheduler.rungs[3] == {}
+    assert scheduler.rungs.values[3] == {}
 
 
 def test_a_decision_that_was_not_reported_to_optuna_is_reported_on_reattaching(tmp_path: Path, config: SweepConfig):
@@ -70,7 +71,7 @@ def test_a_repeated_report_changes_nothing_and_gets_its_decision_again(tmp_path:
     assert report_all(journal, scheduler, 0, make_report(2, 0.6)) == CONTINUE
     assert report_all(journal, scheduler, 1, make_report(1, 0.1)) == STOP
     assert (tmp_path / JOURNAL).read_bytes() == before
-    assert scheduler.rungs[1] == {0: 0.5, 1: 0.1}
+    assert scheduler.rungs.values[1] == {0: 0.5, 1: 0.1}
 
 
 def test_a_report_recorded_without_its_decision_is_decided_when_repeated(tmp_path: Path, config: SweepConfig):
@@ -110,6 +111,39 @@ def test_proposals_and_stops_do_not_depend_on_interruptions(tmp_path: Path, conf
     assert {state for _, state, _ in whole} == {TrialState.COMPLETE, TrialState.PRUNED}
     other = make_sweep_config({**SWEEP, "study": {"trials": 20, "seed": 4}})
     assert sweep(tmp_path / "other", other) != whole
+
+
+def test_the_default_recipe_is_never_stopped_and_the_journal_says_that_it_would_have_been(
+    tmp_path: Path, config: SweepConfig
+):
+    journal, scheduler = start_journal(tmp_path, config)
+    journal.enqueue_first([config.space.default_params()])
+    for _ in range(3):
+        journal.ask()
+    report_all(journal, scheduler, 1, make_report(1, 0.5), make_report(3, 0.5))
+    assert report_all(journal, scheduler, 0, make_report(1, 0.4)) == CONTINUE
+    resumed, scheduler = start_journal(tmp_path, config)
+    resumed.reattach()
+    assert report_all(resumed, scheduler, 0, make_report(3, 0.6)) == CONTINUE
+    decisions = rung_decisions(resumed.attrs(0))
+    assert decisions == {1: RungDecision(0.4, CONTINUE, "default"), 3: RungDecision(0.6, CONTINUE, "default")}
+    assert scheduler.rungs.values == {1: {0: 0.4, 1: 0.5}, 3: {1: 0.5}}
+    assert report_all(resumed, scheduler, 2, make_report(1, 0.4)) == STOP
+    resumed.record(0, make_report(9, 0.7, end_reason="epochs"))
+    assert resumed.tell(0) == TrialState.COMPLETE
+
+
+def test_audited_trials_are_the_same_after_interruptions_and_count_as_finished(tmp_path: Path):
+    config = make_sweep_config({**SWEEP, "early_stopping": {**SWEEP["early_stopping"], "audit": 0.4}})
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    assert sweep(tmp_path / "parts", config, interrupt=(0, 4, 5, 11, 19)) == sweep(tmp_path / "whole", config)
+    attrs = [[trial.user_attrs for trial in read_trials(tmp_path / name)] for name in ("whole", "parts")]
+    kept = [[rung.kept for of in each for rung in rung_decisions(of).values()] for each in attrs]
+    assert kept[0] == kept[1]
+    audited = [t for t in read_trials(tmp_path / "whole") if any(d.kept for d in rung_decisions(t.user_attrs).values())]
+    assert 0 < len(audited) < 12
+    assert {(trial.state, trial.last_step) for trial in audited} == {(TrialState.COMPLETE, 9)}
 
 
 def test_a_score_and_a_cost_are_reported_together_and_stopped_trials_stay_pruned(tmp_path: Path):
@@ -161,7 +195,7 @@ def test_interrupted_stays_running_and_is_handed_out_again(tmp_path: Path, confi
     again, scheduler = start_journal(tmp_path, config)
     assert again.reattach() == [(number, values)]
     assert again.progress(number).checkpoint == "run-1/0000/checkpoint_000001"
-    assert scheduler.rungs[1] == {0: 0.5}
+    assert scheduler.rungs.values[1] == {0: 0.5}
 
 
 def test_trials_after_the_startup_wait_for_its_end_if_configured(tmp_path: Path, config: SweepConfig):

@@ -136,6 +136,7 @@ def test_the_snapshot_of_an_ended_sweep_is_its_text_files(run: Path, server: Ser
     texts = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.suffix in (".yaml", ".json", ".log", ".csv")}
     assert kept == texts
     assert {"study.yaml", "journal.log", "best/config.yaml", "trials/0004/metrics.csv", "trials/0000/stdout.log"} < kept
+    assert {f"trials/{number:04d}/case_scores.csv" for number in range(5)} < kept
     for name in kept:
         body = server.client.get_object(Bucket=BUCKET, Key=prefix + name)["Body"].read()
         assert body == (run / name).read_bytes(), name

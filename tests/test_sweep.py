@@ -31,6 +31,8 @@ from tune.driver.sweep import launch, resume, with_absolute_paths
 from tune.retrain import retrain
 from tune.run.export import recipe_text
 from tune.run.results import Run, read_run, resolve_checkpoint
+from tune.run.run_dir import RunDir
+from tune.run.verify import verify
 from tune.search.journal import Journal, read_trials
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config
@@ -158,8 +160,12 @@ def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
 
     assert facts(folder) == facts(run)
     for trial in read_trials(folder):
-        epochs = [int(row["epoch"]) for row in rows(folder / "trials" / f"{trial.number:04d}")]
-        assert epochs == list(range(1, trial.user_attrs["progress"]["epoch"] + 1))
+        paths, whole = RunDir(folder).trial(trial.number), RunDir(run).trial(trial.number)
+        assert [int(row["epoch"]) for row in rows(paths.path)] == list(
+            range(1, trial.user_attrs["progress"]["epoch"] + 1)
+        )
+        assert paths.case_scores.read_text() == whole.case_scores.read_text()
+    assert not any(verify(read_run(folder)).values())
 
 
 def test_launch_into_a_run_is_refused_and_resume_of_a_finished_one_says_so(run: Path, config_of, capsys):
@@ -498,6 +504,8 @@ def test_a_killed_worker_is_restarted_from_its_checkpoint(
     [restarted] = read_trials(folder)
     assert (restarted.state, restarted.intermediate_values) == (whole.state, whole.intermediate_values)
     assert [int(row["epoch"]) for row in rows(trial)] == [1, 2, 3, 4]
+    scores = [RunDir(folder_of_run).trial(0).case_scores.read_text() for folder_of_run in (folder, run)]
+    assert scores[0] == scores[1]
 
 
 def worker_of(driver: int) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import SWEEP
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
@@ -14,7 +15,7 @@ from tune.search.asha import rung_epochs
 from tune.search.sampler import first_recipes
 from tune.spec.kinds import LogUniform
 from tune.spec.run_record import RunRecord
-from tune.spec.sweep_config import SweepConfig, make_sweep_config
+from tune.spec.sweep_config import SweepConfig, make_sweep_config, to_sections
 from tune.spec.sweep_file import dump, load_sweep_config
 
 GOOD = """\
@@ -347,3 +348,12 @@ def test_a_small_space_is_tried_once(capsys: pytest.CaptureFixture[str]) -> None
     assert config.trials_left(4, recipes) == 0
     print_space(config)
     assert "the space has 4 recipes: the sweep ends when each has been tried" in capsys.readouterr().out
+
+
+def test_a_run_that_was_begun_before_the_default_recipe_was_protected_goes_on_without() -> None:
+    config = make_sweep_config(SWEEP).with_record(cache_dir="/cache")
+    sections = to_sections(config)
+    assert sections["study"].pop("protect_default") is True
+    assert make_sweep_config(sections).protect_default is False
+    assert make_sweep_config(to_sections(config)).protect_default is True
+    assert make_sweep_config({**sections, "record": {}}).protect_default is True

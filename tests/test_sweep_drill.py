@@ -1,4 +1,4 @@
-"""The drills of a sweep, short; `make drill` runs them whole."""
+"""The drills of a sweep and of its confirmation, short; `make drill` runs them whole."""
 
 import subprocess
 import sys
@@ -16,6 +16,7 @@ DRILLS = Path(__file__).parent / "drills"
         ("sweep_drill.py", ["--kills", "5", "--trials", "16", "--seed", "1"], "training: 1, checkpoint write: 1"),
         ("sweep_drill.py", ["--kills", "5", "--trials", "16", "--serial"], "of an untouched sweep: the same"),
         ("fault_drill.py", ["--trials", "25"], "other scores than in a fresh process: none"),
+        ("confirm_drill.py", ["--kills", "3", "--seed", "1"], "scores.csv yes, verify yes"),
     ],
 )
 def test_nothing_is_lost(drill: str, words: list[str], expected: str):

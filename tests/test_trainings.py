@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -128,6 +129,7 @@ def test_a_killed_process_counts_for_nothing_and_its_training_ends_as_one_never_
     assert log.count("goes on after epoch") == 1
 
 
+@pytest.mark.slow
 def test_what_is_not_wanted_any_more_is_cancelled_and_a_budget_leaves_the_rest_for_later(
     cluster: Cluster, prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,3 +263,28 @@ def test_a_driver_that_is_killed_or_stopped_leaves_its_trainings_for_the_next(pr
     log = (tmp_path / "seed_0" / "stdout.log").read_text()
     assert re.search(r"goes on after epoch (\d+)", log)[1] >= str(done)  # type: ignore[index]
     killed.communicate()
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_trainings_with_the_cause_and_they_go_on_after_room_is_made(
+    prepared: Data, small_disk: Path
+) -> None:
+    save_split(prepared.split, small_disk / "split.json")
+    words, filler = ("-c", PROGRAM, small_disk, prepared.folder), small_disk / "filler"
+    process = start(*words, **ONE_CORE)
+    wait_for(process, lambda: len(rows(small_disk / "seed_0")) > 2)
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert "No space left on device" in output
+    assert output.endswith("go on with: AGAIN\n")
+    assert "Traceback" not in output
+    filler.unlink()
+    again = start(*words, **ONE_CORE)
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    assert "2 ended" in output
+    for name in ("seed_0", "seed_1"):
+        assert [row["epoch"] for row in rows(small_disk / name)] == [str(epoch) for epoch in range(1, 21)]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SWEEP, make_report
+from helpers import SWEEP, make_report, with_case_scores
 
 from trainable.core.errors import InputError
 from trainable.data.split import Split, save_split
 from trainable.training.training_log import TrainingLog
+from tune.driver.recorder import metrics_of
 from tune.driver.rung_scheduler import RungScheduler
 from tune.run.results import read_run
 from tune.run.verify import verify
@@ -24,13 +25,13 @@ from tune.spec.sweep_file import dump
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Five trials, reported in turns: some stopped by ASHA, one running."""
-    study = make_sweep_config({**SWEEP, "study": {"trials": 5, "seed": 3}, "train": {"epochs": 4}})
-    split = Split(("a", "b"), ("c",), ())
+    study = make_sweep_config({**SWEEP, "study": {"trials": 5, "seed": 3}, "train": {"epochs": 4, "val_cases": 2}})
+    split = Split(("a", "b"), ("c", "d", "e"), ())
     save_split(split, tmp_path / "split.json")
     (tmp_path / "study.yaml").write_text(dump(study.with_record(split=split.digest())))
     journal = Journal(tmp_path, study)
     logs = [TrainingLog(tmp_path / "trials" / f"{number:04d}") for number in range(5)]
-    scheduler = RungScheduler(journal, study, lambda number, result: logs[number].write(result))
+    scheduler = RungScheduler(journal, study, lambda *_: None)
     running = {journal.ask()[0] for _ in logs}
     for epoch in range(1, 5):
         for number in sorted(running):
@@ -38,7 +39,8 @@ def run(tmp_path: Path) -> Path:
                 continue
             score = round(0.1 * epoch + 0.07 * (number * 2 % 5), 6)
             report = make_report(epoch, score, end_reason="epochs" if epoch == 4 else "")
-            logs[number].write(report)
+            report = with_case_scores(report, ["c", "d"])
+            logs[number].write(metrics_of(report), case_rows=report["case_scores"])
             journal.record(number, report)
             if scheduler.decide(number, report) == "STOP" or epoch == 4:
                 journal.tell(number)
@@ -66,13 +68,64 @@ def test_a_run_as_it_should_be(run: Path):
 def test_a_lost_row_of_metrics(run: Path):
     path = run / "trials" / "0004" / "metrics.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
-    assert wrong(run) == ["epochs"]
+    assert wrong(run) == ["epochs", "scores per case"]
 
 
 def test_another_score_in_metrics(run: Path):
     path = run / "trials" / "0004" / "metrics.csv"
     path.write_text(path.read_text().replace("0.41", "0.42"))
-    assert wrong(run) == ["epochs"]
+    assert wrong(run) == ["epochs", "scores per case"]
+
+
+def of_cases(run: Path) -> list[str]:
+    return verify(read_run(run))["scores per case, whose means are those of metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("2,c,0.41,0.41", "2,c,0.41,0.42", "epoch 2: the mean of dice_TC is 0.415, in metrics.csv it is 0.41"),
+        ("2,d,", "2,e,", "epoch 2: scores of 2 cases, expected the 2 that are validated: c, d ..."),
+        ("2,d,0.41,0.41,0.41,0.41\n", "", "epoch 2: scores of 1 cases, expected the 2 that are validated: c, d ..."),
+        ("2,", "3,", "has no scores of epochs [2]"),
+    ],
+)
+def test_scores_of_cases_that_are_not_those_of_the_epoch(run: Path, old: str, new: str, finding: str):
+    path = run / "trials" / "0004" / "case_scores.csv"
+    text = path.read_text()
+    path.write_text(text.replace(old, new))
+    assert path.read_text() != text
+    assert wrong(run) == ["scores per case"]
+    assert of_cases(run)[0] == f"trial 4: case_scores.csv {finding}"
+
+
+def test_scores_of_cases_that_are_lost_or_damaged(run: Path):
+    (run / "trials" / "0004" / "case_scores.csv").unlink()
+    assert of_cases(run) == ["trial 4: case_scores.csv has no scores of epochs [1, 2]"]
+    (run / "trials" / "0004" / "case_scores.csv").write_text("epoch,case\n")
+    assert "line 1 is damaged" in of_cases(run)[0]
+
+
+def test_epochs_that_an_older_version_reported_have_no_scores_of_cases(run: Path):
+    """Trial 4 went on with this version after its first epoch; the others were there before."""
+
+    def older(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            if "progress" in entry.get("user_attr", {}):
+                count = entry["user_attr"]["progress"].pop("case_scores")
+                if entry["trial_id"] == 4 and count == 2:
+                    entry["user_attr"]["progress"]["case_scores"] = 1
+        return entries
+
+    edit(run, older)
+    for number in range(4):
+        (run / "trials" / f"{number:04d}" / "case_scores.csv").unlink()
+    path = run / "trials" / "0004" / "case_scores.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], *lines[3:]]))
+    assert wrong(run) == []
+    path.unlink()
+    assert of_cases(run) == ["trial 4: case_scores.csv has no scores of epochs [2]"]
 
 
 def test_a_lost_score_in_the_journal(run: Path):
@@ -107,6 +160,32 @@ def test_a_decision_that_the_rung_does_not_explain(run: Path, old: str, new: str
 
     edit(run, turned)
     assert "decisions" in wrong(run)
+
+
+@pytest.mark.parametrize("planted", ["audit", "default"])
+def test_a_stop_that_was_not_carried_out_for_no_reason(run: Path, planted: str):
+    """Neither is it the default recipe, nor does the audit draw it, as its share is 0."""
+
+    def kept(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for entry in entries:
+            for record in entry.get("user_attr", {}).get("rungs", {}).values():
+                if record["decision"] == "STOP":
+                    record.update(decision="CONTINUE", kept=planted)
+        return entries
+
+    edit(run, kept)
+    findings = verify(read_run(run))["decisions, right for the scores at each rung"]
+    assert any(f"CONTINUE (kept: {planted})" in finding and "not STOP" in finding for finding in findings)
+
+
+def test_an_audit_that_the_sweep_did_not_have(run: Path):
+    """Its stops would not all have been carried out."""
+    text = (run / "study.yaml").read_text()
+    (run / "study.yaml").write_text(text.replace("audit: 0.0", "audit: 1.0"))
+    assert read_run(run).config.early_stopping.audit == 1.0
+    findings = verify(read_run(run))["decisions, right for the scores at each rung"]
+    assert "STOP with " in findings[0]
+    assert "not CONTINUE (kept: audit)" in findings[0]
 
 
 def test_a_rung_that_was_passed_undecided(run: Path):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
 from trainable.core.files import user_path
+from trainable.training.case_scores import COLUMNS as CASE_COLUMNS
+from trainable.training.case_scores import read_case_scores
 from trainable.training.epoch_result import row_columns
 from trainable.training.training_log import read_rows
 from tune.run.results import Run, TrialResult, read_run
@@ -38,7 +40,7 @@ def open(run_dir: str | Path) -> RunReader:
 
 
 class RunReader:
-    """A run with the trials that it had when it was opened; only `curves` reads files later, at each call.
+    """A run with the trials that it had when it was opened; only `curves` and `case_scores` read files later.
 
     Attributes:
         folder: path of the run.
@@ -103,6 +105,29 @@ class RunReader:
         from pandas import DataFrame
 
         return DataFrame(rows, columns=None if rows else ["trial", *row_columns()])
+
+    def case_scores(self, number: int) -> DataFrame | list[dict[str, float | int | str]]:
+        """Return the Dice of each validation case at each validated epoch of a trial.
+
+        Returns:
+            With pandas installed, a DataFrame with one row per epoch and case, in the order of both, else a list of
+            dicts. Columns: epoch, case, dice_WT, dice_TC, dice_ET, dice_mean. No rows before the first validated
+            epoch, and of an imported trial, whose own run has them.
+
+        Raises:
+            InputError: if there is no trial of this number, or the file is damaged.
+        """
+        path = self._run.dir.trial(self._run.trial(number).number).case_scores
+        rows: list[dict[str, float | int | str]] = [
+            {"epoch": epoch, "case": case, **scores}
+            for epoch, of_epoch in read_case_scores(path).items()
+            for case, scores in of_epoch.items()
+        ]
+        if find_spec("pandas") is None:
+            return rows
+        from pandas import DataFrame
+
+        return DataFrame(rows, columns=list(CASE_COLUMNS))
 
 
 def trial_row(trial: TrialResult) -> dict[str, Any]:

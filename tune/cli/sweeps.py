@@ -190,6 +190,17 @@ def print_checks(checks: Mapping[str, Sequence[str]]) -> None:
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: voxtune simulate RUN --set early_stopping.reduction_factor=4")
+def simulate(run: RunFolder, set_: Set = None) -> None:
+    """Replay a sweep's recorded curves under other early_stopping settings: what would be stopped, lost and saved."""
+    from tune.run.simulate import simulate as simulate_run
+    from tune.run.simulate import simulation_lines
+
+    result = read_run(run)
+    lines = simulation_lines(simulate_run(result, set_ or []))
+    logger.info("\n".join([summary_line(result), *lines]))
+
+
 @app.command(epilog="Example: voxtune best RUN --export best.yaml")
 def best(
     run: RunFolder,

@@ -6,7 +6,7 @@ What becomes of one report, in Ray's order of calls (tests/test_ray_compat.py as
  2. (Ray)                          copies the checkpoint into the run's storage, then hands the report to the driver
  3. sweep_stopper.SweepStopper     __call__: counts GPU seconds, notes a full disk and the best finished score
  4. rung_scheduler.RungScheduler   on_trial_result, in this order:
-      recorder.Recorder.write        appends to metrics.csv, TensorBoard and stdout.log
+      recorder.Recorder.write        appends to metrics.csv, case_scores.csv, TensorBoard and stdout.log
       Journal.record                 score, epoch and checkpoint of the trial
       RungScheduler.decide           STOP or CONTINUE, in the journal before it is returned
       on_report                      the caller's hook of launch and resume

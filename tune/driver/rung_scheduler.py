@@ -10,9 +10,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune.driver import ray_compat
-from tune.search.asha import CONTINUE, STOP, Decision, decide, rung_epochs
+from tune.search.asha import CONTINUE, STOP, Decision, Rungs, rung_epochs
 from tune.search.journal import Journal
-from tune.search.trial_progress import rung_decisions
+from tune.search.trial_progress import find_default, rung_decisions
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
 
@@ -24,7 +24,8 @@ class RungScheduler(FIFOScheduler):
 
     If too few trials were at the rung before, the trial goes on. The value at a rung is the best score so far, since
     that is what a trial is judged by in the end. Each decision is in the journal before it is returned, and a resumed
-    sweep reads it from the journal. There is one bracket, and nothing is random.
+    sweep reads it from the journal. There is one bracket. The trial of the default recipe and the trials that the audit
+    draws are not stopped; see Rungs.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class RungScheduler(FIFOScheduler):
             on_report: called with each report after the decision.
         """
         super().__init__()
-        self.journal, self.stopping = journal, config.early_stopping
+        self.journal, self.config = journal, config
         self.write, self.attempt, self.on_report = write, attempt, on_report
-        self.rungs: dict[int, dict[int, float]] = {rung: {} for rung in rung_epochs(config)}
+        self.rungs, self.epochs = Rungs(config), set(rung_epochs(config))
+        self.default: int | None = None  # number of the trial of the default recipe, once it is handed out
         for trial in journal.trials():
-            for rung, decided in rung_decisions(trial.user_attrs).items():
-                self.rungs.setdefault(rung, {})[trial.number] = decided.value
+            for epoch, decided in sorted(rung_decisions(trial.user_attrs).items()):
+                self.rungs.add(trial.number, epoch, decided)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Record a report and decide. Called by Ray when the report's checkpoint is in the storage.
@@ -86,13 +88,14 @@ class RungScheduler(FIFOScheduler):
         known = rung_decisions(self.journal.attrs(number)).get(epoch)
         if known is not None:
             return known.decision
-        if epoch not in self.rungs:
+        if epoch not in self.epochs:
             return CONTINUE
-        value, rung = float(report["best_score"]), self.rungs[epoch]
-        decision = decide(value, list(rung.values()), self.stopping)
-        self.journal.record_rung(number, epoch, value, decision)
-        rung[number] = value
-        return decision
+        if self.default is None:
+            self.default = find_default(self.journal.trials(), self.config)
+        decided = self.rungs.decide(number, epoch, float(report["best_score"]), default=number == self.default)
+        self.journal.record_rung(number, epoch, decided)
+        self.rungs.add(number, epoch, decided)
+        return decided.decision
 
     def checkpoint_path(self, number: int, result: dict[str, Any]) -> str | None:
         """Return the path of a report's checkpoint below the run's storage; None for a report without a checkpoint."""

@@ -226,10 +226,8 @@ class TrainingRunner:
         self.draw_table()
         if not self.running and not self.warned and now > self.started + START_WARNING_SECONDS:
             self.warned = True
-            need = self.pool.slots.need
-            logger.info(
-                f"no process has started yet: waits for {need['CPU']:g} CPU and {need['GPU']:g} GPU; see ray status"
-            )
+            need = " and ".join(f"{count:g} {kind}" for kind, count in self.pool.slots.need.items() if count)
+            logger.info(f"no process has started yet: waits for {need} per training; `ray status` shows who has them")
 
     def end_hung(self, answer: Any, silent: float) -> None:
         """End a training that has finished no epoch for `silent` seconds; it is not tried again."""

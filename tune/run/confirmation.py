@@ -141,7 +141,7 @@ def unused_seeds(run: Run, count: int) -> tuple[int, ...]:
 
 
 def extend_plan(begun: ConfirmPlan | None, wanted: ConfirmPlan, *, tested: bool) -> ConfirmPlan:
-    """Return the plan of a confirmation that goes on: all arms of both, and the longer list of seeds.
+    """Return the plan of a confirmation that goes on: all arms of both, and as many seeds as the larger has.
 
     Recipes and seeds are never taken away, as their scores may have been seen.
 
@@ -174,7 +174,8 @@ def extend_plan(begun: ConfirmPlan | None, wanted: ConfirmPlan, *, tested: bool)
             raise InputError(f"the confirmation was begun with another recipe named {arm.name}; give it another name")
         if same_name is None and all(other.recipe != arm.recipe for other in arms):
             arms.append(arm)
-    seeds = max(begun.seeds, wanted.seeds, key=len)
+    new_seeds = [seed for seed in wanted.seeds if seed not in begun.seeds]
+    seeds = (*begun.seeds, *new_seeds[: max(0, len(wanted.seeds) - len(begun.seeds))])
     grown = len(arms) > len(begun.arms) or len(seeds) > len(begun.seeds)
     late = begun.extended_after_test or (tested and grown)
     return replace(begun, arms=tuple(arms), seeds=seeds, winner=wanted.winner, extended_after_test=late)

@@ -194,11 +194,15 @@ def differences(one: SweepConfig, other: SweepConfig, *, hashes: bool) -> list[s
 
 
 def comparability_key(config: SweepConfig) -> dict[str, Any]:
-    """Return all values that the meaning of a score or of a rung depends on, by their place in study.yaml."""
+    """Return all values that the meaning of a score or of a rung depends on, by their place in study.yaml.
+
+    The audit is not among them: trials that it lets go on set no bar for others.
+    """
+    stopping = config.early_stopping.model_dump(exclude={"audit"})
     return {
         "study.metric": config.objective.metric,
         "study.seed": config.seed,
-        **{f"early_stopping.{name}": value for name, value in config.early_stopping.model_dump().items()},
+        **{f"early_stopping.{name}": value for name, value in stopping.items()},
         **{f"train.{name}": config.fixed(name) for name in sorted(option_names(compared="value"))},
         **{f"record.{name}": getattr(config.record, name) for name in ("data", "split")},
     }

@@ -16,8 +16,9 @@ from trainable.core.options import make_config, words_of
 from trainable.data.split import Split, load_split, seen_line
 from trainable.training.epoch_result import EndReason
 from tune.run.run_dir import RunDir
+from tune.search.asha import Kept, RungDecision
 from tune.search.journal import read_trials
-from tune.search.trial_progress import Progress
+from tune.search.trial_progress import Progress, rung_decisions
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
@@ -39,7 +40,7 @@ class TrialResult:
     the trial was imported; None without one. error: what made the trial fail, in one line, else "". cost: the second
     metric, if the sweep has one. imported_from: run and number under which an imported trial ran first, else "".
     outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
-    space, else empty. waits: it waits for resources that others hold.
+    space, else empty. waits: it waits for resources that others hold. rungs: what early stopping decided, by epoch.
     """
 
     number: int
@@ -59,6 +60,7 @@ class TrialResult:
     outside_space: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     waits: bool = False
+    rungs: dict[int, RungDecision] = field(default_factory=dict)
 
     @classmethod
     def from_frozen(cls, frozen: FrozenTrial, config: SweepConfig) -> TrialResult:
@@ -82,6 +84,7 @@ class TrialResult:
             outside_space=attrs.get("outside", ""),
             recipe=attrs.get("recipe", {}),
             waits=attrs.get("waits", False),
+            rungs=rung_decisions(attrs),
             error=attrs.get("error", attrs.get("hung", "")) if frozen.state == TrialState.FAIL else "",
         )
 
@@ -89,6 +92,19 @@ class TrialResult:
     def finished(self) -> bool:
         """True if the trial trained to its end, by epochs or patience, so that its score is of a whole training."""
         return self.state == TrialState.COMPLETE and self.end_reason != EndReason.OUT_OF_MEMORY
+
+    @property
+    def stop_epoch(self) -> int | None:
+        """The rung at which the trial was stopped, or would have been if it were not kept; None if it was let through.
+
+        See RungDecision for what kept means.
+        """
+        return next((epoch for epoch in sorted(self.rungs) if self.rungs[epoch].is_stop), None)
+
+    @property
+    def kept(self) -> Kept:
+        """Why the trial went on though it would have been stopped; "" if it was stopped or let through."""
+        return next((decided.kept for decided in self.rungs.values() if decided.kept), "")
 
     @property
     def status(self) -> str:

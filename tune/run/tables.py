@@ -18,7 +18,8 @@ from trainable.core.logger import logger
 from trainable.core.options import format_value, to_dict
 from tune.run.confirm_status import confirmation_line
 from tune.run.results import Run, TrialResult
-from tune.search.asha import rung_epochs
+from tune.run.stop_audit import audit_lines
+from tune.search.asha import Kept, rung_epochs
 from tune.spec.sweep_config import SweepConfig
 
 MAX_ROWS = 16
@@ -28,6 +29,7 @@ COLOURS = {
     TrialState.FAIL: "red",
     TrialState.RUNNING: "cyan",
 }
+KEPT: dict[Kept, str] = {"": "", "default": "protected", "audit": "audited"}  # notes on trials that were not stopped
 
 
 def make_console() -> Console:
@@ -73,8 +75,8 @@ def trial_table(trials: Sequence[TrialResult], epochs: int, *, title: str = "", 
         score = "" if trial.score is None else f"{trial.score:.4f}"
         best_at = str(trial.best_epoch or "")
         row = [str(trial.number), f"{trial.epoch}/{epochs}", best_at, *dice, score]
-        source = f" ({Path(trial.imported_from).name})" if trial.imported_from else ""
-        row.append(f"[{COLOURS[trial.state]}]{trial.status}{source}[/]")
+        notes = filter(None, (KEPT[trial.kept], Path(trial.imported_from).name))
+        row.append(f"[{COLOURS[trial.state]}]{trial.status}{''.join(f' ({note})' for note in notes)}[/]")
         if costs:
             row.append("" if trial.cost is None else f"{trial.cost:.1f}")
         if recipes:
@@ -105,6 +107,8 @@ def print_space(config: SweepConfig) -> None:
     make_console().print(table)
     rungs = ", ".join(map(str, rung_epochs(config)))
     stopping = f"{config.early_stopping.type} at epochs {rungs}" if rungs else "no early stopping"
+    if rungs and config.early_stopping.audit:
+        stopping += f", {config.early_stopping.audit:.0%} of the stops audited"
     gpu = "1 GPU, if there is one," if config.resources.gpu is None else f"{format_value(config.resources.gpu)} GPU"
     resources = f"{config.resources.cpu} CPU, {gpu} per trial"
     budget = f"{config.budget.trials} trials of up to {config.fixed('epochs')} epochs"
@@ -148,14 +152,18 @@ def print_outcome(run: Run) -> None:
         logger.info(f"no trial has a score; see {trials}/error.txt and stdout.log")
         return
     make_console().print(trial_table([run.best()], run.config.fixed("epochs"), title="best trial"))
+    for line in audit_lines(run):
+        logger.info(line)
     for verb in ("best", "retrain"):
         logger.info(f"next: voxtune {verb} {shlex.quote(str(run.folder))}")
 
 
 def print_trials(run: Run) -> None:
-    """Print the counts of a sweep's trials, and a table of all."""
+    """Print the counts of a sweep's trials, a table of all, and how often early stopping is wrong."""
     logger.info(summary_lines(run))
     make_console().print(trial_table(run.trials, run.config.fixed("epochs")))
+    for line in audit_lines(run):
+        logger.info(line)
 
 
 def print_best(run: Run, top: int) -> None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.errors import InputError
+from trainable.data.split import evenly_spaced
+from trainable.training.case_scores import SCORE_COLUMNS, read_case_scores
 from trainable.training.epoch_result import EndReason
 from trainable.training.training_dir import BEST
 from trainable.training.training_log import read_rows
+from tune.run.journal_entries import read_entries
 from tune.run.results import Run, resolve_checkpoint
-from tune.search.asha import decide, rung_epochs
+from tune.search.asha import RungDecision, Rungs, rung_epochs
 from tune.search.journal import read_trials
-from tune.search.journal_file import CREATE_TRIAL, SET_STATE, SET_USER_ATTR
-from tune.search.optuna_compat import trial_id
-from tune.search.trial_progress import Progress, rung_decisions, stopped_at
+from tune.search.journal_file import SET_STATE, SET_USER_ATTR
+from tune.search.trial_progress import Progress, find_default, rung_decisions, stopped_at
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from trainable.evaluation.metrics import Scores
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 Finding = str
@@ -41,6 +44,7 @@ def verify(run: Run) -> dict[str, list[Finding]]:
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "trials, none lost or duplicated": lambda: check_numbers(run, trials, entries),
         "epochs, none lost or duplicated": lambda: (text for trial in own for text in check_epochs(run, trial)),
+        "scores per case, whose means are those of metrics.csv": lambda: check_case_scores(run, own),
         "states and scores, those of the reports": lambda: (text for trial in own for text in check_state(run, trial)),
         "decisions, right for the scores at each rung": lambda: check_decisions(run, trials, entries),
         "checkpoints, of the epochs in the journal": lambda: (
@@ -51,20 +55,6 @@ def verify(run: Run) -> dict[str, list[Finding]]:
         "cases, those that the sweep began with in every trial": lambda: check_data(run, own),
     }
     return {name: list(check()) for name, check in checks.items()}
-
-
-def read_entries(run: Run) -> list[dict[str, Any]]:
-    """Return the journal's entries on the trials of the run's study, each with the trial's number added."""
-    backend = JournalFileBackend(str(run.dir.journal))
-    study = optuna.load_study(study_name=run.config.record.study, storage=JournalStorage(backend))
-    numbers = {trial_id(trial): trial.number for trial in study.get_trials(deepcopy=False)}
-    entries, created = [], 0
-    for entry in backend.read_logs(0):
-        if entry["op_code"] == CREATE_TRIAL:  # Optuna gives ids in the order of these entries
-            entry["trial_id"], created = created, created + 1
-        if entry.get("trial_id") in numbers:
-            entries.append({**entry, "number": numbers[entry["trial_id"]]})
-    return entries
 
 
 def check_numbers(run: Run, trials: list[FrozenTrial], entries: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -112,6 +102,46 @@ def check_epochs(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
                 yield f"trial {trial.number} epoch {epoch}: {differ}"
 
 
+def check_case_scores(run: Run, trials: list[FrozenTrial]) -> Iterator[Finding]:
+    """Check that each case_scores.csv has the validated cases at the epochs of metrics.csv, with the means there.
+
+    Epochs that an older version has reported, without scores per case, are not expected.
+    """
+    try:
+        cases = evenly_spaced(run.split().val, run.config.fixed("val_cases"))
+    except InputError:  # which check_split reports
+        return
+    for trial in trials:
+        progress = Progress.from_attrs(trial.user_attrs)
+        paths = run.dir.trial(trial.number)
+        name = f"trial {trial.number}: {paths.case_scores.name}"
+        try:
+            scores = read_case_scores(paths.case_scores)
+        except InputError as error:
+            yield f"trial {trial.number}: {error}"
+            continue
+        rows = {int(row["epoch"]): row for row in read_rows(paths.metrics) if row.get(run.config.objective.score)}
+        reached = [epoch for epoch in rows if epoch <= progress.epoch]
+        reported = reached[max(0, len(reached) - progress.case_scores) :]
+        if lost := [epoch for epoch in reported if epoch not in scores]:
+            yield f"{name} has no scores of epochs {lost}"
+        if unknown := [epoch for epoch in scores if epoch not in rows]:
+            yield f"{name} has scores of epochs {unknown}, which metrics.csv does not have"
+        for epoch in scores.keys() & rows.keys():
+            yield from (f"{name} epoch {epoch}: {text}" for text in compare_means(scores[epoch], rows[epoch], cases))
+
+
+def compare_means(scores: dict[str, Scores], row: dict[str, str], cases: list[str]) -> Iterator[Finding]:
+    """Check that an epoch has scores of the validated cases, with the means in its row of metrics.csv."""
+    if list(scores) != cases:
+        yield f"scores of {len(scores)} cases, expected the {len(cases)} that are validated: {', '.join(cases[:3])} ..."
+        return
+    for name in SCORE_COLUMNS:
+        mean = float(np.mean([of_case[name] for of_case in scores.values()]))
+        if mean != float(row[f"val_{name}"]):
+            yield f"the mean of {name} is {mean}, in metrics.csv it is {row[f'val_{name}']}"
+
+
 def check_state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
     """Check an ended trial's state and score against what the journal has of its epochs and of how it ended.
 
@@ -146,17 +176,20 @@ def check_decisions(run: Run, trials: list[FrozenTrial], entries: list[dict[str,
     Check each decision that was made here against the scores that its rung had at that moment, and that each trial has
     a decision at each rung that it went past.
     """
-    rungs: dict[int, dict[int, float]] = {rung: {} for rung in rung_epochs(run.config)}
+    rungs, known = Rungs(run.config), set[tuple[int, int]]()
+    default = find_default(trials, run.config)
     for entry in entries:
         number, attrs = entry["number"], entry.get("user_attr" if entry["op_code"] == SET_USER_ATTR else "user_attrs")
-        for epoch, decided in rung_decisions(attrs or {}).items():
-            rung = rungs.setdefault(epoch, {})
-            if number in rung:
+        for epoch, decided in sorted(rung_decisions(attrs or {}).items()):
+            if (number, epoch) in known:
                 continue
-            expected = decide(decided.value, list(rung.values()), run.config.early_stopping)
-            if entry["op_code"] == SET_USER_ATTR and decided.decision != expected:
-                yield f"trial {number} at rung {epoch}: {decided.decision} with {decided.value}, the rung had {rung}"
-            rung[number] = decided.value
+            known.add((number, epoch))
+            expected = rungs.decide(number, epoch, decided.value, default=number == default)
+            if entry["op_code"] == SET_USER_ATTR and decided != expected:
+                actual, right = describe(decided), describe(expected)
+                had = rungs.values.get(epoch, {})
+                yield f"trial {number} at rung {epoch}: {actual} with {decided.value}, not {right}; the rung had {had}"
+            rungs.add(number, epoch, decided)
     for trial in trials:
         progress = Progress.from_attrs(trial.user_attrs)
         passed = [epoch for epoch in rung_epochs(run.config) if epoch <= progress.epoch]
@@ -166,6 +199,11 @@ def check_decisions(run: Run, trials: list[FrozenTrial], entries: list[dict[str,
         pending = trial.state == TrialState.RUNNING and passed[:-1] == recorded
         if "outside" not in trial.user_attrs and recorded != passed and not pending:
             yield f"trial {trial.number} reached epoch {progress.epoch}, but was decided at the rungs {recorded}"
+
+
+def describe(decided: RungDecision) -> str:
+    """Return a decision as one word, with the reason if a trial goes on that would have been stopped."""
+    return decided.decision + (f" (kept: {decided.kept})" if decided.kept else "")
 
 
 def check_checkpoints(run: Run, trial: FrozenTrial) -> Iterator[Finding]:

@@ -19,11 +19,11 @@ from trainable.core.brats import REGIONS
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.training.epoch_result import EndReason
-from tune.search.asha import Decision
+from tune.search.asha import RungDecision
 from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
 from tune.search.optuna_compat import set_intermediate_value, trial_id
 from tune.search.sampler import make_sampler, next_untried
-from tune.search.trial_progress import BestEpoch, Progress, stopped_at
+from tune.search.trial_progress import BestEpoch, Progress, stopped_at, with_decision
 from tune.spec.kinds import encode
 from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.sweep_config import SweepConfig
@@ -248,17 +248,9 @@ class Journal:
         if progress != before:  # written last and in one entry: a report that a kill cut off is recorded again
             trial.set_user_attr("progress", progress.to_attrs())
 
-    def record_rung(self, number: int, rung: int, value: float, decision: Decision) -> None:
-        """Record a decision of early stopping before it is acted on.
-
-        Args:
-            number: of the trial.
-            rung: epoch of the rung.
-            value: the trial's best score up to the rung.
-            decision: STOP or CONTINUE.
-        """
-        rungs = {**self.attrs(number).get("rungs", {}), str(rung): {"value": value, "decision": decision}}
-        self._running[number].set_user_attr("rungs", rungs)
+    def record_rung(self, number: int, epoch: int, decided: RungDecision) -> None:
+        """Record a decision of early stopping on a trial at the rung of an epoch, before it is acted on."""
+        self._running[number].set_user_attr("rungs", with_decision(self.attrs(number), epoch, decided))
 
     def record_waiting(self, number: int, *, waits: bool) -> None:
         """Record whether a trial waits for resources that others hold; written only when that changes."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from optuna.trial import FrozenTrial
+
 from trainable.training.epoch_result import EndReason
-from tune.search.asha import STOP, Decision
+from tune.search.asha import STOP, RungDecision
+from tune.spec.sweep_config import SweepConfig
 
 
 @dataclass(frozen=True)
@@ -80,18 +83,26 @@ class Progress:
         return self.best.score if self.best else None
 
 
-@dataclass(frozen=True)
-class RungDecision:
-    """What early stopping decided at a rung. value: the trial's best score up to that rung."""
-
-    value: float
-    decision: Decision
-
-
 def rung_decisions(attrs: Mapping[str, Any]) -> dict[int, RungDecision]:
     """Return the attribute "rungs" of a trial: the decision at each rung that it has reached, by epoch; {} before."""
     stored = attrs.get("rungs") or {}
-    return {int(epoch): RungDecision(rung["value"], rung["decision"]) for epoch, rung in stored.items()}
+    return {
+        int(epoch): RungDecision(rung["value"], rung["decision"], rung.get("kept", ""))
+        for epoch, rung in stored.items()
+    }
+
+
+def with_decision(attrs: Mapping[str, Any], epoch: int, decided: RungDecision) -> dict[str, Any]:
+    """Return the attribute "rungs" of a trial with one more decision, which rung_decisions reads back."""
+    rung = {"value": decided.value, "decision": decided.decision}
+    return {**attrs.get("rungs", {}), str(epoch): {**rung, **({"kept": decided.kept} if decided.kept else {})}}
+
+
+def find_default(trials: Iterable[FrozenTrial], config: SweepConfig) -> int | None:
+    """Return the number of the first trial that tries the default recipe in this sweep itself; None if none does."""
+    params = config.space.default_params()
+    own = (trial for trial in trials if "source" not in trial.user_attrs and "outside" not in trial.user_attrs)
+    return next((trial.number for trial in own if trial.params == params), None)
 
 
 def stopped_at(attrs: Mapping[str, Any]) -> int | None:

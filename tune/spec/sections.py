@@ -107,6 +107,13 @@ class EarlyStopping(Section):
         ge=2,
         description="ASHA: 1 of reduction_factor trials passes a rung; the next rung is reduction_factor times later.",
     )
+    audit: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the trials that would be stopped that goes on to the end, to measure how often a stop is "
+        "wrong.",
+    )
 
 
 class Searcher(Section):

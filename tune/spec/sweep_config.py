@@ -17,6 +17,11 @@ from tune.spec.sections import Budget, Confirm, EarlyStopping, Objective, Resour
 from tune.spec.space import ConfigErrors, KeyPath, Problem, Space
 from tune.spec.space_reader import read_space
 
+STUDY_FIELDS = (
+    "seed",
+    "protect_default",
+    "confirm",
+)  # fields of SweepConfig that are in the section `study:` of the YAML
 RESERVED_OPTIONS = {  # options of TrainConfig that `train:` may not contain, and why
     **dict.fromkeys(option_names(set_by="launch"), "launch sets it"),
     **{name: f"write study.{name}" for name in option_names(set_by="study")},
@@ -24,12 +29,16 @@ RESERVED_OPTIONS = {  # options of TrainConfig that `train:` may not contain, an
 
 
 class SweepConfig(Section):
-    """The configuration of a sweep: the sections of its YAML. `study:` is the first four here."""
+    """The configuration of a sweep: the sections of its YAML.
+
+    `study:` there is objective, budget and STUDY_FIELDS here.
+    """
 
     objective: Objective = Objective()
     budget: Budget = Budget()
     seed: int = Field(0, ge=0, le=2**53, description="Seed of the split, the searcher and the trials.")
     confirm: Confirm | None = Field(None, description="Ends the sweep with a confirmation of its winner.")
+    protect_default: bool = Field(True, description="Early stopping never stops the trial of the default recipe.")
     early_stopping: EarlyStopping = EarlyStopping()
     searcher: Searcher = Searcher()
     resources: Resources = Resources()
@@ -116,8 +125,7 @@ SECTION_FIELDS = {
     "study": {
         **Objective.model_fields,
         **Budget.model_fields,
-        "seed": SweepConfig.model_fields["seed"],
-        "confirm": SweepConfig.model_fields["confirm"],
+        **{name: SweepConfig.model_fields[name] for name in STUDY_FIELDS},
     },
     "early_stopping": EarlyStopping.model_fields,
     "searcher": Searcher.model_fields,
@@ -140,6 +148,8 @@ def make_sweep_config(values: dict[str, Any]) -> SweepConfig:
     if (mode := study.pop("mode", "max")) != "max":
         message = f"study.mode is {mode!r}; expected 'max'. Every score here is a Dice, which is maximised"
         problems.append((("study", "mode"), message))
+    if given.get("record"):  # a run that was begun before there was this option goes on as it began
+        study.setdefault("protect_default", False)
     given |= _fields_of_study(study)
     searched = given.get("space", {})
     if not searched:
@@ -163,7 +173,7 @@ def make_sweep_config(values: dict[str, Any]) -> SweepConfig:
 def _fields_of_study(study: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of SweepConfig that the YAML has in one section, `study:`; unknown keys go to the objective."""
     budget = {name: value for name, value in study.items() if name in Budget.model_fields}
-    own: dict[str, Any] = {name: study[name] for name in ("seed", "confirm") if name in study}
+    own = {name: study[name] for name in STUDY_FIELDS if name in study}
     objective = {name: value for name, value in study.items() if name not in budget.keys() | own.keys()}
     return {"objective": objective, "budget": budget, **own}
 
@@ -171,10 +181,11 @@ def _fields_of_study(study: dict[str, Any]) -> dict[str, Any]:
 def to_sections(config: SweepConfig) -> dict[str, Any]:
     """Return the YAML's sections as plain values; make_sweep_config reads them back."""
     values = config.model_dump(mode="json")
-    objective, budget, seed = values.pop("objective"), values.pop("budget"), values.pop("seed")
-    study = {**objective, "trials": budget.pop("trials"), "seed": seed, **budget}  # in the order of earlier versions
-    if (confirm := values.pop("confirm")) is not None:
-        study["confirm"] = confirm
+    objective, budget, own = values.pop("objective"), values.pop("budget"), {n: values.pop(n) for n in STUDY_FIELDS}
+    # In the order of earlier versions.
+    study = {**objective, "trials": budget.pop("trials"), "seed": own.pop("seed"), **budget, **own}
+    if study["confirm"] is None:
+        del study["confirm"]
     return {"study": study, **values, "space": config.space.to_dict()}
 
 
@@ -226,7 +237,7 @@ def _yaml_path(loc: KeyPath) -> KeyPath:
     """Return the path in the YAML of a field of SweepConfig."""
     if loc[0] in ("objective", "budget"):
         return ("study", *loc[1:])
-    return ("study", *loc) if loc[0] in ("seed", "confirm") else loc
+    return ("study", *loc) if loc[0] in STUDY_FIELDS else loc
 
 
 def conflicts(config: SweepConfig) -> Iterator[Problem]:

@@ -1,0 +1,182 @@
+"""Recorded curves under another stopper, against sweeps that really had that stopper."""
+
+from __future__ import annotations
+
+import os
+import runpy
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import make_report, report_all, start_journal, voxtune
+
+from trainable.core.errors import InputError
+from tune.run.results import Run, read_run
+from tune.run.simulate import Simulation, highest_bar, lowest_bar, simulate, simulation_lines
+from tune.search.asha import cutoff
+from tune.spec.sections import EarlyStopping
+
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "stop_audit.py"), run_name="stop_audit")
+THIRD = {"grace_period": 1, "reduction_factor": 3}
+HALF = {"grace_period": 1, "reduction_factor": 2}
+MEDIAN = {"type": "median", "grace_period": 2}
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """A function that runs a sweep of 24 known curves; parallel: how many trials at a time, all by default."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # nothing is killed here, and it takes most of the time
+
+    def run(seed: int, stopping: dict[str, Any], parallel: int = 24) -> Run:
+        folder = tmp_path / f"{seed}_{parallel}_{'_'.join(map(str, stopping.values()))}"
+        config = BENCHMARK["make_config"](24, 0, stopping)
+        return BENCHMARK["run_sweep"](folder, config, BENCHMARK["draw_curves"](24, seed), parallel)
+
+    return run
+
+
+def settings(stopping: dict[str, Any]) -> list[str]:
+    return [f"early_stopping.{name}={value}" for name, value in stopping.items()]
+
+
+def stops(run: Run) -> dict[int, int | None]:
+    return {trial.number: trial.stop_epoch if not trial.kept else None for trial in run.trials}
+
+
+def simulated(result: Simulation) -> dict[int, int | None]:
+    return {trial.recorded.number: trial.stop for trial in result.trials}
+
+
+@pytest.mark.parametrize("stopping", [THIRD, {**HALF, "audit": 0.3}, MEDIAN, {"type": "none"}])
+def test_under_the_recorded_stopper_everything_is_as_recorded(recorded: Any, stopping: dict[str, Any]) -> None:
+    run = recorded(0, stopping, parallel=4)
+    result = simulate(run, [])
+    assert simulated(result) == stops(run)
+    assert (result.unsure, result.missing) == ([], [])
+    assert result.epochs == (sum(trial.epoch for trial in run.trials),) * 2
+    assert not any(trial.stop for trial in result.finished)
+
+
+@pytest.mark.parametrize("stopping", [THIRD, HALF, MEDIAN, {**THIRD, "audit": 0.4}])
+def test_complete_curves_tell_exactly_what_another_stopper_would_have_done(
+    recorded: Any, stopping: dict[str, Any]
+) -> None:
+    whole, real = recorded(1, {"type": "none"}), recorded(1, stopping)
+    result = simulate(whole, settings({"type": "asha", **stopping}))
+    assert simulated(result) == stops(real)
+    assert (result.unsure, result.missing) == ([], [])
+    assert result.epochs == (sum(trial.epoch for trial in real.trials),) * 2
+    assert len(result.stopped) > 5
+
+
+@pytest.mark.parametrize(("before", "after"), [(THIRD, HALF), (HALF, THIRD), (MEDIAN, THIRD), (MEDIAN, HALF)])
+def test_where_curves_are_missing_the_truth_lies_within_what_is_said(
+    recorded: Any, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    sure = 0
+    for seed in range(4):
+        run, truth = recorded(seed, before), stops(recorded(seed, after))
+        result = simulate(run, settings({"type": "asha", **after}))
+        for trial in result.trials:
+            stop, earliest = truth[trial.recorded.number], trial.may_stop
+            if trial.goes_on:
+                assert stop is None
+                sure += 1
+            elif trial.stop is not None:
+                assert stop is not None
+                assert (earliest or trial.stop) <= stop <= trial.stop
+                sure += earliest is None
+            elif earliest is not None:
+                assert stop is None or stop >= earliest
+            else:
+                assert stop is None or stop > (trial.missing or 0)
+        low, high = result.epochs
+        assert low <= sum(BENCHMARK["EPOCHS"] if stop is None else stop for stop in truth.values()) <= high
+    assert sure > 20
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_the_extreme_bars_are_those_of_all_subsets(kind: Any) -> None:
+    rng, stopping = np.random.default_rng(0), EarlyStopping(type=kind)
+    for _ in range(200):
+        certain, doubtful = (rng.integers(0, 8, rng.integers(0, 6)).astype(float).tolist() for _ in range(2))
+        cutoffs = [
+            cutoff([*certain, *chosen], stopping)
+            for count in range(len(doubtful) + 1)
+            for chosen in combinations(doubtful, count)
+        ]
+        assert cutoff(lowest_bar(certain, doubtful, stopping), stopping) == pytest.approx(min(cutoffs))
+        assert cutoff(highest_bar(certain, doubtful, stopping), stopping) == pytest.approx(max(cutoffs))
+
+
+def test_what_is_lost_saved_and_unknown_is_printed(recorded: Any) -> None:
+    """Of these curves the best one is behind at the second rung."""
+    run = recorded(7, {"type": "none"})
+    result = simulate(run, settings({"type": "asha", **THIRD}))
+    shown = simulation_lines(result)
+    winner, lost = run.best(), [trial for trial in result.finished if trial.stop]
+    assert shown[0] == "asha with rungs at epochs 1, 3"
+    assert shown[2] == f"epochs: {result.epochs[0]}, recorded 216"
+    assert shown[3] == f"lost: {len(lost)} of the 24 trials that trained to their end"
+    rank = result.finished.index(lost[0]) + 1
+    first = lost[0].recorded
+    assert rank == 1
+    assert shown[4] == f"  rank {rank}: trial {first.number}, {first.score:.4f}, stopped at epoch {lost[0].stop}"
+    stays = next(trial.recorded for trial in result.finished if trial.stop is None)
+    assert shown[-1].startswith(f"best score: {stays.score:.4f} of trial {stays.number}")
+    assert shown[-1].endswith(f"the recorded best, {winner.score:.4f} of trial {winner.number}, is stopped")
+    none = simulation_lines(simulate(recorded(7, THIRD), ["early_stopping.type=none"]))
+    assert none[:2] == ["without early stopping", "stopped: 0 of 24 trials"]
+    assert " trials may go on beyond the end of the recorded curve: " in none[-1]
+    assert none[2].startswith("epochs: ")
+    assert " to 216, recorded " in none[2]
+
+
+def test_what_would_be_stopped_but_is_drawn_by_the_audit_is_named(recorded: Any) -> None:
+    run = recorded(2, {"type": "none"})
+    audited = simulate(run, settings({"type": "asha", **THIRD, "audit": 1.0}))
+    stopped = simulate(run, settings({"type": "asha", **THIRD}))
+    kept = {trial.recorded.number: trial.kept for trial in audited.trials if trial.kept}
+    assert kept == {number: (epoch, "audit") for number, epoch in simulated(stopped).items() if epoch}
+    shown = "\n".join(simulation_lines(audited))
+    assert shown.count(", but the audit draws it") == 10 < len(kept)
+    assert f"  and {len(kept) - 10} more of lower rank" in shown
+
+
+def test_the_default_recipe_is_not_stopped_and_a_trial_without_a_report_is_unknown(tmp_path: Path) -> None:
+    """Trial 1 comes to the rung first, then trial 0, the default; trial 2 has just begun."""
+    config = BENCHMARK["make_config"](3, 0, {"type": "none"})
+    (tmp_path / "study.yaml").write_text(BENCHMARK["dump"](config))
+    journal, scheduler = start_journal(tmp_path, config)
+    journal.enqueue_first([config.space.default_params()])
+    for _ in range(3):
+        journal.ask()
+    for number, score in ((1, 0.5), (0, 0.4)):
+        report_all(journal, scheduler, number, make_report(1, score), make_report(9, 0.6, end_reason="epochs"))
+        journal.tell(number)
+    result = simulate(read_run(tmp_path), ["early_stopping.type=asha"])
+    assert [trial.kept for trial in result.trials] == [(1, "default"), None, None]
+    assert [trial.missing for trial in result.trials] == [None, None, 0]
+    assert result.epochs == (18, 27)
+    shown = simulation_lines(result)
+    assert "  rank 1: trial 0, 0.6000, would be stopped at epoch 1, but it is the default recipe" in shown
+    assert shown[-1] == "unknown: 1 trial may go on beyond the end of the recorded curve: 1 from epoch 0 on"
+
+
+@pytest.mark.parametrize("text", ["study.trials=3", "train.epochs=3", "earlystopping.type=none"])
+def test_only_the_stopper_can_be_another_one(recorded: Any, text: str) -> None:
+    with pytest.raises(InputError, match=rf"--set {text}: only the stopper .* early_stopping.reduction_factor"):
+        simulate(recorded(0, THIRD), [text])
+
+
+def test_the_verb(recorded: Any) -> None:
+    run = recorded(0, THIRD)
+    done = voxtune("simulate", run.folder, "--set", "early_stopping.reduction_factor=2")
+    assert done.returncode == 0, done.stderr
+    assert "asha with rungs at epochs 1, 2, 4, 8" in done.stdout
+    wrong = voxtune("simulate", run.folder, "--set", "early_stopping.reduction_factor=1")
+    assert wrong.returncode == 2
+    assert "expected" in wrong.stderr + wrong.stdout
