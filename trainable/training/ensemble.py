@@ -147,7 +147,7 @@ def _models_in(path: Path) -> list[Path]:
 
 
 def has_ended(training: TrainingDir) -> bool:
-    """Return whether a training has ended, by the last row of its metrics.csv; True without that file, as for a copy."""
+    """Return whether a training has ended, by the last row of its metrics.csv; True without one, as in a copy."""
     rows = read_rows(training.metrics)
     return not rows or bool(rows[-1]["end_reason"])
 
