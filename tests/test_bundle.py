@@ -117,6 +117,7 @@ def exported(prepared: Data, phantoms: Path, tmp_path_factory: pytest.TempPathFa
     (root / "schema.json").write_text(json.dumps(SCHEMA))
     words = [root / "schema.json", cases, *bundles.values()]
     environment = {name: value for name, value in clean_environment().items() if name != "PYTHONPATH"}
+    environment |= {"OMP_NUM_THREADS": "1"}  # as the tests: several threads of several processes wait for each other
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN_BY_MONAI, *map(str, words)],
         capture_output=True, text=True, check=False, cwd=root, env=environment,

@@ -21,6 +21,7 @@ from trainable.training.training_dir import TrainingDir
 from tune.confirm import ConfirmTrainings, confirm
 from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch
+from tune.model_bundle import export_model
 from tune.retrain import choose_recipe
 from tune.run.confirm_report import evaluate_confirmation
 from tune.run.confirm_scores import ConfirmScores, best_epoch
@@ -425,6 +426,27 @@ def test_with_folds_each_case_of_train_and_val_is_scored_by_models_that_have_not
         assert row["case"] not in json.loads(paths.split.read_text())["train"]
     assert len([row for row in rows_of(run) if row["part"] == "test"]) == 2 * 2 * 2 * len(split.test)
     assert not any(verify_confirmation(read_run(run)).values())
+
+
+def test_the_card_of_a_bundle_says_what_the_confirmation_says_of_its_recipe(copy: Path, tmp_path: Path) -> None:
+    run = read_run(copy)
+    arm = f"trial_{run.best().number:04d}"
+    training = run.dir.confirm.training(arm, 1000001, None).path
+    assert "training of this recipe was scored" in card_of(training, tmp_path / "alone")  # of no RUN/retrain/NAME
+    shutil.copytree(training, run.dir.retrain / "final")
+    words = json.loads(run.dir.confirm.result.read_text())["validation"]["words"]
+    card = card_of(run.dir.retrain / "final", tmp_path / "final")
+    assert f"**Confirmation of the recipe:** the recipe {arm}, trained for 2 epochs: on validation cases {arm}" in card
+    assert words in card
+    other = load_plan(run.dir.confirm.plan)
+    assert other is not None
+    save_plan(replace(other, arms=tuple(one for one in other.arms if one.name != arm)), run.dir.confirm.plan)
+    assert "**Confirmation of the recipe:** none" in card_of(run.dir.retrain / "final", tmp_path / "final")
+
+
+def card_of(model: Path, bundle: Path) -> str:
+    """Export a model as a bundle, and return its model card."""
+    return (export_model(model, bundle) / "docs" / "README.md").read_text()
 
 
 @pytest.fixture

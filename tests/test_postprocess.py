@@ -244,8 +244,13 @@ def test_a_model_without_validation_cases_or_a_folder_without_a_model_is_refused
         choose_postprocessing(tmp_path / "best")
 
 
-def test_cases_that_have_changed_since_the_training_are_refused(cases: Data, tmp_path: Path) -> None:
+def test_cases_that_are_gone_or_have_changed_since_the_training_are_refused(cases: Data, tmp_path: Path) -> None:
     data = tmp_path / "data"
+    gone = make_model(tmp_path / "gone", cases, data_dir=data)
+    with pytest.raises(
+        InputError, match="data: the cases of the training are not there; give their folder with --data"
+    ):
+        choose_postprocessing(gone.path)
     shutil.copytree(str(cases.folder).removesuffix(".cache"), data)
     model = make_model(tmp_path / "model", cases, data_dir=data, cache_dir=None)
     for word in ("flair", "t1", "t1ce", "t2", "seg"):

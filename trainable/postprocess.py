@@ -50,8 +50,8 @@ class ValidationCases:
 
     Attributes:
         data: prepared, without any test case.
-        predictors: by case, the networks that were neither trained on it nor selected by a test: of an ensemble over
-            folds those of its fold, so that each case is predicted out of fold.
+        predictors: by case, the networks that it validated and that were not trained on it: of an ensemble over folds
+            those of its fold, so that each case is predicted out of fold.
         scratch: folder of the label maps before the clean-up, one per case and way to run the networks.
         scored: scores by setting, so that none is computed twice.
     """
@@ -122,7 +122,8 @@ def choose_postprocessing(folder: Path, data_dir: Path | None = None) -> Choice:
         start = starting_setting(folder, states)
         config = make_config(states[0]["config"], str(files[0]), begun=True)
         data = validation_data(config, states, names, data_dir, scratch)
-        ensemble = load_ensemble(files, choose_device(config), start.apply)
+        device = choose_device(config.model_copy(update={"device": "auto"}))  # that of the training may not be here
+        ensemble = load_ensemble(files, device, start.apply)
         cases = ValidationCases(data, predictors_by_case(ensemble, names), scratch)
         metric = config.metric.removeprefix("val_")
         logger.info(heading(folder, names, metric, start))
@@ -223,6 +224,10 @@ def validation_data(
         raise InputError(f"{strange[0]} validated one member and is unknown to another; expected members of one split")
     save_split(split, scratch / "split.json")
     place = {} if data_dir is None else {"data_dir": data_dir.resolve(), "cache_dir": None}
+    if data_dir is None and (config.data_dir is None or not config.data_dir.is_dir()):
+        raise InputError(
+            f"{config.data_dir}: the cases of the training are not there; give their folder with --data DIR"
+        )
     changes = {"split_file": scratch / "split.json", "resume": None, "pretrained": None, **place}
     data = prepare_data(config.model_copy(update=changes), begun=True, quiet=data_dir is None)
     for state in states:

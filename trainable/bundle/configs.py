@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from trainable.cases.grid import ORIENTATION
 from trainable.cases.labels import LabelConvention
 from trainable.core.brats import REGIONS
@@ -17,6 +19,7 @@ VERSION = "1.0.0"  # of an exported bundle; who changes one raises it
 CHANNELS = {"0": "FLAIR", "1": "T1", "2": "T1 with contrast agent", "3": "T2"}
 REGION_NAMES = dict(zip(REGIONS, ("whole tumour", "tumour core", "enhancing tumour"), strict=True))
 RESEARCH_ONLY = "Research. It is no medical device, and must not be used for diagnosis or treatment."
+SCRIPTS = "scripts.brats_case"  # the module of a bundle's own transforms
 ORIENTATION_LABELS = [["L", "R"], ["P", "A"], ["I", "S"]]  # how nibabel reads the letters of an orientation
 
 LOGGING = """\
@@ -46,9 +49,26 @@ format=%(message)s
 
 def label_values(labels: LabelConvention) -> list[int]:
     """Return the values of a convention's predictions: of TC without ET, of WT without TC, and of ET."""
-    import numpy as np
-
     return [int(value) for value in labels.from_canonical(np.array([1, 2, 4], np.uint8))]
+
+
+def data_format(config: TrainConfig) -> dict[str, Any]:
+    """Return what the network reads and returns, as MONAI describes tensors: patches, and logits of the regions."""
+    image = {
+        "type": "image",
+        "format": "magnitude",
+        "modality": "MR",
+        "num_channels": len(CHANNELS),
+        "spatial_shape": list(config.target_shape),
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": True,
+        "channel_def": CHANNELS,
+    }
+    logits = {str(index): f"logit of {region}" for index, region in enumerate(REGION_NAMES.values())}
+    pred = {name: value for name, value in image.items() if name != "modality"}
+    pred |= {"format": "segmentation", "num_channels": len(REGIONS), "channel_def": logits}
+    return {"inputs": {"image": image}, "outputs": {"pred": pred}}
 
 
 def metadata(
@@ -74,25 +94,7 @@ def metadata(
     """
     core, around, enhancing = label_values(labels)
     classes = f"0 no tumour, {around} oedema (WT without TC), {core} necrosis (TC without ET), {enhancing} ET"
-    shape = list(config.target_shape)
     together = "a 3D U-Net" if networks == 1 else f"{networks} 3D U-Nets, whose probabilities are averaged"
-    image = {
-        "type": "image",
-        "format": "magnitude",
-        "modality": "MR",
-        "num_channels": len(CHANNELS),
-        "spatial_shape": shape,
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": True,
-        "channel_def": CHANNELS,
-    }
-    pred = image | {
-        "format": "segmentation",
-        "num_channels": len(REGIONS),
-        "channel_def": {str(index): f"logit of {region}" for index, region in enumerate(REGION_NAMES.values())},
-    }
-    del pred["modality"]
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -115,7 +117,7 @@ def metadata(
         "eval_metrics": dict(means),
         "intended_use": RESEARCH_ONLY,
         "references": ["Menze et al., The Multimodal Brain Tumor Image Segmentation Benchmark (BRATS), IEEE TMI 2015"],
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+        "network_data_format": data_format(config),
     }
 
 
@@ -127,7 +129,6 @@ def inference(config: TrainConfig, labels: LabelConvention, spacing: Sequence[fl
         labels: of the predictions.
         spacing: voxel size in mm that the networks were trained on, of the axes in LPS.
     """
-    scripts = "scripts.brats_case"
     return {
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/data'",
@@ -135,73 +136,20 @@ def inference(config: TrainConfig, labels: LabelConvention, spacing: Sequence[fl
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network_def": "$torch.jit.load(@bundle_root + '/models/model.ts', map_location=@device)",
         "network": "$@network_def.eval()",
-        "datalist": {"_target_": f"{scripts}.find_cases", "folder": "@dataset_dir"},
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
-                {
-                    "_target_": "Orientationd",
-                    "keys": "image",
-                    "axcodes": ORIENTATION,
-                    "labels": ORIENTATION_LABELS,
-                },
-                {
-                    "_target_": f"{scripts}.CheckImagesd",
-                    "keys": "image",
-                    "spacing": list(spacing),
-                    "background": config.background,
-                },
-                {
-                    "_target_": "CropForegroundd",
-                    "keys": "image",
-                    "source_key": "image",
-                    "select_fn": "$lambda voxels: voxels != 0",
-                },
-                {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True, "channel_wise": True},
-            ],
-        },
+        "datalist": {"_target_": f"{SCRIPTS}.find_cases", "folder": "@dataset_dir"},
+        "preprocessing": {"_target_": "Compose", "transforms": preprocessing(config, spacing)},
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "inferer": {
-            "_target_": f"{scripts}.CaseInferer",
+            "_target_": f"{SCRIPTS}.CaseInferer",
             "roi_size": list(config.target_shape),
             "sw_batch_size": config.batch_size,
             "overlap": config.overlap,
             "mirror": config.mirror,
             "amp": config.amp,
         },
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": f"{scripts}.LabelsFromRegionsd",
-                    "keys": "pred",
-                    "values": label_values(labels),
-                    "min_component": config.min_component,
-                    "et_threshold": config.et_threshold,
-                },
-                {
-                    "_target_": "Invertd",
-                    "keys": "pred",
-                    "orig_keys": "image",
-                    "transform": "@preprocessing",
-                    "nearest_interp": True,
-                    "to_tensor": True,
-                },
-                {
-                    "_target_": "SaveImaged",
-                    "keys": "pred",
-                    "output_dir": "@output_dir",
-                    "output_postfix": "",
-                    "output_dtype": "uint8",
-                    "resample": False,
-                    "separate_folder": False,
-                    "output_name_formatter": {"_target_": f"{scripts}.case_file_name", "_mode_": "callable"},
-                },
-            ],
-        },
+        "postprocessing": {"_target_": "Compose", "transforms": postprocessing(config, labels)},
         "evaluator": {
-            "_target_": f"{scripts}.CaseRunner",
+            "_target_": f"{SCRIPTS}.CaseRunner",
             "dataset": "@dataset",
             "network": "@network",
             "inferer": "@inferer",
@@ -210,3 +158,36 @@ def inference(config: TrainConfig, labels: LabelConvention, spacing: Sequence[fl
         },
         "run": ["$@evaluator.run()"],
     }
+
+
+def preprocessing(config: TrainConfig, spacing: Sequence[float]) -> list[dict[str, Any]]:
+    """Return the transforms from a case's files to the network's input: as cases are cached and normalised."""
+    axes = {"axcodes": ORIENTATION, "labels": ORIENTATION_LABELS}
+    checks = {"spacing": list(spacing), "background": config.background}
+    crop = {"source_key": "image", "select_fn": "$lambda voxels: voxels != 0"}
+    return [
+        {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True},
+        {"_target_": "Orientationd", "keys": "image", **axes},
+        {"_target_": f"{SCRIPTS}.CheckImagesd", "keys": "image", **checks},
+        {"_target_": "CropForegroundd", "keys": "image", **crop},
+        {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True, "channel_wise": True},
+    ]
+
+
+def postprocessing(config: TrainConfig, labels: LabelConvention) -> list[dict[str, Any]]:
+    """Return the transforms from the inferer's probabilities to OUT/CASE.nii.gz on the grid of the case's files."""
+    cleaning = {"min_component": config.min_component, "et_threshold": config.et_threshold}
+    inverted = {"orig_keys": "image", "transform": "@preprocessing", "nearest_interp": True, "to_tensor": True}
+    saved = {
+        "output_dir": "@output_dir",
+        "output_postfix": "",
+        "output_dtype": "uint8",
+        "resample": False,
+        "separate_folder": False,
+        "output_name_formatter": {"_target_": f"{SCRIPTS}.case_file_name", "_mode_": "callable"},
+    }
+    return [
+        {"_target_": f"{SCRIPTS}.LabelsFromRegionsd", "keys": "pred", "values": label_values(labels), **cleaning},
+        {"_target_": "Invertd", "keys": "pred", **inverted},
+        {"_target_": "SaveImaged", "keys": "pred", **saved},
+    ]

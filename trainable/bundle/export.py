@@ -40,7 +40,7 @@ from trainable.core.options import option_names, path_options, to_dict, words_of
 from trainable.core.package_version import version
 from trainable.data.split import PARTS
 from trainable.model.unet3d import UNet3D
-from trainable.postprocess_record import read_record
+from trainable.postprocess_record import Record, read_record
 from trainable.training.ensemble import Ensemble, find_models, load_ensemble
 
 NOT_STATED = "not stated"
@@ -69,7 +69,7 @@ def export_bundle(
 
     Args:
         model: the folder of a training or an ensemble, or a checkpoint.
-        out: folder of the bundle; new, empty, or an earlier bundle that nobody has changed the kind of.
+        out: folder of the bundle; new, empty, or an earlier bundle, which is replaced.
         authors: of the model.
         confirmed: what a confirmation says of its recipe, in words; "" if there is none.
         with_case_names: write the names of the cases with their scores, as docs/cases.csv and in voxtune.json.
@@ -90,9 +90,7 @@ def export_bundle(
             (draft / name).mkdir(parents=True)
         write_files(draft, ensemble, facts, authors or NOT_STATED, with_case_names=with_case_names)
         write_record(draft, about(facts, ensemble, with_case_names=with_case_names))
-        if out.exists():
-            shutil.rmtree(out)
-        draft.rename(out)
+        replace_folder(draft, out)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be written ({error.strerror}); choose another --bundle") from None
     finally:
@@ -101,6 +99,16 @@ def export_bundle(
     if not any(one.part == "test" for one in scores):
         logger.info("the card has no test scores, as the folder of the model has none of this epoch")
     return out
+
+
+def replace_folder(draft: Path, out: Path) -> None:
+    """Rename a folder to `out`, in place of what is there, which is renamed first and then removed."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    draft.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_other_folder(out: Path) -> None:
@@ -153,7 +161,7 @@ def facts_of(model: Path, ensemble: Ensemble, scores: Sequence[RecordedScores], 
     )
 
 
-def current_record(model: Path, scores: Sequence[RecordedScores]) -> Any:
+def current_record(model: Path, scores: Sequence[RecordedScores]) -> Record | None:
     """Return what was tried as post-processing; None if nothing was chosen for this very model."""
     record = read_record(model) if model.is_dir() else None
     used = record is not None and any(one.part == "val" and one.cases == record.scores for one in scores)

@@ -104,16 +104,18 @@ def _validation(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
     if record is not None and record.chosen == PredictionSetting.of_config(ensemble.first.config):
         epochs = {_relative(member.checkpoint, folder): member.state["epoch"] for member in ensemble.members}
         if dict(record.models) == epochs:
-            source = "validation cases, which selected the recipe, the epoch and the post-processing"
+            folds = any(len(numbers) < len(ensemble.members) for numbers in members.values())
+            how = ", each scored by the networks that were not trained on it" if folds else ""
+            source = f"validation cases{how}; they selected the epoch and the post-processing, perhaps the recipe too"
             return RecordedScores("val", source, record.chosen, record.scores, scans, members)
     setting = PredictionSetting.of_config(ensemble.first.config) if record is None else record.before
     if len(ensemble.members) > 1:
         cases = _scores_in(EnsembleDir(folder).cross_validation.with_suffix(".json"), members)
-        source = "all cases, each scored by the networks that were not trained on it, at an epoch that it selected"
+        source = "validation cases, each scored by the networks that were not trained on it; they selected the epoch"
         return RecordedScores("val", source, setting, cases, scans, members)
     state = ensemble.first.state
     scores = read_case_scores(TrainingDir(folder).case_scores).get(state["epoch"], {})
-    source = f"validation cases at epoch {state['epoch']}, which they selected"
+    source = f"validation cases at epoch {state['epoch']}, which they selected, perhaps the recipe too"
     known = {name: values for name, values in scores.items() if name in members}
     return RecordedScores("val", source, setting, known, scans, members)
 
