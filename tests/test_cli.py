@@ -151,7 +151,8 @@ def finished(phantoms: Path, prepared: Data, tmp_path: Path) -> Path:
 
 def test_results_go_into_output_dir(finished: Path):
     names = {path.name for path in finished.iterdir() if not path.name.startswith("events.out.tfevents.")}
-    files = {"training_config.json", "split.json", "skipped_cases.txt", "metrics.csv", "checkpoints", ".lock"}
+    files = {"training_config.json", "split.json", "skipped_cases.txt", "metrics.csv", "case_scores.csv"}
+    files |= {"checkpoints", ".lock"}
     assert names == files
     assert len(list(finished.iterdir())) == len(files) + 1
 

@@ -18,6 +18,8 @@ from trainable.evaluation.validate import validate
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
 from trainable.training.training_dir import TrainingDir
+from tune.confirm import confirm
+from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch
 from tune.retrain import retrain
 from tune.run.export import export_recipe
@@ -26,10 +28,11 @@ from tune.run.tables import duration, make_console, print_best, print_outcome
 from tune.spec.sweep_file import load_sweep_config
 
 CASES, SHAPE = 20, (64, 64, 48)
+SEEDS = 3  # trainings of the winner and of the default that confirm it
 
 
 def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> None:
-    """Write synthetic cases, run a sweep on them, retrain its winner and predict the test cases, all in a new folder.
+    """Write synthetic cases, run a sweep, confirm its winner, retrain and predict the test cases, all in a new folder.
 
     Args:
         out: the folder; None for the first of voxtune_demo, voxtune_demo_2, _3, ... that does not exist.
@@ -52,17 +55,21 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
     write_phantoms(out / "data", cases=CASES, shape=SHAPE, seed=0)
     chapter(2, "a sweep on Ray: demo.yaml")
     overrides = [f"train.data_dir={json.dumps(str(out / 'data'))}"] + [f"study.trials={trials}"] * (trials is not None)
-    run = launch(load_sweep_config("demo", overrides), out / "run")
-    print_outcome(run)
-    if not run.ranking:
-        raise SystemExit(1)
-    chapter(3, "the best trials")
+    config = load_sweep_config("demo", overrides)
+    with Cluster() as cluster:
+        run = launch(config, out / "run", cluster=cluster)
+        print_outcome(run)
+        if not run.ranking:
+            raise SystemExit(1)
+        chapter(3, "the best trials")
+        print_best(run, top=5)
+        chapter(4, f"is the winner real? {SEEDS} more trainings of it and of the default, with other seeds")
+        confirm(run.folder, top=1, seeds=SEEDS, cluster=cluster)
     run = read_run(run.folder)
-    print_best(run, top=5)
     export_recipe(run, run.best(), out / "best.yaml")
-    chapter(4, f"the winner, retrained for {epochs} epochs")
+    chapter(5, f"the chosen recipe, retrained for {epochs} epochs")
     model = TrainingDir(retrain(run.folder, epochs=epochs)).best
-    chapter(5, "held-out cases, predicted from their folders")
+    chapter(6, "held-out cases, predicted from their folders")
     scores = predict_held_out(run, model, out)
     logger.info(f"an untrained network on the same cases: mean Dice {untrained(run, list(scores)):.4f}")
     logger.info(f"\ndone in {duration(time.monotonic() - started)}; predictions and pictures: {out}/predictions")

@@ -54,7 +54,8 @@ def confirm(
         typer.Option("--recipe", metavar="FILE", help="Also compare this recipe, a YAML or nnunet; repeatable."),
     ] = None,
     take_best: Annotated[
-        bool, typer.Option("--take_best", help="Choose the best trial even if it is not shown to be better.")
+        bool,
+        typer.Option("--take_best", "--take-best", help="Choose the best trial though not shown to be better."),
     ] = False,
     address: Address = None,
 ) -> None:
