@@ -8,6 +8,8 @@ from typing import Any
 
 from trainable.core.errors import InputError
 from tune.run.confirm_dir import ConfirmDir
+from tune.run.confirmation import load_plan
+from tune.run.race import DEFAULT
 from tune.run.results import Run
 from tune.run.run_dir import confirm_command
 from tune.run.verdict import Verdict
@@ -37,13 +39,22 @@ def is_current(run: Run, content: Mapping[str, Any]) -> bool:
     return bool(run.ranking) and content["winner"] == run.best().number
 
 
+def has_ended(run: Run, content: Mapping[str, Any]) -> bool:
+    """Return whether a confirmation has ended, and was not extended by recipes or seeds since."""
+    plan = load_plan(run.dir.confirm.plan)
+    extended = plan is not None and (
+        [arm.name for arm in plan.arms] != content["arms"] or list(plan.seeds) != content["seeds"]
+    )
+    return bool(content["ended"]) and not extended
+
+
 def confirmed_choice(run: Run) -> tuple[str, int | None] | None:
     """Return the recipe that a confirmation chose: its name, and its trial if it is one's.
 
     None if there is no confirmation that has ended, or it is of an earlier ranking.
     """
     content = load_result(run.dir.confirm)
-    if content is None or not content["ended"] or not is_current(run, content):
+    if content is None or not has_ended(run, content) or not is_current(run, content):
         return None
     return content["chosen"], content["chosen_trial"]
 
@@ -62,10 +73,13 @@ def confirmation_line(run: Run) -> str:
             f"the confirmation is of an earlier ranking, when trial {content['winner']} was the winner and not trial "
             f"{run.best().number}: `{command}`"
         )
-    if not content["ended"]:
-        return f"the confirmation has not ended: {sentence(verdict)}; `{command}`"
+    if not has_ended(run, content):
+        return f"the confirmation has not ended; so far: {sentence(verdict)}; `{command}`"
+    of_winner = content["chosen_trial"] == content["winner"]
     if verdict.confirmed:
-        return f"winner confirmed: {sentence(verdict)}"
+        return f"{'winner' if of_winner else 'another recipe than the winner is'} confirmed: {sentence(verdict)}"
+    if verdict.chosen == DEFAULT and of_winner:
+        return f"the winner is the default recipe, and no other is shown to be better: {sentence(verdict)}"
     return f"winner not confirmed: {sentence(verdict)}; chosen: {verdict.chosen}"
 
 

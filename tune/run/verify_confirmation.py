@@ -71,8 +71,13 @@ def check_trainings(run: Run, plan: ConfirmPlan, scores: ConfirmScores) -> Itera
         if plan.epochs == run.config.fixed("epochs") and recipe_values(config) != plan.arm(name).recipe:
             yield f"{paths.path} was trained with another recipe than {name}"
         wanted = run.dir.split if fold is None else scores.folder.fold_split(fold)
-        if load_split(paths.split) != load_split(wanted):
-            yield f"{paths.path} was trained with another split than {wanted}"
+        if not paths.metrics.exists():  # it may have been killed before it wrote its split
+            continue
+        try:
+            if load_split(paths.split) != load_split(wanted):
+                yield f"{paths.path} was trained with another split than {wanted}"
+        except InputError as error:
+            yield str(error)
     for path in sorted(scores.folder.trainings.glob("*/*/training_config.json")):
         if path.parent not in folders:
             yield f"{path.parent} is of no planned training"
