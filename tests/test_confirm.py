@@ -442,6 +442,20 @@ def test_what_is_planted_in_a_confirmation_is_found(
     assert any(finding in text for text in findings[name]), findings
 
 
+def test_a_confirmation_that_has_not_ended_is_not_wrong_for_what_it_has_trained_since(copy: Path) -> None:
+    result = copy / "confirm/confirm.json"
+    content = json.loads(result.read_text())
+    result.write_text(json.dumps({**content, "ended": "", "test": None}))  # as after --budget, and a kill later
+    assert not any(verify_confirmation(read_run(copy)).values())
+
+
+def test_a_training_that_was_killed_before_it_wrote_its_split_is_no_finding(copy: Path) -> None:
+    begun = next(copy.glob("confirm/trainings/wild/*/"))
+    for file in ("metrics.csv", "split.json"):
+        (begun / file).unlink()
+    assert not any(verify_confirmation(read_run(copy)).values())
+
+
 def test_a_budget_leaves_a_confirmation_to_go_on_later(swept: Path, cluster: Cluster, tmp_path: Path, capsys) -> None:
     run = Path(shutil.copytree(swept, tmp_path / "run"))
     found = confirm(run, top=1, seeds=2, budget=0.01, cluster=cluster)

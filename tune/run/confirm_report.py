@@ -169,7 +169,8 @@ def table_text(found: Confirmation) -> str:
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("recipe", no_wrap=True)
     in_sweep = any(arm.sweep_score is not None for arm in found.val.arms)
-    for name in ("trainings", *REGIONS, "mean", *["in the sweep", "curse"] * in_sweep):
+    counted = "seeds" if found.plan.folds else "trainings"
+    for name in (counted, *REGIONS, "mean", *["in the sweep", "curse"] * in_sweep):
         table.add_column(name, justify="right", no_wrap=True)
     for arm in found.val.arms:
         means = [plus_minus(arm.mean.get(column), arm.sd.get(column)) for column in SCORE_COLUMNS]

@@ -14,7 +14,7 @@ from tune.run.results import Run
 from tune.run.run_dir import confirm_command
 from tune.run.verdict import Verdict
 
-VERSION = 1  # of confirm.json
+VERSION = 2  # of confirm.json
 
 
 def load_result(folder: ConfirmDir) -> dict[str, Any] | None:

@@ -189,7 +189,7 @@ def _choose(winner: str, comparison: Comparison | None, shown: bool, take_best: 
     if shown:
         return winner, "shown to be better than the default"
     if take_best and comparison is not None and comparison.difference > 0:
-        return winner, "the best mean, as --take-best asks, though not shown to be better than the default"
+        return winner, "the best mean, as --take_best asks, though not shown to be better than the default"
     return DEFAULT, "no challenger is shown to be better"
 
 
