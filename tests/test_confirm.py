@@ -336,6 +336,9 @@ def test_the_run_says_whether_its_winner_is_confirmed(swept: Path, copy: Path) -
     assert "of an earlier ranking, when trial 99 was the winner" in confirmation_line(run)
     assert confirmed_choice(run) is None
     assert choose_recipe(run, None, None)[2] == winner
+    nothing = {**content["validation"], "comparisons": {}, "words": "not shown: no score", "winner": ""}
+    result.write_text(json.dumps({**content, "validation": nothing}))
+    assert choose_recipe(run, None, None)[2] == winner, "the default, which failed, is not chosen"
     result.unlink()
     assert confirmation_line(run) == f"the confirmation has not ended: `voxtune confirm {copy}`"
     result.write_text(json.dumps({**content, "winner": 0}))

@@ -233,5 +233,7 @@ def next_command(run: Run, found: Confirmation, address: str | None) -> str:
     if not found.race.ended:
         return confirm_command(run.folder, take_best=found.take_best, address=address)
     trial, folder = found.plan.arm(found.val.chosen).trial, shlex.quote(str(run.folder))
+    if found.val.comparison is None:
+        return f"voxtune retrain {folder}"
     recipe = f"--trial {trial}" if trial is not None else f"--config {shlex.quote(str(run.dir.confirm.chosen))}"
     return f"voxtune retrain {folder} {recipe}"

@@ -51,10 +51,12 @@ def has_ended(run: Run, content: Mapping[str, Any]) -> bool:
 def confirmed_choice(run: Run) -> tuple[str, int | None] | None:
     """Return the recipe that a confirmation chose: its name, and its trial if it is one's.
 
-    None if there is no confirmation that has ended, or it is of an earlier ranking.
+    None if there is no confirmation that has ended and could compare any, or it is of an earlier ranking.
     """
     content = load_result(run.dir.confirm)
     if content is None or not has_ended(run, content) or not is_current(run, content):
+        return None
+    if not content["validation"]["comparisons"]:  # the default failed, or there was no challenger
         return None
     return content["chosen"], content["chosen_trial"]
 
