@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.locks import lock_folder
 from trainable.training.case_scores import read_case_scores
 from trainable.training.training_dir import TrainingDir
 from tune.cli.sweeps import confirm_if_asked
@@ -241,7 +242,7 @@ def test_a_confirmation_scores_each_recipe_with_the_same_new_seeds(confirmed: Pa
             scores = json.loads(paths.test_scores.with_suffix(".json").read_text())["cases"][row["case"]]
         assert [float(row[name]) for name in ("dice_WT", "dice_mean")] == [scores["dice_WT"], scores["dice_mean"]]
     text = (confirmed / "confirm/verdict.txt").read_text()
-    assert "wild left in failed: diverged in epoch 1" in text
+    assert "; wild failed: diverged in epoch 1\n" in text
     assert f"validation cases: {winner}" in text
     assert "reported only: nothing was selected by the test cases" in text
     assert "chosen: default; no challenger is shown to be better\n" in text, "one validation case shows nothing"
@@ -364,6 +365,8 @@ def test_an_extended_confirmation_says_nothing_until_it_has_ended(copy: Path) ->
     save_plan(replace(plan, seeds=(*plan.seeds, 1_000_009)), run.dir.confirm.plan)  # then killed
     assert confirmed_choice(run) is None
     assert confirmation_line(run).startswith("the confirmation has not ended; so far: trial_")
+    with lock_folder(run.dir.confirm.path):
+        assert confirmation_line(run) == "the winner is being confirmed now"
 
 
 def test_a_sweep_that_ends_by_its_target_is_confirmed_and_one_whose_budget_is_spent_says_how(
@@ -473,8 +476,6 @@ def test_a_budget_leaves_a_confirmation_to_go_on_later(swept: Path, cluster: Clu
 
 
 def test_a_sweep_that_runs_or_whose_cases_have_changed_is_not_confirmed(swept: Path, tmp_path: Path) -> None:
-    from trainable.core.locks import lock_folder
-
     with lock_folder(swept), pytest.raises(InputError, match="its sweep runs now"):
         confirm(swept)
     run = Path(shutil.copytree(swept, tmp_path / "run"))

@@ -88,7 +88,7 @@ def launch(
 
             run = launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier)
             finish(run)
-            confirm_if_asked(run, cluster=cluster)
+            confirm_if_asked(run, cluster=cluster, address=address)
 
 
 @app.command(epilog="Example: voxtune resume RUN --trials 100")

@@ -148,7 +148,10 @@ def report_text(run: Run, found: Confirmation, address: str | None = None) -> st
     ended = found.race.ended
     race = f"the race ended: {ended}" if ended else "the race has not ended: what follows may change"
     so_far = "" if ended else " so far"
-    dropped = [f"{name} left in {reason}" for name, reason in found.race.dropped.items()]
+    dropped = [
+        f"{name}{'' if reason.startswith('failed') else ' left in'} {reason}"
+        for name, reason in found.race.dropped.items()
+    ]
     lines = [
         f"confirmation of {run.folder.name}: {plan.metric} of {plan.epochs} epochs on {on}",
         "",

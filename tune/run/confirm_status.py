@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainable.core.errors import InputError
+from trainable.core.locks import is_locked
 from tune.run.confirm_dir import ConfirmDir
 from tune.run.confirmation import load_plan
 from tune.run.race import DEFAULT
@@ -65,6 +66,8 @@ def confirmation_line(run: Run) -> str:
     """Return whether the winner of a run is confirmed, in a line; "" while the sweep has no winner to confirm."""
     if not run.ranking or not run.best().finished:
         return ""
+    if is_locked(run.dir.confirm.path):
+        return "the winner is being confirmed now"
     content, command = load_result(run.dir.confirm), confirm_command(run.folder)
     if content is None:
         begun = run.dir.confirm.plan.exists()
