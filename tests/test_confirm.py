@@ -16,11 +16,14 @@ from optuna.trial import TrialState
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.locks import lock_folder
 from trainable.training.case_scores import read_case_scores
 from trainable.training.training_dir import TrainingDir
-from tune.confirm import ConfirmTrainings, confirm
+from tune.cli.sweeps import confirm_if_asked
+from tune.confirm import ConfirmTrainings, confirm, make_plan
 from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch
+from tune.driver.training_plan import earlier_outcome
 from tune.model_bundle import export_model
 from tune.retrain import choose_recipe
 from tune.run.confirm_report import evaluate_confirmation
@@ -42,11 +45,13 @@ from tune.run.recipe_files import read_recipe
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import RunDir
 from tune.run.verify_confirmation import verify_confirmation
+from tune.spec.sections import Confirm
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config
 
-PROTOCOL: dict[str, Any] = {"folds": 0, "epochs": 4, "metric": "val_dice_mean", "split": "s", "data": "d", "winner": 1}
+PROTOCOL: dict[str, Any] = {"folds": 0, "epochs": 4, "metric": "val_dice_mean", "split": "s", "data": "d"}
+PROTOCOL |= {"winner": 1, "top": 1}
 WILD = "lr: 1e30\noptimizer: sgd\ngradient_clipping: 0.0\n"  # diverges
 
 
@@ -136,6 +141,7 @@ def test_a_plan_grows_and_never_shrinks_and_its_protocol_stays(tmp_path: Path) -
     assert grown == ConfirmPlan((a, b, c), (7, 8, 9), **{**PROTOCOL, "winner": 4}, extended_after_test=True)
     assert extend_plan(grown, replace(begun, arms=(a,), seeds=(7,)), tested=True) == replace(grown, winner=1)
     assert not extend_plan(begun, begun, tested=True).extended_after_test
+    assert not extend_plan(begun, replace(begun, seeds=(7, 8, 9)), tested=False).extended_after_test
     for name, value in (("folds", 5), ("epochs", 9), ("metric", "val_dice_ET"), ("split", "x"), ("data", "x")):
         with pytest.raises(InputError, match=f"and it would be {value} now"):
             extend_plan(begun, replace(begun, **{name: value}), tested=False)
@@ -148,11 +154,26 @@ def test_a_plan_grows_and_never_shrinks_and_its_protocol_stays(tmp_path: Path) -
         load_plan(tmp_path / "plan.json")
 
 
+def test_a_call_that_asks_for_nothing_new_adds_no_recipe_after_the_ranking_has_changed() -> None:
+    before = run_of(trial(0, 0.5, 3e-4), trial(1, 0.6, 1e-3))
+    begun = plan_of(before, None, top=1)
+    later = run_of(*before.trials, trial(2, 0.7, 2e-3), trial(3, 0.8, 4e-3), trial(4, 0.9, 5e-3))
+    changed = extend_plan(begun, plan_of(later, begun), tested=False)
+    assert changed.challengers == ("trial_0001", "trial_0004"), "the new winner, and what was begun"
+    assert extend_plan(changed, plan_of(later, changed), tested=False) == changed
+
+
+def plan_of(run: Run, begun: ConfirmPlan | None, top: int | None = None) -> ConfirmPlan:
+    """The plan of a call that names no other option."""
+    return make_plan(run, begun, [], top=top, seeds=None, folds=None, epochs=None)
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         ({"tops": 1}, "study.confirm.tops is unknown (did you mean top?); expected one of top, seeds, folds, epochs"),
         ({"top": 0}, "study.confirm.top is 0; expected a whole number >= 1"),
+        ({"folds": 1}, "study.confirm.folds is 1; expected 0, or a whole number >= 2"),
         (5, "study.confirm is 5; expected keys of a confirmation, such as {top: 3, seeds: 4}"),
     ],
 )
@@ -221,7 +242,7 @@ def test_a_confirmation_scores_each_recipe_with_the_same_new_seeds(confirmed: Pa
             scores = json.loads(paths.test_scores.with_suffix(".json").read_text())["cases"][row["case"]]
         assert [float(row[name]) for name in ("dice_WT", "dice_mean")] == [scores["dice_WT"], scores["dice_mean"]]
     text = (confirmed / "confirm/verdict.txt").read_text()
-    assert "wild left in failed: diverged in epoch 1" in text
+    assert "; wild failed: diverged in epoch 1\n" in text
     assert f"validation cases: {winner}" in text
     assert "reported only: nothing was selected by the test cases" in text
     assert "chosen: default; no challenger is shown to be better\n" in text, "one validation case shows nothing"
@@ -258,11 +279,13 @@ def test_no_test_is_wanted_before_the_race_has_ended(confirmed: Path) -> None:
     plan = load_plan(run.dir.confirm.plan)
     assert plan is not None
     begun = ConfirmTrainings(run, replace(plan, seeds=(*plan.seeds, 1_000_009)), run.dir.confirm, _data(run))
-    wanted = begun.wanted({})
-    assert not any(item.test for item in wanted)
-    names = {item.name for item in wanted}
-    assert {f"{arm} seed_1000009" for arm in plan.challengers} | {"default seed_1000009"} <= names
-    assert {name for name in names if not name.endswith("9")} == {"wild seed_1000001", "wild seed_1000002"}
+    first = begun.wanted({})
+    assert len(first) == 3 * 3, "also those that have ended: the process of one may not have returned yet"
+    outcomes = {item.name: outcome for item in first if (outcome := earlier_outcome(item)) is not None}
+    wanted = begun.wanted(outcomes)
+    winner = f"trial_{run.best().number:04d}"
+    assert [item.name for item in wanted] == ["default seed_1000009", f"{winner} seed_1000009"]
+    assert not any(item.test for item in [*first, *wanted])
 
 
 def _data(run: Run) -> Any:
@@ -314,11 +337,52 @@ def test_the_run_says_whether_its_winner_is_confirmed(swept: Path, copy: Path) -
     assert "of an earlier ranking, when trial 99 was the winner" in confirmation_line(run)
     assert confirmed_choice(run) is None
     assert choose_recipe(run, None, None)[2] == winner
+    nothing = {**content["validation"], "comparisons": {}, "words": "not shown: no score", "winner": ""}
+    result.write_text(json.dumps({**content, "validation": nothing}))
+    assert choose_recipe(run, None, None)[2] == winner, "the default, which failed, is not chosen"
     result.unlink()
     assert confirmation_line(run) == f"the confirmation has not ended: `voxtune confirm {copy}`"
+    result.write_text(json.dumps({**content, "winner": 0}))
+    default_won = replace(run, trials=[replace(one, score=one.number == 0) for one in run.trials])
+    assert confirmation_line(default_won).startswith("the winner is the default recipe, and no other is shown")
+    better = json.loads(result.read_text())
+    better["validation"]["comparisons"]["dice_mean"] |= {"low": 0.01, "high": 0.02}
+    better["validation"]["words"] = "better than the default by 0.015 [0.010, 0.020]"
+    result.write_text(json.dumps({**better, "chosen_trial": 1}))
+    assert confirmation_line(default_won).startswith(
+        "another recipe than the winner is confirmed: trial_0001 is better"
+    )
     result.write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         confirmation_line(run)
+
+
+def test_an_extended_confirmation_says_nothing_until_it_has_ended(copy: Path) -> None:
+    run = read_run(copy)
+    assert confirmed_choice(run) is not None
+    plan = load_plan(run.dir.confirm.plan)
+    assert plan is not None
+    save_plan(replace(plan, seeds=(*plan.seeds, 1_000_009)), run.dir.confirm.plan)  # then killed
+    assert confirmed_choice(run) is None
+    assert confirmation_line(run).startswith("the confirmation has not ended; so far: trial_")
+    with lock_folder(run.dir.confirm.path):
+        assert confirmation_line(run) == "the winner is being confirmed now"
+
+
+def test_a_sweep_that_ends_by_its_target_is_confirmed_and_one_whose_budget_is_spent_says_how(
+    copy: Path, cluster: Cluster, capsys
+) -> None:
+    run = read_run(copy)
+    run.dir.confirm.result.unlink()  # its trainings are there, and need not be trained again
+    asked = run.config.model_copy(update={"confirm": Confirm()})
+    spent = asked.model_copy(update={"budget": asked.budget.model_copy(update={"trials": 9})})
+    confirm_if_asked(replace(run, config=spent), cluster=cluster)
+    assert capsys.readouterr().out == (
+        f"the winner is not confirmed, since trials are left; confirm it now with: voxtune confirm {run.folder}\n"
+    )
+    target = spent.budget.model_copy(update={"target": run.best().score})
+    confirm_if_asked(replace(run, config=spent.model_copy(update={"budget": target})), cluster=cluster)
+    assert "the race ended: " in capsys.readouterr().out
 
 
 def plant_seed(run: Path) -> None:
@@ -384,20 +448,34 @@ def test_what_is_planted_in_a_confirmation_is_found(
     assert any(finding in text for text in findings[name]), findings
 
 
+def test_a_confirmation_that_has_not_ended_is_not_wrong_for_what_it_has_trained_since(copy: Path) -> None:
+    result = copy / "confirm/confirm.json"
+    content = json.loads(result.read_text())
+    result.write_text(json.dumps({**content, "ended": "", "test": None}))  # as after --budget, and a kill later
+    assert not any(verify_confirmation(read_run(copy)).values())
+
+
+def test_a_training_that_was_killed_before_it_wrote_its_split_is_no_finding(copy: Path) -> None:
+    begun = next(copy.glob("confirm/trainings/wild/*/"))
+    for file in ("metrics.csv", "split.json"):
+        (begun / file).unlink()
+    assert not any(verify_confirmation(read_run(copy)).values())
+
+
 def test_a_budget_leaves_a_confirmation_to_go_on_later(swept: Path, cluster: Cluster, tmp_path: Path, capsys) -> None:
     run = Path(shutil.copytree(swept, tmp_path / "run"))
     found = confirm(run, top=1, seeds=2, budget=0.01, cluster=cluster)
     assert found.race.ended == ""
     output = capsys.readouterr().out
-    assert f"stopped by the time budget, which is over; go on with: voxtune confirm {run}\n" in output
+    assert f"stopped by the time budget of 0:00; go on with: voxtune confirm {run}\n" in output
+    assert "the race has not ended: what follows may change\n" in output
+    assert "chosen so far: default; " in output
     assert output.endswith(f"next: voxtune confirm {run}\n")
     assert "the confirmation has not ended" in confirmation_line(read_run(run))
     assert confirmed_choice(read_run(run)) is None
 
 
 def test_a_sweep_that_runs_or_whose_cases_have_changed_is_not_confirmed(swept: Path, tmp_path: Path) -> None:
-    from trainable.core.locks import lock_folder
-
     with lock_folder(swept), pytest.raises(InputError, match="its sweep runs now"):
         confirm(swept)
     run = Path(shutil.copytree(swept, tmp_path / "run"))
@@ -425,6 +503,7 @@ def test_with_folds_each_case_of_train_and_val_is_scored_by_models_that_have_not
         paths = TrainingDir(run / f"confirm/trainings/{row['arm']}/seed_{row['seed']}_fold_{row['fold']}")
         assert row["case"] not in json.loads(paths.split.read_text())["train"]
     assert len([row for row in rows_of(run) if row["part"] == "test"]) == 2 * 2 * 2 * len(split.test)
+    assert "curse" not in (run / "confirm/verdict.txt").read_text(), "the sweep's scores are of other cases"
     assert not any(verify_confirmation(read_run(run)).values())
 
 

@@ -110,7 +110,8 @@ def test_a_plan_is_asked_again_after_each_training_and_what_has_ended_is_not_run
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.csv")}
     assert run(plan, tmp_path, cluster) == outcomes
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.csv")} == stamps
-    assert run([training(tmp_path, prepared, "one", test=True)], tmp_path, cluster)["one"].error == ""
+    impatient = Resources(gpu=0, cpu=1, report_timeout=0.1)  # less than a test takes, which writes no epoch
+    assert run([training(tmp_path, prepared, "one", test=True)], tmp_path, cluster, impatient)["one"].error == ""
     assert TrainingDir(tmp_path / "one").test_scores.with_suffix(".json").exists()
 
 
@@ -139,8 +140,24 @@ def test_what_is_not_wanted_any_more_is_cancelled_and_a_budget_leaves_the_rest_f
 
     outcomes = run([short, endless], tmp_path, cluster, time_budget=8)
     assert set(outcomes) == {"short"}
-    assert "stopped by the time budget, which is over; go on with: again\n" in capsys.readouterr().out
+    assert "stopped by the time budget of 0:08; go on with: again\n" in capsys.readouterr().out
     assert len(rows(tmp_path / "endless")) > 0
+
+
+def test_a_training_that_has_its_last_epoch_is_waited_for_also_if_it_is_not_wanted_any_more(
+    cluster: Cluster, prepared: Data, tmp_path: Path
+) -> None:
+    first, last = training(tmp_path, prepared, "first", epochs=1), training(tmp_path, prepared, "last", epochs=3)
+    long = training(tmp_path, prepared, "long", epochs=10_000)
+
+    def plan(outcomes: Mapping[str, Outcome]) -> Sequence[Training]:
+        if outcomes.keys() >= {"first"}:  # its end and that of the others race, as when each ends at any moment
+            while not (written := rows(tmp_path / "last")) or not written[-1]["end_reason"]:
+                time.sleep(0.01)
+            return []
+        return [first, last, long]
+
+    assert set(run(plan, tmp_path, cluster)) == {"first", "last"}
 
 
 @pytest.mark.slow

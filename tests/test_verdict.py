@@ -138,6 +138,7 @@ def test_a_failed_default_leaves_nothing_to_compare_with():
         "not shown: no challenger has a score to compare with the default's",
         DEFAULT,
     )
+    assert verdict.reason == "nothing could be compared"
     assert verdict.ended == "the default failed: diverged"
     assert verdict.comparisons == {}
 

@@ -12,16 +12,15 @@ from pathlib import Path
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import is_locked, lock_folder
-from trainable.data.cache import scan_of
-from trainable.data.patients import find_patients
+from trainable.core.logger import logger
 from trainable.data.prepare import Data
-from trainable.data.split import fold_splits, load_split, save_split
+from trainable.data.split import load_split, save_split
 from tune.driver.cluster import Cluster
 from tune.driver.trainings import Outcome, Training, run_trainings
-from tune.retrain import prepare_same_cases, scale_to_epochs
+from tune.retrain import divide_into_folds, prepare_same_cases, scale_to_epochs
 from tune.run.confirm_dir import ConfirmDir
 from tune.run.confirm_report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
-from tune.run.confirm_scores import ConfirmScores, column_of, replay_race
+from tune.run.confirm_scores import ConfirmScores, has_tested, replay_race
 from tune.run.confirmation import Arm, ConfirmPlan, choose_arms, extend_plan, load_plan, save_plan, unused_seeds
 from tune.run.race import Race
 from tune.run.recipe_files import read_recipe
@@ -72,9 +71,11 @@ def confirm(
     extra = [read_recipe(path, run.config.base_config()) for path in recipes]
     wanted = make_plan(run, begun, extra, top=top, seeds=seeds, folds=folds, epochs=epochs)
     with lock_folder(folder.path):
-        plan = extend_plan(load_plan(folder.plan), wanted, tested=folder.result.exists())
-        data = prepare_confirmation(run, plan, folder)
+        begun = load_plan(folder.plan)
+        plan = extend_plan(begun, wanted, tested=has_tested(folder))
+        data = prepare_confirmation(run, plan, folder, begun=begun is not None)
         save_plan(plan, folder.plan)
+        logger.info(plan_line(run, plan))
         trainings = ConfirmTrainings(run, plan, folder, data)
         outcomes = run_trainings(
             trainings.wanted,
@@ -84,11 +85,12 @@ def confirm(
             address=address,
             time_budget=budget,
             contents_file=run.dir.contents,
-            resume_command=confirm_command(run.folder),
+            resume_command=confirm_command(run.folder, take_best=take_best, address=address),
         )
-        trainings.race(outcomes)
-        found = evaluate_confirmation(run, plan, trainings.scores, trainings.errors, take_best=take_best)
-        write_report(run, found, trainings.scores)
+        trainings.note(outcomes)
+        scores = ConfirmScores(folder, plan)
+        found = evaluate_confirmation(run, plan, scores, trainings.errors, take_best=take_best)
+        write_report(run, found, scores, address=address)
         return found
 
 
@@ -120,6 +122,7 @@ def make_plan(
         seeds=unused_seeds(run, seeds or SEEDS),
         folds=folds or 0,
         epochs=epochs or run.config.fixed("epochs"),
+        top=top or TOP,
         metric=run.config.objective.score,
         split=record.split or "",
         data=record.data or "",
@@ -127,8 +130,18 @@ def make_plan(
     )
 
 
-def prepare_confirmation(run: Run, plan: ConfirmPlan, folder: ConfirmDir) -> Data:
+def plan_line(run: Run, plan: ConfirmPlan) -> str:
+    """Return what a confirmation compares, and how much it trains at most, in a line."""
+    names, seeds = ", ".join(arm.name for arm in plan.arms), len(plan.seeds)
+    times = f"{seeds} seed{'s' * (seeds != 1)}{f', {plan.folds} folds' * bool(plan.folds)}"
+    most = len(plan.arms) * seeds * len(plan.fold_indices)
+    return f"confirmation of {run.folder.name}: {names}; {times}; at most {most} trainings of {plan.epochs} epochs"
+
+
+def prepare_confirmation(run: Run, plan: ConfirmPlan, folder: ConfirmDir, *, begun: bool) -> Data:
     """Prepare the cases of a run, write the splits of the folds, and return the cases with the run's split.
+
+    begun: the splits of an earlier call must be the same; else they are of one that was killed before it had a plan.
 
     Raises:
         InputError: if the cases, or the file of labels or weights that the sweep had, are not as they were; or there
@@ -139,13 +152,11 @@ def prepare_confirmation(run: Run, plan: ConfirmPlan, folder: ConfirmDir) -> Dat
     run.split()
     data = prepare_same_cases(run, base_config(run))
     if plan.folds:
-        scans = {name: scan_of(content) for name, content in data.contents.items()}
-        table = run.config.fixed("patients")
-        patients = find_patients(data.split.names, scans, None if table is None else Path(table)).of_case
+        splits = divide_into_folds(run, data, plan.folds)
         folder.splits.mkdir(parents=True, exist_ok=True)
-        for fold, split in enumerate(fold_splits(data.split, plan.folds, run.config.seed, patients)):
+        for fold, split in enumerate(splits):
             path = folder.fold_split(fold)
-            if path.exists() and load_split(path) != split:
+            if begun and path.exists() and load_split(path) != split:
                 raise InputError(f"{path} is not the split of that fold any more; restore it, or delete it")
             save_split(split, path)
     return data
@@ -157,17 +168,20 @@ def base_config(run: Run) -> TrainConfig:
 
 
 class ConfirmTrainings:
-    """The trainings that a confirmation wants, by the scores of those that have ended.
+    """The trainings that a confirmation wants, by the scores of those that have an outcome.
 
     data: the prepared cases.
     """
 
     def __init__(self, run: Run, plan: ConfirmPlan, folder: ConfirmDir, data: Data) -> None:
         self.run, self.plan, self.folder, self.data = run, plan, folder, data
-        self.scores = ConfirmScores(folder, plan)
-        self.keys: dict[str, tuple[str, int] | None] = {}  # arm and index of the seed, of each training but tests
+        self.keys: dict[str, tuple[str, int, int | None]] = {}  # arm, index of the seed and fold, but of tests
+        self.ended: set[tuple[str, int, int | None]] = set()  # arm, seed and fold of trainings with a model
         self.errors: dict[tuple[str, int], str] = {}  # of trainings without a model, by arm and index of the seed
-        self.decided: tuple[tuple[int, ...], Race] | None = None  # by how many trainings, and what
+        # Only those with an outcome: one that has written its last epoch is still wanted until its process returns.
+        self.scores = ConfirmScores(folder, plan, self.ended)
+        self.decided: tuple[tuple[int, int], Race] | None = None  # by how many trainings, and what
+        self.tested: dict[str, int] | None = None  # tested_seeds once the race has ended: it takes a second
         base = base_config(run).model_copy(update={"cache_dir": data.folder, "save_freq": plan.epochs + 1})
         self.configs = {arm.name: scale_to_epochs(arm.config(base), plan.epochs) for arm in plan.arms}
 
@@ -178,8 +192,9 @@ class ConfirmTrainings:
             return [item for arm, index in (*state.wanted, *state.ahead) for item in self.of_seed(arm, index)]
         if not self.data.split.test:
             return []
-        val = judge(self.run, self.plan, self.scores, state, take_best=False)
-        tested = [(arm, index) for arm, count in tested_seeds(state, val).items() for index in range(count)]
+        if self.tested is None:
+            self.tested = tested_seeds(state, judge(self.run, self.plan, self.scores, state, take_best=False))
+        tested = [(arm, index) for arm, count in self.tested.items() for index in range(count)]
         return [item for arm, index in tested for item in self.of_seed(arm, index, test=True)]
 
     def of_seed(self, arm: str, index: int, *, test: bool = False) -> list[Training]:
@@ -190,19 +205,26 @@ class ConfirmTrainings:
             changes = {"seed": seed, "output_dir": output.path.resolve()}
             if fold is not None:
                 changes |= {"split_file": self.folder.fold_split(fold), "val_cases": 0}
-            name = training_name(arm, seed, fold)
             config = self.configs[arm].model_copy(update=changes)
-            name = f"{name} test" if test else name
-            self.keys[name] = None if test else (arm, index)
+            name = training_name(arm, seed, fold) + " test" * test
+            if not test:
+                self.keys[name] = arm, index, fold
             trainings.append(Training(name, config, test))
         return trainings
 
+    def note(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Note which trainings have a model, and why others have none; outcomes of tests are left out."""
+        for name in outcomes.keys() & self.keys.keys():
+            arm, index, fold = self.keys[name]
+            if error := outcomes[name].error:
+                self.errors[arm, index] = error
+            else:
+                self.ended.add((arm, self.plan.seeds[index], fold))
+
     def race(self, outcomes: Mapping[str, Outcome]) -> Race:
         """Return what the scores so far decide; a decision is made once per set of trainings, as it takes a second."""
-        errors = {self.keys[name]: outcome.error for name, outcome in outcomes.items() if outcome.error}
-        self.errors |= {key: error for key, error in errors.items() if key is not None}
-        scores = self.scores.of_arms(column_of(self.plan.metric))
-        known = (*(len(seeds) for seeds in scores.values()), len(self.errors))
+        self.note(outcomes)
+        known = len(self.ended), len(self.errors)
         if self.decided is None or self.decided[0] != known:
             self.decided = known, replay_race(self.scores, self.errors)
         return self.decided[1]

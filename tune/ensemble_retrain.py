@@ -13,8 +13,6 @@ from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.cross_validation import Fold, cross_validate
-from trainable.data.cache import scan_of
-from trainable.data.patients import find_patients
 from trainable.data.prepare import Data
 from trainable.data.split import Split, fold_splits, load_split, save_split
 from trainable.evaluate import evaluate
@@ -24,6 +22,7 @@ from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import (
     choose_output,
     choose_recipe,
+    divide_into_folds,
     prepare_same_cases,
     refuse_other_split,
     scale_to_epochs,
@@ -195,16 +194,9 @@ def plan_trainings(
     """
     splits: tuple[Split, ...] = (data.split,)
     if request.folds:
-        splits = tuple(fold_splits(data.split, request.folds, run.config.seed, patients_of(run, data)))
+        splits = tuple(divide_into_folds(run, data, request.folds))
     base = config.model_copy(update={"cache_dir": data.folder, "save_freq": config.epochs + 1})
     return EnsembleTrainings(folder, base, unused_seeds(run, request.seeds), splits)
-
-
-def patients_of(run: Run, data: Data) -> Mapping[str, str]:
-    """Return the patient of each case of a run, by name."""
-    scans = {name: scan_of(content) for name, content in data.contents.items()}
-    table = run.config.fixed("patients")
-    return find_patients(data.split.names, scans, None if table is None else Path(table)).of_case
 
 
 def refuse_single(folder: EnsembleDir) -> None:

@@ -17,9 +17,10 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.option_files import load_options
 from trainable.core.options import least_value, make_config, option_names, to_dict
-from trainable.data.cache import changed_cases
+from trainable.data.cache import changed_cases, scan_of
+from trainable.data.patients import find_patients
 from trainable.data.prepare import Data, prepare_data
-from trainable.data.split import Split, load_split, save_split
+from trainable.data.split import Split, fold_splits, load_split, save_split
 from trainable.evaluate import evaluate
 from trainable.train import refuse_sweep, train
 from trainable.training import checkpoint
@@ -239,6 +240,18 @@ def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
             "restore them"
         )
     return data
+
+
+def divide_into_folds(run: Run, data: Data, folds: int) -> list[Split]:
+    """Return a split per fold of the train and val cases of prepared cases, by patient, in the order of the run's seed.
+
+    Raises:
+        InputError: for fewer patients than folds.
+    """
+    scans = {name: scan_of(content) for name, content in data.contents.items()}
+    table = run.config.fixed("patients")
+    patients = find_patients(data.split.names, scans, None if table is None else Path(table)).of_case
+    return fold_splits(data.split, folds, run.config.seed, patients)
 
 
 def with_val_trained(split: Split) -> Split:

@@ -17,7 +17,7 @@ from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
 from tune.run.confirm_status import confirmed_choice
 from tune.run.export import export_recipe
 from tune.run.results import Run, read_run
-from tune.run.run_dir import resume_command
+from tune.run.run_dir import confirm_command, resume_command
 from tune.run.tables import make_console, print_best, print_outcome, print_space, print_trials, summary_line
 from tune.search.sampler import first_recipes
 from tune.spec.idle_parameters import idle_parameters
@@ -88,7 +88,7 @@ def launch(
 
             run = launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier)
             finish(run)
-            confirm_if_asked(run, cluster=cluster)
+            confirm_if_asked(run, cluster=cluster, address=address)
 
 
 @app.command(epilog="Example: voxtune resume RUN --trials 100")
@@ -137,9 +137,18 @@ def finish(run: Run) -> None:
 
 
 def confirm_if_asked(run: Run, *, cluster: Cluster | None = None, address: str | None = None) -> None:
-    """Confirm the winner of a sweep that has ended, if it was asked for and is not done; arguments as for confirm."""
-    asked = run.config.confirm is not None and not run.unfinished and run.best().finished
-    if asked and confirmed_choice(run) is None:
+    """Confirm the winner of a sweep that has ended, if it was asked for and is not done; arguments as for confirm.
+
+    A sweep whose budget is spent has trials left, so that its winner may change: then the command is printed.
+    """
+    if run.config.confirm is None or confirmed_choice(run) is not None:
+        return
+    if not run.best().finished:
+        logger.info("no trial has trained to its end, so the winner cannot be confirmed")
+    elif run.unfinished and not run.target_reached:
+        command = confirm_command(run.folder, address=address)
+        logger.info(f"the winner is not confirmed, since trials are left; confirm it now with: {command}")
+    else:
         from tune.confirm import confirm
 
         confirm(run.folder, cluster=cluster, address=address)

@@ -70,7 +70,8 @@ def check_same_training(training: Training) -> None:
     paths = training.dir
     if not paths.config.exists():
         return
-    begun, now = to_dict(make_config(load_options(paths.config), str(paths.config))), to_dict(training.config)
+    begun = to_dict(make_config(load_options(paths.config), str(paths.config), begun=True))
+    now = to_dict(training.config)
     for name in [*option_names(role="recipe"), *option_names(role="protocol")]:
         if name not in path_options() and begun[name] != now[name]:
             raise InputError(

@@ -102,16 +102,16 @@ class TrainingProcess:
         if free_memory() > MAX_LEAKED_BYTES:
             return TrainingEnd(dirty=True)
         config = make_config(spec.recipe, "a training")
-        config.output_dir.mkdir(parents=True, exist_ok=True)
         stdout_log = config.output_dir / STDOUT
         try:
+            config.output_dir.mkdir(parents=True, exist_ok=True)
             with (
                 stdout_log.open("a", buffering=1) as log,
                 redirect_stdout(log),
                 dump_stacks_of_hang(stdout_log, spec.report_timeout) as dump,
             ):
                 end, taken = train_and_test(config, spec, dump, self.gpu_share)
-        except OSError as error:  # of the log itself
+        except OSError as error:  # of the folder or the log itself
             return end_of_error(error)
         if taken:  # it says nothing of the recipe
             free_memory()

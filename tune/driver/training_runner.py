@@ -33,15 +33,17 @@ class TrainingsStopper(SignalHandling):
 
     def __init__(self, time_budget: float | None, resume_command: str) -> None:
         super().__init__()
-        self.resume_command = resume_command
+        self.time_budget, self.resume_command = time_budget, resume_command
         self.error = ""  # ends everything with exit code 1
-        self.end = None if time_budget is None else time.monotonic() + time_budget
+        self.started = time.monotonic()
 
     def reason(self) -> str:
         """Return why everything ends now; "" while it goes on."""
         if self.signal_name or self.error:
             return self.signal_name or self.error
-        return "the time budget, which is over" if self.end is not None and time.monotonic() > self.end else ""
+        if self.time_budget is not None and time.monotonic() > self.started + self.time_budget:
+            return f"the time budget of {duration(self.time_budget)}"
+        return ""
 
     def message(self) -> str:
         """Return why everything ended and how to go on, as printed at the end."""
@@ -64,11 +66,11 @@ class TrainingsStopper(SignalHandling):
 
 @dataclass
 class RunningTraining:
-    """A training in a process. epoch: that it had finished at its start. progress: as last read."""
+    """A training in a process. began: its progress at its start. progress: as last read."""
 
     training: Training
     process: PooledProcess
-    epoch: int
+    began: TrainingProgress
     progress: TrainingProgress
     stamp: tuple[int, int] = (0, 0)  # of metrics.csv as last read
     changed: float = field(default_factory=time.monotonic)  # when that was another one
@@ -105,12 +107,11 @@ class TrainingRunner:
         """Run trainings until all that are wanted have ended, or the stopper has a reason to end; then end the pool."""
         self.pool, self.table = pool, table
         try:
-            while self.wanted and not self.stopper.reason():
-                self.cancel_unwanted()
+            while (self.wanted or self.running) and not self.stopper.reason():
                 pool.grow(len(self.wanted))
                 self.start_next()
                 if self.collect():
-                    self.wanted = self.ask_plan()
+                    self.ask_again()
                 self.look_at_progress()
                 self.stopper.error = (
                     self.stopper.error or pool.trouble or "Ray, which has died" * ray_compat.cluster_died()
@@ -131,8 +132,8 @@ class TrainingRunner:
             if not self.pool.resources.gpu_share:
                 recipe["device"] = "cpu"  # Ray leaves GPUs visible to processes that requested none
             answer = self.pool.run(process, TrainingSpec(recipe, training.test, contents, timeout))
-            progress = read_progress(training.name, training.dir.path, training.config.epochs)
-            self.running[answer] = RunningTraining(training, process, progress.epoch, progress)
+            progress = self.read_progress(training)
+            self.running[answer] = RunningTraining(training, process, progress, progress)
 
     def collect(self) -> bool:
         """Wait a moment for processes that start and trainings that end; return whether a training has ended."""
@@ -158,9 +159,8 @@ class TrainingRunner:
             end: TrainingEnd = ray.get(answer)
         except ray.exceptions.RayError as error:
             self.pool.remove(item.process)
-            epoch = read_progress(name, item.training.dir.path, item.training.config.epochs).epoch
             end = TrainingEnd(failure="the death of its process")
-            if epoch > item.epoch:
+            if self.read_progress(item.training).epoch > item.began.epoch:
                 self.say_restart(name, end.failure)
                 return False
             logger.debug(f"{name}: {error}")
@@ -177,19 +177,24 @@ class TrainingRunner:
             if self.failures[name] <= self.pool.resources.max_failures:
                 self.say_restart(name, end.failure)
                 return False
-        return self.note_outcome(item.training, end.error or (end.failure and f"failed: {end.failure}"))
+        return self.note_outcome(item, end.error or (end.failure and f"failed: {end.failure}"))
 
     def say_restart(self, name: str, why: str) -> None:
         """Print that a training is run again."""
         logger.warning(f"{name}: {why}; it goes on from its last checkpoint")
 
-    def note_outcome(self, training: Training, error: str) -> bool:
+    def note_outcome(self, item: RunningTraining, error: str) -> bool:
         """Note and print how a training ended; return True."""
-        outcome = Outcome(training.name, training.dir.path, " ".join(error.split()))
-        self.outcomes[training.name] = outcome
+        name = item.training.name
+        self.outcomes[name] = outcome = Outcome(name, item.training.dir.path, " ".join(error.split()))
         self.draw_table()
-        self.table.ended(read_progress(training.name, outcome.folder, training.config.epochs), outcome.error)
+        only_test = bool(item.began.end_reason)
+        self.table.ended(self.read_progress(item.training), outcome.error, only_test=only_test)
         return True
+
+    def read_progress(self, training: Training) -> TrainingProgress:
+        """Return how far a training is, by its folder."""
+        return read_progress(training.name, training.dir.path, training.config.epochs)
 
     def draw_table(self) -> None:
         """Draw the table of the running trainings with the counts of all."""
@@ -201,28 +206,40 @@ class TrainingRunner:
         failed = sum(bool(outcome.error) for outcome in self.outcomes.values())
         self.table.refresh(running, ended=len(self.outcomes), failed=failed, waiting_epochs=list(waiting.values()))
 
-    def cancel_unwanted(self) -> None:
-        """End what runs and is not wanted any more; its checkpoints stay."""
+    def ask_again(self) -> None:
+        """Ask the plan what is wanted now, and end what runs and is not wanted any more; its checkpoints stay.
+
+        A training that has its last epoch is waited for: its process is about to return, and a new one would take long
+        to start (20 s on a GPU).
+        """
+        self.wanted = self.ask_plan()
         wanted = {training.name for training in self.wanted}
         for answer, item in list(self.running.items()):
-            if item.training.name not in wanted:
+            if item.training.name not in wanted and not self.read_progress(item.training).end_reason:
                 del self.running[answer]
                 self.pool.remove(item.process)
 
     def look_at_progress(self) -> None:
-        """Read how far the running trainings are, end those that hang, and draw the table, at most once a second."""
+        """Read how far the running trainings are, end those that hang, and draw the table, at most once a second.
+
+        One that scores its test cases is not taken for hung: it writes nothing meanwhile.
+        """
         if not self.table.due():
             return
         now = time.monotonic()
         paused, self.last_look = now > self.last_look + OWN_PAUSE_SECONDS, now  # Ctrl-Z, a paused machine
+        hung = False
         for answer, item in list(self.running.items()):
             stamp = file_stamp(item.training.dir.metrics)
             if stamp != item.stamp or paused:
                 item.stamp, item.changed = stamp, now
-                item.progress = read_progress(item.training.name, item.training.dir.path, item.training.config.epochs)
+                item.progress = self.read_progress(item.training)
             timeout = self.pool.resources.report_timeout
-            if timeout is not None and now > item.changed + timeout:
+            if timeout is not None and not item.progress.end_reason and now > item.changed + timeout:
                 self.end_hung(answer, now - item.changed)
+                hung = True
+        if hung:
+            self.ask_again()
         self.draw_table()
         if not self.running and not self.warned and now > self.started + START_WARNING_SECONDS:
             self.warned = True
@@ -234,8 +251,7 @@ class TrainingRunner:
         item = self.running.pop(answer)
         self.pool.remove(item.process)
         message = f"no epoch for {duration(silent)}, more than resources.report_timeout: treated as hung"
-        self.note_outcome(item.training, message)
-        self.wanted = self.ask_plan()
+        self.note_outcome(item, message)
 
 
 def file_stamp(path: Path) -> tuple[int, int]:

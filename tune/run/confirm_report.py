@@ -16,6 +16,7 @@ from rich.table import Table
 from trainable.core.brats import REGIONS
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
+from trainable.evaluation.comparison import Comparison
 from trainable.training.case_scores import SCORE_COLUMNS
 from tune.run.confirm_scores import ConfirmScores, column_of, replay_race, scores_text
 from tune.run.confirm_status import VERSION, sentence
@@ -55,6 +56,8 @@ class Confirmation:
         return {
             "version": VERSION,
             "winner": self.winner,
+            "arms": [arm.name for arm in self.plan.arms],
+            "seeds": list(self.plan.seeds),
             "chosen": self.val.chosen,
             "chosen_trial": self.plan.arm(self.val.chosen).trial,
             "take_best": self.take_best,
@@ -118,8 +121,11 @@ def judge(run: Run, plan: ConfirmPlan, scores: ConfirmScores, state: Race, *, ta
     )
 
 
-def write_report(run: Run, found: Confirmation, scores: ConfirmScores) -> None:
-    """Write scores.csv, chosen.yaml, verdict.txt and last confirm.json; print the text."""
+def write_report(run: Run, found: Confirmation, scores: ConfirmScores, *, address: str | None = None) -> None:
+    """Write scores.csv, chosen.yaml, verdict.txt and last confirm.json; print the text.
+
+    address: of the cluster, for the command that goes on.
+    """
     folder = scores.folder
     tested = tested_seeds(found.race, found.val) if found.test else {}
     atomic_write_text(folder.scores, scores_text(scores.rows(found.race.judged, tested)))
@@ -127,30 +133,36 @@ def write_report(run: Run, found: Confirmation, scores: ConfirmScores) -> None:
     chosen = found.plan.arm(found.val.chosen)
     head = [f"{chosen.name}, as chosen by the confirmation of {run.folder.name}: {found.val.reason}"]
     atomic_write_text(folder.chosen, portable_recipe(run, chosen.config(base), head))
-    text = report_text(run, found)
+    text = report_text(run, found, address)
     atomic_write_text(folder.text, text + "\n")
     atomic_write_text(folder.result, json.dumps(found.to_json(), indent=2) + "\n")
     logger.info(f"\n{text}")
 
 
-def report_text(run: Run, found: Confirmation) -> str:
-    """Return what a confirmation prints at its end."""
+def report_text(run: Run, found: Confirmation, address: str | None = None) -> str:
+    """Return what a confirmation prints at its end. address: of the cluster, for the command that goes on."""
     plan, val = found.plan, found.val
     on = f"{plan.folds} folds of the train and val cases" if plan.folds else "the cases that the sweep validated on"
     hours = found.seconds / 3600 * run.config.resources.gpu_share
     cost = f"{hours:.2f} GPU hours" if hours else f"{duration(found.seconds)} on the CPU"
-    dropped = [f"{name} left in {reason}" for name, reason in found.race.dropped.items()]
+    ended = found.race.ended
+    race = f"the race ended: {ended}" if ended else "the race has not ended: what follows may change"
+    so_far = "" if ended else " so far"
+    dropped = [
+        f"{name}{'' if reason.startswith('failed') else ' left in'} {reason}"
+        for name, reason in found.race.dropped.items()
+    ]
     lines = [
         f"confirmation of {run.folder.name}: {plan.metric} of {plan.epochs} epochs on {on}",
         "",
         table_text(found),
         "",
-        "; ".join([f"the race ended: {found.race.ended}" if found.race.ended else "the race has not ended", *dropped]),
-        f"{'cases out of fold' if plan.folds else 'validation cases'}: {sentence(val)}",
+        "; ".join([race, *dropped]),
+        f"{'cases out of fold' if plan.folds else 'validation cases'}{so_far}: {sentence(val)}",
         *test_lines(run, found),
-        f"chosen: {val.chosen}; {val.reason}",
-        f"cost: {found.trainings} trainings, {cost}",
-        f"next: {next_command(run, found)}",
+        f"chosen{so_far}: {val.chosen}; {val.reason}",
+        f"cost: {found.trainings} training{'s' * (found.trainings != 1)}, {cost}",
+        f"next: {next_command(run, found, address)}",
     ]
     return "\n".join(lines)
 
@@ -159,20 +171,19 @@ def table_text(found: Confirmation) -> str:
     """Return the table of the recipes: mean and deviation over seeds of each region, difference to the default."""
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("recipe", no_wrap=True)
-    for name in ("trainings", *REGIONS, "mean", "in the sweep", "curse"):
+    in_sweep = any(arm.sweep_score is not None for arm in found.val.arms)
+    counted = "seeds" if found.plan.folds else "trainings"
+    for name in (counted, *REGIONS, "mean", *["in the sweep", "curse"] * in_sweep):
         table.add_column(name, justify="right", no_wrap=True)
     for arm in found.val.arms:
         means = [plus_minus(arm.mean.get(column), arm.sd.get(column)) for column in SCORE_COLUMNS]
         curse = ["" if value is None else f"{value:.4f}" for value in (arm.sweep_score, arm.curse)]
-        table.add_row(arm.name, str(arm.trainings), *means, *curse)
+        table.add_row(arm.name, str(arm.trainings), *means, *curse * in_sweep)
     with io.StringIO() as text:
         Console(file=text, width=150, highlight=False).print(table)
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
     if comparison := found.val.comparison:
-        interval = "no interval" if math.isnan(comparison.low) else f"[{comparison.low:+.4f}, {comparison.high:+.4f}]"
-        chance = "" if math.isnan(comparison.probability) else f", P(better) {comparison.probability:.3f}"
-        against = f"{found.val.winner} against the default: {comparison.difference:+.4f} {interval}{chance}"
-        lines += ["", f"{against}, at {comparison.confidence:.1%}" if chance else against]
+        lines += ["", f"{found.val.winner} minus the default: {difference_text(comparison)}"]
         lines += [
             f"  {column.removeprefix('dice_'):4} {region_text(found.val, column)}" for column in SCORE_COLUMNS[:3]
         ]
@@ -186,6 +197,15 @@ def plus_minus(mean: float | None, deviation: float | None) -> str:
     return f"{mean:.4f}" + ("" if deviation is None or math.isnan(deviation) else f" +- {deviation:.4f}")
 
 
+def difference_text(comparison: Comparison) -> str:
+    """Return a difference with its interval, the confidence of that, and the probability that it is above 0."""
+    difference = f"{comparison.difference:+.4f}"
+    if math.isnan(comparison.low):
+        return f"{difference}, no interval"
+    interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}] ({comparison.confidence:.1%} interval)"
+    return f"{difference} {interval}, {comparison.probability:.1%} likely to be better"
+
+
 def region_text(verdict: Verdict, column: str) -> str:
     """Return the difference to the default of one region, with its interval."""
     comparison = verdict.comparisons[column]
@@ -197,9 +217,11 @@ def test_lines(run: Run, found: Confirmation) -> list[str]:
     """Return what is said of the test cases."""
     if not run.split().test:
         return ["test cases: the split has none, so nothing is known of cases that nothing selected by"]
+    if not found.race.ended:
+        return ["test cases: scored when the race has ended"]
     if found.test is None:
-        when = "scored when the race has ended" if not found.race.ended else "not scored yet"
-        return [f"test cases: {when}"] if found.val.winner else ["test cases: not scored, as there is no challenger"]
+        why = "not scored yet" if found.val.winner else "not scored, as no challenger has a score"
+        return [f"test cases: {why}"]
     lines = [f"test cases: {sentence(found.test)}; {found.test.reason}"]
     for arm in found.test.arms:
         means = ", ".join(f"{name} {arm.mean[f'dice_{name}']:.4f}" for name in (*REGIONS, "mean"))
@@ -209,10 +231,12 @@ def test_lines(run: Run, found: Confirmation) -> list[str]:
     return lines
 
 
-def next_command(run: Run, found: Confirmation) -> str:
-    """Return what to type next."""
+def next_command(run: Run, found: Confirmation, address: str | None) -> str:
+    """Return what to type next. address: of the cluster."""
     if not found.race.ended:
-        return confirm_command(run.folder)
+        return confirm_command(run.folder, take_best=found.take_best, address=address)
     trial, folder = found.plan.arm(found.val.chosen).trial, shlex.quote(str(run.folder))
+    if found.val.comparison is None:
+        return f"voxtune retrain {folder}"
     recipe = f"--trial {trial}" if trial is not None else f"--config {shlex.quote(str(run.dir.confirm.chosen))}"
     return f"voxtune retrain {folder} {recipe}"

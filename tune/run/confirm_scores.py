@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +57,12 @@ def test_scores(paths: TrainingDir) -> CaseScores:
     return {case: {name: scores[name] for name in SCORE_COLUMNS} for case, scores in cases.items()}
 
 
+def has_tested(folder: ConfirmDir) -> bool:
+    """Return whether a training of a confirmation has scored its test cases."""
+    trainings = map(TrainingDir, folder.trainings.glob("*/*"))
+    return any(paths.test_scores.with_suffix(".json").exists() for paths in trainings)
+
+
 def values_of(scores: CaseScores, column: str) -> NDArray[np.float64]:
     """Return one column of scores, (cases,), in the order of the cases' names."""
     return np.array([scores[case][column] for case in sorted(scores)])
@@ -68,15 +74,22 @@ def column_of(metric: str) -> str:
 
 
 class ConfirmScores:
-    """The scores of a confirmation's trainings, read once from the folder of each as soon as it has ended."""
+    """The scores of a confirmation's trainings, read once from the folder of each as soon as it has ended.
 
-    def __init__(self, folder: ConfirmDir, plan: ConfirmPlan) -> None:
-        self.folder, self.plan = folder, plan
+    counted: arm, seed and fold of the trainings that count, looked up at each call; None for all that have ended.
+    """
+
+    def __init__(
+        self, folder: ConfirmDir, plan: ConfirmPlan, counted: Container[tuple[str, int, int | None]] | None = None
+    ) -> None:
+        self.folder, self.plan, self.counted = folder, plan, counted
         self._val: dict[tuple[str, int, int | None], CaseScores] = {}
 
     def val(self, arm: str, seed: int, fold: int | None) -> CaseScores:
         """Return the validation scores of a training; {} if it has not ended with a model."""
         key = arm, seed, fold
+        if self.counted is not None and key not in self.counted:
+            return {}
         if not self._val.get(key):
             self._val[key] = val_scores(self.folder.training(*key))
         return self._val[key]

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainable.core.errors import InputError
+from trainable.core.locks import is_locked
 from tune.run.confirm_dir import ConfirmDir
+from tune.run.confirmation import load_plan
+from tune.run.race import DEFAULT
 from tune.run.results import Run
 from tune.run.run_dir import confirm_command
 from tune.run.verdict import Verdict
 
-VERSION = 1  # of confirm.json
+VERSION = 2  # of confirm.json
 
 
 def load_result(folder: ConfirmDir) -> dict[str, Any] | None:
@@ -37,13 +40,24 @@ def is_current(run: Run, content: Mapping[str, Any]) -> bool:
     return bool(run.ranking) and content["winner"] == run.best().number
 
 
+def has_ended(run: Run, content: Mapping[str, Any]) -> bool:
+    """Return whether a confirmation has ended, and was not extended by recipes or seeds since."""
+    plan = load_plan(run.dir.confirm.plan)
+    extended = plan is not None and (
+        [arm.name for arm in plan.arms] != content["arms"] or list(plan.seeds) != content["seeds"]
+    )
+    return bool(content["ended"]) and not extended
+
+
 def confirmed_choice(run: Run) -> tuple[str, int | None] | None:
     """Return the recipe that a confirmation chose: its name, and its trial if it is one's.
 
-    None if there is no confirmation that has ended, or it is of an earlier ranking.
+    None if there is no confirmation that has ended and could compare any, or it is of an earlier ranking.
     """
     content = load_result(run.dir.confirm)
-    if content is None or not content["ended"] or not is_current(run, content):
+    if content is None or not has_ended(run, content) or not is_current(run, content):
+        return None
+    if not content["validation"]["comparisons"]:  # the default failed, or there was no challenger
         return None
     return content["chosen"], content["chosen_trial"]
 
@@ -52,6 +66,8 @@ def confirmation_line(run: Run) -> str:
     """Return whether the winner of a run is confirmed, in a line; "" while the sweep has no winner to confirm."""
     if not run.ranking or not run.best().finished:
         return ""
+    if is_locked(run.dir.confirm.path):
+        return "the winner is being confirmed now"
     content, command = load_result(run.dir.confirm), confirm_command(run.folder)
     if content is None:
         begun = run.dir.confirm.plan.exists()
@@ -62,10 +78,13 @@ def confirmation_line(run: Run) -> str:
             f"the confirmation is of an earlier ranking, when trial {content['winner']} was the winner and not trial "
             f"{run.best().number}: `{command}`"
         )
-    if not content["ended"]:
-        return f"the confirmation has not ended: {sentence(verdict)}; `{command}`"
+    if not has_ended(run, content):
+        return f"the confirmation has not ended; so far: {sentence(verdict)}; `{command}`"
+    of_winner = content["chosen_trial"] == content["winner"]
     if verdict.confirmed:
-        return f"winner confirmed: {sentence(verdict)}"
+        return f"{'winner' if of_winner else 'another recipe than the winner is'} confirmed: {sentence(verdict)}"
+    if verdict.chosen == DEFAULT and of_winner:
+        return f"the winner is the default recipe, and no other is shown to be better: {sentence(verdict)}"
     return f"winner not confirmed: {sentence(verdict)}; chosen: {verdict.chosen}"
 
 

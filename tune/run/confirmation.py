@@ -49,14 +49,16 @@ class Arm:
 class ConfirmPlan:
     """What a confirmation compares, and how.
 
-    arms: the default first, then the challengers. seeds: of the trainings of each arm, in their order. folds: 0 for
-    none. epochs: of each training. metric: by which the best epoch is chosen and recipes are compared. split, data:
-    hashes of the run's split and cases. winner: the number of the trial at the head of the ranking when the plan was
-    last made. extended_after_test: test cases had been scored before seeds or arms were added.
+    arms: the default first, then the challengers. seeds: of the trainings of each arm, in their order. top: number of
+    the best trials that compete, as requested; arms has more once the ranking has changed. folds: 0 for none. epochs:
+    of each training. metric: by which the best epoch is chosen and recipes are compared. split, data: hashes of the
+    run's split and cases. winner: the number of the trial at the head of the ranking when the plan was last made.
+    extended_after_test: test cases had been scored before seeds or arms were added.
     """
 
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
+    top: int
     folds: int
     epochs: int
     metric: str
@@ -69,11 +71,6 @@ class ConfirmPlan:
     def challengers(self) -> tuple[str, ...]:
         """The names of the arms that compete with the default."""
         return tuple(arm.name for arm in self.arms if arm.name != DEFAULT)
-
-    @property
-    def top(self) -> int:
-        """Number of the trials that compete with the default."""
-        return sum(arm.name != DEFAULT and arm.trial is not None for arm in self.arms)
 
     @property
     def fold_indices(self) -> tuple[int | None, ...]:
@@ -154,13 +151,7 @@ def extend_plan(begun: ConfirmPlan | None, wanted: ConfirmPlan, *, tested: bool)
     """
     if begun is None:
         return wanted
-    for name, meaning in (
-        ("folds", "--folds"),
-        ("epochs", "--epochs"),
-        ("metric", "study.metric"),
-        ("split", "split"),
-        ("data", "cases"),
-    ):
+    for name, meaning in PROTOCOL.items():
         old, new = getattr(begun, name), getattr(wanted, name)
         if old != new:
             raise InputError(
@@ -178,7 +169,8 @@ def extend_plan(begun: ConfirmPlan | None, wanted: ConfirmPlan, *, tested: bool)
     seeds = (*begun.seeds, *new_seeds[: max(0, len(wanted.seeds) - len(begun.seeds))])
     grown = len(arms) > len(begun.arms) or len(seeds) > len(begun.seeds)
     late = begun.extended_after_test or (tested and grown)
-    return replace(begun, arms=tuple(arms), seeds=seeds, winner=wanted.winner, extended_after_test=late)
+    top = max(begun.top, wanted.top)
+    return replace(begun, arms=tuple(arms), seeds=seeds, top=top, winner=wanted.winner, extended_after_test=late)
 
 
 def save_plan(plan: ConfirmPlan, path: Path) -> None:

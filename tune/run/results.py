@@ -144,6 +144,12 @@ class Run:
         return self.trials_left > 0 or any(trial.state == TrialState.RUNNING for trial in self.trials)
 
     @property
+    def target_reached(self) -> bool:
+        """True if a finished trial has study.target, after which no more are started."""
+        target = self.config.budget.target
+        return target is not None and any(t.finished and (t.score or 0.0) >= target for t in self.own_trials)
+
+    @property
     def trials_left(self) -> int:
         """Number of trials that are still to be started."""
         tried = (trial.values for trial in self.trials if not trial.outside_space)

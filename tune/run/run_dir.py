@@ -123,6 +123,7 @@ def resume_command(run_dir: Path) -> str:
     return f"voxtune resume {shlex.quote(str(run_dir))}"
 
 
-def confirm_command(run_dir: Path) -> str:
-    """Return the command that confirms a sweep's winner, or goes on with that."""
-    return f"voxtune confirm {shlex.quote(str(run_dir))}"
+def confirm_command(run_dir: Path, *, take_best: bool = False, address: str | None = None) -> str:
+    """Return the command that confirms a sweep's winner, or goes on with that; the options are those of the verb."""
+    options = [*["--take_best"] * take_best, *(["--address", address] if address is not None else [])]
+    return shlex.join(["voxtune", "confirm", str(run_dir), *options])

@@ -133,10 +133,10 @@ def summary_line(run: Run) -> str:
 def summary_lines(run: Run) -> str:
     """Return the summary_line, and below it what is known of the scores.
 
-    That is a line on cases that the pretrained weights have seen, if there are any, and once all trials have ended one
-    on the confirmation of the winner.
+    That is a line on cases that the pretrained weights have seen, if there are any, and once all trials have ended, or
+    the target is reached, one on the confirmation of the winner.
     """
-    confirmed = "" if run.unfinished else confirmation_line(run)
+    confirmed = "" if run.unfinished and not run.target_reached else confirmation_line(run)
     return "\n".join(filter(None, [summary_line(run), run.seen_line(), confirmed]))
 
 

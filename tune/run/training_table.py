@@ -97,9 +97,15 @@ class TrainingTable:
         counts = f"{self.ended_count} of {self.wanted_count} trainings ended{failed}"
         return f"{counts}; elapsed {duration(elapsed)}, about {eta} left"
 
-    def ended(self, progress: TrainingProgress, error: str) -> None:
-        """Print a line on a training that has ended; on a terminal, which has the table, only with an error."""
-        if self.live is None or error:
+    def ended(self, progress: TrainingProgress, error: str, *, only_test: bool = False) -> None:
+        """Print a line on a training that has ended; on a terminal, which has the table, only with an error.
+
+        only_test: it had trained before, and has only scored its test cases now.
+        """
+        if only_test and not error:
+            if self.live is None:
+                logger.info(f"{progress.name}: done  |  {self.headline()}")
+        elif self.live is None or error:
             score = "no score" if progress.best_score is None else f"best {progress.best_score:.4f}"
             line = f"{progress.name}: {error or 'ended'} at epoch {progress.epoch}/{progress.epochs}, {score}"
             logger.info(f"{line}, {duration(progress.seconds)}  |  {self.headline()}")
@@ -114,7 +120,7 @@ def progress_table(running: Collection[TrainingProgress]) -> Table:
     table.add_column("state", no_wrap=True)
     for item in running:
         score = "" if item.best_score is None else f"{item.best_score:.4f}"
-        state = "[green]tested[/]" if item.end_reason else "[cyan]running[/]" if item.epoch else "[cyan]starts[/]"
+        state = "[green]trained[/]" if item.end_reason else "[cyan]running[/]" if item.epoch else "[cyan]starts[/]"
         row = [item.name, f"{item.epoch}/{item.epochs}", str(item.best_epoch or ""), score, duration(item.seconds)]
         table.add_row(*row, state)
     return table

@@ -189,8 +189,8 @@ def _choose(winner: str, comparison: Comparison | None, shown: bool, take_best: 
     if shown:
         return winner, "shown to be better than the default"
     if take_best and comparison is not None and comparison.difference > 0:
-        return winner, "the best mean, as --take-best asks, though not shown to be better than the default"
-    return DEFAULT, "no challenger is shown to be better"
+        return winner, "the best mean, as --take_best asks, though not shown to be better than the default"
+    return DEFAULT, "nothing could be compared" if comparison is None else "no challenger is shown to be better"
 
 
 def _compare(scores: Scores, winner: str, trainings: int, confidence: float) -> dict[str, Comparison]:

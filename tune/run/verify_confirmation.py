@@ -13,7 +13,7 @@ from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
 from tune.run.confirm_report import Confirmation, evaluate_confirmation, tested_seeds
 from tune.run.confirm_scores import ConfirmScores, best_epoch, column_of, scores_text
-from tune.run.confirm_status import load_result
+from tune.run.confirm_status import has_ended, load_result
 from tune.run.confirmation import ConfirmPlan, load_plan, recipe_values
 from tune.run.results import Run
 
@@ -71,8 +71,13 @@ def check_trainings(run: Run, plan: ConfirmPlan, scores: ConfirmScores) -> Itera
         if plan.epochs == run.config.fixed("epochs") and recipe_values(config) != plan.arm(name).recipe:
             yield f"{paths.path} was trained with another recipe than {name}"
         wanted = run.dir.split if fold is None else scores.folder.fold_split(fold)
-        if load_split(paths.split) != load_split(wanted):
-            yield f"{paths.path} was trained with another split than {wanted}"
+        if not paths.metrics.exists():  # it may have been killed before it wrote its split
+            continue
+        try:
+            if load_split(paths.split) != load_split(wanted):
+                yield f"{paths.path} was trained with another split than {wanted}"
+        except InputError as error:
+            yield str(error)
     for path in sorted(scores.folder.trainings.glob("*/*/training_config.json")):
         if path.parent not in folders:
             yield f"{path.parent} is of no planned training"
@@ -101,9 +106,12 @@ def check_best_epochs(plan: ConfirmPlan, scores: ConfirmScores) -> Iterator[Find
 
 
 def check_verdict(run: Run, plan: ConfirmPlan, scores: ConfirmScores) -> Iterator[Finding]:
-    """Check that scores.csv and confirm.json are what the folders of the trainings give."""
+    """Check that scores.csv and confirm.json are what the folders of the trainings give.
+
+    Nothing is checked before the confirmation has ended, since it may have trained more when it was killed.
+    """
     content = load_result(scores.folder)
-    if content is None:
+    if content is None or not has_ended(run, content):
         return
     errors = {(arm, int(index)): error for arm, index, error in content["errors"]}
     try:
@@ -119,8 +127,6 @@ def check_verdict(run: Run, plan: ConfirmPlan, scores: ConfirmScores) -> Iterato
 
 
 def differing(found: Confirmation, content: dict[str, object]) -> list[str]:
-    """Return the names in confirm.json whose values differ from what was found; an extended plan differs in none."""
-    if found.race.ended == "" and content["ended"]:  # extended since: it is judged anew when it has ended
-        return []
+    """Return the names in confirm.json whose values differ from what was found."""
     now = found.to_json()
     return [name for name in ("chosen", "ended", "dropped", "validation", "test") if now[name] != content[name]]

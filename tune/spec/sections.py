@@ -136,6 +136,14 @@ class Confirm(Section):
     folds: int = Field(0, ge=0, description="Folds that the train and val cases are divided into anew; 0 = none.")
     epochs: int | None = Field(None, ge=1, description="Epochs of each training; by default those of the sweep.")
 
+    @field_validator("folds")
+    @classmethod
+    def _none_or_several(cls, value: int) -> int:
+        """Refuse one fold now, not at the end of the sweep."""
+        if value == 1:
+            raise UnexpectedValueError("0, or a whole number >= 2")
+        return value
+
 
 class Resources(Section):
     """GPUs and cores of a trial, what follows its errors and hangs, which checkpoints and processes are kept."""
