@@ -199,7 +199,8 @@ def test_if_nothing_helps_nothing_is_written(cases: Data, tmp_path: Path, capsys
     few = make_model(tmp_path / "few", divided(cases, VAL[:2]))
     before = few.best.read_bytes()
     choose_postprocessing(few.path)
-    assert "nothing helped: the model stays as it was, mirror false, overlap 0.5" in capsys.readouterr().out
+    expected = "nothing is shown to help; 2 cases cannot show it: the model stays as it was, mirror false, overlap 0.5"
+    assert expected in capsys.readouterr().out
     assert few.best.read_bytes() == before
     assert not (few.path / "postprocess.json").exists()
 

@@ -13,6 +13,7 @@ from typing import Any
 from trainable.cases.labels import LabelConvention, labels_written
 from trainable.core.brats import REGIONS, Labels
 from trainable.core.config import TrainConfig
+from trainable.core.counted import counted
 from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
@@ -155,7 +156,7 @@ def save_test_scores(
 ) -> None:
     """Print the scores of the test cases, and write them into output_dir. parts: see test_parts."""
     seen = ensemble.seen_before({"test": cases_by_part(data)["test"]})
-    heading = f"{len(scores)} test cases, {config.resume}"
+    heading = f"{counted(len(scores), 'test case')}, {config.resume}"
     lines = [heading, score_table(scores, parts), members.table(scores, parts), seen_line(seen, data.split)]
     logger.info("\n".join(filter(None, lines)))
     models = {"members": describe_members(ensemble)} if members.names else {"epoch": ensemble.first.state["epoch"]}
@@ -227,5 +228,7 @@ def save_scores(
     writer.writeheader()
     writer.writerows({"case": case, "part": parts[case], **values} for case, values in scores.items())
     content = {**about, "cases": scores, "parts": parts, "means": means_by_part(scores, parts), **(more or {})}
-    atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
     atomic_write_text(stem.with_suffix(".csv"), table.getvalue())
+    atomic_write_text(
+        stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n"
+    )  # last, as it tells the end

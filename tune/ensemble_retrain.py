@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
+from trainable.core.counted import counted
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
@@ -241,8 +242,8 @@ def score(trainings: EnsembleTrainings, config: TrainConfig, data: Data) -> None
             "split": data.split.digest(),
         }
         result.save(folder.cross_validation, about)
-        count = len(result.scores)
-        logger.info(f"cross-validated: {count} cases, each by models that were not trained on it\n{result.table()}")
+        count = counted(len(result.scores), "case")
+        logger.info(f"cross-validated: {count}, each by models that were not trained on it\n{result.table()}")
     if data.split.test:
         evaluate(config.model_copy(update={"resume": folder.path}), data)
 
