@@ -26,6 +26,7 @@ from trainable.evaluation.averaging import predict_averaged
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, on_full_grid, save_label
 from trainable.evaluation.lesions import score_lesions
 from trainable.evaluation.metrics import Scores, mean_scores, voxel_spacing
+from trainable.evaluation.prediction_setting import PredictionSetting
 from trainable.evaluation.validate import score_cases
 from trainable.member_scores import MemberScores
 from trainable.training.checkpoint import load_metadata
@@ -103,6 +104,16 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     if paths.predictions.exists():
         logger.info(f"predictions{'' if config.save_predictions else ' of an earlier test'}: {paths.predictions}")
     return means_by_part(scores, parts).get("test", {})
+
+
+def as_chosen(config: TrainConfig) -> TrainConfig:
+    """Return a config that scores the model of `resume` with the setting that postprocess has written into it.
+
+    That of the training, if none was chosen.
+    """
+    assert config.resume is not None
+    state = load_metadata(find_models([config.resume])[0])
+    return PredictionSetting.of_config(make_config(state["config"], str(config.resume), begun=True)).apply(config)
 
 
 def load_tested(config: TrainConfig, data: Data) -> Ensemble:
@@ -229,6 +240,4 @@ def save_scores(
     writer.writerows({"case": case, "part": parts[case], **values} for case, values in scores.items())
     content = {**about, "cases": scores, "parts": parts, "means": means_by_part(scores, parts), **(more or {})}
     atomic_write_text(stem.with_suffix(".csv"), table.getvalue())
-    atomic_write_text(
-        stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n"
-    )  # last, as it tells the end
+    atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")  # last, as it tells the end

@@ -18,7 +18,7 @@ from trainable.data.cache import scan_of
 from trainable.data.patients import find_patients
 from trainable.data.prepare import Data
 from trainable.data.split import Split, fold_splits, load_split, save_split
-from trainable.evaluate import evaluate
+from trainable.evaluate import as_chosen, evaluate
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.driver.cluster import Cluster
 from tune.driver.trainings import Outcome, Training, run_trainings
@@ -245,7 +245,7 @@ def score(trainings: EnsembleTrainings, config: TrainConfig, data: Data) -> None
         count = counted(len(result.scores), "case")
         logger.info(f"cross-validated: {count}, each by models that were not trained on it\n{result.table()}")
     if data.split.test:
-        evaluate(config.model_copy(update={"resume": folder.path}), data)
+        evaluate(as_chosen(config.model_copy(update={"resume": folder.path})), data)
 
 
 def resume_command(run: Run, request: EnsembleRequest, trial: int | None, address: str | None) -> str:
