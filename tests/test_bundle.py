@@ -30,12 +30,14 @@ from trainable.cases.labels import LABELS_2021, LABELS_2023, LABELS_PED2024
 from trainable.core.brats import REGIONS, labels_to_regions
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.data.cache import scan_of
 from trainable.data.prepare import Data
 from trainable.data.split import Split
 from trainable.evaluate import evaluate
 from trainable.evaluation.metrics import dice
 from trainable.predict import predict_cases
 from trainable.training.case_scores import COLUMNS
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.training_dir import TrainingDir
 from tune.model_bundle import verify_bundle
 
@@ -357,6 +359,19 @@ def test_the_card_says_in_what_the_networks_differ_and_how_little_two_test_cases
     (tmp_path / "model" / "test_scores.json").write_text(json.dumps({**content, "target_shape": [64, 64, 64]}))
     card = (export_bundle(tmp_path / "model", tmp_path / "other") / "docs" / "README.md").read_text()
     assert "| test | 2 | 0.3" not in card  # of windows that the bundle does not have
+
+
+def test_the_card_says_which_cases_the_pretrained_weights_had_seen(
+    prepared: Data, phantoms: Path, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model", prepared, phantoms, pretrained=tmp_path / "weights.pth")
+    state = load_checkpoint(TrainingDir(model).best)
+    scan = scan_of(state["cases"]["val"][VAL[0]])
+    seen = {"trained": [scan], "selected": [], "complete": False}
+    save_checkpoint({**state, "seen": seen}, TrainingDir(model).best)
+    card = (export_bundle(model, tmp_path / "bundle") / "docs" / "README.md").read_text()
+    assert "; the pretrained weights had seen 1 of them; predicted with" in card
+    assert "started from the weights in weights.pth, of which it is not known which cases they had seen." in card
 
 
 def test_networks_that_run_differently_are_refused(prepared: Data, phantoms: Path, tmp_path: Path) -> None:
