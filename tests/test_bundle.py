@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,22 +19,25 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import clean_environment, voxtune
+from helpers import clean_environment, start, voxtune, wait_for
 from numpy.typing import NDArray
 from threshold_model import LIMITS, threshold_model
 
 from trainable.bundle.configs import label_values
 from trainable.bundle.export import export_bundle
+from trainable.bundle.recorded_scores import DICE
 from trainable.cases.labels import LABELS_2021, LABELS_2023, LABELS_PED2024
 from trainable.core.brats import REGIONS, labels_to_regions
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.data.cache import scan_of
 from trainable.data.prepare import Data
 from trainable.data.split import Split
 from trainable.evaluate import evaluate
 from trainable.evaluation.metrics import dice
 from trainable.predict import predict_cases
 from trainable.training.case_scores import COLUMNS
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.training_dir import TrainingDir
 from tune.model_bundle import verify_bundle
 
@@ -60,15 +65,21 @@ SCHEMA = {
         },
     },
 }  # fmt: skip
+# Its command lines as docs/training.md has them, in the folder of a bundle; a schema that is there is not fetched.
+FILES = "--meta_file configs/metadata.json --config_file configs/inference.json"
+CHECKS = (
+    "verify_metadata --meta_file configs/metadata.json --filepath {schema}", f"verify_net_in_out network {FILES}",
+)  # fmt: skip
 RUN_BY_MONAI = """
 import sys
 from monai.bundle import run, verify_metadata, verify_net_in_out
 schema, data, *bundles = sys.argv[1:]
-for bundle in bundles:
+for index, bundle in enumerate(bundles):
     files = {"meta_file": f"{bundle}/configs/metadata.json", "config_file": f"{bundle}/configs/inference.json"}
     verify_metadata(meta_file=files["meta_file"], filepath=schema)
     verify_net_in_out("network", **files, bundle_root=bundle)
-    run(**files, bundle_root=bundle, dataset_dir=data, output_dir=f"{bundle}/eval", logging_file=False)
+    if index:
+        run(**files, bundle_root=bundle, dataset_dir=data, output_dir=f"{bundle}/eval", logging_file=False)
 print("voxtune's:", [name for name in sys.modules if name.split(".")[0] in ("trainable", "tune", "voxtune")])
 """
 
@@ -101,9 +112,26 @@ def turned(source: Path, target: Path) -> None:
         nib.save(image, target / file.name.replace(source.name, target.name))
 
 
+def without_voxtune() -> dict[str, str]:
+    """The environment of a process of MONAI."""
+    environment = {name: value for name, value in clean_environment().items() if name != "PYTHONPATH"}
+    return environment | {"OMP_NUM_THREADS": "1"}  # as the tests: threads of several processes wait for each other
+
+
+def monai_command(words: str, bundle: Path) -> subprocess.Popen[str]:
+    """Start `python -m monai.bundle` in the folder of a bundle, with its stderr in its stdout."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "monai.bundle", *words.split()], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, cwd=bundle, env=without_voxtune(),
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def exported(prepared: Data, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The models are bundled, verified and run by MONAI in a process that has nothing of voxtune."""
+    """The models are bundled, verified and run by MONAI in processes that have nothing of voxtune.
+
+    The bundle of one network is run by MONAI's command line, that of three by its function.
+    """
     root = tmp_path_factory.mktemp("bundles")
     models = {"one": make_model(root / "one", prepared, phantoms, mirror=True), "three": root / "three"}
     for member, limit in (("a", 2.0), ("b", 2.5), ("c", 4.0)):
@@ -116,14 +144,16 @@ def exported(prepared: Data, phantoms: Path, tmp_path_factory: pytest.TempPathFa
     bundles = {name: export_bundle(model, root / f"{name}_bundle") for name, model in models.items()}
     (root / "schema.json").write_text(json.dumps(SCHEMA))
     words = [root / "schema.json", cases, *bundles.values()]
-    environment = {name: value for name, value in clean_environment().items() if name != "PYTHONPATH"}
-    environment |= {"OMP_NUM_THREADS": "1"}  # as the tests: several threads of several processes wait for each other
+    folders = f"--dataset_dir {cases} --output_dir {bundles['one']}/eval"
+    running = monai_command(f"run --config_file configs/inference.json {folders}", bundles["one"])
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", RUN_BY_MONAI, *map(str, words)],
-        capture_output=True, text=True, check=False, cwd=root, env=environment,
+        capture_output=True, text=True, check=False, cwd=root, env=without_voxtune(),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "voxtune's: []"
+    output, _ = running.communicate()
+    assert running.returncode == 0, output
     return Exported(models, bundles, cases)
 
 
@@ -168,6 +198,18 @@ def test_the_predictions_depend_on_mirroring_the_clean_up_and_each_network(expor
         assert not torch.allclose(members[:, 0], members[:, 2])
     weights = torch.load(exported.bundles["three"] / "models" / "model.pt", weights_only=True)
     assert weights.keys() == network.state_dict().keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", CHECKS)
+def test_the_command_lines_of_the_docs_verify_a_bundle(exported: Exported, command: str) -> None:
+    docs = (SCRIPTS.parents[2] / "docs" / "training.md").read_text()
+    assert f"python -m monai.bundle {command.format(schema='SCHEMA')}" in docs
+    schema = exported.cases.parent / "schema.json"
+    process = monai_command(command.format(schema=schema), exported.bundles["one"])
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "verified with no error" in output
 
 
 def test_what_a_bundle_runs_imports_nothing_of_voxtune() -> None:
@@ -261,9 +303,75 @@ def test_a_bundle_replaces_an_earlier_one_and_nothing_else(exported: Exported, t
         export_bundle(exported.models["one"], tmp_path / "file")
     for model in ("three", "one"):
         export_bundle(exported.models[model], tmp_path / "bundle")
+    (tmp_path / "bundle" / "eval").mkdir()
+    with pytest.raises(InputError, match="is a bundle with 1 file that would be lost: eval is not of the bundle; move"):
+        export_bundle(exported.models["one"], tmp_path / "bundle")
+    (tmp_path / "bundle" / "eval").rmdir()
+    (tmp_path / "bundle" / "docs" / "license.txt").write_text("MIT")
+    with pytest.raises(InputError, match="lost: docs/license.txt has changed since the export"):
+        export_bundle(exported.models["one"], tmp_path / "bundle")
     record = json.loads((tmp_path / "bundle" / "voxtune.json").read_text())
     assert (record["name"], len(record["checkpoints"])) == ("one", 1)
     assert {path.name for path in tmp_path.iterdir()} == {"other", "file", "bundle"}
+
+
+def test_a_bundle_may_be_written_into_the_current_folder(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert export_bundle(exported.models["one"], Path(".")) == tmp_path / "here"
+    assert (tmp_path / "here" / "voxtune.json").is_file()
+
+
+def test_an_export_after_kill_9_of_another_leaves_one_whole_bundle(exported: Exported, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    process = start("-m", "tune", "export", exported.models["one"], "--bundle", bundle)
+    wait_for(process, lambda: (tmp_path / ".bundle.new" / "models").exists())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()  # type: ignore[union-attr]
+    assert not bundle.exists()
+    export_bundle(exported.models["one"], bundle)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert all(findings == [] for findings in verify_bundle(bundle, None).values())
+
+
+def test_the_card_says_in_what_the_networks_differ_and_how_little_two_test_cases_tell(
+    prepared: Data, phantoms: Path, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        make_model(tmp_path / "model" / "members" / f"seed_{seed}", prepared, phantoms, seed=seed)
+    scores = dict(zip(DICE, (0.3, 0.4, 0.5, 0.4), strict=True))
+    content = {
+        "cases": {TEST[0]: scores, TEST[1]: {**scores, "dice_mean": 0.42}}, "parts": dict.fromkeys(TEST, "test"),
+        "members": [{"epoch": 3}, {"epoch": 3}], "mirror": True, "overlap": 0.5, "min_component": 30,
+        "et_threshold": 200,
+    }  # fmt: skip
+    (tmp_path / "model" / "test_scores.json").write_text(json.dumps(content))
+    card = (export_bundle(tmp_path / "model", tmp_path / "bundle") / "docs" / "README.md").read_text()
+    assert "Of the first of 2 networks; the others differ in seed.\n" in card
+    assert "mirror true, overlap 0.5, min_component 30, et_threshold 200, which is not how this bundle predicts" in card
+    assert (
+        "- 2 test cases are few: by their deviation, the mean Dice over many cases like them is between 0.28 and"
+        in card
+    )
+    (tmp_path / "model" / "test_scores.json").write_text(json.dumps({**content, "target_shape": [64, 64, 64]}))
+    card = (export_bundle(tmp_path / "model", tmp_path / "other") / "docs" / "README.md").read_text()
+    assert "| test | 2 | 0.3" not in card  # of windows that the bundle does not have
+
+
+def test_the_card_says_which_cases_the_pretrained_weights_had_seen(
+    prepared: Data, phantoms: Path, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model", prepared, phantoms, pretrained=tmp_path / "weights.pth")
+    state = load_checkpoint(TrainingDir(model).best)
+    scan = scan_of(state["cases"]["val"][VAL[0]])
+    seen = {"trained": [scan], "selected": [], "complete": False}
+    save_checkpoint({**state, "seen": seen}, TrainingDir(model).best)
+    card = (export_bundle(model, tmp_path / "bundle") / "docs" / "README.md").read_text()
+    assert "; the pretrained weights had seen 1 of them; predicted with" in card
+    assert "started from the weights in weights.pth, of which it is not known which cases they had seen." in card
 
 
 def test_networks_that_run_differently_are_refused(prepared: Data, phantoms: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -511,12 +512,18 @@ def test_the_card_of_a_bundle_says_what_the_confirmation_says_of_its_recipe(copy
     run = read_run(copy)
     arm = f"trial_{run.best().number:04d}"
     training = run.dir.confirm.training(arm, 1000001, None).path
-    assert "training of this recipe was scored" in card_of(training, tmp_path / "alone")  # of no RUN/retrain/NAME
+    assert "**Confirmation of the recipe:** none on record" in card_of(
+        training, tmp_path / "alone"
+    )  # of no RUN/retrain/NAME
     shutil.copytree(training, run.dir.retrain / "final")
     words = json.loads(run.dir.confirm.result.read_text())["validation"]["words"]
     card = card_of(run.dir.retrain / "final", tmp_path / "final")
-    assert f"**Confirmation of the recipe:** the recipe {arm}, trained for 2 epochs: on validation cases {arm}" in card
+    about = (
+        f"the recipe {arm} of the sweep, compared by trainings of 2 epochs with new seeds. On the validation cases: "
+    )
+    assert f"**Confirmation of the recipe:** {about}" in card
     assert words in card
+    assert re.search(r"; dice_mean 0\.\d{4} by \d+ trainings? of this recipe", card)
     other = load_plan(run.dir.confirm.plan)
     assert other is not None
     save_plan(replace(other, arms=tuple(one for one in other.arms if one.name != arm)), run.dir.confirm.plan)

@@ -182,6 +182,33 @@ def test_a_member_that_is_not_trained_yet_and_a_model_given_twice_are_refused(fo
         find_models([tmp_path / "empty"])
 
 
+def test_a_damaged_member_is_named_before_any_case_is_predicted(folder: Path, phantoms: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    damaged = TrainingDir(copy / "members" / "seed_1").best
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 255
+    damaged.write_bytes(content)
+    with pytest.raises(InputError, match=r"seed_1/checkpoints/best_model\.pth: damaged or not a checkpoint"):
+        predict_cases(copy, [phantoms / "Phantom_00000"], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_members_that_were_trained_on_other_devices_and_by_older_versions_predict_here(
+    folder: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    on_gpu = save_model(tmp_path / "gpu.pth", 3)
+    state = torch.load(on_gpu, weights_only=True)
+    torch.save({**state, "config": {**state["config"], "device": "cuda", "amp": "bf16"}}, on_gpu)
+    predicted = predict_cases(folder, [phantoms / "Phantom_00000"], tmp_path / "out", members=[on_gpu], device="cpu")
+    assert "the ensemble of 4 against its members" in predicted.members
+    old = Path(__file__).parent / "begun_by_4cc44e8"
+    members = [old / "run" / "best" / "best_model.pth"]
+    predicted = predict_cases(
+        old / "training", [phantoms / "Phantom_00000"], tmp_path / "old", members=members, device="cpu"
+    )
+    assert "the ensemble of 2 against its members" in predicted.members
+
+
 @pytest.mark.parametrize(
     ("difference", "message"),
     [

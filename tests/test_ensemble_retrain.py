@@ -21,7 +21,7 @@ from trainable.data.prepare import Data
 from trainable.data.split import Split, load_split
 from trainable.evaluation.averaging import predict_averaged
 from trainable.evaluation.metrics import dice_scores
-from trainable.training.checkpoint import load_checkpoint
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.ensemble import find_models, load_ensemble
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.cli.models import retrain as retrain_verb
@@ -151,6 +151,22 @@ def test_what_an_interrupted_call_lacks_is_done_by_the_next_with_the_same_result
     assert "cross-validated: 7 cases, each by models that were not trained on it\n" in said
     assert "the ensemble of 2 against its members: Dice mean " in said
     assert "the ensemble of 4 against its members: Dice mean " in said
+
+
+def test_test_cases_that_are_scored_after_post_processing_was_chosen_are_scored_with_it(
+    four: EnsembleDir, sweep: Path, cluster: Cluster
+) -> None:
+    before = {file: file.read_bytes() for file in find_models([four.path])}
+    scores = four.test_scores.with_suffix(".json")
+    earlier = scores.read_bytes()
+    for file in before:
+        state = load_checkpoint(file)
+        save_checkpoint({**state, "config": {**state["config"], "et_threshold": 50}}, file)
+    scores.unlink()
+    retrain_ensemble(sweep, FOUR, cluster=cluster)
+    assert content(four.test_scores)["et_threshold"] == 50
+    for file, data in {**before, scores: earlier}.items():
+        file.write_bytes(data)
 
 
 @pytest.mark.slow

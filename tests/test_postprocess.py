@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import start, wait_for
+from helpers import Interrupted, start, wait_for
 from threshold_model import LIMITS, threshold_model
 
+from trainable import postprocess
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
@@ -28,7 +29,8 @@ from trainable.data.split import Split
 from trainable.evaluation.metrics import Scores
 from trainable.evaluation.prediction_setting import MIN_CHANGED, Choice, PredictionSetting, candidates, choose_setting
 from trainable.evaluation.validate import validate
-from trainable.postprocess import SCRATCH, choose_postprocessing
+from trainable.postprocess import SCRATCH, choose_postprocessing, starting_setting, write_choice, write_setting
+from trainable.postprocess_record import read_record, write_record
 from trainable.predict import predict_cases
 from trainable.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from trainable.training.training_dir import TrainingDir
@@ -199,9 +201,47 @@ def test_if_nothing_helps_nothing_is_written(cases: Data, tmp_path: Path, capsys
     few = make_model(tmp_path / "few", divided(cases, VAL[:2]))
     before = few.best.read_bytes()
     choose_postprocessing(few.path)
-    assert "nothing helped: the model stays as it was, mirror false, overlap 0.5" in capsys.readouterr().out
+    expected = "nothing is shown to help; 2 cases cannot show it: the model stays as it was, mirror false, overlap 0.5"
+    assert expected in capsys.readouterr().out
     assert few.best.read_bytes() == before
     assert not (few.path / "postprocess.json").exists()
+
+
+def test_a_kill_between_two_different_choices_leaves_the_setting_before_the_first(
+    chosen: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = TrainingDir(shutil.copytree(chosen.model.path, tmp_path / "again"))
+    first = read_record(again.path)
+    assert first is not None
+    other = replace(first, chosen=replace(PLAIN, et_threshold=50))
+    for fails in (True, False):  # before the new record is written, and after
+        monkeypatch.setattr(postprocess, "write_record", killed if fails else write_record)
+        monkeypatch.setattr(postprocess, "write_setting", write_setting if fails else killed_at(other.chosen))
+        with pytest.raises(Interrupted):
+            write_choice(again.path, [again.best], other)
+        state = load_checkpoint(again.best)
+        assert PredictionSetting.of_config(TrainConfig.model_validate(state["config"])) == PLAIN
+        assert starting_setting(again.path, [state]) == PLAIN
+
+
+def killed(*_: Any) -> None:
+    """End as a kill does."""
+    raise Interrupted
+
+
+def killed_at(setting: PredictionSetting) -> Callable[[Sequence[Path], PredictionSetting], None]:
+    """A write_setting that ends as a kill does before it writes this setting."""
+    return lambda files, wanted: killed() if wanted == setting else write_setting(files, wanted)
+
+
+def test_by_one_case_nothing_is_chosen_which_is_said_in_the_singular(
+    cases: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose_postprocessing(make_model(tmp_path / "one", divided(cases, VAL[:1])).path)
+    printed = capsys.readouterr().out
+    assert ": 1 validation case, compared by dice_mean" in printed
+    assert re.search(r"  min_component 50 +[+-]0\.\d{4}  1 case differs\n", printed)
+    assert "nothing is shown to help; 1 case cannot show it: the model stays" in printed
 
 
 def test_an_earlier_choice_is_taken_back_if_it_is_not_shown_any_more(chosen: Chosen, tmp_path: Path) -> None:

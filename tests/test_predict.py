@@ -120,6 +120,20 @@ def test_scores_of_earlier_calls_stay_unless_another_model_predicts(
     assert scored(out) == ["Phantom_00000"]
 
 
+def test_a_table_of_scores_alone_as_a_kill_leaves_it_is_replaced_and_any_other_is_not(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(model, [data / "Phantom_00001"], out)
+    (out / "scores.json").unlink()
+    predict(model, [data / "Phantom_00000"], out)
+    assert scored(out) == ["Phantom_00000"]
+    (out / "scores.json").unlink()
+    (out / "scores.csv").write_text("case,grade\n")
+    with pytest.raises(InputError, match=r"scores\.csv is not of predictions, and would be overwritten"):
+        predict(model, [data / "Phantom_00000"], out)
+
+
 def test_a_full_disk_names_the_file_and_leaves_whole_files_and_the_scores_so_far(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from trainable.core.brats import Labels
+from trainable.core.counted import counted
 from trainable.core.device import kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
@@ -116,7 +117,8 @@ def cross_validate(folds: Sequence[Fold], names: Sequence[str], data: Data, devi
         ensemble = load_ensemble(find_models(fold.trainings), device)
         refuse_trained_cases(fold, ensemble)
         scores |= score_fold(fold, ensemble, members, data, device)
-        logger.info(f"fold {index}: {len(fold.cases)} cases scored by models that were not trained on them")
+        cases = counted(len(fold.cases), "case")
+        logger.info(f"fold {index}: {cases} scored by models that were not trained on this fold")
     fold_of = {name: index for index, fold in enumerate(folds) for name in fold.cases}
     return CrossValidation({name: scores[name] for name in sorted(scores)}, dict(sorted(fold_of.items())), members)
 

@@ -13,6 +13,7 @@ from typing import Any
 from trainable.cases.labels import LabelConvention, labels_written
 from trainable.core.brats import REGIONS, Labels
 from trainable.core.config import TrainConfig
+from trainable.core.counted import counted
 from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
@@ -25,6 +26,7 @@ from trainable.evaluation.averaging import predict_averaged
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, on_full_grid, save_label
 from trainable.evaluation.lesions import score_lesions
 from trainable.evaluation.metrics import Scores, mean_scores, voxel_spacing
+from trainable.evaluation.prediction_setting import PredictionSetting
 from trainable.evaluation.validate import score_cases
 from trainable.member_scores import MemberScores
 from trainable.training.checkpoint import load_metadata
@@ -104,6 +106,16 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     return means_by_part(scores, parts).get("test", {})
 
 
+def as_chosen(config: TrainConfig) -> TrainConfig:
+    """Return a config that scores the model of `resume` with the setting that postprocess has written into it.
+
+    That of the training, if none was chosen.
+    """
+    assert config.resume is not None
+    state = load_metadata(find_models([config.resume])[0])
+    return PredictionSetting.of_config(make_config(state["config"], str(config.resume), begun=True)).apply(config)
+
+
 def load_tested(config: TrainConfig, data: Data) -> Ensemble:
     """Return the models of the options `resume` and `members`; a single one has not been trained on the test cases.
 
@@ -155,7 +167,7 @@ def save_test_scores(
 ) -> None:
     """Print the scores of the test cases, and write them into output_dir. parts: see test_parts."""
     seen = ensemble.seen_before({"test": cases_by_part(data)["test"]})
-    heading = f"{len(scores)} test cases, {config.resume}"
+    heading = f"{counted(len(scores), 'test case')}, {config.resume}"
     lines = [heading, score_table(scores, parts), members.table(scores, parts), seen_line(seen, data.split)]
     logger.info("\n".join(filter(None, lines)))
     models = {"members": describe_members(ensemble)} if members.names else {"epoch": ensemble.first.state["epoch"]}
@@ -227,5 +239,5 @@ def save_scores(
     writer.writeheader()
     writer.writerows({"case": case, "part": parts[case], **values} for case, values in scores.items())
     content = {**about, "cases": scores, "parts": parts, "means": means_by_part(scores, parts), **(more or {})}
-    atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
     atomic_write_text(stem.with_suffix(".csv"), table.getvalue())
+    atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")  # last, as it tells the end

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from trainable.core.brats import REGIONS, Labels
+from trainable.core.counted import counted
 from trainable.evaluation.comparison import Comparison, compare_predictions
 from trainable.evaluation.metrics import Scores, dice_scores, mean_scores
 from trainable.training.ensemble import Ensemble
@@ -119,7 +120,7 @@ class MemberScores:
             together: mean_scores([{name: scores[case][name] for name in DICE} for case in cases]),
         }
         width = max(map(len, [*rows, part]))
-        heading = f"{len(cases)} {part} case{'s' * (len(cases) > 1)}".ljust(width)
+        heading = counted(len(cases), f"{part} case").ljust(width)
         lines = [heading + "  Dice" + "".join(f"{name.removeprefix('dice_'):>8}" for name in DICE)]
         lines += [f"{name:<{width}}      " + "".join(f"{row[key]:8.4f}" for key in DICE) for name, row in rows.items()]
         gains = self.gains(scores, cases)

@@ -254,13 +254,21 @@ def write_choice(folder: Path, files: Sequence[Path], record: Record) -> None:
     A call that was killed in between is recognised by the next one: a model then has one of the two settings on record.
     """
     if record.helped:
+        earlier = read_record(folder)
+        if earlier is not None and earlier.chosen != record.chosen:  # else a kill could leave models of neither record
+            write_setting(files, record.before)
         write_record(folder, record)
-    for file in files:
-        state = load_checkpoint(file)
-        if any(state["config"].get(name) != value for name, value in record.chosen.to_dict().items()):
-            save_checkpoint({**state, "config": {**state["config"], **record.chosen.to_dict()}}, file)
+    write_setting(files, record.chosen)
     if not record.helped:
         record_file(folder).unlink(missing_ok=True)
+
+
+def write_setting(files: Sequence[Path], setting: PredictionSetting) -> None:
+    """Write a setting into the checkpoints that have another one."""
+    for file in files:
+        state = load_checkpoint(file)
+        if any(state["config"].get(name) != value for name, value in setting.to_dict().items()):
+            save_checkpoint({**state, "config": {**state["config"], **setting.to_dict()}}, file)
 
 
 def epoch_of(file: Path) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from trainable.core.brats import REGIONS
 from trainable.core.command_name import train_command
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.evaluation.comparison import Comparison, compare_predictions
@@ -145,7 +146,7 @@ def heading(folder: Path, names: Sequence[Sequence[str]], metric: str, start: Pr
     cases = {name for of_one in names for name in of_one}
     out_of_fold = ", each predicted by the members of its fold" if any({*of_one} != cases for of_one in names) else ""
     return (
-        f"{folder}: {len(cases)} validation case{'s' * (len(cases) > 1)}{out_of_fold}, compared by {metric}; "
+        f"{folder}: {counted(len(cases), 'validation case')}{out_of_fold}, compared by {metric}; "
         f"no test case is opened\nstart: {start}"
     )
 
@@ -154,17 +155,22 @@ def choice_table(choice: Choice) -> str:
     """Return a line per candidate: its gain over the best setting before it, with the interval."""
     width = max(len(item.setting.changes(item.against)) for item in choice.tried)
     lines = [
-        f"{len(choice.tried)} candidates, each against the best before it. It is taken if {MIN_CHANGED} cases differ "
-        f"and its interval of {choice.confidence:.2%} excludes 0, so that all {len(choice.tried)} together are "
-        f"without error at {CONFIDENCE:.0%}"
+        f"{len(choice.tried)} candidates, each compared with the best setting before it, and taken if at least "
+        f"{MIN_CHANGED} cases differ and the interval of its gain is above 0. The intervals are of "
+        f"{choice.confidence:.2%}, so that all {len(choice.tried)} together hold at {CONFIDENCE:.0%}"
     ]
     for item in choice.tried:
         comparison, name = item.comparison, item.setting.changes(item.against)
         gain = "no case differs"
         if item.changed:
-            gain = f"{_interval(comparison.difference, comparison.low, comparison.high)}  {item.changed} cases differ"
+            gain = f"{_interval(comparison.difference, comparison.low, comparison.high)}  {differ(item.changed)}"
         lines.append(f"  {name:<{width}}  {gain}{'  taken' * item.taken}")
     return "\n".join(lines)
+
+
+def differ(cases: int) -> str:
+    """Return "1 case differs", or "3 cases differ"."""
+    return f"{counted(cases, 'case')} differ{'s' * (cases == 1)}"
 
 
 def _interval(difference: float, low: float | None, high: float | None) -> str:
@@ -177,7 +183,8 @@ def _interval(difference: float, low: float | None, high: float | None) -> str:
 def outcome_text(record: Record, folder: Path) -> str:
     """Return what was written into the model, its gain, and which earlier test scores are without it."""
     if not record.helped:
-        return f"nothing helped: the model stays as it was, {record.chosen}"
+        few = f"; {counted(cases, 'case')} cannot show it" if (cases := len(record.scores)) < MIN_CHANGED else ""
+        return f"nothing is shown to help{few}: the model stays as it was, {record.chosen}"
     gain = record.gain[record.metric]
     lines = [
         f"chosen: {record.chosen.changes(record.before)}; {record.metric} "

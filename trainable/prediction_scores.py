@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.evaluate import describe_members, save_scores
@@ -96,7 +97,8 @@ def open_score_file(out: Path, model: Path, ensemble: Ensemble, *, mirror: bool)
         return ScoreFile(stem, about, {}, {}, members)
     same_model = all(before.get(name) == about[name] for name in ("checkpoint_hash", "mirror"))
     if earlier and not same_model:
-        logger.info(f"{stem}.json has the scores of {len(earlier)} cases by another model; new scores replace them")
+        cases = counted(len(earlier), "case")
+        logger.info(f"{stem}.json has the scores of {cases} by another model; new scores replace them")
     if not same_model:
         return ScoreFile(stem, about, {}, {}, members)
     members.restore(before.get("member_scores", {}))
@@ -104,13 +106,14 @@ def open_score_file(out: Path, model: Path, ensemble: Ensemble, *, mirror: bool)
 
 
 def read_scores(stem: Path) -> dict[str, Any]:
-    """Return the content of STEM.json as save_scores has written it; {} if there is neither that nor STEM.csv.
+    """Return the content of STEM.json as save_scores has written it; {} if there is no such file, or only its STEM.csv.
 
     Raises:
         InputError: for a file of one of these names that save_scores has not written, or one that is damaged.
     """
     file, table = (stem.with_suffix(ending) for ending in (".json", ".csv"))
-    if not file.exists() and not table.exists():
+    # a table alone is what a kill leaves of the first scores
+    if not file.exists() and (not table.exists() or table.read_bytes().startswith(b"case,part,dice_")):
         return {}
     try:
         content = json.loads(file.read_text())

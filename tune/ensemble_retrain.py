@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
+from trainable.core.counted import counted
 from trainable.core.device import choose_device
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
@@ -15,7 +16,7 @@ from trainable.core.logger import logger
 from trainable.cross_validation import Fold, cross_validate
 from trainable.data.prepare import Data
 from trainable.data.split import Split, fold_splits, load_split, save_split
-from trainable.evaluate import evaluate
+from trainable.evaluate import as_chosen, evaluate
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.driver.cluster import Cluster
 from tune.driver.trainings import Outcome, Training, run_trainings
@@ -233,10 +234,10 @@ def score(trainings: EnsembleTrainings, config: TrainConfig, data: Data) -> None
             "split": data.split.digest(),
         }
         result.save(folder.cross_validation, about)
-        count = len(result.scores)
-        logger.info(f"cross-validated: {count} cases, each by models that were not trained on it\n{result.table()}")
+        count = counted(len(result.scores), "case")
+        logger.info(f"cross-validated: {count}, each by models that were not trained on it\n{result.table()}")
     if data.split.test:
-        evaluate(config.model_copy(update={"resume": folder.path}), data)
+        evaluate(as_chosen(config.model_copy(update={"resume": folder.path})), data)
 
 
 def resume_command(run: Run, request: EnsembleRequest, trial: int | None, address: str | None) -> str:

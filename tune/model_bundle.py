@@ -6,9 +6,10 @@ from pathlib import Path
 
 from trainable.bundle.contents import check_files, read_record
 from trainable.core.config import TrainConfig
+from trainable.core.counted import counted
 from trainable.core.options import make_config
-from tune.run.confirm_status import load_result, sentence
-from tune.run.confirmation import Arm, load_plan, recipe_values
+from tune.run.confirm_status import load_result
+from tune.run.confirmation import Arm, ConfirmPlan, load_plan, recipe_values
 from tune.run.race import DEFAULT
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir
@@ -51,15 +52,37 @@ def confirmation_of(model: Path, config: TrainConfig) -> str:
     if arm is None:
         return ""
     verdicts = [Verdict.from_json(content[part]) for part in ("validation", "test") if content[part] is not None]
-    lines = []
-    for verdict in verdicts:
-        scored = next((one for one in verdict.arms if one.name == arm.name and one.mean), None)
-        mean = "" if scored is None else f", {verdict.metric} {scored.mean[verdict.metric]:.4f}"
-        count = 0 if scored is None else scored.trainings
-        lines.append(f"on {verdict.cases} cases {sentence(verdict)} ({count} trainings of this recipe{mean})")
     name = "the default recipe" if arm.name == DEFAULT else f"the recipe {arm.name}"
-    ended = "" if content["ended"] else "; the confirmation has not ended"
-    return f"{name}, trained for {plan.epochs} epochs: {'; '.join(lines)}{ended}"
+    ended = "" if content["ended"] else ". The confirmation has not ended"
+    lines = [f"{name} of the sweep, compared by trainings of {counted(plan.epochs, 'epoch')} with new seeds"]
+    lines += [f"On {_cases(verdict, plan)}: {verdict_on(arm.name, verdict)}" for verdict in verdicts]
+    return ". ".join(lines) + ended
+
+
+def _cases(verdict: Verdict, plan: ConfirmPlan) -> str:
+    """Return which cases a verdict is on, in words."""
+    if verdict.cases == "validation" and plan.folds:
+        return "the train and val cases, each scored by trainings that did not have it"
+    return f"the {verdict.cases} cases"
+
+
+def verdict_on(recipe: str, verdict: Verdict) -> str:
+    """Return what a verdict says of the winner, and how the trainings of a recipe scored, in words.
+
+    recipe: name of the arm, which may be the winner, the default or another one.
+    """
+    winner = "this recipe" if recipe == verdict.winner else f"the best challenger, {verdict.winner},"
+    if not verdict.winner:
+        words = verdict.words
+    elif verdict.words.startswith("not shown"):
+        words = f"that {winner} is better than the default is {verdict.words}"
+    else:
+        words = f"{winner} is {verdict.words}"
+    scored = next((one for one in verdict.arms if one.name == recipe and one.mean), None)
+    if scored is None:
+        return f"{words}; this recipe has no score"
+    mean = f"{verdict.metric} {scored.mean[verdict.metric]:.4f}"
+    return f"{words}; {mean} by {counted(scored.trainings, 'training')} of this recipe"
 
 
 def is_recipe_of(arm: Arm, base: TrainConfig, config: TrainConfig) -> bool:

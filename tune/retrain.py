@@ -21,7 +21,7 @@ from trainable.data.cache import changed_cases, scan_of
 from trainable.data.patients import find_patients
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, fold_splits, load_split, save_split
-from trainable.evaluate import evaluate
+from trainable.evaluate import as_chosen, evaluate
 from trainable.train import refuse_sweep, train
 from trainable.training import checkpoint
 from trainable.training.ensemble import is_ensemble
@@ -95,7 +95,7 @@ def retrain(
     elif output.test_scores.with_suffix(".json").exists():
         raise InputError(f"{output.path} is done, {epochs} epochs; use it, or take another --name")
     if split.test:
-        evaluate(config.model_copy(update={"resume": TrainingDir(config.output_dir).best}), data)
+        evaluate(as_chosen(config.model_copy(update={"resume": TrainingDir(config.output_dir).best})), data)
     return output.path
 
 

@@ -18,7 +18,7 @@ MONAI_VERSION = "1.6.0"  # of which the tests run bundles
 VERSION = "1.0.0"  # of an exported bundle; who changes one raises it
 CHANNELS = {"0": "FLAIR", "1": "T1", "2": "T1 with contrast agent", "3": "T2"}
 REGION_NAMES = dict(zip(REGIONS, ("whole tumour", "tumour core", "enhancing tumour"), strict=True))
-RESEARCH_ONLY = "Research. It is no medical device, and must not be used for diagnosis or treatment."
+RESEARCH_ONLY = "Research only. It is not a medical device and must not be used for diagnosis or treatment."
 SCRIPTS = "scripts.brats_case"  # the module of a bundle's own transforms
 ORIENTATION_LABELS = [["L", "R"], ["P", "A"], ["I", "S"]]  # how nibabel reads the letters of an orientation
 

@@ -57,6 +57,13 @@ def check_files(folder: Path) -> Iterator[str]:
     yield from (f"{name} was added after the export" for name in sorted(_files(folder)) if name not in recorded)
 
 
+def files_beside(folder: Path) -> Iterator[str]:
+    """Yield each entry of a bundle's folder that no export writes, such as predictions in eval, sorted."""
+    for name in sorted(path.name for path in folder.iterdir()):
+        if name not in (RECORD, *FOLDERS):
+            yield f"{name} is not of the bundle"
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hex digits."""
     with path.open("rb") as file:

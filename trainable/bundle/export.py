@@ -25,6 +25,8 @@ from trainable.bundle.contents import (
     METADATA,
     SCRIPT,
     WEIGHTS,
+    check_files,
+    files_beside,
     is_bundle,
     write_record,
 )
@@ -33,6 +35,7 @@ from trainable.bundle.network import save_network, trace_networks
 from trainable.bundle.recorded_scores import DICE, RecordedScores, recorded_scores
 from trainable.cases.labels import labels_of_checkpoint
 from trainable.core.config import TrainConfig
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
@@ -42,6 +45,7 @@ from trainable.data.split import PARTS
 from trainable.model.unet3d import UNet3D
 from trainable.postprocess_record import Record, read_record
 from trainable.training.ensemble import Ensemble, find_models, load_ensemble
+from trainable.training.seen_cases import History
 
 NOT_STATED = "not stated"
 SAME = ("target_shape", "overlap", "mirror", "amp", "batch_size")  # what all networks of a bundle must have alike
@@ -69,7 +73,7 @@ def export_bundle(
 
     Args:
         model: the folder of a training or an ensemble, or a checkpoint.
-        out: folder of the bundle; new, empty, or an earlier bundle, which is replaced.
+        out: folder of the bundle; new, empty, or an earlier bundle as it was exported, which is replaced.
         authors: of the model.
         confirmed: what a confirmation says of its recipe, in words; "" if there is none.
         with_case_names: write the names of the cases with their scores, as docs/cases.csv and in voxtune.json.
@@ -78,24 +82,25 @@ def export_bundle(
         InputError: if the folder is in use for something else, the model cannot be found, its networks cannot predict
             together in MONAI, or a file cannot be written.
     """
+    out = out.resolve()  # "." has no name
     refuse_other_folder(out)
     ensemble = load_ensemble(find_models([model]), torch.device("cpu"))
     refuse_different(ensemble)
     scores = recorded_scores(model, ensemble) if model.is_dir() else []
-    facts = facts_of(model, ensemble, scores, confirmed)
+    facts = facts_of(model, ensemble, scores, confirmed, with_case_names=with_case_names)
     draft = out.with_name(f".{out.name}.new")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         for name in FOLDERS:
             (draft / name).mkdir(parents=True)
-        write_files(draft, ensemble, facts, authors or NOT_STATED, with_case_names=with_case_names)
-        write_record(draft, about(facts, ensemble, with_case_names=with_case_names))
+        write_files(draft, ensemble, facts, authors or NOT_STATED)
+        write_record(draft, about(facts, ensemble))
         replace_folder(draft, out)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be written ({error.strerror}); choose another --bundle") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    logger.info(f"wrote {out}: {facts.networks} network{'s' * (facts.networks > 1)}; card: {out / CARD}")
+    logger.info(f"wrote {out}: {counted(facts.networks, 'network')}; card: {out / CARD}")
     if not any(one.part == "test" for one in scores):
         logger.info("the card has no test scores, as the folder of the model has none of this epoch")
     return out
@@ -117,6 +122,11 @@ def refuse_other_folder(out: Path) -> None:
         raise InputError(f"{out} is a file; give --bundle the name of a folder")
     if out.is_dir() and not is_bundle(out) and any(out.iterdir()):
         raise InputError(f"{out} has files that are of no bundle; give --bundle a new folder")
+    if is_bundle(out) and (lost := [*check_files(out), *files_beside(out)]):
+        raise InputError(
+            f"{out} is a bundle with {counted(len(lost), 'file')} that would be lost: {lost[0]}; move what you need, "
+            "or give --bundle a new folder"
+        )
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; make it, or choose another place for --bundle")
 
@@ -134,13 +144,16 @@ def refuse_different(ensemble: Ensemble) -> None:
                 )
 
 
-def facts_of(model: Path, ensemble: Ensemble, scores: Sequence[RecordedScores], confirmed: str) -> ModelFacts:
+def facts_of(
+    model: Path, ensemble: Ensemble, scores: Sequence[RecordedScores], confirmed: str, *, with_case_names: bool
+) -> ModelFacts:
     """Return what the card says of a model."""
     state = ensemble.first.state
     config = ensemble.first.config
     if "grid" not in state:
         raise InputError(f"{ensemble.first.checkpoint} is of an older version and does not say its voxel size; retrain")
     contents = contents_by_part(ensemble)
+    recipe, *others = [portable_options(member.config) for member in ensemble.members]
     return ModelFacts(
         name=model.resolve().name if model.is_dir() else model.stem,
         config=config,
@@ -148,7 +161,8 @@ def facts_of(model: Path, ensemble: Ensemble, scores: Sequence[RecordedScores], 
         networks=len(ensemble.members),
         spacing=state["grid"]["spacing"],
         resampled=state["grid"]["resample"],
-        recipe=portable_options(config),
+        recipe=recipe,
+        differing=[name for name, value in recipe.items() if any(other[name] != value for other in others)],
         parts={part: len(found) for part, found in contents.items()},
         data={part: digest(found) for part, found in contents.items()},
         splits=sorted({member.state["split"] for member in ensemble.members}),
@@ -157,7 +171,9 @@ def facts_of(model: Path, ensemble: Ensemble, scores: Sequence[RecordedScores], 
         confirmed=confirmed,
         versions=state["versions"],
         exporter=version("voxtune"),
-        pretrained=config.pretrained.name if config.pretrained else "",
+        pretrained=pretrained_weights(ensemble),
+        stride=max(network.stride for network in networks_of(ensemble)),
+        with_case_names=with_case_names,
     )
 
 
@@ -182,16 +198,31 @@ def digest(contents: Sequence[str]) -> str:
 def portable_options(config: TrainConfig) -> dict[str, Any]:
     """Return the options of a training without those of one machine or folder: paths, the device and the like."""
     left_out = {*option_names(role="run", exported=False), *path_options()}
+    if config.split_file is not None:  # these were of no effect
+        left_out |= {"val_fraction", "test_fraction", "folds", "fold"}
     if str(config.labels) in words_of("labels"):
         left_out.discard("labels")
     return {name: value for name, value in to_dict(config).items() if name not in left_out}
 
 
-def write_files(draft: Path, ensemble: Ensemble, facts: ModelFacts, authors: str, *, with_case_names: bool) -> None:
+def pretrained_weights(ensemble: Ensemble) -> str:
+    """Return the weights that the trainings started from, in words; "" if they started from none."""
+    names = sorted({member.config.pretrained.name for member in ensemble.members if member.config.pretrained})
+    if not names:
+        return ""
+    known = all(History.before(member.state).complete for member in ensemble.members)
+    return f"{', '.join(names)}{'' if known else ', of which it is not known which cases they had seen'}"
+
+
+def networks_of(ensemble: Ensemble) -> list[UNet3D]:
+    """Return the networks."""
+    return [member.predictor.network for member in ensemble.members if isinstance(member.predictor.network, UNet3D)]
+
+
+def write_files(draft: Path, ensemble: Ensemble, facts: ModelFacts, authors: str) -> None:
     """Write all files but voxtune.json into the folder of a bundle."""
-    networks = [member.predictor.network for member in ensemble.members]
-    assert all(isinstance(network, UNet3D) for network in networks)
-    save_network(trace_networks(networks), draft / SCRIPT, draft / WEIGHTS)  # type: ignore[arg-type]
+    networks = networks_of(ensemble)
+    save_network(trace_networks(networks), draft / SCRIPT, draft / WEIGHTS)
     means = {f"{one.part}_{name}": round(value, 6) for one in facts.scores for name, value in one.means.items()}
     note = "Scores are those in eval_metrics." if means else "It has not been scored."
     described = metadata(
@@ -202,10 +233,12 @@ def write_files(draft: Path, ensemble: Ensemble, facts: ModelFacts, authors: str
     atomic_write_text(draft / LOGGING_CONF, LOGGING)
     atomic_write_text(draft / CARD, model_card(facts))
     atomic_write_text(draft / LICENSE, LICENSE_TEXT.format(authors=authors))
-    atomic_write_text(draft / DATA_LICENSE, DATA_LICENSE_TEXT.format(names="" if with_case_names else " nor its name"))
+    atomic_write_text(
+        draft / DATA_LICENSE, DATA_LICENSE_TEXT.format(names="" if facts.with_case_names else " nor its name")
+    )
     for source in sorted((Path(__file__).parent / "scripts").glob("*.py")):
         shutil.copyfile(source, draft / "scripts" / source.name)
-    if with_case_names:
+    if facts.with_case_names:
         atomic_write_text(draft / CASES, case_table(facts.scores))
 
 
@@ -224,7 +257,7 @@ def case_table(scores: Sequence[RecordedScores]) -> str:
     return table.getvalue()
 
 
-def about(facts: ModelFacts, ensemble: Ensemble, *, with_case_names: bool) -> dict[str, Any]:
+def about(facts: ModelFacts, ensemble: Ensemble) -> dict[str, Any]:
     """Return what voxtune.json says besides the hashes of the files."""
     return {
         "voxtune": facts.exporter,
@@ -236,5 +269,5 @@ def about(facts: ModelFacts, ensemble: Ensemble, *, with_case_names: bool) -> di
         "data": dict(facts.data),
         "splits": list(facts.splits),
         "confirmed": facts.confirmed,
-        "scores": {one.part: one.for_record(with_names=with_case_names) for one in facts.scores},
+        "scores": {one.part: one.for_record(with_names=facts.with_case_names) for one in facts.scores},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,15 @@ def recorded_scores(folder: Path, ensemble: Ensemble) -> list[RecordedScores]:
     epoch. Of an ensemble over folds each case is scored by the members that it validated.
     """
     found = [_validation(folder, ensemble), _test(folder, ensemble)]
-    return [scores for scores in found if scores is not None and scores.cases]
+    return [with_seen(scores, ensemble) for scores in found if scores is not None and scores.cases]
+
+
+def with_seen(scores: RecordedScores, ensemble: Ensemble) -> RecordedScores:
+    """Return the scores with a source that says how many of the cases the pretrained weights had seen, if any."""
+    scans = {name: scores.scans[name] for name in scores.cases}
+    seen = ensemble.seen_before({scores.part: scans}).get(scores.part, [])
+    note = f"; the pretrained weights had seen {len(seen)} of them" if seen else ""
+    return replace(scores, source=scores.source + note)
 
 
 def validating_members(ensemble: Ensemble) -> dict[str, list[int]]:
@@ -147,6 +155,7 @@ def _test(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
         InputError: if test_scores.json is damaged.
     """
     path = TrainingDir(folder).test_scores.with_suffix(".json")
+    window = list(ensemble.first.config.target_shape)
     if not path.exists():
         return None
     try:
@@ -157,6 +166,8 @@ def _test(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged or of an older version ({error}); score the test cases again") from None
     if sorted(epochs) != sorted(member.state["epoch"] for member in ensemble.members):
+        return None
+    if content.get("target_shape", window) != window:  # asked for in that call only; a bundle predicts otherwise
         return None
     scans = scans_by_name(ensemble)
     cases = _scores_in(path, {*names} & scans.keys())
