@@ -89,7 +89,7 @@ def of_cases(run: Path) -> list[str]:
         (
             "2,d,0.41,0.41,0.41,0.41\n",
             "",
-            "epoch 2: scores of 1 cases, expected the 2 that are validated, differing in d",
+            "epoch 2: scores of 1 cases, expected the 2 that are validated, " + "differing in d",
         ),
         ("2,", "3,", "has no scores of epochs [2]"),
     ],
