@@ -148,8 +148,10 @@ def weighted_spearman(first: NDArray[np.float64], second: NDArray[np.float64], w
 def audit_lines(run: Run) -> list[str]:
     """Return what audit_stops finds, as lines; none without an audit if the default recipe was let through."""
     audit, lines = audit_stops(run), list[str]()
-    if run.config.early_stopping.audit or audit.audited or audit.pending:
-        lines += [count_line(audit), *false_stops_lines(audit), correlation_line(audit)]
+    if run.config.early_stopping.audit and not audit.stops:
+        lines.append("audit: no trial was to be stopped so far (the default recipe is not counted)")
+    elif run.config.early_stopping.audit or audit.audited or audit.pending:
+        lines += [count_line(audit), false_stops_line(audit), correlation_line(audit)]
     if audit.default is not None:
         number, epoch = audit.default
         lines.append(f"trial {number}, the default recipe, would have been stopped at epoch {epoch}; it is protected")
@@ -159,21 +161,21 @@ def audit_lines(run: Run) -> list[str]:
 def count_line(audit: StopAudit) -> str:
     """Return how many trials were to be stopped, and how many of these were trained to their end."""
     chosen = f"audit: {audit.stops} {'trial was' if audit.stops == 1 else 'trials were'} to be stopped"
-    trained = f"{audit.audited or 'none'} of them, drawn at random, trained to the end"
-    pending = f", {audit.pending} more {'has' if audit.pending == 1 else 'have'} not ended" if audit.pending else ""
-    return f"{chosen} (the default recipe is not counted); {trained}{pending}"
+    drawn = [f"{audit.audited} trained to the end"] * bool(audit.audited)
+    drawn += [f"{audit.pending} not ended yet"] * bool(audit.pending)
+    return f"{chosen} (the default recipe is not counted); drawn of them to go on: {', '.join(drawn) or 'none so far'}"
 
 
-def false_stops_lines(audit: StopAudit) -> list[str]:
+def false_stops_line(audit: StopAudit) -> str:
     """Return the share of false stops with its interval, and what it is."""
     if not audit.audited:
-        return ["false stops: unknown until such a trial and one that was never to be stopped have ended"]
+        return "false stops: unknown until such a trial and one that was never to be stopped have ended"
     rate, low, high = (f"{100 * value:.0f}" for value in (audit.rate, audit.low, audit.high))
     interval = f"{rate} %, {100 * CONFIDENCE:.0f} % interval {low} to {high} %"
-    return [
+    return (
         f"false stops: {audit.false} of {audit.audited} ({interval}) ended above the median of the trials that were "
-        f"never to be stopped; {audit.better_than_best} above the best of these",
-    ]
+        f"never to be stopped; {audit.better_than_best} above the best of these"
+    )
 
 
 def correlation_line(audit: StopAudit) -> str:
