@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
+import shutil
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -202,22 +204,48 @@ def test_a_run_that_went_on_in_another_space_is_replayed_in_the_order_of_its_rep
     assert [entry["number"] for entry in entries] == list(range(24))
 
 
-def test_an_imported_trial_that_the_audit_kept_sets_no_bar_after_its_stop(recorded: Any, tmp_path: Path) -> None:
-    earlier = recorded(0, {**HALF, "audit": 1.0})
+def warm_started(folder: Path, earlier: Run) -> Run:
+    """A sweep of 24 other curves that imports the trials of an earlier one."""
     config = BENCHMARK["make_config"](24, 1, HALF)
-    (tmp_path / "study.yaml").write_text(BENCHMARK["dump"](config))
-    warm_start(Journal(tmp_path, config), [earlier.folder])
-    journal, scheduler = start_journal(tmp_path, config)
+    folder.mkdir()
+    (folder / "study.yaml").write_text(BENCHMARK["dump"](config))
+    warm_start(Journal(folder, config), [earlier.folder])
+    journal, scheduler = start_journal(folder, config)
     for curve in BENCHMARK["draw_curves"](24, 1):
         number = journal.ask()[0]
         ends = (BENCHMARK["report"](journal, scheduler, number, epoch, curve) for epoch in range(1, 10))
         assert any(ends)
         journal.tell(number)
-    run = read_run(tmp_path)
+    return read_run(folder)
+
+
+def test_an_imported_trial_that_the_audit_kept_sets_no_bar_after_its_stop(recorded: Any, tmp_path: Path) -> None:
+    run = warm_started(tmp_path / "run", recorded(0, {**HALF, "audit": 1.0}))
     assert any(trial.kept for trial in run.trials if trial.imported_from)
     expected = {trial.number: trial.stop_epoch for trial in run.own_trials if not trial.kept}
     result = simulate(run, [])
     assert {number: stop for number, stop in simulated(result).items() if number in expected} == expected
+
+
+def test_with_a_cost_what_imported_trials_had_between_their_rungs_is_unknown(recorded: Any, tmp_path: Path) -> None:
+    """The same sweep without a cost has all scores of the imported trials, and so tells the truth."""
+    truth = simulate(warm_started(tmp_path / "whole", recorded(0, HALF)), settings(THIRD))
+    folder = tmp_path / "cost"
+    shutil.copytree(tmp_path / "whole", folder)
+    (folder / "study.yaml").write_text(
+        (folder / "study.yaml").read_text().replace("metric: val_dice_mean", "metric: [val_dice_mean, seconds]")
+    )
+    entries = [json.loads(line) for line in (folder / "journal.log").read_text().splitlines()]
+    for entry in entries:
+        entry.pop("intermediate_values", None)  # of imported trials
+    (folder / "journal.log").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    result = simulate(read_run(folder), settings(THIRD))
+    assert result.unsure or any(trial.may_stop not in (None, trial.stop) for trial in result.trials)
+    for trial, true in zip(result.trials, truth.trials, strict=True):
+        if trial.goes_on:
+            assert true.stop is None
+        elif trial.stop is not None and trial.may_stop is None:
+            assert true.stop == trial.stop
 
 
 @pytest.mark.parametrize("text", ["study.trials=3", "train.epochs=3", "earlystopping.type=none"])

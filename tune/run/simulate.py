@@ -80,6 +80,19 @@ class Replay:
         self.doubtful: dict[int, dict[int, tuple[float, float]]] = {epoch: {} for epoch in rung_epochs(config)}
         for trial in self.trials.values():
             trial.missing = 0 if trial.recorded.score is None and not trial.ended else None
+        if config.objective.cost:
+            for imported in (trial for trial in run.trials if trial.imported_from):
+                self.doubt_between_rungs(imported)
+
+    def doubt_between_rungs(self, imported: TrialResult) -> None:
+        """Bound the values of an imported trial at other rungs than its own: with a cost, no journal has them."""
+        known = {epoch: decided.value for epoch, decided in imported.rungs.items()}
+        last = (imported.stop_epoch or 0) if imported.kept else imported.epoch
+        for epoch in (epoch for epoch in self.doubtful if epoch not in known and epoch <= last):
+            low = max((value for at, value in known.items() if at < epoch), default=0.0)
+            later = [value for at, value in known.items() if at > epoch]
+            high = min(later, default=BEST_DICE if imported.score is None else imported.score)
+            self.doubtful[epoch][imported.number] = (low, high)
 
     def feed(self, report: RecordedReport) -> None:
         """Decide on a report, unless its trial is stopped already or was imported: then it only sets bars.
