@@ -250,7 +250,9 @@ def test_with_a_cost_what_imported_trials_had_between_their_rungs_is_unknown(rec
 
 @pytest.mark.parametrize("text", ["study.trials=3", "train.epochs=3", "earlystopping.type=none"])
 def test_only_the_stopper_can_be_another_one(recorded: Any, text: str) -> None:
-    with pytest.raises(InputError, match=rf"--set {text}: only the stopper .* early_stopping.reduction_factor"):
+    with pytest.raises(
+        InputError, match=rf"--set {text}: a simulation changes early stopping only: .* early_stopping.reduction_factor"
+    ):
         simulate(recorded(0, THIRD), [text])
 
 

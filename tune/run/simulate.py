@@ -230,7 +230,7 @@ def simulate(run: Run, overrides: Sequence[str]) -> Simulation:
     for text in overrides:
         if not text.strip().startswith("early_stopping."):
             keys = ", ".join(f"early_stopping.{name}" for name in EarlyStopping.model_fields)
-            raise InputError(f"--set {text}: only the stopper can be another one in a simulation: {keys}")
+            raise InputError(f"--set {text}: a simulation changes early stopping only: {keys}")
     config = load_sweep_config(run.dir.config, overrides)
     default = find_default(read_trials(run.folder, run.config.record.study), run.config)
     replay = Replay(run, config, default)
