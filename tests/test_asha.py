@@ -86,20 +86,28 @@ def test_a_trial_that_would_have_been_stopped_sets_no_bar_later_and_is_not_stopp
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
 @pytest.mark.parametrize("share", [0.2, 1.0])
-def test_all_others_are_decided_as_without_protection_and_audit(kind: str, share: float):
-    """Trials in any order of arrival: who goes on by itself, and where each stop would be, does not change."""
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("seed", range(5))
+def test_all_others_are_decided_as_without_protection_and_audit(kind: str, share: float, seed: int):
+    """Reports of all trials mixed at random, with resumes: who goes on and where each stop would be stays the same."""
+    rng = np.random.default_rng(seed)
     curves = np.sort(rng.random((60, 9)), 1)
+    arrivals = rng.permutation(np.repeat(np.arange(60), 9))
+    resumes = set(rng.choice(len(arrivals), 20).tolist())
 
     def replay(audit: float, *, protect: bool) -> dict[int, dict[int, RungDecision]]:
         config = with_audit(audit, protect_default=protect)
         config = config.model_copy(update={"early_stopping": config.early_stopping.model_copy(update={"type": kind})})
-        rungs, order = Rungs(config), np.random.default_rng(1).permutation(60)
+        rungs, epochs = Rungs(config), dict.fromkeys(range(60), 0)
         decisions: dict[int, dict[int, RungDecision]] = {number: {} for number in range(60)}
-        for epoch in rung_epochs(config):
-            for number in map(int, order):
-                if any(decided.decision == STOP for decided in decisions[number].values()):
-                    continue
+        for place, number in enumerate(map(int, arrivals)):
+            if place in resumes:
+                rungs = Rungs(config)
+                for known, of_trial in decisions.items():
+                    for epoch in sorted(of_trial):
+                        rungs.add(known, epoch, of_trial[epoch])
+            epochs[number] = epoch = epochs[number] + 1
+            stopped = any(decided.decision == STOP for decided in decisions[number].values())
+            if epoch in rung_epochs(config) and not stopped:
                 decided = rungs.decide(number, epoch, curves[number, epoch - 1], default=number == 0)
                 rungs.add(number, epoch, decided)
                 decisions[number][epoch] = decided

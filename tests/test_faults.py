@@ -15,6 +15,7 @@ from trainable.data.split import load_split
 from tune.driver import watchdog
 from tune.driver.sweep import launch, resume
 from tune.driver.watchdog import HangWatchdog
+from tune.run.run_dir import RunDir
 from tune.run.verify import verify
 from tune.search.journal import read_trials
 
@@ -101,6 +102,24 @@ def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on
     run = resume(tmp_path / "run", cluster=cluster)
     assert [t.state for t in read_trials(run.folder)] == [COMPLETE] * 3
     assert "goes on after epoch 1" in (run.folder / "trials" / "0001" / "stdout.log").read_text()
+
+
+def test_a_damaged_file_of_a_trial_ends_the_sweep_with_its_name_and_fails_no_trial(
+    cluster, phantoms, prepared, tmp_path, capsys
+):
+    config = small_sweep(prepared, phantoms, study={"trials": 3})
+    damaged = RunDir(tmp_path / "run").trial(2).case_scores
+
+    def damage(number: int, *_: object) -> None:
+        if number == 0 and not damaged.exists():
+            damaged.parent.mkdir(exist_ok=True)
+            damaged.write_text("epoch,ca")
+
+    with pytest.raises(SystemExit) as ended:
+        launch(config, tmp_path / "run", cluster=cluster, on_report=damage)
+    assert ended.value.code == 1
+    assert f"stopped by {damaged}: line 1 is damaged" in capsys.readouterr().out
+    assert [t.state for t in read_trials(tmp_path / "run")][2] == RUNNING
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,9 @@ def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, config: SweepConfi
     assert read_trials(tmp_path)[0].intermediate_values == {1: 0.5}
 
 
-@pytest.mark.parametrize("name", ["CREATE_TRIAL", "SET_PARAM", "SET_STATE", "SET_USER_ATTR"])
+@pytest.mark.parametrize(
+    "name", ["CREATE_STUDY", "DELETE_STUDY", "CREATE_TRIAL", "SET_PARAM", "SET_STATE", "SET_USER_ATTR"]
+)
 def test_op_codes_are_optunas(name: str):
     optunas = {
         "SET_PARAM": "SET_TRIAL_PARAM",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
+import shutil
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -14,9 +16,13 @@ import pytest
 from helpers import make_report, report_all, start_journal, voxtune
 
 from trainable.core.errors import InputError
+from tune.run.import_trials import change_space, warm_start
+from tune.run.journal_entries import read_entries
 from tune.run.results import Run, read_run
 from tune.run.simulate import Simulation, highest_bar, lowest_bar, simulate, simulation_lines
 from tune.search.asha import cutoff
+from tune.search.journal import Journal
+from tune.search.journal_file import CREATE_TRIAL
 from tune.spec.sections import EarlyStopping
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "stop_audit.py"), run_name="stop_audit")
@@ -118,8 +124,8 @@ def test_what_is_lost_saved_and_unknown_is_printed(recorded: Any) -> None:
     result = simulate(run, settings({"type": "asha", **THIRD}))
     shown = simulation_lines(result)
     winner, lost = run.best(), [trial for trial in result.finished if trial.stop]
-    assert shown[0] == "asha with rungs at epochs 1, 3"
-    assert shown[2] == f"epochs: {result.epochs[0]}, recorded 216"
+    assert shown[0] == "early stopping: asha at epochs 1, 3"
+    assert shown[2] == f"trained: {result.epochs[0]} epochs, 216 in the recorded sweep"
     assert shown[3] == f"lost: {len(lost)} of the 24 trials that trained to their end"
     rank = result.finished.index(lost[0]) + 1
     first = lost[0].recorded
@@ -129,10 +135,10 @@ def test_what_is_lost_saved_and_unknown_is_printed(recorded: Any) -> None:
     assert shown[-1].startswith(f"best score: {stays.score:.4f} of trial {stays.number}")
     assert shown[-1].endswith(f"the recorded best, {winner.score:.4f} of trial {winner.number}, is stopped")
     none = simulation_lines(simulate(recorded(7, THIRD), ["early_stopping.type=none"]))
-    assert none[:2] == ["without early stopping", "stopped: 0 of 24 trials"]
-    assert " trials may go on beyond the end of the recorded curve: " in none[-1]
-    assert none[2].startswith("epochs: ")
-    assert " to 216, recorded " in none[2]
+    assert none[:2] == ["early stopping: none", "stopped: 0 of 24 trials"]
+    assert " trials that may go on where the recorded sweep has no more: " in none[-1]
+    assert none[2].startswith("trained: ")
+    assert " to 216 epochs, " in none[2]
 
 
 def test_what_would_be_stopped_but_is_drawn_by_the_audit_is_named(recorded: Any) -> None:
@@ -142,7 +148,7 @@ def test_what_would_be_stopped_but_is_drawn_by_the_audit_is_named(recorded: Any)
     kept = {trial.recorded.number: trial.kept for trial in audited.trials if trial.kept}
     assert kept == {number: (epoch, "audit") for number, epoch in simulated(stopped).items() if epoch}
     shown = "\n".join(simulation_lines(audited))
-    assert shown.count(", but the audit draws it") == 10 < len(kept)
+    assert shown.count(", drawn by the audit") == 10 < len(kept)
     assert f"  and {len(kept) - 10} more of lower rank" in shown
 
 
@@ -162,13 +168,91 @@ def test_the_default_recipe_is_not_stopped_and_a_trial_without_a_report_is_unkno
     assert [trial.missing for trial in result.trials] == [None, None, 0]
     assert result.epochs == (18, 27)
     shown = simulation_lines(result)
-    assert "  rank 1: trial 0, 0.6000, would be stopped at epoch 1, but it is the default recipe" in shown
-    assert shown[-1] == "unknown: 1 trial may go on beyond the end of the recorded curve: 1 from epoch 0 on"
+    assert "  rank 1: trial 0, 0.6000, at epoch 1, the default recipe" in shown
+    assert shown[-1] == (
+        "unknown: the scores of 1 trial that may go on where the recorded sweep has no more: 1 after epoch 0"
+    )
+
+
+def test_a_run_that_went_on_in_another_space_is_replayed_in_the_order_of_its_reports(tmp_path: Path) -> None:
+    """In the new study's journal its trials are there all at once; reports that come after the reading are left out."""
+    config = BENCHMARK["make_config"](24, 0, {**HALF, "audit": 0.3})
+    curves, rng = BENCHMARK["draw_curves"](24, 0), np.random.default_rng(0)
+    (tmp_path / "study.yaml").write_text(BENCHMARK["dump"](config))
+    journal, scheduler = start_journal(tmp_path, config)
+    epochs = {journal.ask()[0]: 0 for _ in curves}
+    while epochs:
+        number = int(rng.choice(list(epochs)))
+        epochs[number] += 1
+        if BENCHMARK["report"](journal, scheduler, number, epochs[number], curves[number]):
+            journal.tell(number)
+            del epochs[number]
+        if len(epochs) == 12:
+            early = read_run(tmp_path)
+    before = read_run(tmp_path)
+    (tmp_path / "other.yaml").write_text(BENCHMARK["dump"](config).replace("1.0e-05", "1.0e-06"))
+    change_space(before, str(tmp_path / "other.yaml"), [])  # as if a kill came before study.yaml was written
+    changed = change_space(before, str(tmp_path / "other.yaml"), [])
+    assert changed.record.study == "voxtune-2"
+    result = simulate(early, [])
+    assert result.epochs[0] == sum(trial.epoch for trial in early.trials)
+    (tmp_path / "study.yaml").write_text(BENCHMARK["dump"](changed))
+    result = simulate(read_run(tmp_path), [])
+    assert simulated(result) == stops(before)
+    assert (result.unsure, result.missing) == ([], [])
+    entries = [entry for entry in read_entries(result.run) if entry["op_code"] == CREATE_TRIAL]
+    assert [entry["number"] for entry in entries] == list(range(24))
+
+
+def warm_started(folder: Path, earlier: Run) -> Run:
+    """A sweep of 24 other curves that imports the trials of an earlier one."""
+    config = BENCHMARK["make_config"](24, 1, HALF)
+    folder.mkdir()
+    (folder / "study.yaml").write_text(BENCHMARK["dump"](config))
+    warm_start(Journal(folder, config), [earlier.folder])
+    journal, scheduler = start_journal(folder, config)
+    for curve in BENCHMARK["draw_curves"](24, 1):
+        number = journal.ask()[0]
+        ends = (BENCHMARK["report"](journal, scheduler, number, epoch, curve) for epoch in range(1, 10))
+        assert any(ends)
+        journal.tell(number)
+    return read_run(folder)
+
+
+def test_an_imported_trial_that_the_audit_kept_sets_no_bar_after_its_stop(recorded: Any, tmp_path: Path) -> None:
+    run = warm_started(tmp_path / "run", recorded(0, {**HALF, "audit": 1.0}))
+    assert any(trial.kept for trial in run.trials if trial.imported_from)
+    expected = {trial.number: trial.stop_epoch for trial in run.own_trials if not trial.kept}
+    result = simulate(run, [])
+    assert {number: stop for number, stop in simulated(result).items() if number in expected} == expected
+
+
+def test_with_a_cost_what_imported_trials_had_between_their_rungs_is_unknown(recorded: Any, tmp_path: Path) -> None:
+    """The same sweep without a cost has all scores of the imported trials, and so tells the truth."""
+    truth = simulate(warm_started(tmp_path / "whole", recorded(0, HALF)), settings(THIRD))
+    folder = tmp_path / "cost"
+    shutil.copytree(tmp_path / "whole", folder)
+    (folder / "study.yaml").write_text(
+        (folder / "study.yaml").read_text().replace("metric: val_dice_mean", "metric: [val_dice_mean, seconds]")
+    )
+    entries = [json.loads(line) for line in (folder / "journal.log").read_text().splitlines()]
+    for entry in entries:
+        entry.pop("intermediate_values", None)  # of imported trials
+    (folder / "journal.log").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    result = simulate(read_run(folder), settings(THIRD))
+    assert result.unsure or any(trial.may_stop not in (None, trial.stop) for trial in result.trials)
+    for trial, true in zip(result.trials, truth.trials, strict=True):
+        if trial.goes_on:
+            assert true.stop is None
+        elif trial.stop is not None and trial.may_stop is None:
+            assert true.stop == trial.stop
 
 
 @pytest.mark.parametrize("text", ["study.trials=3", "train.epochs=3", "earlystopping.type=none"])
 def test_only_the_stopper_can_be_another_one(recorded: Any, text: str) -> None:
-    with pytest.raises(InputError, match=rf"--set {text}: only the stopper .* early_stopping.reduction_factor"):
+    with pytest.raises(
+        InputError, match=rf"--set {text}: a simulation changes early stopping only: .* early_stopping.reduction_factor"
+    ):
         simulate(recorded(0, THIRD), [text])
 
 
@@ -176,7 +260,7 @@ def test_the_verb(recorded: Any) -> None:
     run = recorded(0, THIRD)
     done = voxtune("simulate", run.folder, "--set", "early_stopping.reduction_factor=2")
     assert done.returncode == 0, done.stderr
-    assert "asha with rungs at epochs 1, 2, 4, 8" in done.stdout
+    assert "early stopping: asha at epochs 1, 2, 4, 8" in done.stdout
     wrong = voxtune("simulate", run.folder, "--set", "early_stopping.reduction_factor=1")
     assert wrong.returncode == 2
     assert "expected" in wrong.stderr + wrong.stdout

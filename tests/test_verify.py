@@ -85,8 +85,12 @@ def of_cases(run: Path) -> list[str]:
     ("old", "new", "finding"),
     [
         ("2,c,0.41,0.41", "2,c,0.41,0.42", "epoch 2: the mean of dice_TC is 0.415, in metrics.csv it is 0.41"),
-        ("2,d,", "2,e,", "epoch 2: scores of 2 cases, expected the 2 that are validated: c, d ..."),
-        ("2,d,0.41,0.41,0.41,0.41\n", "", "epoch 2: scores of 1 cases, expected the 2 that are validated: c, d ..."),
+        ("2,d,", "2,e,", "epoch 2: scores of 2 cases, expected the 2 that are validated, differing in e, d"),
+        (
+            "2,d,0.41,0.41,0.41,0.41\n",
+            "",
+            "epoch 2: scores of 1 cases, expected the 2 that are validated, " + "differing in d",
+        ),
         ("2,", "3,", "has no scores of epochs [2]"),
     ],
 )
@@ -104,6 +108,14 @@ def test_scores_of_cases_that_are_lost_or_damaged(run: Path):
     assert of_cases(run) == ["trial 4: case_scores.csv has no scores of epochs [1, 2]"]
     (run / "trials" / "0004" / "case_scores.csv").write_text("epoch,case\n")
     assert "line 1 is damaged" in of_cases(run)[0]
+
+
+def test_a_kill_may_leave_scores_per_case_of_an_epoch_that_nothing_else_has(run: Path):
+    """They are written before metrics.csv, and that before the journal; the trial then repeats the epoch."""
+    running = next(trial for trial in read_run(run).trials if trial.status == "running")
+    path = run / "trials" / f"{running.number:04d}" / "case_scores.csv"
+    path.write_text(path.read_text() + f"{running.epoch + 1},c,0.1,0.2,0.3,0.2\n")
+    assert wrong(run) == []
 
 
 def test_epochs_that_an_older_version_reported_have_no_scores_of_cases(run: Path):

@@ -23,7 +23,7 @@ INTEGERS = {"epoch", "best_epoch", "steps"}
 TRIAL_COLUMNS = (
     *("number", "status", "end_reason", "score", "best_epoch", "epoch", "state"),
     *(f"dice_{region}" for region in REGIONS),
-    *("seconds", "cost", "seed", "checkpoint", "error", "imported_from"),
+    *("seconds", "cost", "seed", "checkpoint", "error", "imported_from", "stop_epoch", "kept"),
 )
 
 
@@ -58,9 +58,11 @@ class RunReader:
         Returns:
             With pandas installed, a DataFrame with one row per trial and these columns, also without trials: number,
             status, end_reason, score, best_epoch, epoch, state, dice_WT, dice_TC, dice_ET, seconds, cost, seed,
-            checkpoint, error, imported_from, and params_<option> for each searched option. What a trial lacks, such as
-            the score and the Dice before a validated epoch or the value of an inactive option, is NaN or None; in
-            end_reason, error and imported_from "". Without pandas, a list of TrialResult.
+            checkpoint, error, imported_from, stop_epoch (the rung at which early stopping stopped the trial, or would
+            have), kept (why it went on all the same: default or audit), and params_<option> for each searched option.
+            What a trial lacks, such as the score and the Dice before a validated epoch or the value of an inactive
+            option, is NaN or None; in end_reason, error, imported_from and kept "". Without pandas, a list of
+            TrialResult.
         """
         if find_spec("pandas") is None:
             return list(self._run.trials)
@@ -137,6 +139,7 @@ def trial_row(trial: TrialResult) -> dict[str, Any]:
         "state": trial.state.name,
         **{f"dice_{region}": score for region, score in trial.dice.items()},
         **{name: getattr(trial, name) for name in ("seconds", "cost", "seed", "checkpoint", "error", "imported_from")},
+        **{name: getattr(trial, name) for name in ("stop_epoch", "kept")},
         **{f"params_{name}": value for name, value in trial.values.items()},
     }
 

@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 # Scores of one recipe: per fold (trainings, cases), each training on the cases of that fold; one array without folds.
@@ -106,6 +105,8 @@ class _Noise:
 
     def excludes_zero(self, difference: float, level: float, more_trainings: int, more_cases: int) -> bool:
         """Whether an interval about this difference excludes 0; level: (1 + confidence) / 2."""
+        from scipy.special import stdtrit  # here: each verb would wait for it
+
         variance, df = self.variance(more_trainings, more_cases)
         return bool(abs(difference) > stdtrit(df, level) * np.sqrt(variance))
 

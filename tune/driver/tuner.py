@@ -8,6 +8,7 @@ import ray
 from ray import tune as ray_tune
 from ray.tune.error import TuneError
 
+from trainable.core.errors import InputError
 from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.sweep_stopper import SweepStopper
@@ -15,6 +16,8 @@ from tune.driver.worker import Fit, run_trial
 from tune.run.results import Run
 from tune.run.retention import NUM_TO_KEEP
 from tune.run.snapshot import is_uri
+
+CAUSES_TO_REPAIR = (OSError, InputError, ray.exceptions.RayError)  # after which the sweep can go on
 
 
 def make_tuner(
@@ -57,14 +60,14 @@ def make_tuner(
 def run_tuner(tuner: ray_tune.Tuner, stopper: SweepStopper) -> None:
     """Run the Tuner until its trials have ended or the stopper ends them.
 
-    A full disk or a lost cluster also ends the sweep, whose trials can be resumed: this sets stopper.error. Errors of
-    another cause are raised, unless a signal was received.
+    A full disk, a damaged file of a trial or a lost cluster also ends the sweep, whose trials can be resumed: this sets
+    stopper.error. Errors of another cause are raised, unless a signal was received.
     """
     try:
         tuner.fit()
     except (TuneError, OSError, ray.exceptions.RayError) as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError | ray.exceptions.RayError):
+        while cause is not None and not isinstance(cause, CAUSES_TO_REPAIR):
             cause = cause.__cause__ or cause.__context__
         if cause is None and not stopper.signal:
             raise

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
-from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from tune.run.results import Run
-from tune.search.journal_file import CREATE_TRIAL, SET_USER_ATTR
-from tune.search.optuna_compat import trial_id
+from tune.search import journal_file
+from tune.search.journal_file import SET_USER_ATTR
 from tune.search.trial_progress import Progress, rung_decisions
 
 
-def read_entries(run: Run) -> list[dict[str, Any]]:
-    """Return the journal's entries on the trials of the run's study, each with the trial's number added."""
-    backend = JournalFileBackend(str(run.dir.journal))
-    study = optuna.load_study(study_name=run.config.record.study, storage=JournalStorage(backend))
-    numbers = {trial_id(trial): trial.number for trial in study.get_trials(deepcopy=False)}
-    entries, created = [], 0
-    for entry in backend.read_logs(0):
-        if entry["op_code"] == CREATE_TRIAL:  # Optuna gives ids in the order of these entries
-            entry["trial_id"], created = created, created + 1
-        if entry.get("trial_id") in numbers:
-            entries.append({**entry, "number": numbers[entry["trial_id"]]})
-    return entries
+def read_entries(run: Run, *, earlier: bool = False) -> list[dict[str, Any]]:
+    """Return the journal's entries on the trials of the run's study, each with the trial's number added.
+
+    earlier: also those of the studies before it, if the run went on in another space: in a new study the trials of the
+        one before have their numbers, but came in all at once.
+    """
+    studies: dict[int, str] = {}  # names of those that exist, by id
+    trials: list[tuple[int, int]] = []  # study and number of each; Optuna gives ids in the order of these entries
+    entries, created, counts = [], 0, Counter[int]()  # counts: of the trials of each study
+    for entry in JournalFileBackend(str(run.dir.journal)).read_logs(0):
+        match entry["op_code"]:
+            case journal_file.CREATE_STUDY if entry["study_name"] not in studies.values():
+                studies[created], created = entry["study_name"], created + 1
+            case journal_file.DELETE_STUDY:
+                studies.pop(entry["study_id"], None)
+            case journal_file.CREATE_TRIAL if entry["study_id"] in studies:
+                entry["trial_id"] = len(trials)
+                trials.append((entry["study_id"], counts[entry["study_id"]]))
+                counts[entry["study_id"]] += 1
+        if "trial_id" in entry:
+            entries.append(entry)
+    own = next((study for study, name in studies.items() if name == run.config.record.study), -1)
+    wanted = {study for study in studies if study == own or (earlier and study < own)}
+    numbers = {index: number for index, (study, number) in enumerate(trials) if study in wanted}
+    return [{**entry, "number": numbers[entry["trial_id"]]} for entry in entries if entry["trial_id"] in numbers]
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class RecordedReport:
 
 
 def reports_in(entries: Sequence[dict[str, Any]]) -> Iterator[RecordedReport]:
-    """Yield the reports of all trials in the order in which they came; those of imported trials when these came in.
+    """Yield the reports of all trials, each once, in their order; those of imported trials when these came in.
 
     Reports before a trial's first validated epoch are left out.
     """
@@ -53,10 +65,10 @@ def reports_in(entries: Sequence[dict[str, Any]]) -> Iterator[RecordedReport]:
             continue
         progress = Progress.from_attrs(attrs)
         if entry["op_code"] != SET_USER_ATTR:
-            yield from _imported(entry, progress)
+            yield from (report for report in _imported(entry, progress) if report.epoch > reached.get(number, 0))
         elif progress.epoch > reached.get(number, 0) and progress.best is not None:
             yield RecordedReport(number, progress.epoch, progress.best.score, bool(progress.end_reason))
-        reached[number] = progress.epoch
+        reached[number] = max(progress.epoch, reached.get(number, 0))
 
 
 def _imported(entry: dict[str, Any], progress: Progress) -> Iterator[RecordedReport]:

@@ -74,18 +74,38 @@ class Replay:
 
     def __init__(self, run: Run, config: SweepConfig, default: int | None) -> None:
         self.config, self.default = config, default
+        self.recorded = {trial.number: trial for trial in run.trials}
         self.trials = {t.number: ReplayedTrial(t) for t in run.own_trials if not t.outside_space}
         self.rungs = Rungs(config)
         self.doubtful: dict[int, dict[int, tuple[float, float]]] = {epoch: {} for epoch in rung_epochs(config)}
         for trial in self.trials.values():
             trial.missing = 0 if trial.recorded.score is None and not trial.ended else None
+        if config.objective.cost:
+            for imported in (trial for trial in run.trials if trial.imported_from):
+                self.doubt_between_rungs(imported)
+
+    def doubt_between_rungs(self, imported: TrialResult) -> None:
+        """Bound the values of an imported trial at other rungs than its own: with a cost, no journal has them."""
+        known = {epoch: decided.value for epoch, decided in imported.rungs.items()}
+        last = (imported.stop_epoch or 0) if imported.kept else imported.epoch
+        for epoch in (epoch for epoch in self.doubtful if epoch not in known and epoch <= last):
+            low = max((value for at, value in known.items() if at < epoch), default=0.0)
+            later = [value for at, value in known.items() if at > epoch]
+            high = min(later, default=BEST_DICE if imported.score is None else imported.score)
+            self.doubtful[epoch][imported.number] = (low, high)
 
     def feed(self, report: RecordedReport) -> None:
-        """Decide on a report, unless its trial is stopped already or was imported: then it only sets bars."""
-        trial = self.trials.get(report.number)
+        """Decide on a report, unless its trial is stopped already or was imported: then it only sets bars.
+
+        A report that came after the run was read, since a sweep still writes to it, is ignored.
+        """
+        recorded, trial = self.recorded.get(report.number), self.trials.get(report.number)
+        if recorded is None or report.epoch > recorded.epoch:
+            return
         at_rung = report.epoch in self.doubtful and not report.last
         if trial is None:
-            if at_rung:
+            counts = not recorded.kept or report.epoch <= (recorded.stop_epoch or 0)
+            if at_rung and counts:
                 self.rungs.add(report.number, report.epoch, RungDecision(report.best, CONTINUE))
             return
         if trial.stop is not None:
@@ -210,11 +230,11 @@ def simulate(run: Run, overrides: Sequence[str]) -> Simulation:
     for text in overrides:
         if not text.strip().startswith("early_stopping."):
             keys = ", ".join(f"early_stopping.{name}" for name in EarlyStopping.model_fields)
-            raise InputError(f"--set {text}: only the stopper can be another one in a simulation: {keys}")
+            raise InputError(f"--set {text}: a simulation changes early stopping only: {keys}")
     config = load_sweep_config(run.dir.config, overrides)
     default = find_default(read_trials(run.folder, run.config.record.study), run.config)
     replay = Replay(run, config, default)
-    for report in reports_in(read_entries(run)):
+    for report in reports_in(read_entries(run, earlier=True)):
         replay.feed(report)
     return Simulation(run, config, tuple(replay.trials.values()))
 
@@ -226,27 +246,27 @@ def simulation_lines(result: Simulation) -> list[str]:
     recorded = sum(trial.recorded.epoch for trial in result.trials)
     cost = f"{low}" if low == high else f"{low} to {high}"
     lines = [
-        f"{result.config.early_stopping.type} with rungs at epochs {rungs}" if rungs else "without early stopping",
+        f"early stopping: {result.config.early_stopping.type} at epochs {rungs}" if rungs else "early stopping: none",
         f"stopped: {len(result.stopped)} of {len(result.trials)} trials{by_epoch(result.stopped)}",
-        f"epochs: {cost}, recorded {recorded}",
+        f"trained: {cost} epochs, {recorded} in the recorded sweep",
         *lost_lines(result),
     ]
     if result.unsure:
         unsure = ", ".join(str(trial.recorded.number) for trial in result.unsure)
-        lines.append(f"unknown: stopped or not, depending on curves that are missing: trial {unsure}")
+        lines.append(f"unknown: whether these would be stopped, as scores they are compared with are missing: {unsure}")
     if result.missing:
         epochs = Counter(trial.missing for trial in result.missing)
-        where = ", ".join(f"{count} from epoch {epoch} on" for epoch, count in sorted(epochs.items()))
-        trials = "1 trial" if len(result.missing) == 1 else f"{len(result.missing)} trials"
-        lines.append(f"unknown: {trials} may go on beyond the end of the recorded curve: {where}")
+        where = ", ".join(f"{count} after epoch {epoch}" for epoch, count in sorted(epochs.items()))
+        trials = "1 trial that" if len(result.missing) == 1 else f"{len(result.missing)} trials that"
+        lines.append(f"unknown: the scores of {trials} may go on where the recorded sweep has no more: {where}")
     return lines
 
 
 def by_epoch(stopped: Sequence[ReplayedTrial]) -> str:
-    """Return at which epochs how many trials are stopped, after a colon; "" if none is."""
+    """Return at which epochs how many trials are stopped, in brackets; "" if none is."""
     epochs = Counter(trial.stop for trial in stopped)
     counts = ", ".join(f"{count} at epoch {epoch}" for epoch, count in sorted(epochs.items()))
-    return f": {counts}" * bool(stopped)
+    return f" ({counts})" * bool(stopped)
 
 
 def lost_lines(result: Simulation) -> list[str]:
@@ -262,12 +282,16 @@ def lost_lines(result: Simulation) -> list[str]:
             lost.append(f"{name} stopped at epoch {trial.stop}{latest}")
         elif trial.kept is not None:
             epoch, why = trial.kept
-            but = "the audit draws it" if why == "audit" else "it is the default recipe"
-            kept.append(f"{name} would be stopped at epoch {epoch}, but {but}")
-    lines = [f"lost: {len(lost)} of the {len(finished)} trials that trained to their end"]
-    for group in (lost, kept):
-        lines += group[:MAX_LOST] + [f"  and {len(group) - MAX_LOST} more of lower rank"] * (len(group) > MAX_LOST)
+            kept.append(f"{name} at epoch {epoch}, {'drawn by the audit' if why == 'audit' else 'the default recipe'}")
+    lines = [f"lost: {len(lost)} of the {len(finished)} trials that trained to their end", *first_lines(lost)]
+    if kept:
+        lines += [f"below a cutoff, but not stopped: {len(kept)} of them", *first_lines(kept)]
     return [*lines, best_line(result, finished)]
+
+
+def first_lines(group: Sequence[str]) -> list[str]:
+    """Return the first MAX_LOST of these lines, best first, and how many more there are."""
+    return [*group[:MAX_LOST], *[f"  and {len(group) - MAX_LOST} more of lower rank"] * (len(group) > MAX_LOST)]
 
 
 def best_line(result: Simulation, finished: Sequence[ReplayedTrial]) -> str:

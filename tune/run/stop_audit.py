@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import NormalDist, median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from tune.run.results import Run, TrialResult
 from tune.search.asha import rung_epochs
 
 MIN_TRIALS = 4  # of a rank correlation
+MAX_RUNGS = 5  # of which a rank correlation is printed
 CONFIDENCE = 0.95
 
 
@@ -95,13 +96,16 @@ def end_score(trial: TrialResult) -> float | None:
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """Return Wilson's interval of a share at CONFIDENCE; NaN, NaN if the count is 0."""
+    """Return Wilson's interval of a share at CONFIDENCE; NaN, NaN if the count is 0.
+
+    Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953. scipy has it too, but takes half a second to import.
+    """
     if not count:
         return math.nan, math.nan
-    from scipy.stats import binomtest  # here: it takes half a second to import
-
-    interval = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+    z, share = NormalDist().inv_cdf((1 + CONFIDENCE) / 2), successes / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return (centre - half if successes else 0.0), (centre + half if successes < count else 1.0)
 
 
 def rung_correlation(trials: Sequence[TrialResult], epoch: int) -> float:
@@ -130,10 +134,10 @@ def weighted_spearman(first: NDArray[np.float64], second: NDArray[np.float64], w
     """
 
     def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        below = (values[:, None] > values[None, :]) @ weights
-        equal = (values[:, None] == values[None, :]) @ weights
-        centred = below + equal / 2
-        return centred - np.average(centred, weights=weights)
+        _, places = np.unique(values, return_inverse=True)
+        counts = np.bincount(places, weights)
+        centred = (np.cumsum(counts) - counts / 2)[places]
+        return np.asarray(centred - np.average(centred, weights=weights))
 
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
@@ -144,25 +148,42 @@ def weighted_spearman(first: NDArray[np.float64], second: NDArray[np.float64], w
 def audit_lines(run: Run) -> list[str]:
     """Return what audit_stops finds, as lines; none without an audit if the default recipe was let through."""
     audit, lines = audit_stops(run), list[str]()
-    if run.config.early_stopping.audit or audit.audited or audit.pending:
-        lines.append(audit_line(audit))
-        told = {epoch: value for epoch, value in audit.correlations.items() if not math.isnan(value)}
-        known = [f"{value:.2f} at epoch {epoch}" for epoch, value in told.items()]
-        few = f"too few to tell; it takes {MIN_TRIALS} trials that ended, and an audited one if any was stopped"
-        lines.append(f"rank correlation of a rung with the end: {', '.join(known) or few}")
+    if run.config.early_stopping.audit and not audit.stops:
+        lines.append("audit: no trial was to be stopped so far (the default recipe is not counted)")
+    elif run.config.early_stopping.audit or audit.audited or audit.pending:
+        lines += [count_line(audit), false_stops_line(audit), correlation_line(audit)]
     if audit.default is not None:
         number, epoch = audit.default
-        lines.append(f"trial {number}, the default recipe, would have been stopped at epoch {epoch}, and goes on")
+        lines.append(f"trial {number}, the default recipe, would have been stopped at epoch {epoch}; it is protected")
     return lines
 
 
-def audit_line(audit: StopAudit) -> str:
-    """Return the share of false stops with its interval in words."""
-    pending = f", {audit.pending} more still train" if audit.pending else ""
-    text = f"audit: {audit.audited} of {audit.stops} would-be stops went on to the end{pending}"
+def count_line(audit: StopAudit) -> str:
+    """Return how many trials were to be stopped, and how many of these were trained to their end."""
+    chosen = f"audit: {audit.stops} {'trial was' if audit.stops == 1 else 'trials were'} to be stopped"
+    drawn = [f"{audit.audited} trained to the end"] * bool(audit.audited)
+    drawn += [f"{audit.pending} not ended yet"] * bool(audit.pending)
+    return f"{chosen} (the default recipe is not counted); drawn of them to go on: {', '.join(drawn) or 'none so far'}"
+
+
+def false_stops_line(audit: StopAudit) -> str:
+    """Return the share of false stops with its interval, and what it is."""
     if not audit.audited:
-        return f"{text}; too few to tell how many are false"
-    false = {0: "none was", 1: "1 was"}.get(audit.false, f"{audit.false} were")
+        return "false stops: unknown until such a trial and one that was never to be stopped have ended"
     rate, low, high = (f"{100 * value:.0f}" for value in (audit.rate, audit.low, audit.high))
-    best = f"{audit.better_than_best or 'none'} better than the best of these"
-    return f"{text}: {false} false ({rate} % [{low}, {high}]), better than the median of those let through; {best}"
+    interval = f"{rate} %, {100 * CONFIDENCE:.0f} % interval {low} to {high} %"
+    return (
+        f"false stops: {audit.false} of {audit.audited} ({interval}) ended above the median of the trials that were "
+        f"never to be stopped; {audit.better_than_best} above the best of these"
+    )
+
+
+def correlation_line(audit: StopAudit) -> str:
+    """Return the rank correlations of the rungs, of MAX_RUNGS at most: the median rule has one at each epoch."""
+    known = [f"{value:.2f} at epoch {epoch}" for epoch, value in audit.correlations.items() if not math.isnan(value)]
+    if not known:
+        few = f"too few trials to tell; it takes {MIN_TRIALS} that ended, and an audited one if any was to be stopped"
+        return f"do early scores predict the final ones? {few}"
+    shown = sorted({round(place) for place in np.linspace(0, len(known) - 1, MAX_RUNGS)})
+    ranks = ", ".join(known[place] for place in shown)
+    return f"do early scores predict the final ones? Their rank correlation (1: the same order) is {ranks}"

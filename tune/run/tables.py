@@ -108,7 +108,7 @@ def print_space(config: SweepConfig) -> None:
     rungs = ", ".join(map(str, rung_epochs(config)))
     stopping = f"{config.early_stopping.type} at epochs {rungs}" if rungs else "no early stopping"
     if rungs and config.early_stopping.audit:
-        stopping += f", {config.early_stopping.audit:.0%} of the stops audited"
+        stopping += f", {100 * config.early_stopping.audit:g} % of the stops audited"
     gpu = "1 GPU, if there is one," if config.resources.gpu is None else f"{format_value(config.resources.gpu)} GPU"
     resources = f"{config.resources.cpu} CPU, {gpu} per trial"
     budget = f"{config.budget.trials} trials of up to {config.fixed('epochs')} epochs"

@@ -125,16 +125,19 @@ def check_case_scores(run: Run, trials: list[FrozenTrial]) -> Iterator[Finding]:
         reported = reached[max(0, len(reached) - progress.case_scores) :]
         if lost := [epoch for epoch in reported if epoch not in scores]:
             yield f"{name} has no scores of epochs {lost}"
-        if unknown := [epoch for epoch in scores if epoch not in rows]:
+        counted = [epoch for epoch in scores if epoch <= progress.epoch]  # a kill may have cut off a later report
+        if unknown := [epoch for epoch in counted if epoch not in rows]:
             yield f"{name} has scores of epochs {unknown}, which metrics.csv does not have"
-        for epoch in scores.keys() & rows.keys():
+        for epoch in (epoch for epoch in counted if epoch in rows):
             yield from (f"{name} epoch {epoch}: {text}" for text in compare_means(scores[epoch], rows[epoch], cases))
 
 
 def compare_means(scores: dict[str, Scores], row: dict[str, str], cases: list[str]) -> Iterator[Finding]:
     """Check that an epoch has scores of the validated cases, with the means in its row of metrics.csv."""
     if list(scores) != cases:
-        yield f"scores of {len(scores)} cases, expected the {len(cases)} that are validated: {', '.join(cases[:3])} ..."
+        differ = [name for name in {**scores, **dict.fromkeys(cases)} if (name in scores) != (name in cases)]
+        which = f", differing in {', '.join(differ[:3])}" if differ else ", in another order"
+        yield f"scores of {len(scores)} cases, expected the {len(cases)} that are validated{which}"
         return
     for name in SCORE_COLUMNS:
         mean = float(np.mean([of_case[name] for of_case in scores.values()]))

@@ -13,7 +13,8 @@ from trainable.core.errors import InputError
 from trainable.core.files import errors_name
 
 JOURNAL = "journal.log"
-CREATE_TRIAL, SET_PARAM, SET_STATE, SET_USER_ATTR = 4, 5, 6, 8  # Optuna's op codes of an entry
+# Optuna's op codes of an entry.
+CREATE_STUDY, DELETE_STUDY, CREATE_TRIAL, SET_PARAM, SET_STATE, SET_USER_ATTR = 0, 1, 4, 5, 6, 8
 
 
 def complete_lines(data: bytes) -> bytes:
