@@ -75,9 +75,9 @@ def content(stem: Path) -> dict[str, Any]:
 
 def test_each_train_and_val_case_is_in_one_fold_and_no_seed_is_one_of_the_sweep(four: EnsembleDir, sweep: Path) -> None:
     names = sorted(path.name for path in four.members.iterdir() if path.is_dir())
-    assert names == [f"fold_{fold}_seed_{seed}" for fold in (0, 1) for seed in (1000005, 1000006)]
+    assert names == [f"fold_{fold}_seed_{seed}" for fold in (0, 1) for seed in (2000005, 2000006)]
     used = {trial.seed for trial in read_run(sweep).trials}
-    for seed in (1000005, 1000006):
+    for seed in (2000005, 2000006):
         splits = [load_split(four.member(f"fold_{fold}_seed_{seed}").split) for fold in (0, 1)]
         assert sorted(splits[0].val + splits[1].val) == sorted(split_of(sweep).train + split_of(sweep).val)
         assert splits[0].train == splits[1].val
@@ -129,15 +129,15 @@ def test_what_an_interrupted_call_lacks_is_done_by_the_next_with_the_same_result
 ) -> None:
     """As after a kill in the middle of a member, and in the middle of the scores."""
     before = {stem: content(stem) for stem in (four.cross_validation, four.test_scores)}
-    weights = load_checkpoint(four.member("fold_1_seed_1000006").best)["network"]
+    weights = load_checkpoint(four.member("fold_1_seed_2000006").best)["network"]
     for stem in before:
         stem.with_suffix(".json").unlink()
-    kept = four.member("fold_0_seed_1000005")
+    kept = four.member("fold_0_seed_2000005")
     stamp = kept.best.stat().st_mtime_ns
-    missing = four.member("fold_1_seed_1000006")
+    missing = four.member("fold_1_seed_2000006")
     for path in (missing.best, missing.latest, missing.metrics, missing.config):
         path.unlink()
-    with pytest.raises(InputError, match="1 of 4 members have no model yet, such as .*fold_1_seed_1000006"):
+    with pytest.raises(InputError, match="1 of 4 members have no model yet, such as .*fold_1_seed_2000006"):
         find_models([four.path])
     capsys.readouterr()
     retrain_ensemble(sweep, FOUR, cluster=cluster)
@@ -174,7 +174,7 @@ def test_seeds_without_folds_train_on_the_split_of_the_sweep_also_with_val(sweep
     request = EnsembleRequest(folds=0, seeds=2, epochs=1, with_val=True)
     folder = EnsembleDir(retrain_ensemble(sweep, request, cluster=cluster))
     assert folder.path.name == "trial_0000_1_epochs_with_val_2_seeds"
-    for seed in (1000005, 1000006):
+    for seed in (2000005, 2000006):
         split = load_split(folder.member(f"seed_{seed}").split)
         assert split.train == tuple(sorted(split_of(sweep).train + split_of(sweep).val))
         assert split.val == ()
@@ -189,7 +189,7 @@ def test_another_ensemble_of_the_same_name_is_refused_before_anything_is_trained
     shutil.copytree(four.path, copy.path)
     copy.test_scores.with_suffix(".json").unlink()
     for folds, seeds in ((3, 2), (2, 1), (0, 2)):
-        with pytest.raises(InputError, match="copy was begun with other folds or seeds: fold_0_seed_1000005, fold_0"):
+        with pytest.raises(InputError, match="copy was begun with other folds or seeds: fold_0_seed_2000005, fold_0"):
             retrain_ensemble(sweep, EnsembleRequest(folds, seeds, name="copy"), cluster=cluster)
     with pytest.raises(InputError, match="was begun with (epochs|plateau_patience) .*: move the folder away"):
         retrain_ensemble(sweep, EnsembleRequest(2, 2, epochs=3, name="copy"), cluster=cluster)
@@ -205,7 +205,7 @@ def test_members_that_diverge_are_named_at_the_end(sweep: Path, cluster: Cluster
         retrain_ensemble(sweep, EnsembleRequest(2, 1, config_file=recipe), cluster=cluster)
     first, *members, last = str(caught.value).splitlines()
     assert first == f"2 of 2 members of {sweep / 'retrain' / 'steep_2_epochs_2_folds_1_seeds'} have no model:"
-    assert members == [f"  fold_{fold}_seed_1000005: diverged in epoch 1" for fold in (0, 1)]
+    assert members == [f"  fold_{fold}_seed_2000005: diverged in epoch 1" for fold in (0, 1)]
     assert last.endswith(f"go on with: voxtune retrain {sweep} --folds 2 --seeds 1 --config {recipe}")
 
 

@@ -34,6 +34,9 @@ from tune.retrain import (
 from tune.run.confirmation import unused_seeds
 from tune.run.results import Run, read_run
 
+# From the sweep's seed to those of members: not those of a confirmation, whose scores may have chosen the recipe.
+SEED_OFFSET = 2_000_000
+
 
 @dataclass(frozen=True)
 class EnsembleRequest:
@@ -197,7 +200,7 @@ def plan_trainings(
     if request.folds:
         splits = tuple(divide_into_folds(run, data, request.folds))
     base = config.model_copy(update={"cache_dir": data.folder, "save_freq": config.epochs + 1})
-    return EnsembleTrainings(folder, base, unused_seeds(run, request.seeds), splits)
+    return EnsembleTrainings(folder, base, unused_seeds(run, request.seeds, SEED_OFFSET), splits)
 
 
 def refuse_single(folder: EnsembleDir) -> None:

@@ -8,7 +8,7 @@ from trainable.bundle.contents import check_files, read_record
 from trainable.core.config import TrainConfig
 from trainable.core.counted import counted
 from trainable.core.options import make_config
-from tune.run.confirm_status import load_result
+from tune.run.confirm_status import has_ended, load_result
 from tune.run.confirmation import Arm, ConfirmPlan, load_plan, recipe_values
 from tune.run.race import DEFAULT
 from tune.run.results import read_run
@@ -47,13 +47,14 @@ def confirmation_of(model: Path, config: TrainConfig) -> str:
     content, plan = load_result(run_dir.confirm), load_plan(run_dir.confirm.plan)
     if content is None or plan is None:
         return ""
-    base = read_run(run_dir.path).config.base_config()
+    run = read_run(run_dir.path)
+    base = run.config.base_config()
     arm = next((arm for arm in plan.arms if is_recipe_of(arm, base, config)), None)
     if arm is None:
         return ""
     verdicts = [Verdict.from_json(content[part]) for part in ("validation", "test") if content[part] is not None]
     name = "the default recipe" if arm.name == DEFAULT else f"the recipe {arm.name}"
-    ended = "" if content["ended"] else ". The confirmation has not ended"
+    ended = "" if has_ended(run, content) else ". The confirmation has not ended"
     lines = [f"{name} of the sweep, compared by trainings of {counted(plan.epochs, 'epoch')} with new seeds"]
     lines += [f"On {_cases(verdict, plan)}: {verdict_on(arm.name, verdict)}" for verdict in verdicts]
     return ". ".join(lines) + ended

@@ -63,29 +63,35 @@ def confirmed_choice(run: Run) -> tuple[str, int | None] | None:
 
 
 def confirmation_line(run: Run) -> str:
-    """Return whether the winner of a run is confirmed, in a line; "" while the sweep has no winner to confirm."""
+    """Return whether the winner of a run is confirmed, in a line, with the command that would tell if none has."""
+    text, tells = confirmation_text(run)
+    return text if tells or not text else f"{text}: `{confirm_command(run.folder)}`"
+
+
+def confirmation_text(run: Run) -> tuple[str, bool]:
+    """Return whether the winner of a run is confirmed, in a line, and whether nothing is left to do to know it.
+
+    The line is "" while the sweep has no winner to confirm.
+    """
     if not run.ranking or not run.best().finished:
-        return ""
+        return "", False
     if is_locked(run.dir.confirm.path):
-        return "the winner is being confirmed now"
-    content, command = load_result(run.dir.confirm), confirm_command(run.folder)
+        return "the winner is being confirmed now", True
+    content = load_result(run.dir.confirm)
     if content is None:
-        begun = run.dir.confirm.plan.exists()
-        return f"the confirmation has not ended: `{command}`" if begun else f"winner not confirmed: `{command}`"
+        return "the confirmation has not ended" if run.dir.confirm.plan.exists() else "winner not confirmed", False
     verdict = Verdict.from_json(content["validation"])
     if not is_current(run, content):
-        return (
-            f"the confirmation is of an earlier ranking, when trial {content['winner']} was the winner and not trial "
-            f"{run.best().number}: `{command}`"
-        )
+        winners = f"trial {content['winner']} was the winner and not trial {run.best().number}"
+        return f"the confirmation is of an earlier ranking, when {winners}", False
     if not has_ended(run, content):
-        return f"the confirmation has not ended; so far: {sentence(verdict)}; `{command}`"
+        return f"the confirmation has not ended; so far: {sentence(verdict)}", False
     of_winner = content["chosen_trial"] == content["winner"]
     if verdict.confirmed:
-        return f"{'winner' if of_winner else 'another recipe than the winner is'} confirmed: {sentence(verdict)}"
+        return f"{'winner' if of_winner else 'another recipe than the winner is'} confirmed: {sentence(verdict)}", True
     if verdict.chosen == DEFAULT and of_winner:
-        return f"the winner is the default recipe, and no other is shown to be better: {sentence(verdict)}"
-    return f"winner not confirmed: {sentence(verdict)}; chosen: {verdict.chosen}"
+        return f"the winner is the default recipe, and no other is shown to be better: {sentence(verdict)}", True
+    return f"winner not confirmed: {sentence(verdict)}; chosen: {verdict.chosen}", True
 
 
 def sentence(verdict: Verdict) -> str:

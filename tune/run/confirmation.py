@@ -125,11 +125,11 @@ def choose_arms(run: Run, top: int, extra: Sequence[Arm]) -> tuple[Arm, ...]:
     return tuple(arms)
 
 
-def unused_seeds(run: Run, count: int) -> tuple[int, ...]:
-    """Return seeds for the trainings of each arm: from the sweep's seed + SEED_OFFSET on, none that a trial has had."""
+def unused_seeds(run: Run, count: int, offset: int = SEED_OFFSET) -> tuple[int, ...]:
+    """Return seeds for trainings after the sweep: from the sweep's seed + offset on, none that a trial has had."""
     used = {trial.seed for trial in run.trials}
     seeds: list[int] = []
-    candidate = run.config.seed + SEED_OFFSET
+    candidate = run.config.seed + offset
     while len(seeds) < count:
         if candidate not in used:
             seeds.append(candidate)

@@ -13,7 +13,7 @@ from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from trainable.core.options import option_names, path_options, to_dict, words_of
 from trainable.data.split import load_split, save_split
-from tune.run.confirm_status import confirmation_line
+from tune.run.confirm_status import confirmation_text
 from tune.run.results import Run, TrialResult
 
 HAS_THE_SPLIT = "has the split by case names"  # behind the name of the split's file in the head of a recipe
@@ -33,7 +33,7 @@ def export_recipe(run: Run, trial: TrialResult, path: Path) -> None:
     if not again and split_file.exists() and load_split(split_file) != split:
         raise InputError(f"{split_file} exists and has another split; choose another name for --export")
     is_winner = bool(run.ranking) and trial.number == run.best().number
-    notes = [line] if is_winner and (line := confirmation_line(run)) else []
+    notes = [line] if is_winner and (line := confirmation_text(run)[0]) else []
     text = recipe_text(run, trial, split_file.name, notes)
     try:
         save_split(split, split_file)
