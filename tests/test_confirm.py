@@ -92,6 +92,14 @@ def test_the_default_and_the_best_finished_trials_are_compared_each_recipe_once(
         choose_arms(run_of(), 3, [])
 
 
+def test_the_default_alone_is_not_confirmed_but_compared_with_a_recipe_from_a_file() -> None:
+    run = run_of(trial(0, 0.5, 3e-4), trial(1, 0.9, 2e-3, state=TrialState.PRUNED, end_reason=""))
+    with pytest.raises(InputError, match="only the default has trained to its end.*such as --recipe nnunet, or add"):
+        choose_arms(run, 3, [])
+    mine = Arm("mine", recipe_values(run.config.base_config()) | {"lr": 5e-3})
+    assert choose_arms(run, 3, [mine]) == (default_arm(run), mine)
+
+
 def test_a_recipe_from_a_file_competes_under_its_own_name_only_if_it_is_another_one() -> None:
     run, lr = run_of(trial(0, 0.5, 3e-4), trial(1, 0.6, 1e-3)), {"lr": 5e-3}
     base = recipe_values(run.config.base_config())

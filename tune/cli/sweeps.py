@@ -15,6 +15,7 @@ from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
 from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
 from tune.run.confirm_status import confirmed_choice
+from tune.run.confirmation import ONLY_THE_DEFAULT, challengers
 from tune.run.export import export_recipe
 from tune.run.results import Run, read_run
 from tune.run.run_dir import confirm_command, resume_command
@@ -145,6 +146,8 @@ def confirm_if_asked(run: Run, *, cluster: Cluster | None = None, address: str |
         return
     if not run.best().finished:
         logger.info("no trial has trained to its end, so the winner cannot be confirmed")
+    elif not challengers(run):
+        logger.info(f"the winner is not confirmed: {ONLY_THE_DEFAULT}")
     elif run.unfinished and not run.target_reached:
         command = confirm_command(run.folder, address=address)
         logger.info(f"the winner is not confirmed, since trials are left; confirm it now with: {command}")

@@ -14,6 +14,7 @@ from trainable.core.files import atomic_write_text
 from trainable.core.options import make_config, option_names, to_dict
 from tune.run.race import DEFAULT
 from tune.run.results import Run, TrialResult
+from tune.run.run_dir import resume_command
 
 PLAN_VERSION = 1
 # What scores depend on in all arms, and how a message names it.
@@ -24,6 +25,7 @@ PROTOCOL = {
     "split": "a split with the hash",
     "data": "cases with the hash",
 }
+ONLY_THE_DEFAULT = "of all recipes only the default has trained to its end, so there is none to compare with it"
 SEED_OFFSET = 1_000_000  # from the sweep's seed to those of a confirmation: trials have the sweep's seed + number
 
 
@@ -106,16 +108,17 @@ def choose_arms(run: Run, top: int, extra: Sequence[Arm]) -> tuple[Arm, ...]:
     A trial whose recipe is the default's or another arm's is left out, and the next one is taken.
 
     Raises:
-        InputError: if no trial has trained to its end, or two arms have the same name or recipe.
+        InputError: if no trial has trained to its end, there is no recipe besides the default, or two arms have the
+            same name or recipe.
     """
-    arms = [default_arm(run)]
-    finished = [trial for trial in run.ranking if trial.finished]
-    if not finished:
+    if not any(trial.finished for trial in run.ranking):
         raise InputError(f"{run.folder}: no trial has ended by itself yet, so there is nothing to confirm; wait")
-    for trial in finished:
-        arm = trial_arm(run, trial)
-        if len(arms) <= top and all(arm.recipe != other.recipe for other in arms):
-            arms.append(arm)
+    arms = [default_arm(run), *challengers(run)[:top]]
+    if len(arms) == 1 and not extra:
+        raise InputError(
+            f"{run.folder}: {ONLY_THE_DEFAULT}; compare another with --recipe FILE, such as --recipe nnunet, or add "
+            f"trials with `{resume_command(run.folder)} --trials N`"
+        )
     for arm in extra:
         if any(arm.name == other.name for other in arms):
             raise InputError(f"--recipe: there is a recipe named {arm.name} already; give the file another name")
@@ -123,6 +126,16 @@ def choose_arms(run: Run, top: int, extra: Sequence[Arm]) -> tuple[Arm, ...]:
             raise InputError(f"--recipe {arm.name}: has the same options as {same[0]}, which is compared already")
         arms.append(arm)
     return tuple(arms)
+
+
+def challengers(run: Run) -> list[Arm]:
+    """Return the recipes of the trials that trained to their end, best first, each once and without the default's."""
+    found = [default_arm(run)]
+    for trial in run.ranking:
+        arm = trial_arm(run, trial)
+        if trial.finished and all(arm.recipe != other.recipe for other in found):
+            found.append(arm)
+    return found[1:]
 
 
 def unused_seeds(run: Run, count: int, offset: int = SEED_OFFSET) -> tuple[int, ...]:
