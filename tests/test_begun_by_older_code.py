@@ -49,6 +49,7 @@ def rows_of(path: Path) -> list[list[str]]:
         return [row[:COMPARED] for row in csv.reader(file)]
 
 
+@pytest.mark.slow
 def test_the_sweep_ends_as_the_older_code_would_have_ended_it(begun: Path) -> None:
     words = [sys.executable, "-m", "tune", "resume", str(begun / "run"), "--data", str(begun / "cases")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -262,6 +262,7 @@ def run_script(script: str, *words: str, home: Path, **environment: str) -> subp
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_local_cluster_is_closed_to_the_network_and_to_who_has_no_token(
     local_cluster: tuple[int, str], tmp_path: Path
 ) -> None:

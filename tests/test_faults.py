@@ -46,6 +46,7 @@ def test_each_fault_is_reported_as_what_it_is_and_the_sweep_goes_on(cluster, pha
     assert list(trials[5].intermediate_values) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_epochs_without_validation_are_a_sign_of_life_and_a_clock_that_is_set_back_costs_nothing(
     cluster, phantoms, prepared, tmp_path
 ):
@@ -78,6 +79,7 @@ def test_after_a_pause_of_its_own_the_driver_waits_anew(monkeypatch):
     assert hung == [("a", pytest.approx(15.4))]
 
 
+@pytest.mark.slow
 def test_a_frozen_process_is_ended_too(cluster, phantoms, prepared, tmp_path):
     """By SIGSTOP: none of its threads runs, and it cannot dump its stacks."""
     resources = {"gpu": 0, "cpu": 1, "max_failures": 1, "report_timeout": 6}
@@ -126,7 +128,7 @@ def test_a_damaged_file_of_a_trial_ends_the_sweep_with_its_name_and_fails_no_tri
     ("meddle", "message"),
     [
         (change_label, r"cases have changed since the (training|sweep) began: {val} \(label\); restore them"),
-        (delete_cache, r"Phantom_\d+: not a whole prepared case"),
+        pytest.param(delete_cache, r"Phantom_\d+: not a whole prepared case", marks=pytest.mark.slow),
     ],
 )
 def test_cases_that_change_or_vanish_end_the_sweep_without_a_score_of_them_and_resume_goes_on(
@@ -152,6 +154,7 @@ def test_cases_that_change_or_vanish_end_the_sweep_without_a_score_of_them_and_r
     assert {trial.user_attrs["progress"]["data"] for trial in read_trials(run.folder)} == {run.config.record.data}
 
 
+@pytest.mark.slow
 def test_checkpoints_that_are_deleted_end_the_sweep_and_no_trial_fails(cluster, phantoms, prepared, tmp_path, capsys):
     run_dir = tmp_path / "run"
 

@@ -38,6 +38,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one() -> None:
     assert run_limited(code, 200, 200) == "200 (200, 200)\n"
 
 
+@pytest.mark.slow
 def test_more_cases_are_trained_on_than_files_may_be_open(tmp_path: Path) -> None:
     """40 cases of which each keeps 2 files open, and a limit of 72: before, epoch 1 ended with errno 24."""
     write_phantoms(tmp_path / "data", cases=40, shape=(32, 32, 32), workers=1)

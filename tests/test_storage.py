@@ -219,6 +219,7 @@ def test_a_killed_trial_goes_on_elsewhere_from_the_checkpoint_that_an_older_snap
     assert f"{other} is not empty; --from needs a new folder" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_taken_name_and_a_copy_older_than_the_snapshot_are_refused(
     run: Path, server: Server, phantoms: Path, prepared: Data, tmp_path: Path
 ):
@@ -238,6 +239,7 @@ def test_a_taken_name_and_a_copy_older_than_the_snapshot_are_refused(
     assert len(read_trials(tmp_path / "copy")) == 5
 
 
+@pytest.mark.slow
 def test_data_that_is_not_there_is_asked_for_and_other_data_is_refused(run: Path, server: Server, tmp_path: Path):
     restore_snapshot(server.uri(f"{BUCKET}/dir/whole"), tmp_path / "moved")
     text = (tmp_path / "moved" / "study.yaml").read_text()

@@ -62,7 +62,7 @@ def nothing_lost(run: Path) -> bool:
         pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
         (signal.SIGTERM, True),
         pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
-        (signal.SIGUSR1, False),
+        pytest.param(signal.SIGUSR1, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
     ],
 )

@@ -175,6 +175,7 @@ def test_launch_into_a_run_is_refused_and_resume_of_a_finished_one_says_so(run: 
     assert "all 5 trials have ended; add some with --trials" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_moved_run_goes_on_where_it_lies_and_its_lost_cache_is_made_again(
     run: Path, phantoms: Path, prepared: Data, tmp_path: Path
 ):
@@ -235,6 +236,7 @@ def test_best_prints_and_exports_a_recipe_that_train_py_and_retrain_take_in_any_
     assert load_options(again / "training_config.json")["lr"] == recipe.lr
 
 
+@pytest.mark.slow
 def test_a_target_ends_the_sweep_once_a_finished_trial_has_it_and_resume_can_raise_it(
     run: Path, config_of, one_core: Cluster, tmp_path: Path, capsys
 ):
@@ -253,6 +255,7 @@ def test_a_target_ends_the_sweep_once_a_finished_trial_has_it_and_resume_can_rai
     assert facts[1] == facts[0][:3]
 
 
+@pytest.mark.slow
 def test_gpu_hours_are_summed_over_launch_and_resume(config_of, one_core: Cluster, tmp_path: Path, capsys):
     """Ray has a GPU that the trials reserve and do not use."""
     folder = tmp_path / "run"
@@ -390,7 +393,7 @@ def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dic
     test = load_split(run / "split.json").test
     lines = done.stdout.splitlines()
     assert "6/6" in done.stdout
-    assert lines.index(next(line for line in lines if "test cases" in line)) > lines.index(
+    assert lines.index(next(line for line in lines if " test case" in line)) > lines.index(
         next(line for line in lines if "epoch   6/6" in line)
     )
     model = run / "retrain" / "winner" / "checkpoints" / "best_model.pth"
@@ -472,6 +475,7 @@ def test_resources_that_the_cluster_lacks_are_refused(config_of, one_core: Clust
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_depth_is_searched_with_paths_and_a_seed_of_any_size(
     phantoms: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
