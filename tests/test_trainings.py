@@ -17,7 +17,7 @@ from helpers import ONE_CORE, rows, run_fit, start, wait_for
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.locks import lock_folder
+from trainable.core.locks import is_locked, lock_folder
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.training.case_scores import read_case_scores
@@ -244,7 +244,7 @@ folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
 small = dict(depth=3, base_channels=4, target_shape=(16, 16, 16), patches_per_epoch=8, num_workers=0, device="cpu")
 places = dict(cache_dir=cache, split_file=folder / "split.json")
 wanted = [
-    Training(f"seed_{n}", TrainConfig(**small, **places, output_dir=folder / f"seed_{n}", seed=n, epochs=20))
+    Training(f"seed_{n}", TrainConfig(**small, **places, output_dir=folder / f"seed_{n}", seed=n, epochs=60))
     for n in range(2)
 ]
 try:
@@ -259,10 +259,11 @@ def test_a_driver_that_is_killed_or_stopped_leaves_its_trainings_for_the_next(pr
     save_split(prepared.split, tmp_path / "split.json")
     words = ("-c", PROGRAM, tmp_path, prepared.folder)
     killed = start(*words, **ONE_CORE)
-    wait_for(killed, lambda: len(rows(tmp_path / "seed_0")) > 2)
+    wait_for(killed, lambda: is_locked(tmp_path))  # while its cluster starts, so that no training ends meanwhile
     second = start(*words, **ONE_CORE)
     assert "is in use by process" in second.communicate(timeout=60)[0]
     assert second.returncode == 1
+    wait_for(killed, lambda: len(rows(tmp_path / "seed_0")) > 2)
     os.kill(killed.pid, signal.SIGKILL)
     done = len(rows(tmp_path / "seed_0"))
     stopped = start(*words, **ONE_CORE)
@@ -276,7 +277,7 @@ def test_a_driver_that_is_killed_or_stopped_leaves_its_trainings_for_the_next(pr
     assert last.returncode == 0, output
     assert "2 ended" in output
     for name in ("seed_0", "seed_1"):
-        assert [row["epoch"] for row in rows(tmp_path / name)] == [str(epoch) for epoch in range(1, 21)]
+        assert [row["epoch"] for row in rows(tmp_path / name)] == [str(epoch) for epoch in range(1, 61)]
     log = (tmp_path / "seed_0" / "stdout.log").read_text()
     assert re.search(r"goes on after epoch (\d+)", log)[1] >= str(done)  # type: ignore[index]
     killed.communicate()
@@ -304,4 +305,4 @@ def test_a_full_disk_ends_all_trainings_with_the_cause_and_they_go_on_after_room
     assert again.returncode == 0, output
     assert "2 ended" in output
     for name in ("seed_0", "seed_1"):
-        assert [row["epoch"] for row in rows(small_disk / name)] == [str(epoch) for epoch in range(1, 21)]
+        assert [row["epoch"] for row in rows(small_disk / name)] == [str(epoch) for epoch in range(1, 61)]
