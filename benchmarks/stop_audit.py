@@ -64,7 +64,7 @@ def make_config(trials: int, seed: int, stopping: dict[str, Any]) -> SweepConfig
 
 
 def run_sweep(folder: Path, config: SweepConfig, curves: NDArray[np.float64], parallel: int = 4) -> Run:
-    """Run a sweep of known curves through journal and scheduler, so many trials at a time, in a new folder."""
+    """Run a sweep of known curves through journal and scheduler, N trials at a time, in a new folder."""
     folder.mkdir(parents=True)
     RunDir(folder).config.write_text(dump(config))
     journal = Journal(folder, config)

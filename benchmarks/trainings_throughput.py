@@ -2,7 +2,7 @@
 
     python benchmarks/trainings_throughput.py [--per_slot 6] [--slots 1 2 4] [--epochs 4] [--patches 100] [--cpu]
 
-Each number of slots runs `per_slot` trainings per slot, in one local Ray cluster of so many GPUs (or cores). Printed
+Each number of slots runs `per_slot` trainings per slot, in one local Ray cluster of N GPUs (or cores). Printed
 are trainings per hour from the first start on, the same once each slot has ended its first training (the processes are
 warm then), its share of linear, and the median gap between two trainings of a slot: from the last row of one's
 metrics.csv to the first patch of the next.

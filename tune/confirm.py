@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.locks import is_locked, lock_folder
 from trainable.core.logger import logger
@@ -133,7 +134,7 @@ def make_plan(
 def plan_line(run: Run, plan: ConfirmPlan) -> str:
     """Return what a confirmation compares, and how much it trains at most, in a line."""
     names, seeds = ", ".join(arm.name for arm in plan.arms), len(plan.seeds)
-    times = f"{seeds} seed{'s' * (seeds != 1)}{f', {plan.folds} folds' * bool(plan.folds)}"
+    times = counted(seeds, "seed") + f", {plan.folds} folds" * bool(plan.folds)
     most = len(plan.arms) * seeds * len(plan.fold_indices)
     return f"confirmation of {run.folder.name}: {names}; {times}; at most {most} trainings of {plan.epochs} epochs"
 

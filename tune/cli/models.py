@@ -45,7 +45,9 @@ def confirm(
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(metavar="K", min=0, help="Divide the train and val cases into K folds anew; 0: do not."),
+        typer.Option(
+            metavar="K", min=0, help="Divide the train and val cases into K new folds; 0: keep the sweep's split."
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Epochs; by default the sweep's.")] = None,
     budget: Annotated[str | None, typer.Option(metavar="TIME", help="Stop after a time such as 6h or 90m.")] = None,

@@ -23,6 +23,7 @@ class SignalHandling(ABC):
 
     def __init__(self) -> None:
         self.signal = 0  # its number, after one was received
+        self.error = ""  # why the work cannot go on now: it ends with exit code 1
         self.finished = threading.Event()  # set when nothing is waited for any more
 
     @property
@@ -58,6 +59,18 @@ class SignalHandling(ABC):
             threading.Thread(target=self.wait_and_leave, daemon=True).start()
         elif number == signal.SIGINT:
             self.leave()
+
+    def exit_if_ended_early(self) -> None:
+        """Wait for nothing any more, and end the process if a signal or an error has ended the work.
+
+        Raises:
+            SystemExit: after a signal with 128 + its number, after an error with 1.
+        """
+        self.finished.set()
+        if self.signal:
+            raise SystemExit(128 + self.signal)
+        if self.error:
+            raise SystemExit(1)
 
     def wait_and_leave(self) -> None:
         """Wait until `finished` is set; end the process if Ray has died or SHUTDOWN_GRACE_SECONDS are over."""

@@ -44,7 +44,6 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
     def __init__(self, run: Run, storage: StorageWatch) -> None:
         super().__init__()
         self.config, self.run, self.storage = run.config, run, storage
-        self.error = ""  # ends the sweep with exit code 1
         self.started = time.monotonic()
         self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.config.resources.gpu_share
         self.best = max((trial.score or 0.0 for trial in run.own_trials if trial.finished), default=0.0)
@@ -112,8 +111,4 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
             self.error = "Ray, before the last trial"
         if self.reason() and (self.signal or self.error or run.unfinished):
             logger.info(self.message())
-        self.finished.set()
-        if self.signal:
-            raise SystemExit(128 + self.signal)
-        if self.error:
-            raise SystemExit(1)
+        self.exit_if_ended_early()

@@ -34,7 +34,6 @@ class TrainingsStopper(SignalHandling):
     def __init__(self, time_budget: float | None, resume_command: str) -> None:
         super().__init__()
         self.time_budget, self.resume_command = time_budget, resume_command
-        self.error = ""  # ends everything with exit code 1
         self.started = time.monotonic()
 
     def reason(self) -> str:
@@ -57,11 +56,7 @@ class TrainingsStopper(SignalHandling):
         """
         if self.reason():
             logger.info(self.message())
-        self.finished.set()
-        if self.signal:
-            raise SystemExit(128 + self.signal)
-        if self.error:
-            raise SystemExit(1)
+        self.exit_if_ended_early()
 
 
 @dataclass

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainable.core.brats import REGIONS
+from trainable.core.counted import counted
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
 from trainable.evaluation.comparison import Comparison
@@ -161,7 +162,7 @@ def report_text(run: Run, found: Confirmation, address: str | None = None) -> st
         f"{'cases out of fold' if plan.folds else 'validation cases'}{so_far}: {sentence(val)}",
         *test_lines(run, found),
         f"chosen{so_far}: {val.chosen}; {val.reason}",
-        f"cost: {found.trainings} training{'s' * (found.trainings != 1)}, {cost}",
+        f"cost: {counted(found.trainings, 'training')}, {cost}",
         f"next: {next_command(run, found, address)}",
     ]
     return "\n".join(lines)
@@ -172,8 +173,8 @@ def table_text(found: Confirmation) -> str:
     table = Table(box=None, header_style="bold", padding=(0, 1))
     table.add_column("recipe", no_wrap=True)
     in_sweep = any(arm.sweep_score is not None for arm in found.val.arms)
-    counted = "seeds" if found.plan.folds else "trainings"
-    for name in (counted, *REGIONS, "mean", *["in the sweep", "curse"] * in_sweep):
+    unit = "seeds" if found.plan.folds else "trainings"
+    for name in (unit, *REGIONS, "mean", *["in the sweep", "curse"] * in_sweep):
         table.add_column(name, justify="right", no_wrap=True)
     for arm in found.val.arms:
         means = [plus_minus(arm.mean.get(column), arm.sd.get(column)) for column in SCORE_COLUMNS]

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 from optuna.trial import TrialState
 from rich.console import Console, Group
@@ -181,20 +182,18 @@ def print_best(run: Run, top: int) -> None:
     console.print(recipe_diff_table(run, winner))
 
 
-class LiveTable:
-    """Shows a sweep while it runs: on a terminal a table that is redrawn, elsewhere one line per ended trial.
+class LiveScreen:
+    """A part of the terminal that is redrawn while something runs; none off a terminal, where `live` is None.
 
-    The logger's messages appear above the table, because rich redirects sys.stdout meanwhile. epochs: of a whole
-    training. trials: of the whole sweep.
+    The logger's messages appear above it, because rich redirects sys.stdout meanwhile.
     """
 
-    def __init__(self, epochs: int, trials: int) -> None:
-        console, self.epochs, self.trials = make_console(), epochs, trials
+    def __init__(self) -> None:
+        console = make_console()
         self.started = self.refreshed = time.monotonic()
-        self.ended_before: int | None = None
         self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
-    def __enter__(self) -> LiveTable:
+    def __enter__(self) -> Self:
         if self.live:
             self.live.start()
         return self
@@ -206,6 +205,18 @@ class LiveTable:
     def due(self) -> bool:
         """Return whether a second has passed since the last refresh."""
         return time.monotonic() - self.refreshed >= 1
+
+
+class LiveTable(LiveScreen):
+    """Shows a sweep while it runs: on a terminal a table that is redrawn, elsewhere one line per ended trial.
+
+    epochs: of a whole training. trials: of the whole sweep.
+    """
+
+    def __init__(self, epochs: int, trials: int) -> None:
+        super().__init__()
+        self.epochs, self.trials = epochs, trials
+        self.ended_before: int | None = None
 
     def refresh(self, run: Run) -> None:
         """Draw a table of `run`: its running trials, and below them the best ended ones if MAX_ROWS leaves room.

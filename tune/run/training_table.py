@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from trainable.core.logger import logger
 from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
-from tune.run.tables import MAX_ROWS, duration, make_console
+from tune.run.tables import MAX_ROWS, LiveScreen, duration
 
 
 @dataclass(frozen=True)
@@ -45,31 +44,13 @@ def read_progress(name: str, folder: Path, epochs: int) -> TrainingProgress:
     return TrainingProgress(name, epochs, int(last["epoch"]), score, best_epoch, seconds, last["end_reason"])
 
 
-class TrainingTable:
-    """Shows trainings while they run: on a terminal a table that is redrawn, elsewhere one line per ended training.
-
-    The logger's messages appear above the table, because rich redirects sys.stdout meanwhile.
-    """
+class TrainingTable(LiveScreen):
+    """Shows trainings while they run: on a terminal a table that is redrawn, elsewhere one line per ended training."""
 
     def __init__(self) -> None:
-        console = make_console()
-        self.started = self.refreshed = time.monotonic()
+        super().__init__()
         self.ended_count = self.failed_count = self.wanted_count = 0
         self.epochs_left = self.epochs_at_start = 0
-        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-
-    def __enter__(self) -> TrainingTable:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
-
-    def due(self) -> bool:
-        """Return whether a second has passed since the last refresh."""
-        return time.monotonic() - self.refreshed >= 1
 
     def refresh(
         self, running: Sequence[TrainingProgress], *, ended: int, failed: int, waiting_epochs: Sequence[int]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.evaluation.comparison import Comparison
 from tune.run.race import DEFAULT, ArmScores, Race, compare_arms, mean_score
@@ -167,9 +168,9 @@ def _what_would_tell(comparison: Comparison) -> str:
     """Return how many more trainings or cases would tell, if the difference stays."""
     more = []
     if (trainings := comparison.more_trainings) is not None:
-        more.append(f"{trainings} more training{'s' * (trainings != 1)} per recipe")
+        more.append(f"{counted(trainings, 'more training')} per recipe")
     if (cases := comparison.more_cases) is not None:
-        more.append(f"{cases} more case{'s' * (cases != 1)}")
+        more.append(counted(cases, "more case"))
     if not more:
         return "more trainings or more cases alone would not tell"
     return f"about {' or '.join(more)} would tell"
