@@ -8,7 +8,6 @@ Prints per kill what was killed and which epochs the trainings had done.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -17,12 +16,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
+from drill_command import run_drill  # noqa: E402
 from helpers import SPACE, start, voxtune  # noqa: E402
 
 from trainable.core.locks import is_locked  # noqa: E402
@@ -121,17 +120,5 @@ def same(whole: Path, killed: Path) -> bool:
     return all(verdicts.values())
 
 
-def main() -> int:
-    """Run the drill in a temporary folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        good = drill(Path(folder), arguments.kills, arguments.seed)
-    print("passed" if good else "FAILED")
-    return int(not good)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_drill(drill, __doc__, kills=10))

@@ -7,18 +7,17 @@ Each kill is a kill -9 of train.py and of all processes that it has started. Pri
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
+from drill_command import run_drill
 
 from trainable.data.phantom import write_phantoms
 from trainable.training.checkpoint import load_checkpoint
@@ -112,17 +111,5 @@ def same(whole: Path, killed: Path) -> bool:
     return all(verdicts.values())
 
 
-def main() -> int:
-    """Run the drill in a temporary folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        good = drill(Path(folder), arguments.kills, arguments.seed)
-    print("passed" if good else "FAILED")
-    return int(not good)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_drill(drill, __doc__, kills=20))
