@@ -3,6 +3,8 @@ PYTHON ?= python3
 # On a machine without a GPU, choose torch's CPU wheel: make demo TORCH_INDEX="--index-url URL-OF-TORCH'S-CPU-WHEELS"
 TORCH_INDEX ?=
 BIN := .venv/bin
+# What the tests of viewers, exporters, the browser and object stores need
+TEST_EXTRAS := storage-tests,browser-tests,dashboard,mlflow,wandb,notebook
 
 .PHONY: demo test test-slow test-gpu proofs drill docs lint format constraints
 
@@ -49,7 +51,7 @@ format: .venv/installed
 constraints:
 	$(PYTHON) -m venv .venv-new
 	.venv-new/bin/pip install --quiet $(TORCH_INDEX) $(shell grep '^torch==' constraints.txt)
-	.venv-new/bin/pip install --quiet -e '.[dev,storage-tests]'
+	.venv-new/bin/pip install --quiet -e '.[dev,$(TEST_EXTRAS)]'
 	{ head -1 constraints.txt; .venv-new/bin/pip freeze --exclude-editable | grep -v '^triton==' | sed 's/+cpu$$//'; } > constraints.new
 	mv constraints.new constraints.txt
 	rm -r .venv-new
@@ -57,5 +59,5 @@ constraints:
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH_INDEX) -c constraints.txt $(shell grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,storage-tests]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,$(TEST_EXTRAS)]'
 	touch $@

@@ -39,6 +39,7 @@ from plain_ray_sweep import CPUS, EPOCHS, GRACE_PERIOD, REDUCTION_FACTOR, SPACE,
 from rich.table import Table
 
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.training import checkpoint
@@ -47,7 +48,6 @@ from trainable.training.training_dir import BEST, LATEST
 from tune.driver.sweep import launch, resume
 from tune.run.provenance import commit, version
 from tune.run.results import Run, read_run
-from tune.run.tables import make_console
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.trial_spec import Report
 

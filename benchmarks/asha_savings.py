@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from trainable.core.console import duration, make_console
 from tune.driver.sweep import launch
 from tune.run.results import Run, read_run
-from tune.run.tables import duration, make_console
 from tune.search.journal import read_trials
 from tune.spec.sections import EarlyStopping
 

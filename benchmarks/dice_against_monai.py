@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from trainable.cases.case_search import find_cases
 from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.core.options import make_config
 from trainable.data.cache import cache_folder
 from trainable.data.prepare import Data, prepare_data
@@ -29,7 +30,6 @@ from trainable.data.split import Split
 from trainable.model.unet3d import build_network
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
-from tune.run.tables import make_console
 
 SCORES = (*REGIONS, "mean")
 

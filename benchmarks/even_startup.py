@@ -18,7 +18,7 @@ from optuna.search_space import IntersectionSearchSpace
 from rich.table import Table
 from tpe_group import score
 
-from tune.run.tables import make_console
+from trainable.core.console import make_console
 from tune.search.sampler import make_sampler
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 

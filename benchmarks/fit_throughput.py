@@ -26,12 +26,12 @@ from step_throughput import OurStep, measure, monai_step, on_patches
 
 from trainable.core.brats import MODALITIES
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.core.device import kernel_selection
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
-from tune.run.tables import make_console
 
 SIZE, BATCH = 128, 2
 

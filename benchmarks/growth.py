@@ -24,8 +24,8 @@ from optuna.trial import TrialState, create_trial
 from rich.table import Table
 
 from trainable.core.brats import REGIONS
+from trainable.core.console import make_console
 from tune.run.results import read_run
-from tune.run.tables import make_console
 from tune.search.journal import Journal
 from tune.search.journal_file import JOURNAL
 from tune.spec.sweep_config import SweepConfig

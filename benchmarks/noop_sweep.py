@@ -28,12 +28,12 @@ from common import prepare_phantoms, scored_epoch
 from rich.table import Table
 
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import BEST
-from tune.run.tables import make_console
 
 SPACE: dict[str, tuple[str, list[float]]] = {
     "lr": ("loguniform", [1e-5, 1e-2]),

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from trainable.core.brats import MODALITIES
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
-from tune.run.tables import make_console
 
 
 def ours(case: Path, scratch: Path) -> None:

@@ -20,11 +20,11 @@ import numpy as np
 from rich.table import Table
 
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.data.cache import open_case
 from trainable.data.patches import PatchReader
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
-from tune.run.tables import make_console
 
 MIB = 2**20
 

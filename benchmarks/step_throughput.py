@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.core.device import kernel_selection, to_network_format
 from trainable.training.state import TrainingState
-from tune.run.tables import make_console
 
 CHANNELS = [32, 64, 128, 256, 320, 320]
 Step = Callable[[], object]

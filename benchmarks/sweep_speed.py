@@ -38,7 +38,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tune.run.tables import make_console
+from trainable.core.console import make_console
 from tune.spec.trial_spec import Report
 
 TRIALS, EPOCHS, STEPS, VALIDATED = 8, 6, 25, 2

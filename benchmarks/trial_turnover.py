@@ -24,13 +24,13 @@ import torch
 from rich.table import Table
 
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import EpochResult
 from trainable.training.step import TrainStep
 from tune.driver.sweep import launch
 from tune.driver.worker import fit_to_storage
-from tune.run.tables import make_console
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
 STEPS, EPOCHS, BATCH = 4, 2, 2

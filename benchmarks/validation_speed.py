@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainable.core.config import TrainConfig
+from trainable.core.console import make_console
 from trainable.core.device import kernel_selection
 from trainable.evaluation.inference import predict_logits
 from trainable.evaluation.sliding_window import window_starts
-from tune.run.tables import make_console
 
 SIZE, BATCH, OVERLAP = 128, 2, 0.5
 

@@ -24,6 +24,7 @@ LAYERS = (
     ("tune/spec",),
     ("tune/search",),
     ("tune/run",),
+    ("tune/terminal", "tune/report", "tune/exporters"),
     ("tune/driver",),
     ("tune",),
     ("voxtune",),

@@ -22,7 +22,7 @@ from tune.run.stop_audit import (
     weighted_spearman,
     wilson_interval,
 )
-from tune.run.tables import print_trials
+from tune.terminal.tables import print_trials
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "stop_audit.py"), run_name="stop_audit")
 

@@ -10,13 +10,13 @@ from helpers import SWEEP
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import make_config
-from tune.run.tables import print_space
 from tune.search.asha import rung_epochs
 from tune.search.sampler import first_recipes
 from tune.spec.kinds import LogUniform
 from tune.spec.run_record import RunRecord
 from tune.spec.sweep_config import SweepConfig, make_sweep_config, to_sections
 from tune.spec.sweep_file import dump, load_sweep_config
+from tune.terminal.tables import print_space
 
 GOOD = """\
 study: {trials: 8, time_budget: 12h}

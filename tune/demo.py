@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from trainable.core.console import duration, make_console
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.phantom import write_phantoms
@@ -24,8 +25,8 @@ from tune.driver.sweep import launch
 from tune.retrain import retrain
 from tune.run.export import export_recipe
 from tune.run.results import Run, read_run
-from tune.run.tables import duration, make_console, print_best, print_outcome
 from tune.spec.sweep_file import load_sweep_config
+from tune.terminal.tables import print_best, print_outcome
 
 CASES, SHAPE = 20, (64, 64, 48)
 SEEDS = 3  # trainings of the winner and of the default that confirm it

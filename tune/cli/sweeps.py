@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainable.core.console import make_console
 from trainable.core.errors import InputError
 from trainable.core.idle_options import idle_text
 from trainable.core.locks import is_locked
@@ -19,11 +20,11 @@ from tune.run.confirmation import ONLY_THE_DEFAULT, challengers
 from tune.run.export import export_recipe
 from tune.run.results import Run, read_run
 from tune.run.run_dir import confirm_command, resume_command
-from tune.run.tables import make_console, print_best, print_outcome, print_space, print_trials, summary_line
 from tune.search.sampler import first_recipes
 from tune.spec.idle_parameters import idle_parameters
 from tune.spec.sections import Confirm
 from tune.spec.sweep_file import load_sweep_config
+from tune.terminal.tables import print_best, print_outcome, print_space, print_trials, summary_line
 
 if TYPE_CHECKING:
     from tune.driver.cluster import Cluster

@@ -26,9 +26,9 @@ from tune.run.results import Run, TrialResult, resolve_checkpoint
 from tune.run.retention import Retention
 from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
-from tune.run.tables import LiveTable
 from tune.search.journal import Journal
 from tune.spec.trial_spec import Report
+from tune.terminal.live_screen import LiveTable
 
 PAUSE_SECONDS = 1.0  # at least between two syncs of RUN
 RETRY_SECONDS = 30.0  # after a sync that failed

@@ -42,10 +42,10 @@ from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import RunDir, resume_command
 from tune.run.snapshot import Snapshot, check_storage, is_uri, name_of
-from tune.run.tables import LiveTable
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import dump, load_sweep_config
+from tune.terminal.live_screen import LiveTable
 
 WORKER_EXIT_TIMEOUT = 60  # seconds that the processes of a killed driver's trials may take to end
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from trainable.core.console import duration
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
 from tune.driver import ray_compat
@@ -18,8 +19,8 @@ from tune.driver.signal_handling import SignalHandling
 from tune.driver.training_plan import Outcome, Plan, Training, earlier_outcome
 from tune.driver.training_process import TrainingEnd, TrainingSpec
 from tune.driver.watchdog import OWN_PAUSE_SECONDS
-from tune.run.tables import duration
-from tune.run.training_table import TrainingProgress, TrainingTable, read_progress
+from tune.run.training_progress import TrainingProgress, read_progress
+from tune.terminal.training_table import TrainingTable
 
 POLL_SECONDS = 0.5  # between two looks at the metrics.csv of running trainings
 START_WARNING_SECONDS = 60.0  # without a process that can train, before this is said

@@ -15,8 +15,8 @@ from tune.driver.cluster import Cluster, running_or_new
 from tune.driver.process_pool import ProcessPool
 from tune.driver.training_plan import Outcome, Plan, Training
 from tune.driver.training_runner import TrainingRunner, TrainingsStopper
-from tune.run.training_table import TrainingTable
 from tune.spec.sections import Resources
+from tune.terminal.training_table import TrainingTable
 
 __all__ = ["Outcome", "Plan", "Training", "run_trainings"]
 

@@ -13,9 +13,9 @@ import ray
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 
+from trainable.core.console import duration
 from trainable.core.logger import logger
 from tune.driver import ray_compat
-from tune.run.tables import duration
 from tune.search.journal import Journal
 
 OWN_PAUSE_SECONDS = 5.0  # between two events, after which the driver itself was stopped (Ctrl-Z, a paused machine)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainable.core.brats import REGIONS
+from trainable.core.console import duration
 from trainable.core.counted import counted
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
@@ -26,8 +27,7 @@ from tune.run.export import portable_recipe
 from tune.run.race import DEFAULT, Race
 from tune.run.results import Run
 from tune.run.run_dir import confirm_command
-from tune.run.tables import duration
-from tune.run.training_table import read_progress
+from tune.run.training_progress import read_progress
 from tune.run.verdict import Verdict, make_test_verdict, make_verdict
 
 Errors = Mapping[tuple[str, int], str]  # why a training has no model, by arm and index of its seed

@@ -76,6 +76,21 @@ class RunDir:
         return self.best / BEST
 
     @property
+    def events(self) -> Path:
+        """What happened in the sweep and when, one line per event."""
+        return self.path / "events.jsonl"
+
+    @property
+    def live(self) -> Path:
+        """What the running trials are doing, rewritten every few seconds."""
+        return self.path / "live.json"
+
+    @property
+    def report(self) -> Path:
+        """The report as one HTML file, kept up to date while the sweep runs."""
+        return self.path / "report.html"
+
+    @property
     def retrain(self) -> Path:
         """The folder of the retrainings: one output folder of a training per name."""
         return self.path / "retrain"

@@ -10,7 +10,7 @@ simulate` replays the curves of a sweep under other rules.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
@@ -32,12 +32,15 @@ class RungDecision:
 
     value: the trial's best score up to that rung. kept: "" unless the trial would have been stopped here or at an
     earlier rung; then the decision is CONTINUE, and kept says why: it is the trial of the default recipe, or drawn by
-    the audit.
+    the audit. needed: the lowest value with which the trial would have gone on; None if it was compared with none, or
+    in a run of an older version. among: number of earlier values that it was compared with.
     """
 
     value: float
     decision: Decision
     kept: Kept = ""
+    needed: float | None = field(default=None, compare=False)
+    among: int = field(default=0, compare=False)
 
     @property
     def is_stop(self) -> bool:
@@ -133,11 +136,15 @@ class Rungs:
             return RungDecision(value, CONTINUE, self.kept[number])
         if earlier is None:
             earlier = list(self.values.get(epoch, {}).values())
-        if decide(value, earlier, self.config.early_stopping) == CONTINUE:
-            return RungDecision(value, CONTINUE)
+        bar = cutoff(earlier, self.config.early_stopping)
+        compared = (bar, len(earlier)) if bar > -np.inf else ()
+        if value >= bar:
+            return RungDecision(value, CONTINUE, "", *compared)
         if default and self.config.protect_default:
-            return RungDecision(value, CONTINUE, "default")
-        return RungDecision(value, CONTINUE, "audit") if audited(self.config, number) else RungDecision(value, STOP)
+            return RungDecision(value, CONTINUE, "default", *compared)
+        if audited(self.config, number):
+            return RungDecision(value, CONTINUE, "audit", *compared)
+        return RungDecision(value, STOP, "", *compared)
 
     def add(self, number: int, epoch: int, decided: RungDecision) -> None:
         """Note a decision; the decisions on one trial must come in the order of the epochs."""

@@ -87,15 +87,19 @@ def rung_decisions(attrs: Mapping[str, Any]) -> dict[int, RungDecision]:
     """Return the attribute "rungs" of a trial: the decision at each rung that it has reached, by epoch; {} before."""
     stored = attrs.get("rungs") or {}
     return {
-        int(epoch): RungDecision(rung["value"], rung["decision"], rung.get("kept", ""))
+        int(epoch): RungDecision(
+            rung["value"], rung["decision"], rung.get("kept", ""), rung.get("needed"), rung.get("among", 0)
+        )
         for epoch, rung in stored.items()
     }
 
 
 def with_decision(attrs: Mapping[str, Any], epoch: int, decided: RungDecision) -> dict[str, Any]:
     """Return the attribute "rungs" of a trial with one more decision, which rung_decisions reads back."""
-    rung = {"value": decided.value, "decision": decided.decision}
-    return {**attrs.get("rungs", {}), str(epoch): {**rung, **({"kept": decided.kept} if decided.kept else {})}}
+    rung: dict[str, Any] = {"value": decided.value, "decision": decided.decision}
+    rung |= {"kept": decided.kept} if decided.kept else {}
+    rung |= {"needed": decided.needed, "among": decided.among} if decided.needed is not None else {}
+    return {**attrs.get("rungs", {}), str(epoch): rung}
 
 
 def find_default(trials: Iterable[FrozenTrial], config: SweepConfig) -> int | None:

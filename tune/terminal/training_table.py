@@ -1,47 +1,18 @@
-"""Trainings that run at the same time: how far each is, by its metrics.csv, and a live table of them."""
+"""A live table of trainings that run at the same time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from trainable.core.console import duration
 from trainable.core.logger import logger
-from trainable.training.training_dir import TrainingDir
-from trainable.training.training_log import read_rows
-from tune.run.tables import MAX_ROWS, LiveScreen, duration
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """How far a training is.
-
-    epochs: of a whole one. best_score: None before an epoch is validated. seconds: that it has trained.
-    """
-
-    name: str
-    epochs: int
-    epoch: int = 0
-    best_score: float | None = None
-    best_epoch: int = 0
-    seconds: float = 0.0
-    end_reason: str = ""
-
-
-def read_progress(name: str, folder: Path, epochs: int) -> TrainingProgress:
-    """Return how far the training in a folder is. name, epochs: for TrainingProgress."""
-    rows = read_rows(TrainingDir(folder).metrics)
-    if not rows:
-        return TrainingProgress(name, epochs)
-    last, seconds = rows[-1], sum(float(row.get(kind) or 0) for row in rows for kind in ("epoch_time", "val_time"))
-    best_epoch = int(last["best_epoch"])
-    score = float(last["best_score"]) if best_epoch else None
-    return TrainingProgress(name, epochs, int(last["epoch"]), score, best_epoch, seconds, last["end_reason"])
+from tune.run.training_progress import TrainingProgress
+from tune.terminal.live_screen import MAX_ROWS, LiveScreen
 
 
 class TrainingTable(LiveScreen):

@@ -1,0 +1,66 @@
+"""RUN/events.jsonl: what happened in a sweep and when, one line per event. The driver writes it for people and charts.
+
+The journal stays the source of truth on trials: nothing is decided by events, and a run without the file is whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+
+
+class EventKind(StrEnum):
+    """What happened."""
+
+    SWEEP_STARTED = "sweep_started"  # an attempt: a launch or a resume
+    SWEEP_ENDED = "sweep_ended"
+    TRIAL_STARTED = "trial_started"  # or goes on, in a process on `host` with `gpus`
+    TRIAL_RETRIED = "trial_retried"  # after an error: the next is TRIAL_STARTED
+    TRIAL_WAITS = "trial_waits"  # for resources that others hold
+    TRIAL_STOPPED = "trial_stopped"  # by early stopping
+    TRIAL_KEPT = "trial_kept"  # early stopping would have stopped it
+    TRIAL_ENDED = "trial_ended"  # complete, out of memory, failed, ...; also after TRIAL_STOPPED
+    NEW_BEST = "new_best"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event.
+
+    time: seconds since 1970 (UTC). trial: its number, None for an event of the sweep. text: what happened, as people
+    read it, without the trial's number: "stopped at epoch 4: 0.170, 0.448 was needed". host, gpus: where a trial has
+    started, the machine's name and the indices of its GPUs there; "" and () otherwise, and no GPUs on a CPU. status:
+    how a trial ended, as TrialResult.status; "" for other events.
+    """
+
+    time: float
+    kind: EventKind
+    text: str
+    trial: int | None = None
+    host: str = ""
+    gpus: tuple[int, ...] = ()
+    status: str = ""
+
+
+def append_event(path: Path, event: Event) -> None:
+    """Append an event as a line of JSON. Not flushed to the disk: a machine that loses power may lose the last ones."""
+    line = json.dumps({name: value for name, value in asdict(event).items() if value not in (None, "", ())})
+    with path.open("a") as file:
+        file.write(line + "\n")
+
+
+def read_events(path: Path) -> list[Event]:
+    """Return the events in their order, without lines that cannot be read, as after a crash; [] without the file."""
+    return list(_events(path.read_text(errors="replace"))) if path.exists() else []
+
+
+def _events(text: str) -> Iterator[Event]:
+    for line in text.splitlines():
+        try:
+            stored = json.loads(line)
+            yield Event(**{**stored, "kind": EventKind(stored["kind"]), "gpus": tuple(stored.get("gpus", ()))})
+        except (ValueError, TypeError, KeyError):  # half a line, or a kind of another version
+            continue
