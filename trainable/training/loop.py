@@ -27,6 +27,7 @@ from trainable.training.checkpoint_manager import CheckpointManager
 from trainable.training.epoch_result import EndReason, EpochResult, EpochStats, Pictures
 from trainable.training.seen_cases import history_of_pretrained
 from trainable.training.state import TrainingState
+from trainable.training.step_progress import OnProgress, ProgressReporter
 from trainable.training.validation import validate_epoch
 
 
@@ -94,21 +95,27 @@ class EpochMeter:
 
 
 def train_one_epoch(
-    training: TrainingState, loader: PatchLoader, check: Callable[[], object] = lambda: None
+    training: TrainingState,
+    loader: PatchLoader,
+    check: Callable[[], object] = lambda: None,
+    progress: ProgressReporter | None = None,
 ) -> EpochStats:
     """Train on the patches of epoch `training.epoch`, counted from 0; return the epoch's statistics.
 
     The epoch ends early, with training.skipped.too_many True, if the gradient was not finite in max_skipped_steps steps
     in a row. training.step grows by the steps that were not skipped; training.epoch stays. check is called before
-    each micro-batch is trained on; what it raises ends the epoch.
+    each micro-batch is trained on; what it raises ends the epoch. progress is told of each step.
     """
+    progress = progress or ProgressReporter()
     config, device = training.config, training.device
     training.network.train()
     seed_epoch(config, training.epoch)
     last = math.ceil(loader.patches / config.batch_size) - 1
+    steps = last // config.accumulation_steps + 1
     meter, cases, patches = EpochMeter(device), list[str](), 0
     lr = training.schedule.lr  # read once: it waits for the GPU
     started = time.perf_counter()
+    progress.step(training.epoch + 1, 0, steps, 0, started)
     batches = TimedIterator(loader.epoch(training.epoch))
     for index, (case_indices, x, y) in enumerate(prefetch_to_device(batches, config, device, training.epoch)):
         check()
@@ -123,6 +130,7 @@ def train_one_epoch(
             location = f"epoch {training.epoch + 1}, batch {index + 1} ({', '.join(cases)})"
             training.skipped.add(norm, f"{location} at lr {lr:.2e}")
             cases.clear()
+            progress.step(training.epoch + 1, index // config.accumulation_steps + 1, steps, patches, started)
             if training.skipped.too_many:
                 break
     training.skipped.read()
@@ -153,6 +161,7 @@ def fit(
     on_epoch_end: Callable[[EpochResult], None] = lambda _: None,
     on_start: Callable[[TrainingState], None] = lambda _: None,
     *,
+    on_progress: OnProgress | None = None,
     flush: bool = True,
     one_file: bool = False,
 ) -> EpochResult:
@@ -169,6 +178,7 @@ def fit(
             while the next epoch trains. An exception from it stops the training, which can be resumed, and is raised
             here.
         on_start: called once, when everything is checked and loaded and nothing is written yet.
+        on_progress: called with the progress within an epoch, see ProgressReporter.
         flush, one_file: how checkpoints are written, see CheckpointManager.
 
     Raises:
@@ -187,8 +197,9 @@ def fit(
                 resume_training(training, data, checkpoints, on_start)
             else:
                 begin_training(training, data, on_start)
+            progress = ProgressReporter(on_progress)
             while True:
-                result = run_epoch(training, loader, data, checkpoints, on_epoch_end)
+                result = run_epoch(training, loader, data, checkpoints, on_epoch_end, progress)
                 if result.end_reason:
                     return result
 
@@ -241,6 +252,7 @@ def run_epoch(
     data: Data,
     checkpoints: CheckpointManager,
     on_epoch_end: Callable[[EpochResult], None],
+    progress: ProgressReporter,
 ) -> EpochResult:
     """Train an epoch, validate if it is due, step the schedule, save; return what the epoch did.
 
@@ -249,7 +261,7 @@ def run_epoch(
     returned.
     """
     config = training.config
-    stats = train_one_epoch(training, loader, checkpoints.check)
+    stats = train_one_epoch(training, loader, checkpoints.check, progress)
     training.epoch += 1
     if training.skipped.too_many:
         skipped = training.skipped
@@ -262,7 +274,7 @@ def run_epoch(
     if data.split.val and (training.epoch % config.val_freq == 0 or is_last):
         started = time.perf_counter()
         try:
-            cases, pictures = validate_epoch(training, data, checkpoints.check)
+            cases, pictures = validate_epoch(training, data, checkpoints.check, progress)
         except NonFiniteLogitsError as error:
             note = f"the validation of epoch {training.epoch} met {error}"
             return end_diverged(training, stats, note, checkpoints, on_epoch_end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 from trainable.core.brats import Labels
 from trainable.data.cache import CachedCase, require_same
@@ -13,16 +14,17 @@ from trainable.evaluation.pictures import draw_case
 from trainable.evaluation.validate import validate
 from trainable.training.epoch_result import Pictures
 from trainable.training.state import TrainingState
+from trainable.training.step_progress import ProgressReporter
 
 NUM_PICTURES = 2  # validation cases that each validation draws
 
 
 def validate_epoch(
-    training: TrainingState, data: Data, check: Callable[[], object]
+    training: TrainingState, data: Data, check: Callable[[], object], progress: ProgressReporter
 ) -> tuple[dict[str, Scores], Pictures]:
     """Validate on `val_cases` validation cases, evenly spread, or on all of them if that option is 0.
 
-    check is called after each case is predicted; what it raises ends the validation.
+    check is called after each case is predicted; what it raises ends the validation. progress is told of each.
 
     Returns:
         The scores of these cases, and pictures of the first NUM_PICTURES of them, both by name.
@@ -30,14 +32,17 @@ def validate_epoch(
     Raises:
         CacheError: if a case is missing in the cache, or is not what it was when the training began.
     """
+    names = evenly_spaced(data.split.val, training.config.val_cases)
     pictures: Pictures = {}
+    done = count(1)
 
     def on_case(case: CachedCase, prediction: Labels) -> None:
         check()
+        progress.case(training.epoch, next(done), len(names))
         require_same({case.name: case.content}, data.contents)
         if len(pictures) < NUM_PICTURES:
             pictures[case.name] = draw_case(case.image, case.label, prediction)
 
-    names = evenly_spaced(data.split.val, training.config.val_cases)
+    progress.case(training.epoch, 0, len(names))
     cases = validate(training.validated_network, training.config, data.folder, names, on_case=on_case)
     return cases, pictures

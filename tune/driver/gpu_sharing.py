@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import ray
 import torch
 
 from trainable.core.config import TrainConfig
@@ -49,6 +50,14 @@ def missing_gpu(gpu_share: float) -> str:
         "look at `nvidia-smi` there and install the build of torch that fits its driver, or launch with "
         "--set resources.gpu=0 to train on the CPU"
     )
+
+
+def reserved_gpus() -> list[int]:
+    """Return the indices on this machine of the GPUs that Ray has reserved for this process.
+
+    A GPU that CUDA_VISIBLE_DEVICES names by its UUID has no index, and is left out.
+    """
+    return sorted(int(gpu) for gpu in ray.get_gpu_ids() if str(gpu).isdecimal())
 
 
 def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, float]:

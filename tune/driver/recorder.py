@@ -20,6 +20,8 @@ from trainable.core.option_files import dump_yaml
 from trainable.core.parallel import BackgroundWorker
 from trainable.training import checkpoint
 from trainable.training.training_log import TrainingLog
+from tune.driver.event_log import EventLog
+from tune.driver.live_recorder import LiveRecorder
 from tune.driver.sweep_stopper import SweepStopper
 from tune.run.export import recipe_text
 from tune.run.results import Run, TrialResult, resolve_checkpoint
@@ -108,8 +110,18 @@ def same_but_for_folder(first: str, second: str) -> bool:
 class Recorder(ray_tune.Callback):
     """Writes the files of trials, and syncs RUN/best, the checkpoints and the snapshot in the background."""
 
-    def __init__(self, run: Run, journal: Journal, table: LiveTable, stopper: SweepStopper, snapshot: Snapshot) -> None:
-        self.run, self.journal, self.table, self.stopper, self.snapshot = run, journal, table, stopper, snapshot
+    def __init__(
+        self,
+        run: Run,
+        journal: Journal,
+        stopper: SweepStopper,
+        snapshot: Snapshot,
+        table: LiveTable,
+        live: LiveRecorder,
+        events: EventLog,
+    ) -> None:
+        self.run, self.journal, self.stopper, self.snapshot = run, journal, stopper, snapshot
+        self.table, self.live, self.events = table, live, events
         self.retention = Retention(run)
         self.worker, self.last_warning = BackgroundWorker(), ""
         self.last_sync, self.next_sync = -math.inf, math.inf  # monotonic seconds
@@ -142,14 +154,21 @@ class Recorder(ray_tune.Callback):
         atomic_write_text(paths.config, dump_yaml(trial.config["recipe"]), fsync=False)
         paths.stdout.touch()
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Note the error after which a trial is started again. Called by Ray once the journal has it."""
+        number = trial.config["number"]
+        self.events.retried(number, self.journal.attrs(number)["error"])
+
     def write(self, number: int, report: Report) -> None:
-        """Write a report to stdout.log, and if it is of an epoch to the files of a TrainingLog.
+        """Write a report to stdout.log, and if it is of an epoch to the files of a TrainingLog; note the start of a trial.
 
         Called by RungScheduler.
         """
         paths = self.trial_dir(number)
         with errors_name(paths.stdout), paths.stdout.open("a") as file:
             file.write(report["log"])
+        if "host" in report:
+            self.events.started(number, report, self.journal.progress(number).epoch)
         if "avg_total_loss" not in report:
             return  # it reports no epoch
         if number not in self.logs:
@@ -173,7 +192,8 @@ class Recorder(ray_tune.Callback):
         """Drop a trial's TrainingLog, announce the trial's end, and have RUN synced soon."""
         number, run = ray_trial.config["number"], self.read_current()
         self.logs.pop(number, None)
-        self.table.ended(run.trial(number), run)
+        self.table.refresh(run, self.live.state())
+        self.events.ended(run.trial(number), run)
         self.next_sync = min(self.next_sync, self.last_sync + PAUSE_SECONDS)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -182,7 +202,7 @@ class Recorder(ray_tune.Callback):
         A sync starts only if one is due and none is running.
         """
         if self.table.due():
-            self.table.refresh(self.read_current())
+            self.table.refresh(self.read_current(), self.live.state())
         now = time.monotonic()
         if (now >= self.next_sync or self.snapshot.due()) and self.worker.idle:
             self.last_sync, self.next_sync = now, math.inf

@@ -9,8 +9,9 @@ import ray
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 
-from trainable.core.logger import logger
 from tune.driver import ray_compat
+from tune.driver.event_log import EventLog
+from tune.run.events import EventKind
 from tune.search.journal import Journal
 
 WAIT_SECONDS = 5.0  # without a running trial, before it is looked for the reason
@@ -18,13 +19,14 @@ REPEAT_SECONDS = 900.0  # from one message to the next
 
 
 class ResourceWait(ray_tune.Callback):
-    """Prints what the trials wait for, and notes in the journal that they wait, which `voxtune status` shows.
+    """Notes what the trials wait for as an event, and in the journal that they wait, which `voxtune status` shows.
 
     need: resources of one trial, by Ray's names.
     """
 
-    def __init__(self, journal: Journal, need: dict[str, float]) -> None:
+    def __init__(self, journal: Journal, need: dict[str, float], events: EventLog) -> None:
         self.journal, self.need = journal, {kind: count for kind, count in need.items() if count}
+        self.events = events
         self.waits_since = self.next_look = self.next_message = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,7 +51,8 @@ class ResourceWait(ray_tune.Callback):
                 self.journal.record_waiting(trial.config["number"], waits=True)
             if now >= self.next_message:
                 self.next_message = now + REPEAT_SECONDS
-                logger.info(waiting_line(self.need, ray.cluster_resources(), ray.available_resources()))
+                line = waiting_line(self.need, ray.cluster_resources(), ray.available_resources())
+                self.events.add(EventKind.TRIAL_WAITS, line)
 
 
 def waiting_line(need: dict[str, float], total: dict[str, float], available: dict[str, float]) -> str:

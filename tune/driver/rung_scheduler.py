@@ -10,13 +10,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune.driver import ray_compat
-from tune.search.asha import CONTINUE, STOP, Decision, Rungs, rung_epochs
+from tune.search.asha import CONTINUE, STOP, Decision, RungDecision, Rungs, rung_epochs
 from tune.search.journal import Journal
 from tune.search.trial_progress import find_default, rung_decisions
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
 
 OnReport = Callable[[int, Report, str], None]  # trial's number, report, STOP or CONTINUE
+
+OnDecision = Callable[[int, int, RungDecision], None]  # trial's number, epoch of the rung, decision
 
 
 class RungScheduler(FIFOScheduler):
@@ -35,6 +37,7 @@ class RungScheduler(FIFOScheduler):
         write: Callable[[int, Report], None],
         attempt: str = "",
         on_report: OnReport | None = None,
+        on_decision: OnDecision = lambda *_: None,
     ) -> None:
         """Read the rungs from the journal.
 
@@ -42,10 +45,12 @@ class RungScheduler(FIFOScheduler):
             write: called with each report and its trial's number, before it is in the journal.
             attempt: folder below the run's storage that Ray writes the checkpoints of this launch or resume into.
             on_report: called with each report after the decision.
+            on_decision: called with each new decision at a rung, once it is in the journal.
         """
         super().__init__()
         self.journal, self.config = journal, config
         self.write, self.attempt, self.on_report = write, attempt, on_report
+        self.on_decision = on_decision
         self.rungs, self.epochs = Rungs(config), set(rung_epochs(config))
         self.default: int | None = None  # number of the trial of the default recipe, once it is handed out
         for trial in journal.trials():
@@ -95,6 +100,7 @@ class RungScheduler(FIFOScheduler):
         decided = self.rungs.decide(number, epoch, float(report["best_score"]), default=number == self.default)
         self.journal.record_rung(number, epoch, decided)
         self.rungs.add(number, epoch, decided)
+        self.on_decision(number, epoch, decided)
         return decided.decision
 
     def checkpoint_path(self, number: int, result: dict[str, Any]) -> str | None:

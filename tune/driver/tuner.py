@@ -6,6 +6,7 @@ from functools import partial
 
 import ray
 from ray import tune as ray_tune
+from ray.actor import ActorHandle
 from ray.tune.error import TuneError
 
 from trainable.core.errors import InputError
@@ -23,6 +24,7 @@ CAUSES_TO_REPAIR = (OSError, InputError, ray.exceptions.RayError)  # after which
 def make_tuner(
     run: Run,
     fit: Fit,
+    board: ActorHandle,
     searcher: OptunaSearcher,
     scheduler: RungScheduler,
     stopper: SweepStopper,
@@ -31,10 +33,10 @@ def make_tuner(
     """Return the Tuner of one launch or resume.
 
     It writes into a new folder, the last of the record's attempts, so that what the processes of a dead driver still
-    write cannot mix with its files.
+    write cannot mix with its files. board: a ProgressBoard.
     """
     resources = run.config.resources
-    trainable = partial(run_trial, fit=fit)
+    trainable = partial(run_trial, fit=fit, board=board)
     return ray_tune.Tuner(
         ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu_share}),
         tune_config=ray_tune.TuneConfig(

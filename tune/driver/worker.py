@@ -7,12 +7,12 @@ import io
 import platform
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 from ray import tune as ray_tune
+from ray.actor import ActorHandle
 
 from trainable.core.config import TrainConfig
 from trainable.core.files import FULL_DISK_ERRNOS
@@ -27,8 +27,10 @@ from trainable.training import checkpoint
 from trainable.training.case_scores import case_rows
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
+from trainable.training.step_progress import OnProgress
 from trainable.training.training_log import epoch_line
-from tune.driver.gpu_sharing import missing_gpu, share_memory
+from tune.driver.gpu_sharing import missing_gpu, reserved_gpus, share_memory
+from tune.driver.progress_board import ProgressSender
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_process import (
     MAX_LEAKED_BYTES,
@@ -41,18 +43,27 @@ from tune.driver.trainer_process import (
 from tune.run.provenance import digest_of, load_contents
 from tune.spec.trial_spec import Report, TrialSpec
 
-Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None]], EpochResult]
-# A trial writes one file per epoch, since Ray copies it to the sweep's storage at once.
-fit_to_storage: Fit = partial(fit, flush=False, one_file=True)
+Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None], OnProgress], EpochResult]
 
+SIGN_OF_LIFE: Report = {"epoch": 0, "end_reason": "", "sign_of_life": True, "log": "", "time_this_iter_s": 0.0}
 SIGN_OF_LIFE_AT = 0.2  # of report_timeout: the driver hears of a trial that trains without a validation so often
+
+
+def fit_to_storage(
+    config: TrainConfig,
+    data: Data,
+    on_epoch_end: Callable[[EpochResult], None],
+    on_progress: OnProgress | None = None,
+) -> EpochResult:
+    """Call fit with one file of checkpoints per epoch, since Ray copies it to the sweep's storage at once."""
+    return fit(config, data, on_epoch_end, on_progress=on_progress, flush=False, one_file=True)
 
 
 class FreshProcess(Exception):
     """The trial before has left GPU memory occupied in this process."""
 
 
-def run_trial(spec: TrialSpec, fit: Fit) -> None:
+def run_trial(spec: TrialSpec, fit: Fit, board: ActorHandle | None = None) -> None:
     """Train one recipe in this process, and report each validated or last epoch with its checkpoints.
 
     A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed; if that was
@@ -61,7 +72,10 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
     processes hold the GPU memory. Ray stops a trial by raising SystemExit inside `report`. That happens in the
     background thread; the training loop re-raises it.
 
-    fit: trains a recipe on cases, and calls a function after each epoch.
+    Args:
+        spec: what to train.
+        fit: trains a recipe on cases, and calls a function after each epoch, and one with its progress in between.
+        board: a ProgressBoard; None if nobody looks at what the trial is doing between its reports.
     """
     init_logger()
     hold_shared_lock(Path(spec["lock_file"]))
@@ -86,6 +100,8 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
         taken = ""
         recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
         trial = TrialReports(recipe, text, dump, spec["report_timeout"])
+        trial.say_where(spec["gpu_share"])
+        progress = ProgressSender(board, spec["number"])
         try:
             trial.data = check_cases(data, spec)
             restored = restore_checkpoint(spec, scratch)
@@ -93,7 +109,7 @@ def run_trial(spec: TrialSpec, fit: Fit) -> None:
                 if trial.repeat(restored):
                     return
                 recipe = recipe.model_copy(update={"resume": restored})
-            run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end))
+            run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, progress.send))
         except torch.cuda.OutOfMemoryError as error:
             logger.info(f"out of GPU memory: {str(error).splitlines()[0]}")
             taken = memory_taken_by_others(spec["gpu_share"])
@@ -160,6 +176,11 @@ class TrialReports:
         if self.dump is not None:
             self.dump.restart()
 
+    def say_where(self, gpu_share: float) -> None:
+        """Report the machine and the GPUs that this process runs on."""
+        where: Report = {**SIGN_OF_LIFE, "host": platform.node(), "gpus": reserved_gpus() if gpu_share else []}
+        self.deliver(where)
+
     def repeat(self, restored: Path) -> bool:
         """Repeat the report in a restored checkpoint file. Returns whether the trial had ended with that epoch."""
         state = checkpoint.load_checkpoint(restored)
@@ -188,7 +209,7 @@ class TrialReports:
         elif result.val is not None or result.end_reason:
             self.send(report, result.checkpoints)
         elif self.timeout is not None and time.monotonic() - self.last_message > SIGN_OF_LIFE_AT * self.timeout:
-            self.deliver({"epoch": 0, "end_reason": "", "sign_of_life": True, "log": "", "time_this_iter_s": 0.0})
+            self.deliver(SIGN_OF_LIFE)
 
 
 def clean_process() -> None:

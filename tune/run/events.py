@@ -6,6 +6,7 @@ The journal stays the source of truth on trials: nothing is decided by events, a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -46,10 +47,16 @@ class Event:
 
 
 def append_event(path: Path, event: Event) -> None:
-    """Append an event as a line of JSON. Not flushed to the disk: a machine that loses power may lose the last ones."""
+    """Append an event as a line of JSON. Not flushed to the disk: a machine that loses power may lose the last ones.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
     line = json.dumps({name: value for name, value in asdict(event).items() if value not in (None, "", ())})
-    with path.open("a") as file:
-        file.write(line + "\n")
+    with path.open("ab+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        cut = file.read(1) not in (b"", b"\n")  # by a crash or a full disk, within the last line
+        file.write(b"\n" * cut + line.encode() + b"\n")
 
 
 def read_events(path: Path) -> list[Event]:

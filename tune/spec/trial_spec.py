@@ -35,7 +35,9 @@ class Report(TypedDict):
     goes on. log: what the trial has printed since its last report. device: name of the GPU or CPU. fresh_process: the
     trial asks to be restarted in another process. sweep_error: what would make other trials fail too, such as a full
     disk, and on which machine; it ends the sweep, and the trial goes on when the sweep is resumed. sign_of_life: the
-    trial is between two validations; of this report nothing but the log is recorded. data: hash of the cases that the
+    trial is between two validations, or has just started; of this report nothing but the log is recorded. host, gpus:
+    in the first report of a trial's process only, the machine's name and the indices of the GPUs there that Ray has
+    reserved for it; none on a CPU. data: hash of the cases that the
     trial was trained and scored on. case_scores: the epoch's rows of case_scores.csv, as text. time_this_iter_s:
     seconds since the last report that is no sign of life, by a clock that nobody sets. The scores and statistics of the
     epoch have the names of metrics.csv, also those that are not listed here.
@@ -54,6 +56,8 @@ class Report(TypedDict):
     fresh_process: NotRequired[bool]
     sweep_error: NotRequired[str]
     sign_of_life: NotRequired[bool]
+    host: NotRequired[str]
+    gpus: NotRequired[list[int]]
     data: NotRequired[str]
     case_scores: NotRequired[str]
     time_this_iter_s: NotRequired[float]

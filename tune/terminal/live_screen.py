@@ -12,7 +12,9 @@ from rich.text import Text
 
 from trainable.core.console import duration, make_console
 from trainable.core.logger import logger
-from tune.run.results import Run, TrialResult
+from tune.run.events import Event, EventKind
+from tune.run.live_state import LiveState
+from tune.run.results import Run
 from tune.terminal.tables import summary_line, trial_table
 
 MAX_ROWS = 16
@@ -53,13 +55,14 @@ class LiveTable(LiveScreen):
         super().__init__()
         self.epochs, self.trials = epochs, trials
         self.ended_before: int | None = None
+        self.run: Run | None = None
 
-    def refresh(self, run: Run) -> None:
+    def refresh(self, run: Run, live: LiveState) -> None:
         """Draw a table of `run`: its running trials, and below them the best ended ones if MAX_ROWS leaves room.
 
         Nothing is drawn off a terminal.
         """
-        self.refreshed = time.monotonic()
+        self.refreshed, self.run = time.monotonic(), run
         if self.ended_before is None:
             self.ended_before = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
         if self.live is None:
@@ -79,10 +82,9 @@ class LiveTable(LiveScreen):
         best = f"best {ranking[0].score:.4f} (trial {ranking[0].number})" if ranking else "no score yet"
         return f"{summary_line(run)}; {best}; elapsed {duration(elapsed)}, about {eta} left"
 
-    def ended(self, trial: TrialResult, run: Run) -> None:
-        """Print a line on a trial that has ended and on the sweep; nothing on a terminal, which has the table."""
-        if self.live is None:
-            score = "no score" if trial.score is None else f"{run.config.objective.score} {trial.score:.4f}"
-            why = f": {trial.error}" if trial.error else ""
-            line = f"trial {trial.number}: {trial.status} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
-            logger.info(f"{line}  |  {self.headline(run)}")
+    def event(self, event: Event) -> None:
+        """Print a line on an event that a reader waits for; on a terminal, which has the table, only if trials wait."""
+        if event.kind == EventKind.TRIAL_WAITS:
+            logger.info(event.text)
+        elif event.kind == EventKind.TRIAL_ENDED and self.live is None and self.run is not None:
+            logger.info(f"trial {event.trial}: {event.text}  |  {self.headline(self.run)}")

@@ -1,0 +1,128 @@
+"""The events of a sweep, as its driver notes them: in RUN/events.jsonl, on the screen, and to whom it may concern."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from optuna.trial import TrialState
+
+from trainable.core.logger import logger
+from tune.run.events import Event, EventKind, append_event, read_events
+from tune.run.live_state import read_live_state
+from tune.run.results import Run, TrialResult
+from tune.run.run_dir import RunDir
+from tune.search.asha import RungDecision
+from tune.spec.trial_spec import Report
+
+WHY_KEPT = {"default": "it is the default recipe", "audit": "early_stopping.audit has drawn it"}
+
+
+class EventLog:
+    """Notes what happens in one attempt of a sweep.
+
+    A file that cannot be written is said once, and the sweep goes on: what it needs is in its journal.
+
+    run: as it is when the attempt starts. listeners: called with each event.
+    """
+
+    def __init__(self, run: Run, *listeners: Callable[[Event], None]) -> None:
+        self.dir, self.listeners = run.dir, listeners
+        self.epochs, self.score_name = run.config.fixed("epochs"), run.config.objective.score
+        self.best = best_finished(run)
+        self.warned = False
+
+    def add(self, kind: EventKind, text: str, trial: int | None = None, **details: Any) -> None:
+        """Note an event that happens now.
+
+        Args:
+            kind, text, trial: as in Event.
+            details: other fields of Event.
+        """
+        event = Event(time.time(), kind, text, trial, **details)
+        self.write(event)
+        for listener in self.listeners:
+            listener(event)
+
+    def write(self, event: Event) -> None:
+        """Append an event to the file."""
+        try:
+            append_event(self.dir.events, event)
+        except OSError as error:
+            if not self.warned:
+                logger.warning(f"{self.dir.events} is not up to date: {error}")
+            self.warned = True
+
+    @contextmanager
+    def attempt(self, text: str, why_ended: Callable[[], str]) -> Iterator[None]:
+        """Note in this context that an attempt starts and ends; before that the end of an earlier one that was killed.
+
+        Args:
+            text: how it starts, in words.
+            why_ended: returns why it has ended, in words; not called if an error ends the context.
+        """
+        if (killed := time_of_kill(self.dir)) is not None:
+            self.write(Event(killed, EventKind.SWEEP_ENDED, "was killed"))
+        self.add(EventKind.SWEEP_STARTED, text)
+        try:
+            yield
+        except BaseException as error:
+            self.add(EventKind.SWEEP_ENDED, f"stopped by {type(error).__name__}: {error}")
+            raise
+        self.add(EventKind.SWEEP_ENDED, why_ended())
+
+    def started(self, number: int, report: Report, epoch: int) -> None:
+        """Note that a trial starts, or goes on.
+
+        Args:
+            number: of the trial.
+            report: the first one of its process.
+            epoch: the last one that it has reported, 0 for none.
+        """
+        host, gpus = report["host"], tuple(report["gpus"])
+        how = f"goes on after epoch {epoch}" if epoch else "started"
+        where = f"GPU {', '.join(map(str, gpus))} of {host}" if gpus else host
+        self.add(EventKind.TRIAL_STARTED, f"{how} on {where}", number, host=host, gpus=gpus)
+
+    def retried(self, number: int, error: str) -> None:
+        """Note that a trial is started again after an error, given in one line."""
+        self.add(EventKind.TRIAL_RETRIED, f"started again after {error}", number)
+
+    def decided(self, number: int, epoch: int, decided: RungDecision) -> None:
+        """Note a new decision of early stopping, if a trial is stopped or would have been."""
+        if not decided.is_stop or decided.needed is None:  # let through, or kept at an earlier rung already
+            return
+        values = f"{decided.value:.4f}, {decided.needed:.4f} was needed"
+        if decided.kept:
+            text = f"goes on at epoch {epoch} despite {values}: {WHY_KEPT[decided.kept]}"
+            self.add(EventKind.TRIAL_KEPT, text, number)
+        else:
+            self.add(EventKind.TRIAL_STOPPED, f"stopped at epoch {epoch}: {values}", number)
+
+    def ended(self, trial: TrialResult, run: Run) -> None:
+        """Note that a trial has ended, and whether it is the new best; nothing if it was only interrupted."""
+        if trial.state == TrialState.RUNNING:
+            return
+        score = "no score" if trial.score is None else f"{self.score_name} {trial.score:.4f}"
+        why = f": {trial.error}" if trial.error else ""
+        text = f"{trial.status} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
+        self.add(EventKind.TRIAL_ENDED, text, trial.number, status=trial.status)
+        if (best := best_finished(run)) is not None and best != self.best:
+            self.add(EventKind.NEW_BEST, f"new best: {score}", trial.number)
+            self.best = best
+
+
+def best_finished(run: Run) -> int | None:
+    """Return the number of the trial that leads the ranking; None as long as none has trained to its end."""
+    return next((trial.number for trial in run.ranking[:1] if trial.finished), None)
+
+
+def time_of_kill(run: RunDir) -> float | None:
+    """Return when the last attempt was last seen alive, in seconds since 1970; None if its end is noted."""
+    events = read_events(run.events)
+    if not events or events[-1].kind == EventKind.SWEEP_ENDED:
+        return None
+    live = read_live_state(run.live)
+    return max(events[-1].time, live.time if live else 0.0)
