@@ -44,6 +44,7 @@ from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
+from trainable.training.step_progress import OnProgress
 from trainable.training.training_dir import BEST, LATEST
 from tune.driver.sweep import launch, resume
 from tune.run.provenance import commit, version
@@ -85,7 +86,9 @@ MEASURES = [  # name, how the seeds are put together, label
 ]
 
 
-def toy_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], *, toy: Toy) -> EpochResult:
+def toy_fit(
+    config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], on_progress: OnProgress, *, toy: Toy
+) -> EpochResult:
     """Replace trainable.training.loop.fit by the toy: checkpoints, reports and ends as fit's, no network."""
     folder = config.output_dir / "checkpoints"
     done, best_score, best_epoch = 0, 0.0, 0

@@ -33,6 +33,7 @@ from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EndReason, EpochResult
+from trainable.training.step_progress import OnProgress
 from trainable.training.training_dir import BEST
 
 SPACE: dict[str, tuple[str, list[float]]] = {
@@ -57,7 +58,12 @@ def note(folder: Path) -> None:
 
 
 def nothing(
-    config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], *, folder: Path
+    config: TrainConfig,
+    data: Data,
+    on_epoch_end: Callable[[EpochResult], None],
+    on_progress: OnProgress,
+    *,
+    folder: Path,
 ) -> EpochResult:
     """Replace trainable.training.loop.fit: one epoch, without training."""
     score, place = score_of(to_dict(config)), config.output_dir / "checkpoints"

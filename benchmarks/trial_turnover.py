@@ -29,6 +29,7 @@ from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import EpochResult
 from trainable.training.step import TrainStep
+from trainable.training.step_progress import OnProgress
 from tune.driver.sweep import launch
 from tune.driver.worker import fit_to_storage
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
@@ -37,7 +38,7 @@ STEPS, EPOCHS, BATCH = 4, 2, 2
 
 
 def timed_fit(
-    config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], *, log: Path
+    config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], on_progress: OnProgress, *, log: Path
 ) -> EpochResult:
     """fit, with a line in log as each optimizer step is done."""
     plain = TrainStep.update
@@ -52,7 +53,7 @@ def timed_fit(
 
     TrainStep.update = update  # type: ignore[method-assign]
     try:
-        return fit_to_storage(config, data, on_epoch_end)
+        return fit_to_storage(config, data, on_epoch_end, on_progress)
     finally:
         TrainStep.update = plain  # type: ignore[method-assign]
 

@@ -45,7 +45,7 @@ def space(tmp_path: Path, phantoms, prepared) -> Path:
 
 
 def launch_words(space: Path, data: Path, run: Path) -> list[object]:
-    return ["-m", "tune", "launch", space, "--data", data, "--out", run]
+    return ["-m", "tune", "launch", space, "--data", data, "--out", run, "--no_report"]
 
 
 def epochs_of(run: Path, number: int) -> int:

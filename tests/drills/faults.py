@@ -19,6 +19,7 @@ from ray import cloudpickle
 from trainable.core.config import TrainConfig
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import EpochResult
+from trainable.training.step_progress import OnProgress
 from tune.driver.worker import Fit, fit_to_storage
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
@@ -49,7 +50,9 @@ def small_sweep(data: Data, data_dir: Path, **sections: dict[str, Any]) -> Sweep
 def faulty(faults: Mapping[int, str]) -> Fit:
     """Return a fit with a fault after the first epoch of each process, or of the first one only, per trial number."""
 
-    def faulty_fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
+    def faulty_fit(
+        config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], on_progress: OnProgress
+    ) -> EpochResult:
         fault = faults.get(config.seed - SEED, "")
 
         def after(result: EpochResult) -> None:
@@ -59,7 +62,7 @@ def faulty(faults: Mapping[int, str]) -> Fit:
 
         if fault == "not finite":
             config = config.model_copy(update={"lr": 1e30, "optimizer": "sgd", "gradient_clipping": 0.0})
-        return fit_to_storage(config, data, after)
+        return fit_to_storage(config, data, after, on_progress)
 
     return faulty_fit
 
@@ -88,13 +91,15 @@ def happen(fault: str) -> None:
 def meddling(meddle: Callable[[Data], None]) -> Fit:
     """Return a fit in which somebody meddles with the cases after the first epoch of trial 1."""
 
-    def fit(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
+    def fit(
+        config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], on_progress: OnProgress
+    ) -> EpochResult:
         def after(result: EpochResult) -> None:
             on_epoch_end(result)
             if config.seed == SEED + 1 and result.epoch == 1:
                 meddle(data)
 
-        return fit_to_storage(config, data, after)
+        return fit_to_storage(config, data, after, on_progress)
 
     return fit
 
@@ -112,8 +117,10 @@ def delete_cache(data: Data) -> None:
     shutil.rmtree(data.folder)
 
 
-def leaky(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
+def leaky(
+    config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], on_progress: OnProgress
+) -> EpochResult:
     """fit that leaves 200 MiB of GPU memory occupied in the process of trial 0."""
     if config.seed == SEED:
         sys.modules["torch"].left_behind = torch.zeros(50 * 2**20, device="cuda")  # type: ignore[attr-defined]
-    return fit_to_storage(config, data, on_epoch_end)
+    return fit_to_storage(config, data, on_epoch_end, on_progress)

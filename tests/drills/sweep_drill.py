@@ -34,6 +34,7 @@ from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EpochResult
+from trainable.training.step_progress import OnProgress
 from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.sweep import launch, resume
@@ -113,7 +114,9 @@ class Phases:
     def fit(self) -> Fit:
         """Return a fit that logs the phases of its process."""
 
-        def watched(config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None]) -> EpochResult:
+        def watched(
+            config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], on_progress: OnProgress
+        ) -> EpochResult:
             write = checkpoint.atomic_write
 
             def halting_write(path: Path, content: Callable[[BinaryIO], None], **how: bool) -> None:
@@ -134,7 +137,7 @@ class Phases:
                 module.atomic_write = halting_write
             self.enter("training")
             try:
-                return fit_to_storage(config, data, after)
+                return fit_to_storage(config, data, after, on_progress)
             finally:
                 for module in (checkpoint, files):
                     module.atomic_write = write

@@ -29,6 +29,15 @@ from tune.terminal.tables import print_best, print_outcome, print_space, print_t
 if TYPE_CHECKING:
     from tune.driver.cluster import Cluster
 
+NoReport = Annotated[bool, typer.Option("--no_report", help="Do not keep RUN/report.html up to date.")]
+Notify = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Post a JSON there when the sweep ends, its budget is spent or a trial has failed; see docs/sweeps.md.",
+    ),
+]
+
 
 @app.command(epilog="Example: voxtune check my_space.yaml --set study.trials=100")
 def check(space: Space, set_: Set = None) -> None:
@@ -62,6 +71,10 @@ def launch(
             "s3://bucket/sweeps?endpoint_override=HOST:PORT&scheme=http."
         ),
     ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option("--cache_dir", metavar="DIR", help="Of the preprocessed cases; by default next to the data."),
+    ] = None,
     labels: Labels = None,
     skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
     warm_start: Annotated[
@@ -69,10 +82,18 @@ def launch(
     ] = None,
     fail_fast: Annotated[bool, typer.Option("--fail_fast", help="End the sweep at the first failed trial.")] = False,
     confirm: Annotated[bool, typer.Option("--confirm", help="Confirm the winner at the end, see confirm.")] = False,
+    note: Annotated[str | None, typer.Option(metavar="TEXT", help="What the sweep is for; kept in RUN.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", help="Check all that a launch checks, show what would run, and write nothing.")
+    ] = False,
+    no_report: NoReport = False,
+    notify: Notify = None,
     set_: Set = None,
 ) -> None:
     """Run a sweep in a new folder."""
     overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}", *(set_ or [])]
+    if cache_dir is not None:
+        overrides.append(f"train.cache_dir={json.dumps(str(cache_dir.resolve()), ensure_ascii=False)}")
     overrides += [f"study.trials={trials}"] * (trials is not None)
     overrides += [f"train.labels={json.dumps(labels)}"] * (labels is not None)
     overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
@@ -86,11 +107,19 @@ def launch(
         from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
 
         with Cluster(address) as cluster:  # which starts while torch is imported
+            if dry_run:
+                from tune.driver.dry_run import dry_run as try_out
+
+                try_out(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier)
+                return
             from tune.driver.sweep import launch as launch_sweep
 
-            run = launch_sweep(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier)
+            run = launch_sweep(
+                config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier, note=note,
+                report=not no_report, notify=notify,
+            )  # fmt: skip
             finish(run)
-            confirm_if_asked(run, cluster=cluster, address=address)
+            confirm_if_asked(run, cluster=cluster, address=address, report=not no_report)
 
 
 @app.command(epilog="Example: voxtune resume RUN --trials 100")
@@ -115,6 +144,8 @@ def resume(
         Path | None, typer.Option(metavar="DIR", help="Where the cases are now; their cache is made next to them.")
     ] = None,
     address: Address = None,
+    no_report: NoReport = False,
+    notify: Notify = None,
     set_: Set = None,
 ) -> None:
     """Continue a sweep that was interrupted, or extend it: more trials, another budget or target."""
@@ -126,9 +157,11 @@ def resume(
     if from_ is not None:
         restore_snapshot(from_, run)
     with outlive_reader(f"the sweep goes on, see: voxtune status {run}"):
-        result = resume_sweep(run, address=address, overrides=overrides, space=space, data_dir=data)
+        result = resume_sweep(
+            run, address=address, overrides=overrides, space=space, data_dir=data, report=not no_report, notify=notify
+        )
         finish(result)
-        confirm_if_asked(result, address=address)
+        confirm_if_asked(result, address=address, report=not no_report)
 
 
 def finish(run: Run) -> None:
@@ -138,8 +171,12 @@ def finish(run: Run) -> None:
         raise typer.Exit(1)
 
 
-def confirm_if_asked(run: Run, *, cluster: Cluster | None = None, address: str | None = None) -> None:
+def confirm_if_asked(
+    run: Run, *, cluster: Cluster | None = None, address: str | None = None, report: bool = False
+) -> None:
     """Confirm the winner of a sweep that has ended, if it was asked for and is not done; arguments as for confirm.
+
+    report: bring RUN/report.html up to date then.
 
     A sweep whose budget is spent has trials left, so that its winner may change: then the command is printed.
     """
@@ -156,6 +193,10 @@ def confirm_if_asked(run: Run, *, cluster: Cluster | None = None, address: str |
         from tune.confirm import confirm
 
         confirm(run.folder, cluster=cluster, address=address)
+        if report:
+            from tune.driver.report_keeper import write_last_report
+
+            write_last_report(read_run(run.folder))
 
 
 @app.command(epilog="Example: voxtune status RUN")

@@ -30,9 +30,14 @@ class EventLog:
 
     def __init__(self, run: Run, *listeners: Callable[[Event], None]) -> None:
         self.dir, self.listeners = run.dir, listeners
+        self.attempts = len(run.config.record.attempts)
         self.epochs, self.score_name = run.config.fixed("epochs"), run.config.objective.score
         self.best = best_finished(run)
         self.warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
+        return {}
 
     def add(self, kind: EventKind, text: str, trial: int | None = None, **details: Any) -> None:
         """Note an event that happens now.
@@ -56,16 +61,15 @@ class EventLog:
             self.warned = True
 
     @contextmanager
-    def attempt(self, text: str, why_ended: Callable[[], str]) -> Iterator[None]:
+    def attempt(self, why_ended: Callable[[], str]) -> Iterator[None]:
         """Note in this context that an attempt starts and ends; before that the end of an earlier one that was killed.
 
-        Args:
-            text: how it starts, in words.
-            why_ended: returns why it has ended, in words; not called if an error ends the context.
+        why_ended: returns why it has ended, in words; not called if an error ends the context.
         """
         if (killed := time_of_kill(self.dir)) is not None:
             self.write(Event(killed, EventKind.SWEEP_ENDED, "was killed"))
-        self.add(EventKind.SWEEP_STARTED, text)
+        resumed = f"resumed: attempt {self.attempts}" if self.attempts > 1 else "launched"
+        self.add(EventKind.SWEEP_STARTED, resumed)
         try:
             yield
         except BaseException as error:

@@ -7,7 +7,7 @@ import platform
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
@@ -38,10 +38,19 @@ class LiveRecorder(ray_tune.Callback):
         """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
         return {}
 
+    def __enter__(self) -> Self:
+        self.write()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Write that nothing runs any more."""
+        self.running.clear()
+        self.write()
+
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that the process of a trial starts. Called by Ray, also when a trial is restored."""
-        number = trial.config["number"]
-        self.running[number] = Activity(number, "starting", updated=time.time())
+        self.running.pop(trial.config["number"], None)
+        self.starts(trial.config["number"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -68,11 +77,18 @@ class LiveRecorder(ray_tune.Callback):
         now = time.monotonic()
         if now >= self.next_read:
             self.next_read = now + READ_SECONDS
+            for ray_trial in trials:
+                if ray_trial.status == Trial.PENDING:  # handed out; its process is being started, or waits
+                    self.starts(ray_trial.config["number"])
             for activity in self.board.read(sorted(self.running)):
                 self.update(activity)
         if now >= self.next_write:
             self.next_write = now + WRITE_SECONDS
             self.write()
+
+    def starts(self, number: int) -> None:
+        """Note that the process of a trial is being started, unless that is known."""
+        self.running.setdefault(number, Activity(number, "starting", updated=time.time()))
 
     def update(self, activity: Activity) -> None:
         """Take over what a trial has sent, unless an earlier process of it did."""
@@ -89,8 +105,3 @@ class LiveRecorder(ray_tune.Callback):
         """Write the file. If that fails, the driver meets the same error where it matters."""
         with suppress(OSError):
             write_live_state(self.path, self.state())
-
-    def end(self) -> None:
-        """Write at the end of the attempt that nothing runs any more."""
-        self.running.clear()
-        self.write()

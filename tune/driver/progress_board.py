@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -41,7 +42,9 @@ def start_board() -> ActorHandle:
     """Start a ProgressBoard on this machine of the connected cluster; it ends when the handle is dropped."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"num_cpus": 0, "max_restarts": -1, "max_pending_calls": MAX_PENDING_CALLS}
-    return ray.remote(ProgressBoard).options(scheduling_strategy=here, **options).remote()
+    board: Any = ray.remote(ProgressBoard)  # Ray's types do not know options
+    handle: ActorHandle = board.options(scheduling_strategy=here, **options).remote()
+    return handle
 
 
 class ProgressSender:

@@ -160,9 +160,9 @@ class Recorder(ray_tune.Callback):
         self.events.retried(number, self.journal.attrs(number)["error"])
 
     def write(self, number: int, report: Report) -> None:
-        """Write a report to stdout.log, and if it is of an epoch to the files of a TrainingLog; note the start of a trial.
+        """Write a report to stdout.log, and if it is of an epoch to the files of a TrainingLog.
 
-        Called by RungScheduler.
+        The first report of a process is noted as an event. Called by RungScheduler.
         """
         paths = self.trial_dir(number)
         with errors_name(paths.stdout), paths.stdout.open("a") as file:

@@ -83,13 +83,26 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
             return self.signal_name
         if self.error:
             return self.error
+        if spent := self.spent_budget():
+            return spent
+        if budget.target is not None and self.best >= budget.target:
+            return f"study.target: a finished trial has {self.best:.4f}, and {budget.target:g} was requested"
+        return ""
+
+    def spent_budget(self) -> str:
+        """Return which budget is spent, in words; "" if none is."""
+        budget = self.config.budget
         if budget.time_budget is not None and time.monotonic() - self.started > budget.time_budget:
             return "study.time_budget, which is over"
         if budget.gpu_hours is not None and self.gpu_seconds >= budget.gpu_hours * 3600:
             return f"study.gpu_hours: {self.gpu_seconds / 3600:.2f} of {budget.gpu_hours:g} are spent"
-        if budget.target is not None and self.best >= budget.target:
-            return f"study.target: a finished trial has {self.best:.4f}, and {budget.target:g} was requested"
         return ""
+
+    def why_ended(self, run: Run) -> str:
+        """Return why the sweep has ended; run: as it is at the end."""
+        if not run.unfinished:
+            return f"all {len(run.own_trials)} trials have ended"
+        return f"stopped by {self.reason() or 'Ray, before the last trial'}"
 
     def message(self) -> str:
         """Return why the sweep ended and how to go on, as printed at its end."""

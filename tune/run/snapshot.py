@@ -1,7 +1,7 @@
 """A copy of a run's text files next to its checkpoints on a storage that is a URI, to resume the sweep elsewhere.
 
-    STORAGE/<name of RUN>/snapshot/   study.yaml, split.json, cases.json, journal.log, best/config.yaml,
-                                      trials/*/ but TensorBoard
+    STORAGE/<name of RUN>/snapshot/   study.yaml, split.json, cases.json, journal.log, events.jsonl,
+                                      best/config.yaml, trials/*/ but TensorBoard
 
 Only the driver writes it. No storage can be locked: two machines that go on from one snapshot at the same time
 overwrite each other's. A machine that goes on later with an older copy is refused.
@@ -34,7 +34,7 @@ SNAPSHOT, PROBE = "snapshot", ".probe"
 NAMES = RunDir(Path())  # relative to any run
 OF_ANY_TRIAL = TrialDir(NAMES.trials / "*")
 FILES = (
-    *(NAMES.split, NAMES.contents, NAMES.best_config),
+    *(NAMES.split, NAMES.contents, NAMES.events, NAMES.best_config),
     *(OF_ANY_TRIAL.config, OF_ANY_TRIAL.metrics, OF_ANY_TRIAL.case_scores, OF_ANY_TRIAL.stdout, OF_ANY_TRIAL.error),
 )
 # Last, in the order in which they are written locally: study.yaml names the study of the journal that counts.

@@ -1,0 +1,65 @@
+"""What prepare_data would do, told without preprocessing a case: for `voxtune launch --dry_run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainable.cases.case_search import survey
+from trainable.cases.labels import LabelConvention, choose_labels
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.data.cache import read_contents, scan_of
+from trainable.data.cache_check import Reading, is_of_source
+from trainable.data.cache_writer import place_of_cache
+from trainable.data.patient_split import refuse_torn_patients
+from trainable.data.patients import find_patients
+from trainable.data.prepare import missing_cases
+from trainable.data.split import Split, load_split, split_cases
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The cases of a folder as they were found.
+
+    cache: folder of the preprocessed cases. split: of all whole cases; those that turn out to be bad when they are
+    preprocessed, or to be the same scan under two names, change it. ready: names of the cases that are preprocessed
+    already. left_out: a line per case that lacks a file, and per kind of thing that is no case.
+    """
+
+    cache: Path
+    labels: LabelConvention
+    split: Split
+    ready: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def preview_data(config: TrainConfig) -> Preview:
+    """Find and split the cases of data_dir; no image is read, and nothing is written.
+
+    Raises:
+        InputError: as prepare_data for what files and names tell: no data_dir, no case, cases that lack a file (without
+            skip_bad_cases), labels that the names do not tell, no place for a cache, a table of patients or a split
+            that is wrong.
+    """
+    if config.data_dir is None:
+        raise InputError("--data_dir is missing: the folder with one sub-folder per case")
+    wanted = None if config.split_file is None else load_split(config.split_file).names
+    found = survey(config.data_dir, need_seg=True, wanted=wanted)
+    if found.missing:
+        raise InputError(missing_cases(found, config.data_dir, config.split_file))
+    if found.errors and not (config.skip_bad_cases and wanted is None):
+        listing = "".join(f"\n  {error}" for error in found.errors)
+        raise InputError(
+            f"{len(found.errors)} of {len(found.cases) + len(found.errors)} cases cannot be used; repair them, or "
+            f"continue without them with --skip_bad_cases:{listing}"
+        )
+    reading = Reading(choose_labels(found.cases, config.labels), config.background)
+    cache = place_of_cache(found.cases, reading, config.data_dir, config.cache_dir)
+    names = [case.name for case in found.cases]
+    ready = [case.name for case in found.cases if is_of_source(cache, reading, case)]
+    scans = {name: scan_of(content) for name, content in read_contents(cache, ready).items()}
+    patients = find_patients(names, scans, config.patients)
+    split = split_cases(names, config, patients.of_case)
+    refuse_torn_patients(split, patients, config)
+    return Preview(cache, reading.labels, split, tuple(ready), (*map(str, found.errors), *found.passed_over))

@@ -1,0 +1,106 @@
+"""The files of a run: what a launch writes first, and study.yaml, which each launch and resume brings up to date."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from trainable.core.errors import InputError
+from trainable.core.files import atomic_write_text, user_path
+from trainable.core.options import absolute_path, path_options
+from trainable.data.prepare import Data
+from trainable.data.split import save_split
+from trainable.training import checkpoint
+from tune.run.import_trials import warm_start
+from tune.run.provenance import provenance, save_contents
+from tune.run.results import Run
+from tune.run.run_dir import RunDir, resume_command
+from tune.run.snapshot import check_storage, is_uri, name_of
+from tune.search.journal import Journal
+from tune.spec.sweep_config import SweepConfig
+from tune.spec.sweep_file import dump
+
+
+def check_launch(config: SweepConfig, run_dir: Path, storage: str | None) -> str | None:
+    """Check what a launch can tell before it locks a folder and starts a cluster; return the storage, made absolute.
+
+    Raises:
+        InputError: if the folder, the storage, the folder of the cases or the pretrained weights cannot be used.
+    """
+    ensure_new(run_dir)
+    if storage is not None and is_uri(storage):
+        check_storage(storage, run_dir.name)
+    elif storage is not None:
+        storage = str(user_path(storage).resolve())
+    config = with_absolute_paths(config)
+    cases = config.fixed("data_dir")
+    if cases is not None and not Path(cases).is_dir():  # before the lock makes RUN, which may be the same
+        raise InputError(f"{cases}: no such folder; give the folder of the cases with --data")
+    if (pretrained := config.fixed("pretrained")) is not None:
+        checkpoint.load_weights(Path(pretrained))
+    return storage
+
+
+def ensure_new(run_dir: Path) -> None:
+    """Raise InputError if a folder has a study.yaml, a sub-folder, or a split.json without a journal.
+
+    It may have other files, such as a log, and the journal and split of a launch that failed before its first trial.
+    """
+    paths = RunDir(run_dir)
+    if paths.config.exists():
+        raise InputError(
+            f"{run_dir} holds a sweep already; go on with `{resume_command(run_dir)}` or take another --out"
+        )
+    other = sorted(path.name for path in run_dir.glob("*") if path.is_dir())
+    other += [paths.split.name] * (paths.split.exists() and not paths.journal.exists())
+    if other:
+        raise InputError(f"{run_dir} holds {other[0]} already, which is of something else; take another --out")
+
+
+def begin_run(
+    config: SweepConfig,
+    run_dir: Path,
+    data: Data,
+    storage: str | None,
+    earlier: Sequence[Path],
+    seen: dict[str, list[str]],
+    note: str | None = None,
+) -> None:
+    """Write the files of a new run: journal, split, contents of the cases, and last study.yaml.
+
+    seen: by part the names of the cases that the pretrained weights have seen; the other arguments are those of launch.
+    """
+    config = config.with_record(storage=storage, attempts=[], cache_dir=str(data.folder), **provenance(data))
+    if note is not None:
+        config = config.with_record(note=note)
+    if seen:
+        config = config.with_record(seen_cases=seen)
+    if is_uri(storage):
+        config = config.with_record(name=run_dir.name)
+    journal = Journal(run_dir, config, reset=True)  # first: ensure_new takes a split without a journal for another's
+    save_split(data.split, RunDir(run_dir).split)
+    save_contents(data, RunDir(run_dir).contents)
+    warm_start(journal, earlier)
+    write_config(config, run_dir)
+
+
+def start_attempt(run: Run) -> Run:
+    """Name a folder below the storage for this attempt's checkpoints; write the name to study.yaml, return the run."""
+    name = f"{name_of(run)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"  # a storage may be shared
+    config = run.config.with_record(attempts=[*run.config.record.attempts, name])
+    write_config(config, run.folder)
+    return replace(run, config=config)
+
+
+def with_absolute_paths(config: SweepConfig) -> SweepConfig:
+    """Return the config with the paths under `train:` made absolute: Ray runs trials in other folders."""
+    train = {name: value for name, value in config.train.items() if name in path_options() and value is not None}
+    return config.with_train({**config.train, **{name: str(absolute_path(name, train[name])) for name in train}})
+
+
+def write_config(config: SweepConfig, run_dir: Path) -> None:
+    """Write RUN/study.yaml; a reader, also after a kill, sees the old file or the new one, whole."""
+    atomic_write_text(RunDir(run_dir).config, dump(config))
