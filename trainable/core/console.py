@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
+
+WIDTH = 150  # columns of a table that does not go to a terminal
 
 
 def make_console() -> Console:
-    """Return a console on standard output, 150 columns wide if that is no terminal."""
+    """Return a console on standard output; if that is no terminal it is as wide as COLUMNS says, without it WIDTH."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=150)
+    if console.is_terminal:
+        return console
+    columns = os.environ.get("COLUMNS", "")
+    return Console(highlight=False, width=int(columns) if columns.isdecimal() and int(columns) else WIDTH)
 
 
 def duration(seconds: float) -> str:

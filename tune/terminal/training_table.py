@@ -12,7 +12,9 @@ from rich.text import Text
 from trainable.core.console import duration
 from trainable.core.logger import logger
 from tune.run.training_progress import TrainingProgress
-from tune.terminal.live_screen import MAX_ROWS, LiveScreen
+from tune.terminal.live_screen import LiveScreen
+
+MAX_ROWS = 16
 
 
 class TrainingTable(LiveScreen):
