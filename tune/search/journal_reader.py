@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator
 from datetime import datetime
@@ -38,9 +39,14 @@ def load_trials(path: Path, study_name: str) -> list[FrozenTrial]:
     Raises:
         ValueError, KeyError, TypeError: the journal is damaged.
     """
-    replay = Replay()
-    for entry in read_entries(path):
-        replay.apply(entry)
+    replay, collects = Replay(), gc.isenabled()
+    gc.disable()  # what is read stays: looking for garbage in it takes a third of the time
+    try:
+        for entry in read_entries(path):
+            replay.apply(entry)
+    finally:
+        if collects:
+            gc.enable()
     return replay.trials_of(study_name)
 
 

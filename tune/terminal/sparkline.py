@@ -28,17 +28,34 @@ def sparkline(
 
 
 def plot(curve: Mapping[int, float], epochs: int, width: int, height: int, rungs: Sequence[int] = ()) -> list[str]:
-    """Return a curve as rows of columns, the highest first, with its scale on the left and its rungs as ticks."""
-    scale = scale_of([curve])
-    columns = max(1, width - 7)
-    cells = [block(score, scale, height * len(BLOCKS)) for score in column_scores(curve, epochs, columns)]
-    ticks = {column_of(epoch, epochs, columns) for epoch in rungs}
+    """Return a curve as rows, the highest first: straight between its epochs, its scale on the left, ticks at rungs.
+
+    Args:
+        curve: score by epoch; not empty.
+        epochs: of a whole training, which fills the width.
+        width, height: columns, the scale's included, and rows.
+        rungs: epochs at which trials are compared.
+    """
+    scale, columns = scale_of([curve]), max(2, width - 7)
+    epoch_at = [1 + column * (epochs - 1) / (columns - 1) for column in range(columns)]
+    cells = [block(interpolate(curve, epoch), scale, height * len(BLOCKS)) for epoch in epoch_at]
+    ticks = {round((epoch - 1) * (columns - 1) / max(1, epochs - 1)) for epoch in rungs}
     lines = []
     for row in reversed(range(height)):
         label = {height - 1: f"{scale[1]:.4f}", 0: f"{scale[0]:.4f}"}.get(row, "")
         line = "".join(cell_in_row(cell, row, tick=column in ticks) for column, cell in enumerate(cells))
         lines.append(f"{label:>6} {line}".rstrip())
     return lines
+
+
+def interpolate(curve: Mapping[int, float], epoch: float) -> float | None:
+    """Return the score at a place between the epochs of a curve: the first one's before it, None after the last one."""
+    before = max((known for known in curve if known <= epoch), default=min(curve))
+    after = min((known for known in curve if known >= epoch), default=None)
+    if after is None:
+        return None
+    share = (epoch - before) / (after - before) if after > before else 0.0
+    return curve[before] + max(share, 0.0) * (curve[after] - curve[before])
 
 
 def cell_in_row(cell: int | None, row: int, *, tick: bool) -> str:
