@@ -18,6 +18,12 @@ def make_console() -> Console:
     return Console(highlight=False, width=int(columns) if columns.isdecimal() and int(columns) else WIDTH)
 
 
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that standard output goes to; None if it goes elsewhere."""
+    console = Console()
+    return console.width if console.is_terminal else None
+
+
 def duration(seconds: float) -> str:
     """Return a number of seconds as 1:05, from an hour on as 2:03:04."""
     minutes, rest = divmod(round(seconds), 60)

@@ -182,7 +182,7 @@ class Recorder(ray_tune.Callback):
         self.next_sync = min(self.next_sync, self.last_sync + PAUSE_SECONDS)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Redraw the live screen, at most once a second, and sync RUN in the background. Called by Ray after each event.
+        """Redraw the screen, at most once a second, and sync RUN in the background. Called by Ray after each event.
 
         A sync starts only if one is due and none is running.
         """

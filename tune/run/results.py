@@ -42,7 +42,7 @@ class TrialResult:
     outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
     space, else empty. waits: it waits for resources that others hold. rungs: what early stopping decided, by epoch.
     interrupted: it has not ended, and nothing drives it. intermediate: score of each validated epoch, empty if the
-    sweep has a cost, see Run.curve.
+    sweep has a cost, see trial_curve.
     """
 
     number: int
@@ -222,17 +222,6 @@ class Run:
             if trial.number == number:
                 return trial
         raise InputError(f"{self.folder} has no trial {number}; it has {len(self.trials)}, from 0 on")
-
-    def curve(self, trial: TrialResult) -> dict[int, float]:
-        """Return the score of each validated epoch of a trial, by epoch; {} before the first one.
-
-        It is in the journal, but for a sweep with a cost, of which Optuna takes none: then metrics.csv has it.
-        """
-        if not self.config.objective.cost:
-            return trial.intermediate
-        score = self.config.objective.score
-        rows = read_rows(self.dir.trial(trial.number).metrics)
-        return {int(row["epoch"]): float(row[score]) for row in rows if row.get(score)}
 
     def split(self) -> Split:
         """Return the cases of each part, read from split.json.

@@ -9,6 +9,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from trainable.core.options import to_dict
+from tune.run.curves import trial_curve
 from tune.run.events import Event, read_events
 from tune.run.results import Run, TrialResult, resolve_checkpoint
 from tune.search.asha import Decision, Kept
@@ -95,7 +96,7 @@ def trial_detail(run: Run, number: int) -> TrialDetail:
         differing=tuple(name for name in trial.values if recipe[name] != default[name]),
         recipe=recipe,
         default=default,
-        curve=run.curve(trial),
+        curve=trial_curve(run, trial),
         rungs=rung_results(trial),
         files=existing_files(run, trial),
         log=last_lines(run.dir.trial(number).stdout),

@@ -18,6 +18,8 @@ from tune.spec.sweep_config import SweepConfig
 from tune.terminal.sweep_header import best_text, time_left_text
 from tune.terminal.sweep_screen import event_line, is_news, sweep_screen
 
+ENDS = (EventKind.TRIAL_ENDED, EventKind.TRIAL_STOPPED)
+
 
 class LiveScreen:
     """A part of the terminal that is redrawn while something runs; none off a terminal, where `live` is None.
@@ -75,10 +77,10 @@ class SweepScreen(LiveScreen):
 
     def progress(self, event: Event) -> str:
         """Return how far the sweep is, for the line of a trial's end; "" for other events."""
-        if self.run is None or event.kind not in (EventKind.TRIAL_ENDED, EventKind.TRIAL_STOPPED):
+        if self.run is None or event.kind not in ENDS:
             return ""
         ended = {trial.number for trial in self.run.own_trials if trial.state != TrialState.RUNNING}
-        ended |= {event.trial for event in self.events if event.kind == EventKind.TRIAL_ENDED}
+        ended |= {event.trial for event in self.events if event.trial is not None and event.kind in ENDS}
         left = time_left_text(self.run, None, self.events, time.time())
-        counts = f"{len(ended | {event.trial})} of {self.trials} trials ended"
+        counts = f"{len(ended)} of {self.trials} trials ended"
         return ", ".join(filter(None, [counts, best_text(self.run), left]))

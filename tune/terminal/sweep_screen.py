@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from optuna.trial import TrialState
 from rich.console import Group
+from rich.text import Text
 
 from tune.run.events import Event, EventKind
 from tune.run.live_state import LiveState
@@ -50,7 +51,7 @@ def sweep_screen(
     if len(running) > rows:
         shown, more = running[: rows - 1], f"  ... and {len(running) - rows + 1} more that run"
     body = lines.draw([*shown, *best[: rows - len(shown) - bool(more)]])
-    drawn = [*head, "", lines.heading(), *body, *[more] * bool(more), *[""] * bool(last), *last]
+    drawn: list[Text | str] = [*head, "", lines.heading(), *body, *[more] * bool(more), *[""] * bool(last), *last]
     return Group(*as_lines(drawn, width, ascii_only=ascii_only))
 
 

@@ -21,6 +21,7 @@ from tune.terminal.sweep_header import progress_text, state_counts
 from tune.terminal.text_lines import as_lines
 from tune.terminal.trial_lines import COLOURS, state_text
 
+
 def score_table(run: Run, trials: Sequence[TrialResult], width: int) -> list[Text]:
     """Return a line per trial: epochs, scores at its best epoch, state, cost if the sweep has one, recipe.
 

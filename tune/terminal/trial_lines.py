@@ -9,6 +9,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 from rich.text import Text
 
+from tune.run.curves import trial_curve
 from tune.run.live_state import Activity, LiveState
 from tune.run.results import Run, TrialResult
 from tune.search.asha import Kept, rung_epochs
@@ -97,7 +98,7 @@ class TrialLines:
 
     def draw(self, trials: Sequence[TrialResult]) -> list[Text]:
         """Return a line per trial."""
-        curves = {trial.number: self.run.curve(trial) for trial in trials}
+        curves = {trial.number: trial_curve(self.run, trial) for trial in trials}
         scale = scale_of(curves.values())
         lines = []
         for trial in trials:

@@ -62,7 +62,7 @@ def curve_lines(run: Run, detail: TrialDetail, width: int) -> list[str]:
         return []
     rungs = rung_epochs(run.config)
     lines = plot(detail.curve, detail.epochs, width, PLOT_HEIGHT, rungs)
-    axis = f"epoch 1{str(detail.epochs):>{width - 14}}"
+    axis = f"epoch 1{detail.epochs:>{width - 14}}"
     name = f"{run.config.objective.score} by epoch{', with ticks at the rungs' if rungs else ''}"
     return ["", name, *lines, f"{'':7}{axis}"]
 
