@@ -13,6 +13,7 @@ from trainable.core.console import make_console
 from trainable.core.errors import InputError
 from trainable.core.idle_options import idle_text
 from trainable.core.logger import logger, outlive_reader
+from trainable.core.options import format_value
 from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
 from tune.run.confirm_status import confirmed_choice
 from tune.run.confirmation import ONLY_THE_DEFAULT, challengers
@@ -25,6 +26,7 @@ from tune.spec.sections import Confirm
 from tune.spec.sweep_file import load_sweep_config
 from tune.terminal.outcome import print_outcome
 from tune.terminal.tables import print_best, print_space, summary_line
+from tune.terminal.text_lines import flow
 
 if TYPE_CHECKING:
     from tune.driver.cluster import Cluster
@@ -38,7 +40,8 @@ def check(space: Space, set_: Set = None) -> None:
     make_console().print("\n[bold]the first trials[/]")
     for number, values in enumerate(first_recipes(config, 5)):
         config.train_config(values)
-        logger.info(f"  {number}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
+        options = [f"{number}:", *(f"{name}={format_value(value)}" for name, value in values.items())]
+        logger.info("\n".join(flow(options, make_console().width, between=" ", indent="   ")))
     logger.info(f"\ntrial 0: {config.space.describe_defaults()}")
     if idle := idle_text(idle_parameters(config.space)):
         logger.warning(f"\n{idle}")

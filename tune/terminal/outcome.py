@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainable.core.brats import REGIONS
-from trainable.core.console import duration, make_console
+from trainable.core.console import duration, make_console, wrap_prose
 from trainable.core.counted import counted
 from trainable.core.logger import logger
 from tune.run.confirm_status import confirmation_text
@@ -13,7 +13,7 @@ from tune.run.stop_audit import audit_lines
 from tune.terminal.next_steps import print_next, sweep_steps
 from tune.terminal.recipe_words import RecipeWords
 from tune.terminal.sweep_header import progress_text, state_counts
-from tune.terminal.text_lines import flow, print_prose
+from tune.terminal.text_lines import flow
 from tune.terminal.trial_lines import state_text
 
 
@@ -31,7 +31,8 @@ def print_outcome(run: Run, *, steps: bool = True) -> None:
         logger.info(f"the space has no other recipe, though study.trials is {run.config.budget.trials}")
     if run.ranking:
         logger.info("\n".join(["", *found_lines(run, width)]))
-        print_prose(filter(None, [confirmation_text(run)[0], run.seen_line(), *audit_lines(run)]))
+        prose = filter(None, [confirmation_text(run)[0], run.seen_line(), *audit_lines(run)])
+        logger.info(wrap_prose("\n".join(prose)))
     else:
         trials = run.dir.trials / "*"
         logger.info(f"no trial has a score; see {trials}/error.txt and stdout.log")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from optuna.trial import TrialState
 from rich.text import Text
 
-from trainable.core.console import make_console
+from trainable.core.console import make_console, wrap_prose
 from trainable.core.logger import logger
 from tune.run.confirm_status import confirmation_text
 from tune.run.events import Event, read_events
@@ -20,7 +20,7 @@ from tune.terminal.live_screen import LiveScreen
 from tune.terminal.next_steps import print_next, sweep_steps
 from tune.terminal.sweep_header import header_lines
 from tune.terminal.sweep_screen import ended_recently, sweep_screen
-from tune.terminal.text_lines import as_lines, print_prose
+from tune.terminal.text_lines import as_lines
 from tune.terminal.trial_lines import TrialLines
 
 MAX_TRIALS = 50  # of a run whose trials are all shown
@@ -45,7 +45,7 @@ def print_status(run: Run, *, show_all: bool = False) -> None:
     for line in as_lines(drawn, console.width, ascii_only=not console.encoding.startswith("utf")):
         console.print(line)
     confirmed = "" if run.unfinished and not run.target_reached else confirmation_text(run)[0]
-    print_prose(["", *filter(None, [run.seen_line(), confirmed, *audit_lines(run)])])
+    logger.info(wrap_prose("\n".join(["", *filter(None, [run.seen_line(), confirmed, *audit_lines(run)])])))
     if run.unfinished and not run.driven:
         logger.info(f"no process drives it now; go on with: {resume_command(run.folder)}")
     elif not run.unfinished:

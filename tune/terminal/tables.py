@@ -22,7 +22,7 @@ from tune.terminal.text_lines import as_lines
 from tune.terminal.trial_lines import COLOURS, state_text
 
 
-def score_table(run: Run, trials: Sequence[TrialResult], width: int) -> list[Text]:
+def dice_table(run: Run, trials: Sequence[TrialResult], width: int) -> list[Text]:
     """Return a line per trial: epochs, scores at its best epoch, state, cost if the sweep has one, recipe.
 
     Args:
@@ -118,10 +118,10 @@ def print_best(run: Run, top: int) -> None:
     """
     console, winner, objective = make_console(), run.best(), run.config.objective
     logger.info(summary_lines(run))
-    lines = score_table(run, run.ranking[:top], console.width)
+    lines = dice_table(run, run.ranking[:top], console.width)
     if objective.cost:
         title = f"Pareto front: no other trial has more {objective.score} for fewer {objective.cost}"
-        lines += [Text(""), *as_lines([title], console.width), *score_table(run, run.pareto_front(), console.width)]
+        lines += [Text(""), *as_lines([title], console.width), *dice_table(run, run.pareto_front(), console.width)]
     for line in [*lines, Text("")]:
         console.print(line)
     console.print(recipe_table(run, winner))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.text import Text
-
-from trainable.core.console import make_console
-from trainable.core.logger import logger
 
 ELLIPSIS = "…"
 BLOCKS = "▁▂▃▄▅▆▇█"  # of a sparkline, by height
@@ -35,17 +31,6 @@ def flow(parts: Iterable[str], width: int, *, between: str = "   ", indent: str 
         else:
             lines.append(fit(part, width) if not lines else indent + fit(part, width - len(indent)))
     return lines
-
-
-def print_prose(lines: Iterable[str]) -> None:
-    """Print sentences: on a terminal broken between words, elsewhere each in one line."""
-    console = make_console()
-    for line in lines:
-        indent = len(line) - len(line.lstrip()) + 2
-        wrapped = textwrap.wrap(
-            line, console.width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
-        )
-        logger.info("\n".join(wrapped) if console.is_terminal else line)
 
 
 def as_lines(lines: Sequence[Text | str], width: int, *, ascii_only: bool = False) -> list[Text]:

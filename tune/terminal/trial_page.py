@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainable.core.brats import REGIONS
-from trainable.core.console import duration, make_console
+from trainable.core.console import duration, make_console, wrap_prose
 from trainable.core.logger import logger
 from trainable.core.options import path_options
 from tune.run.events import EventKind
@@ -13,7 +13,7 @@ from tune.search.asha import STOP, rung_epochs
 from tune.terminal.sparkline import plot
 from tune.terminal.sweep_screen import event_line, is_news
 from tune.terminal.tables import recipe_table
-from tune.terminal.text_lines import as_lines, fit, flow, print_prose
+from tune.terminal.text_lines import as_lines, fit, flow
 
 PLOT_HEIGHT = 6
 MAX_PLOT_WIDTH = 100
@@ -27,7 +27,8 @@ def print_trial(run: Run, detail: TrialDetail) -> None:
     """Print all that is known of a trial of a run, in lines that fit the terminal."""
     console = make_console()
     width = console.width
-    print_prose([f"trial {detail.number} of {run.folder.name}: {detail.reason}", *head_lines(detail)])
+    title = f"trial {detail.number} of {run.folder.name}: {detail.reason}"
+    logger.info(wrap_prose("\n".join([title, *head_lines(detail)])))
     drawn = [*curve_lines(run, detail, min(width, MAX_PLOT_WIDTH)), *rung_lines(detail)]
     for line in as_lines(drawn, width, ascii_only=not console.encoding.startswith("utf")):
         console.print(line)
