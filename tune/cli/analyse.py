@@ -12,8 +12,10 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from tune.cli.command import RunFolder, app
+from tune.cli.json_flag import Json, print_json
 from tune.run.curve_rows import curve_columns, curve_rows
 from tune.run.importance import importances
+from tune.run.json_output.importance import importance_output
 from tune.run.results import read_run
 from tune.run.table_files import STDOUT, Format, write_table
 from tune.run.trial_rows import trial_columns, trial_rows
@@ -25,10 +27,14 @@ ParquetFile = Annotated[Path | None, typer.Option("--parquet", metavar="FILE", h
 
 
 @app.command(epilog="Example: voxtune importance RUN")
-def importance(run: RunFolder) -> None:
+def importance(run: RunFolder, json_: Json = False) -> None:
     """Show which options explain how well trials did, how sure that is, and what was tried how often."""
     result = read_run(run)
-    logger.info("\n".join(importance_lines(result, importances(result))))
+    found = importances(result)
+    if json_:
+        print_json(importance_output(result, found))
+    else:
+        logger.info("\n".join(importance_lines(result, found)))
 
 
 @app.command(epilog="Example: voxtune trials RUN --csv trials.csv")
