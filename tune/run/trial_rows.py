@@ -18,6 +18,33 @@ from tune.spec.sweep_config import SweepConfig
 
 Row = dict[str, Any]
 RUNG_FIELDS = ("value", "needed", "decision")
+# What each column means, for docs/json.md; <epoch> stands for each rung, <option> for each searched option.
+COLUMN_MEANINGS = {
+    "number": "number of the trial, from 0",
+    "status": "complete, stopped early, out of patience, out of memory, not finite, failed, running, ...",
+    "end_reason": "why the training ended by itself: epochs, patience, non_finite, oom, or empty",
+    "reason": "why the trial ended, in words",
+    "score": "highest validated score",
+    "best_epoch": "epoch of that score, 0 without one",
+    "epoch": "last reported epoch, 0 before it",
+    "state": "Optuna's: COMPLETE, PRUNED, FAIL, RUNNING",
+    "dice_<region>": "Dice of WT, TC and ET at the best epoch",
+    "rung_<epoch>_value": "best score up to that rung",
+    "rung_<epoch>_needed": "lowest value with which the trial went on; empty if there was none to compare with",
+    "rung_<epoch>_decision": "STOP or CONTINUE",
+    "stop_epoch": "rung at which early stopping stopped the trial, or would have",
+    "kept": "why a trial went on that would have been stopped: default or audit",
+    "seconds": "training time over all attempts",
+    "gpu_hours": "GPU hours, 0 on a CPU",
+    "cost": "the second metric, if the sweep has one",
+    "seed": "seed of the trial",
+    "checkpoint": "its last checkpoint, below the run's storage or as a whole path",
+    "error": "what made it fail",
+    "imported_from": "run and number under which an imported trial ran first",
+    "started": "when it began, UTC in ISO 8601",
+    "ended": "when it ended",
+    "params_<option>": "value of a searched option, empty if it is inactive; in CSV a list is JSON",
+}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from tune.run.json_output.confirm import ConfirmOutput
 from tune.run.json_output.document import Document
 from tune.run.json_output.importance import ImportanceOutput
 from tune.run.json_output.status import StatusOutput
+from tune.run.json_output.tables import CurvesOutput, TrialsOutput
 from tune.run.json_output.verify import VerifyOutput
 
 OUTPUTS: dict[str, type[Document]] = {
@@ -19,6 +20,8 @@ OUTPUTS: dict[str, type[Document]] = {
     "verify": VerifyOutput,
     "check": CheckOutput,
     "confirm": ConfirmOutput,
+    "trials": TrialsOutput,
+    "curves": CurvesOutput,
 }
 
 
