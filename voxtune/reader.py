@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
 from trainable.core.files import user_path
 from trainable.training.case_scores import COLUMNS as CASE_COLUMNS
 from trainable.training.case_scores import read_case_scores
-from trainable.training.epoch_result import row_columns
-from trainable.training.training_log import read_rows
+from tune.run.curve_rows import curve_columns, curve_rows
 from tune.run.results import Run, TrialResult, read_run
+from tune.run.trial_rows import trial_columns, trial_rows
 from tune.spec.sweep_config import SweepConfig
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-INTEGERS = {"epoch", "best_epoch", "steps"}
-TRIAL_COLUMNS = (
-    *("number", "status", "end_reason", "score", "best_epoch", "epoch", "state"),
-    *(f"dice_{region}" for region in REGIONS),
-    *("seconds", "cost", "seed", "checkpoint", "error", "imported_from", "stop_epoch", "kept"),
-)
 
 
 def open(run_dir: str | Path) -> RunReader:
@@ -57,19 +49,20 @@ class RunReader:
 
         Returns:
             With pandas installed, a DataFrame with one row per trial and these columns, also without trials: number,
-            status, end_reason, score, best_epoch, epoch, state, dice_WT, dice_TC, dice_ET, seconds, cost, seed,
-            checkpoint, error, imported_from, stop_epoch (the rung at which early stopping stopped the trial, or would
-            have), kept (why it went on all the same: default or audit), and params_<option> for each searched option.
-            What a trial lacks, such as the score and the Dice before a validated epoch or the value of an inactive
-            option, is NaN or None; in end_reason, error, imported_from and kept "". Without pandas, a list of
-            TrialResult.
+            status, end_reason, reason (why it ended, in words), score, best_epoch, epoch, state, dice_WT, dice_TC,
+            dice_ET, per rung rung_<epoch>_value, _needed and _decision (the best score up to there, what was needed to
+            go on, and what was decided), stop_epoch (the rung at which early stopping stopped the trial, or would
+            have), kept (why it went on all the same: default or audit), seconds, gpu_hours, cost, seed, checkpoint,
+            error, imported_from, started and ended (UTC, ISO 8601), and params_<option> for each searched option. What
+            a trial lacks, such as the score and the Dice before a validated epoch or the value of an inactive option,
+            is NaN or None; in end_reason, reason, error, imported_from and kept "". Without pandas, a list of
+            TrialResult. `voxtune trials` writes the same table.
         """
         if find_spec("pandas") is None:
             return list(self._run.trials)
         from pandas import DataFrame
 
-        columns = [*TRIAL_COLUMNS, *(f"params_{parameter.name}" for parameter in self.config.space.parameters)]
-        return DataFrame([trial_row(trial) for trial in self._run.trials], columns=columns)
+        return DataFrame(trial_rows(self._run), columns=trial_columns(self.config))
 
     def best(self) -> TrialResult:
         """Return the winner, as `voxtune best` prints it.
@@ -98,15 +91,12 @@ class RunReader:
             lacks, such as the scores of one that was not validated, is None, in a DataFrame NaN; a row of a list lacks
             the columns that its trial's metrics.csv does not have. Before the first report there are no rows.
         """
-        rows: list[dict[str, float | int | str | None]] = []
-        for trial in self._run.trials:
-            for row in read_rows(self._run.dir.trial(trial.number).metrics):
-                rows.append({"trial": trial.number, **{name: parse(name, text) for name, text in row.items()}})
+        rows = curve_rows(self._run)
         if find_spec("pandas") is None:
             return rows
         from pandas import DataFrame
 
-        return DataFrame(rows, columns=None if rows else ["trial", *row_columns()])
+        return DataFrame(rows, columns=curve_columns(rows))
 
     def case_scores(self, number: int) -> DataFrame | list[dict[str, float | int | str]]:
         """Return the Dice of each validation case at each validated epoch of a trial.
@@ -130,24 +120,3 @@ class RunReader:
         from pandas import DataFrame
 
         return DataFrame(rows, columns=list(CASE_COLUMNS))
-
-
-def trial_row(trial: TrialResult) -> dict[str, Any]:
-    """Return a trial as a row: TRIAL_COLUMNS and params_<option>, without the Dice and options that it lacks."""
-    return {
-        **{name: getattr(trial, name) for name in ("number", "status", "end_reason", "score", "best_epoch", "epoch")},
-        "state": trial.state.name,
-        **{f"dice_{region}": score for region, score in trial.dice.items()},
-        **{name: getattr(trial, name) for name in ("seconds", "cost", "seed", "checkpoint", "error", "imported_from")},
-        **{name: getattr(trial, name) for name in ("stop_epoch", "kept")},
-        **{f"params_{name}": value for name, value in trial.values.items()},
-    }
-
-
-def parse(name: str, text: str) -> float | int | str | None:
-    """Return a value of metrics.csv with its type; None for an empty one, except end_reason, which is text."""
-    if name == "end_reason":
-        return text
-    if not text:
-        return None
-    return int(text) if name in INTEGERS and text.isdigit() else float(text)

@@ -8,6 +8,8 @@ import typer
 
 from trainable.core.errors import InputError
 from tune.cli.command import RunFolder, app
+from tune.cli.json_flag import Json, print_json
+from tune.run.json_output.status import status_output
 from tune.run.results import read_run
 
 
@@ -17,6 +19,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="On a terminal: one screen, until the sweep ends.")] = False,
     every: Annotated[float, typer.Option(metavar="SECONDS", help="With --watch: read RUN again this often.")] = 2.0,
     show_all: Annotated[bool, typer.Option("--all", help="Each trial, also of a large sweep.")] = False,
+    json_: Json = False,
 ) -> None:
     """Show how far a sweep is, running or not, from any machine that sees RUN."""
     from tune.terminal.status import print_status
@@ -25,6 +28,9 @@ def status(
     if every < 0.1:
         raise InputError(f"--every {every:g}: expected at least 0.1 seconds")
     result = read_run(run)
+    if json_:
+        print_json(status_output(result))
+        return
     if watch:
         result = watch_run(result, every)
     print_status(result, show_all=show_all)
