@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ class EncodedCase:
 
     shape: (X, Y, Z) in voxels. mm: size of a voxel. affine: rows of the 3 x 4 matrix from indices to mm. columns:
     number of tiles in a row. modalities: lossy, by name. labels: lossless; a voxel's grey level is CODE_STEP times
-    (its level in the truth + 4 x that in the prediction), see LEVELS.
+    (its level in the truth + 4 x that in the prediction), see LEVELS. start: see largest_error.
+    is_coarse: its voxels were made larger, see COARSE_MM.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +36,8 @@ class EncodedCase:
     columns: int
     modalities: dict[str, str]
     labels: str
+    start: tuple[int, ...]
+    is_coarse: bool = False
 
     @property
     def size(self) -> int:
@@ -48,7 +51,7 @@ def encode_case(images: CaseImages, max_bytes: int) -> EncodedCase:
     if encoded.size > max_bytes:
         encoded = encode(images, quality=55)
     if encoded.size > max_bytes:
-        encoded = encode(coarser(images), quality=65)
+        encoded = replace(encode(coarser(images), quality=65), is_coarse=True)
     return encoded
 
 
@@ -64,7 +67,20 @@ def encode(images: CaseImages, *, quality: int) -> EncodedCase:
         columns=column_count(images.truth.shape),
         modalities=dict(zip(MODALITIES, uris, strict=True)),
         labels=webp_uri(tiles(codes), quality=None),
+        start=largest_error(images),
     )
+
+
+def largest_error(images: CaseImages) -> tuple[int, ...]:
+    """Return a voxel of the largest error: of the axial slice with most wrong voxels, and of its worst row and column.
+
+    Without wrong voxels the tumour counts instead; without a tumour it is the middle of the volume.
+    """
+    for shown in (images.truth != images.prediction, images.truth > 0):
+        if shown.any():
+            z = int(shown.sum((0, 1)).argmax())
+            return int(shown[:, :, z].sum(1).argmax()), int(shown[:, :, z].sum(0).argmax()), z
+    return tuple(size // 2 for size in images.truth.shape)
 
 
 def column_count(shape: Sequence[int]) -> int:
@@ -92,7 +108,7 @@ def webp_uri(picture: NDArray[np.uint8], *, quality: int | None) -> str:
 
 
 def coarser(images: CaseImages) -> CaseImages:
-    """Return a case with voxels of COARSE_MM, or as they are on axes where they are larger: grey linear, labels nearest."""
+    """Return a case with voxels of about COARSE_MM, larger ones as they are; grey levels linear, labels nearest."""
     from scipy import ndimage
 
     zoom = np.minimum(np.array(images.mm) / COARSE_MM, 1.0)
