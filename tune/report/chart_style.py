@@ -47,7 +47,7 @@ PATTERNS = {"stopped": ("/", 0.25), "failed": ("x", 0.4), "running": (".", 0.3),
 def bar_style(group: str) -> dict[str, Any]:
     """Return how the bars of a group of trials are filled. group: a key of MARKS, or "winner"."""
     colour = "var(--winner)" if group == "winner" else MARKS[group].colour
-    style: dict[str, Any] = {"color": colour, "line": {"width": 1, "color": "var(--paper)"}}
+    style: dict[str, Any] = {"color": colour, "line": {"width": 1, "color": "var(--bg)"}}
     if group in PATTERNS:
         shape, solidity = PATTERNS[group]
         style["pattern"] = {
@@ -55,7 +55,7 @@ def bar_style(group: str) -> dict[str, Any]:
             "solidity": solidity,
             "size": 5,
             "fillmode": "overlay",
-            "fgcolor": "var(--paper)",
+            "fgcolor": "var(--bg)",
         }
     return style
 
@@ -71,7 +71,7 @@ def group_of(trial: TrialResult) -> str:
 
 def winner_mark(x: Any, y: float, number: int) -> dict[str, Any]:
     """Return the star at the winner's point. number: of its trial."""
-    star = {"symbol": "star", "size": 13, "color": "var(--winner)", "line": {"width": 1, "color": "var(--ink)"}}
+    star = {"symbol": "star", "size": 13, "color": "var(--winner)", "line": {"width": 1, "color": "var(--fg)"}}
     trace = {"type": "scatter", "mode": "markers", "name": "winner", "x": [x], "y": [round(y, 4)]}
     return {**trace, "marker": star, "trials": [number]}
 

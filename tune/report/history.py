@@ -56,7 +56,7 @@ def history_figure(data: SweepData) -> Figure:
     if best:
         steps = [*best, (data.run.trials[-1].number, best[-1][1])]
         x, y = [number for number, _ in steps], [round(score, 4) for _, score in steps]
-        line = {"color": "var(--ink)", "width": 1.5, "shape": "hv"}
+        line = {"color": "var(--fg)", "width": 1.5, "shape": "hv"}
         traces.append({"type": "scatter", "mode": "lines", "name": "best so far", "x": x, "y": y, "line": line})
         traces[-1]["hoverinfo"] = "skip"
     layout = {"xaxis": axis("trial"), "yaxis": axis(f"{data.score_name} (validation)"), "showlegend": True}

@@ -57,10 +57,10 @@ def importance_figure(found: Importances) -> Figure:
     solid = ["" if option.verdict == "matters" else "/" for option in options]
     bar = {
         **{"type": "bar", "orientation": "h", "x": shares, "y": names, "hovertemplate": "%{y}: %{x} %<extra></extra>"},
-        "error_x": {"type": "data", "array": up, "arrayminus": down, "color": "var(--ink)", "thickness": 1, "width": 4},
+        "error_x": {"type": "data", "array": up, "arrayminus": down, "color": "var(--fg)", "thickness": 1, "width": 4},
         "marker": {
             "color": [VERDICT_COLOURS[option.verdict] for option in options],
-            "pattern": {"shape": solid, "size": 5, "solidity": 0.3, "fgcolor": "var(--paper)"},
+            "pattern": {"shape": solid, "size": 5, "solidity": 0.3, "fgcolor": "var(--bg)"},
         },
     }
     layout = {

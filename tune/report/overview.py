@@ -151,7 +151,7 @@ def recipe_section(data: SweepData) -> Section | None:
     if same:
         blocks.append(Note(f"As in the default recipe: {', '.join(f'{n}={value_text(recipe[n])}' for n in same)}."))
     text = data.privacy.text(recipe_text(data.run, best, "split.json"))
-    blocks.append(Code("The whole recipe, for voxtune train --config", text, collapsed=True))
+    blocks.append(Code("The whole recipe, for `voxtune train --config`", text, collapsed=True))
     return Section("recipe", "Winning recipe", lead, blocks)
 
 

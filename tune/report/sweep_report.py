@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
 from trainable.core.counted import counted
 from tune.report.blocks import Facts, Section
+from tune.report.case_views import CaseView, ImageChoice, case_views
+from tune.report.cases_section import cases_section, privacy_text
 from tune.report.effort_section import effort_section
 from tune.report.failures import failures_section
 from tune.report.history import history_section
@@ -31,20 +34,27 @@ STATES = {
 }
 
 
-def sweep_page(run: Run, *, anonymous: bool) -> Page:
-    """Return the report of a sweep. anonymous: names no case, machine or folder."""
+def sweep_page(run: Run, *, images: ImageChoice, anonymous: bool, quiet: bool) -> Page:
+    """Return the report of a sweep.
+
+    Args:
+        images: as for case_views.
+        anonymous: names no case, machine or folder.
+        quiet: no progress bar while cases are predicted.
+    """
     data = read_sweep(run, anonymous=anonymous)
+    views = case_views(run, images=images, quiet=quiet)
     return Page(
         title=run_name(run.folder),
         subtitle="Search for a training recipe",
         facts=Facts(sweep_facts(data)),
-        privacy=privacy_text(anonymous),
-        sections=sweep_sections(data),
+        privacy=privacy_text(views, anonymous=anonymous),
+        sections=sweep_sections(data, views),
         trials=trial_data(data),
     )
 
 
-def sweep_sections(data: SweepData) -> list[Section]:
+def sweep_sections(data: SweepData, views: Sequence[CaseView]) -> list[Section]:
     """Return the sections that have something to show."""
     found = importances(data.run)
     sections = [
@@ -55,6 +65,7 @@ def sweep_sections(data: SweepData) -> list[Section]:
         rungs_section(data),
         importance_section(found) if data.run.trials else None,
         space_section(data, [option.name for option in found.options]),
+        cases_section(views, "", anonymous=data.privacy.anonymous),
         timeline_section(data),
         effort_section(data),
         failures_section(data),
@@ -80,9 +91,3 @@ def sweep_facts(data: SweepData) -> list[tuple[str, str]]:
     facts.append(("training", f"up to {data.epochs} epochs; early stopping: {stopping}; maximised: {data.score_name}"))
     return facts
 
-
-def privacy_text(anonymous: bool) -> str:
-    """Return what of patients and machines the file has."""
-    if anonymous:
-        return "Scores only, no image. Cases are numbered; names of cases, machines and folders are left out (--names)."
-    return "Scores only, no image. Names of cases, machines and folders are shown: check before you pass this file on."

@@ -58,7 +58,7 @@
     return { ...trace, text: trace.trials.map(hoverText), textposition: "none", hovertemplate: `%{text}${value}<extra></extra>` };
   };
   const layoutOf = (layout, style) => {
-    const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
+    const ink = style.getPropertyValue("--fg").trim(), line = style.getPropertyValue("--line").trim();
     const axes = Object.fromEntries(Object.keys({ xaxis: 0, yaxis: 0, ...layout }).filter((k) => /^[xy]axis/.test(k))
       .map((k) => [k, { gridcolor: line, linecolor: line, zeroline: false, automargin: true, ...layout[k],
         title: { standoff: 6, font: { size: 12 }, ...(layout[k] || {}).title } }]));
@@ -66,7 +66,7 @@
       legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 },
       ...layout, ...axes, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
-      hoverlabel: { align: "left", bgcolor: style.getPropertyValue("--paper").trim(), bordercolor: ink, font: { color: ink, size: 12 } } };
+      hoverlabel: { align: "left", bgcolor: style.getPropertyValue("--bg").trim(), bordercolor: ink, font: { color: ink, size: 12 } } };
   };
   const draw = (figure) => {
     const spec = figure.id === "curves_chart" ? curves() : JSON.parse(figure.querySelector("script").textContent);
