@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainable.core.counted import counted
 from tune.report.blocks import Block, Fragment, Section
 from tune.report.case_viewer import case_section
 from tune.report.case_views import CaseView
@@ -34,10 +35,9 @@ def cases_sentence(views: Sequence[CaseView]) -> str:
 def privacy_text(views: Sequence[CaseView], *, anonymous: bool) -> str:
     """Return what of patients and machines the file has. views: of the cases that are in it."""
     shown = sum(view.images is not None for view in views)
-    images = f"This file has the images of {shown} {'case' if shown == 1 else 'cases'}" if shown else "No images"
+    images = f"the images of {counted(shown, 'case')}" if shown else "no images"
+    holds = f"This file has scores and {images}."
     if anonymous:
-        return (
-            f"{images}, and scores by case. Cases are numbered: names of cases, machines and folders are left out. "
-            + ("Images of a head can still tell who it is." * bool(shown))
-        ).strip()
-    return f"{images}, scores by case, and the names of cases, machines and folders: check before you pass it on."
+        still = " Images of a head can still tell who it is." * bool(shown)
+        return f"{holds} Names of cases, machines and folders are left out; cases are numbered.{still}"
+    return f"{holds} Names of cases, machines and folders are shown: check before you pass it on."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,14 @@ def confirmed_text(data: SweepData) -> str:
         return data.privacy.text(f"The confirmation cannot be read: {error}")
     if not text:
         return ""
+    text = arm_names(text)
     missing = "" if tells else " One seed and one split may be luck: `voxtune confirm RUN` trains it again."
     return f"{text[0].upper()}{text[1:]}.{missing}"
+
+
+def arm_names(text: str) -> str:
+    """Return a text in which trial_0012 is called trial 12."""
+    return re.sub(r"trial_0*(\d+)", "trial\N{NO-BREAK SPACE}\\1", text)
 
 
 def score_tables(data: SweepData) -> list[Block]:
@@ -90,17 +97,18 @@ def sweep_table(data: SweepData, trials: list[TrialResult]) -> Table:
 def verdict_table(cases: str, verdict: Verdict) -> Table:
     """Return the scores of a confirmation: mean and deviation over seeds, and the winner's difference."""
     names = [f"dice_{name}" for name in (*REGIONS, "mean")]
-    rows = []
+    rows, dropped = [], any(arm.dropped for arm in verdict.arms)
     for arm in verdict.arms:
         means = [plus_minus(arm.mean.get(name), arm.sd.get(name)) for name in names]
-        rows.append([arm.name.replace("trial_", "trial "), str(arm.trainings), *means, arm.dropped])
+        rows.append([arm_names(arm.name), str(arm.trainings), *means, *[arm.dropped] * dropped])
     if verdict.comparisons:
         differences = [difference(verdict.comparisons[name]) for name in names]
-        rows.append([f"{verdict.winner.replace('trial_', 'trial ')} minus default", "", *differences, ""])
+        rows.append([f"{arm_names(verdict.winner)} minus default", "", *differences, *[""] * dropped])
     caption = f"Confirmed: mean \N{PLUS-MINUS SIGN} deviation over seeds, {cases} cases"
     if cases == "test":
         caption += "; nothing was selected by these"
-    return Table(caption, ["recipe", "trainings", *(f"Dice {r}" for r in REGIONS), "mean Dice", ""], rows, "lrrrrrl")
+    columns = ["recipe", "trainings", *(f"Dice {region}" for region in REGIONS), "mean Dice", *["dropped"] * dropped]
+    return Table(caption, columns, rows, "lrrrrrl")
 
 
 def plus_minus(mean: float | None, deviation: float | None) -> str:

@@ -28,7 +28,9 @@ def rungs_section(data: SweepData) -> Section | None:
     if not audit_stops(data.run).audited:
         blocks.append(Note(WRONG_STOPS))
     stopping = data.run.config.early_stopping
-    rule = f"the best 1 of {stopping.reduction_factor} go on" if stopping.type == "asha" else "the better half goes on"
+    rule = (
+        f"the best 1 in {stopping.reduction_factor} goes on" if stopping.type == "asha" else "the better half goes on"
+    )
     lead = f"A trial that reaches a rung is compared with those that reached it earlier: {rule}."
     return Section("rungs", "Early stopping", lead, blocks)
 

@@ -53,7 +53,9 @@ def space_section(data: SweepData, ordered: Sequence[str]) -> Section | None:
 
 
 def together(pair: Sequence[Parameter], trials: Sequence[TrialResult]) -> int:
-    """Return the number of trials in which both options act."""
+    """Return the number of trials in which both options act; 0 if one only acts at a value of the other."""
+    if any(one.name in other.when for one in pair for other in pair):
+        return 0
     return sum(all(parameter.name in trial.values for parameter in pair) for trial in trials)
 
 

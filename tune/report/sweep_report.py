@@ -90,4 +90,3 @@ def sweep_facts(data: SweepData) -> list[tuple[str, str]]:
     )
     facts.append(("training", f"up to {data.epochs} epochs; early stopping: {stopping}; maximised: {data.score_name}"))
     return facts
-
