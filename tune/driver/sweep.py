@@ -42,6 +42,7 @@ from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import RunDir, resume_command
 from tune.run.snapshot import Snapshot, check_storage, is_uri, name_of
+from tune.run.viewers import begin_viewers, finish_viewers
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import dump, load_sweep_config
@@ -224,6 +225,7 @@ def sweep(
         wait_for_exclusive_lock(run.dir.worker_lock, WORKER_EXIT_TIMEOUT)
         run = start_attempt(run)
         storage.begin(run.config.record.attempts[-1])
+        begin_viewers(journal, run)
         snapshot.begin()
         with (
             LiveTable(config.fixed("epochs"), len(run.own_trials) + run.trials_left) as table,
@@ -244,6 +246,7 @@ def sweep(
     try:
         journal.finalize_ended()
         run = finalize(read_run(run.folder), snapshot)
+        finish_viewers(journal, run)
     except (OSError, InputError) as error:
         if isinstance(error, InputError) and not storage.lost():
             raise
