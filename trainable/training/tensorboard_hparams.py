@@ -15,7 +15,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
-from trainable.training.tensorboard_tags import BEST_SCORE, SCORES
+from trainable.training.tensorboard_tags import SCORE, SCORES
 
 Interval = tuple[float, float]
 
@@ -51,8 +51,8 @@ def searched(options: Mapping[str, Interval | Sequence[Any]]) -> Summary.Value:
             info.domain_discrete.CopyFrom(ListValue(values=[_value(value) for value in values]))
         infos.append(info)
     metrics = [
-        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag.replace("/", " "))
-        for tag in (BEST_SCORE, *SCORES.values())
+        api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)
+        for name, tag in {"score": SCORE, **SCORES}.items()
     ]
     experiment = api_pb2.Experiment(hparam_infos=infos, metric_infos=metrics, time_created_secs=time.time())
     return _entry(metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))

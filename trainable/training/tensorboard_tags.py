@@ -1,7 +1,7 @@
 """The names in TensorBoard of what metrics.csv has.
 
-TensorBoard sorts the groups, which are what stands before the slash, by the alphabet and opens the first two. By these
-names the Dice of the validation cases comes first, and the loss second.
+TensorBoard sorts groups, which are what stands before the slash, and the tags in them by the alphabet, and opens the
+first two groups. By these names the mean Dice of the validation cases comes first, and the loss second.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 SCORES = {
     "val_dice_mean": "dice/val_mean",
-    "val_dice_WT": "dice/val_WT",
-    "val_dice_TC": "dice/val_TC",
-    "val_dice_ET": "dice/val_ET",
+    "val_dice_WT": "dice/val_region_WT",
+    "val_dice_TC": "dice/val_region_TC",
+    "val_dice_ET": "dice/val_region_ET",
 }
-BEST_SCORE = "dice/val_best"  # of the epochs so far: its last value is the training's score
+SCORE = "dice/val_score"  # the best of the epochs so far: its last value is the score of the training
 TAGS = {
     **SCORES,
-    "best_score": BEST_SCORE,
-    "best_epoch": "dice/val_best_epoch",
+    "best_score": SCORE,
+    "best_epoch": "dice/val_score_epoch",
     "avg_total_loss": "loss/total",
     "avg_base_loss": "loss/base",
     "avg_dice_loss": "loss/dice",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-MAX_LENGTH = 80
+MAX_LENGTH = 60  # TensorBoard's list of runs shows it in two lines
 SILENT_WORDS = ("off", "auto", "none")  # values that say nothing without the option's name
 
 
