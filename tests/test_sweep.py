@@ -103,7 +103,7 @@ def test_the_driver_writes_each_trial_as_text(run: Path):
         assert [float(row["val_dice_mean"]) for row in rows(folder)] == list(trial.intermediate_values.values())
         assert f"lr: {trial.params['lr']}"[:8] in (folder / "config.yaml").read_text()
         assert (folder / "stdout.log").read_text().count("val Dice") == len(trial.intermediate_values)
-        assert list(folder.glob("events.out.tfevents.*"))
+        assert len(list(run.glob(f"tensorboard/{trial.number:04d} */events.out.tfevents.*"))) == 1
 
 
 def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):

@@ -19,6 +19,7 @@ from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.option_files import save_options
+from trainable.core.options import option_names, to_dict
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
@@ -103,7 +104,8 @@ def train(
         check_files(config)
         data = data or prepare_data(config)
         check_regions(data.folder, data.split)
-        log = TrainingLog(paths.path)
+        options = to_dict(config)
+        log = TrainingLog(paths.path, options={name: options[name] for name in option_names(role="recipe")})
         seen = ""
 
         def on_start(training: TrainingState) -> None:
@@ -126,6 +128,7 @@ def train(
             on_epoch(result)
 
         result = fit(config, data, on_epoch_end, on_start, flush=flush)
+        log.end(failed=result.end_reason == EndReason.NON_FINITE)
         logger.info("\n".join(filter(None, [outcome_summary(result, config, tests_follow=tests_follow), seen])))
         if data.skipped:
             logger.info(f"{len(data.skipped)} bad cases were left out, see {paths.skipped_cases}")

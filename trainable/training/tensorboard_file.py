@@ -28,13 +28,15 @@ class Board:
     """One event file, made at once in a folder.
 
     Args:
-        folder: of the training, which must exist; it may contain files of earlier processes.
+        folder: whose path below the folder that TensorBoard reads is the run's name there; made if missing. It may
+            contain files of earlier processes.
         step: the first step. Entries of earlier files at this step or later are discarded by TensorBoard: the training
             went back.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}.{next(FILE_NUMBERS):06d}"
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / name
         self.append(Event(file_version="brain.Event:2"), Event(step=step, session_log=SessionLog(status="START")))
 
@@ -42,6 +44,10 @@ class Board:
         """Add a step's numbers and pictures, RGB uint8 (height, width, 3), by their names in TensorBoard."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         values += [Summary.Value(tag=name, image=encode_png(rgb)) for name, rgb in images.items()]
+        self.add_values(step, *values)
+
+    def add_values(self, step: int, *values: Summary.Value) -> None:
+        """Add entries of a step."""
         self.append(Event(step=step, summary=Summary(value=values)))
 
     def append(self, *events: Event) -> None:

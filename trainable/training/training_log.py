@@ -17,6 +17,8 @@ from trainable.core.brats import REGIONS
 from trainable.core.files import atomic_write_text
 from trainable.training.case_scores import CaseScoreFile
 from trainable.training.tensorboard_file import Board
+from trainable.training.tensorboard_hparams import ended, started
+from trainable.training.tensorboard_tags import picture_tag, tagged
 from trainable.training.training_dir import TrainingDir
 
 
@@ -25,15 +27,20 @@ class TrainingLog:
 
     A row replaces the earlier rows of its epoch and of later epochs, which a resumed training repeats.
 
-    folder: of the training, made if missing; rows that are in its files already are kept.
+    Args:
+        folder: of the training, made if missing; rows that are in its files already are kept.
+        board_folder: of TensorBoard's files; None for the same folder.
+        options: those that TensorBoard's HParams tab shows.
 
     Raises:
         InputError: if its case_scores.csv is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, board_folder: Path | None = None, options: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, TrainingDir(folder).metrics
+        self.board_folder, self.options, self.path = board_folder or folder, options, TrainingDir(folder).metrics
         self.rows = read_rows(self.path)
         self.case_scores = CaseScoreFile(TrainingDir(folder).case_scores)
         self.board: Board | None = None
@@ -62,9 +69,14 @@ class TrainingLog:
         writer.writerows(self.rows)
         atomic_write_text(self.path, text.getvalue(), fsync=False)  # written again after the next epoch
         if self.board is None:
-            self.board = Board(self.folder, epoch)
-        numbers = {name: value for name, value in row.items() if isinstance(value, int | float) and name != "epoch"}
-        self.board.add(epoch, numbers, {f"validation/{name}": rgb for name, rgb in pictures.items()})
+            self.board = Board(self.board_folder, epoch)
+            self.board.add_values(epoch, started(self.options))
+        self.board.add(epoch, tagged(row), {picture_tag(name): rgb for name, rgb in pictures.items()})
+
+    def end(self, *, failed: bool) -> None:
+        """Tell TensorBoard that the training has ended; nothing if this process has written no row."""
+        if self.board is not None:
+            self.board.add_values(int(self.rows[-1]["epoch"]), ended(failed=failed))
 
     def has(self, epoch: int) -> bool:
         """Return whether there is a row of this epoch."""

@@ -23,11 +23,13 @@ from trainable.training.training_log import TrainingLog
 from tune.driver.event_log import EventLog
 from tune.driver.live_recorder import LiveRecorder
 from tune.driver.sweep_stopper import SweepStopper
+from tune.run.dashboard_notes import write_notes
 from tune.run.export import recipe_text
 from tune.run.results import Run, TrialResult, resolve_checkpoint
 from tune.run.retention import Retention
 from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
+from tune.run.tensorboard_runs import trial_log
 from tune.search.journal import Journal
 from tune.spec.trial_spec import Report
 from tune.terminal.live_screen import SweepScreen
@@ -172,7 +174,7 @@ class Recorder(ray_tune.Callback):
         if "avg_total_loss" not in report:
             return  # it reports no epoch
         if number not in self.logs:
-            self.logs[number] = TrainingLog(paths.path)
+            self.logs[number] = trial_log(self.run.dir, self.run.config, number, self.journal.values(number))
         self.logs[number].write(metrics_of(report), case_rows=report.get("case_scores", ""))
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -191,7 +193,9 @@ class Recorder(ray_tune.Callback):
     def finish(self, ray_trial: Trial) -> None:
         """Drop a trial's TrainingLog, announce the trial's end, and have RUN synced soon."""
         number, run = ray_trial.config["number"], self.read_current()
-        self.logs.pop(number, None)
+        if log := self.logs.pop(number, None):
+            log.end(failed=run.trial(number).state == TrialState.FAIL)
+        write_notes(self.journal, run, [run.trial(number)])
         self.screen.refresh(run, self.live.state())
         self.events.ended(run.trial(number), run)
         self.next_sync = min(self.next_sync, self.last_sync + PAUSE_SECONDS)

@@ -41,6 +41,7 @@ from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import resume_command
 from tune.run.snapshot import Snapshot
+from tune.run.viewers import begin_viewers, finish_viewers
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
@@ -189,6 +190,7 @@ def sweep(run: Run, slots: Slots, hooks: Hooks, *, params: tuple[dict[str, Any],
             wait_for_exclusive_lock(run.dir.worker_lock, WORKER_EXIT_TIMEOUT)
             run = start_attempt(run)
             storage.begin(run.config.record.attempts[-1])
+            begin_viewers(journal, run)
             snapshot.begin()
             run_attempt(run, journal, searcher, stopper, snapshot, hooks)
         if not run.dir.config.exists():
@@ -199,6 +201,7 @@ def sweep(run: Run, slots: Slots, hooks: Hooks, *, params: tuple[dict[str, Any],
         try:
             journal.finalize_ended()
             run = finalize(read_run(run.folder), snapshot)
+            finish_viewers(journal, run)
         except (OSError, InputError) as error:
             if isinstance(error, InputError) and not storage.lost():
                 raise

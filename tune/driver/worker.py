@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from PIL import Image
 from ray import tune as ray_tune
 from ray.actor import ActorHandle
 
@@ -25,7 +26,7 @@ from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.training import checkpoint
 from trainable.training.case_scores import case_rows
-from trainable.training.epoch_result import EndReason, EpochResult
+from trainable.training.epoch_result import EndReason, EpochResult, Pictures
 from trainable.training.loop import fit
 from trainable.training.step_progress import OnProgress
 from trainable.training.training_log import epoch_line
@@ -41,6 +42,7 @@ from tune.driver.trainer_process import (
     run_in_trainer_thread,
 )
 from tune.run.provenance import digest_of, load_contents
+from tune.run.run_dir import TrialDir
 from tune.spec.trial_spec import Report, TrialSpec
 
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None], OnProgress], EpochResult]
@@ -99,7 +101,8 @@ def run_trial(spec: TrialSpec, fit: Fit, board: ActorHandle | None = None) -> No
         failure: Report | None = None
         taken = ""
         recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
-        trial = TrialReports(recipe, text, dump, spec["report_timeout"])
+        pictures = TrialDir(Path(spec["stdout_log"]).parent).pictures
+        trial = TrialReports(recipe, text, dump, spec["report_timeout"], pictures)
         trial.say_where(spec["gpu_share"])
         progress = ProgressSender(board, spec["number"])
         try:
@@ -151,11 +154,15 @@ def check_cases(data: Data, spec: TrialSpec) -> str:
 class TrialReports:
     """Sends the reports of a trial to Ray, each with what the trial has printed since the last one.
 
-    data: hash of the cases that it is trained and scored on; "" before it is known.
+    data: hash of the cases that it is trained and scored on; "" before it is known. pictures: the folder for those of
+    the best epoch.
     """
 
-    def __init__(self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None, timeout: float | None) -> None:
+    def __init__(
+        self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None, timeout: float | None, pictures: Path
+    ) -> None:
         self.recipe, self.text, self.dump, self.timeout, self.data = recipe, text, dump, timeout, ""
+        self.pictures = pictures
         self.last_report = self.last_message = time.monotonic()
 
     def send(self, report: Report, checkpoints: Path | None = None) -> None:
@@ -203,6 +210,8 @@ class TrialReports:
         report = cast(Report, {**row, "log": ""})
         if result.case_scores:
             report["case_scores"] = case_rows(result.epoch, result.case_scores)
+        if result.best_epoch == result.epoch:
+            save_pictures(result.pictures, self.pictures)
         if result.end_reason == EndReason.NON_FINITE:
             logger.info(result.note)
             self.send(report)
@@ -210,6 +219,21 @@ class TrialReports:
             self.send(report, result.checkpoints)
         elif self.timeout is not None and time.monotonic() - self.last_message > SIGN_OF_LIFE_AT * self.timeout:
             self.deliver(SIGN_OF_LIFE)
+
+
+def save_pictures(pictures: Pictures, folder: Path) -> None:
+    """Write pictures as FOLDER/NAME.png; that they cannot be written is printed, and ends no training.
+
+    Nothing is written on a machine that does not see the run's folder.
+    """
+    if not folder.parent.is_dir():
+        return
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, rgb in pictures.items():
+            Image.fromarray(rgb).save(folder / f"{name}.png")
+    except OSError as error:
+        logger.info(f"{folder}: pictures of the validation cases cannot be written: {error}")
 
 
 def clean_process() -> None:

@@ -57,7 +57,8 @@ class Retention:
 
     A trial that runs, failed or is outside a changed space keeps its last two checkpoints, each of best_model.pth and,
     if that is newer, latest.pth. A complete trial keeps its best_model.pth, and so does a stopped one that is the
-    winner or among the first keep_top of Run.ranking. Other stopped trials keep nothing. Imported trials are skipped.
+    winner or among the first keep_top of Run.ranking. Other stopped trials keep nothing, no pictures either. Imported
+    trials are skipped.
 
     On a local storage Ray itself deletes a running trial's older checkpoints when it writes the next. On a URI Ray
     keeps all, because a snapshot may name an old one; there `apply` deletes them. Call it only after a snapshot of this
@@ -87,6 +88,8 @@ class Retention:
             finished, in_top = trial.state == TrialState.COMPLETE, trial.number in top
             if in_top and trial.number in self.settled_in_top:
                 continue
+            if not (finished or in_top):
+                shutil.rmtree(run.dir.trial(trial.number).pictures, ignore_errors=True)
             if self.prune_ended(trial, keep_best=finished or in_top):
                 (self.settled if finished or not in_top else self.settled_in_top).add(trial.number)
 

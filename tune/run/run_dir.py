@@ -56,6 +56,16 @@ class RunDir:
         """The folder of the trials' folders."""
         return self.path / "trials"
 
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's files: one folder per trial, named by its recipe; the pictures of the winner."""
+        return self.path / "tensorboard"
+
+    @property
+    def artifacts(self) -> Path:
+        """The files that optuna-dashboard shows beside a trial: `--artifact-dir`."""
+        return self.path / "artifacts"
+
     def trial(self, number: int) -> TrialDir:
         """Return the paths in the folder of trial `number`."""
         return TrialDir(self.trials / f"{number:04d}")
@@ -126,6 +136,15 @@ class TrialDir:
     def stdout(self) -> Path:
         """What the trial has printed, over all attempts, and its stacks if it hung."""
         return self.path / "stdout.log"
+
+    @property
+    def pictures(self) -> Path:
+        """Pictures of the first validation cases at the trial's best epoch, CASE.png, written by its own process."""
+        return self.path / "pictures"
+
+    def drawn(self) -> list[Path]:
+        """Return the files in `pictures`, which is read; none if the trial has drawn none."""
+        return sorted(self.pictures.glob("*.png"))
 
     @property
     def error(self) -> Path:

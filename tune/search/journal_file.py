@@ -14,7 +14,7 @@ from trainable.core.files import errors_name
 
 JOURNAL = "journal.log"
 # Optuna's op codes of an entry.
-CREATE_STUDY, DELETE_STUDY, CREATE_TRIAL = 0, 1, 4
+CREATE_STUDY, DELETE_STUDY, SET_STUDY_ATTR, CREATE_TRIAL = 0, 1, 3, 4
 SET_PARAM, SET_STATE, SET_INTERMEDIATE_VALUE, SET_USER_ATTR, SET_SYSTEM_ATTR = 5, 6, 7, 8, 9
 
 
@@ -53,7 +53,7 @@ class AtomicJournalBackend(JournalFileBackend):
         self.path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append all of these entries; flush them to the disk, unless all are params.
+        """Append all of these entries; flush them to the disk, unless all are params or notes on the study.
 
         Raises:
             OSError: the entries cannot be written (a full disk); none of them is in the file then.
@@ -64,7 +64,8 @@ class AtomicJournalBackend(JournalFileBackend):
                 file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
                 file.flush()
                 # A param needs no fsync: nothing else of its trial is in the journal yet if the machine crashes.
-                if any(log["op_code"] != SET_PARAM for log in logs):
+                # A note is written again when the sweep is resumed.
+                if any(log["op_code"] not in (SET_PARAM, SET_STUDY_ATTR) for log in logs):
                     os.fsync(file.fileno())
         except OSError:
             os.truncate(self.path, before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from optuna import Study
 from optuna.trial import FrozenTrial, Trial
 
@@ -14,3 +16,13 @@ def trial_id(trial: Trial | FrozenTrial) -> int:
 def set_intermediate_value(study: Study, trial: Trial, step: int, value: float) -> None:
     """Report a score, which replaces an earlier one of this step; `trial.report` would keep the earlier one."""
     study._storage.set_trial_intermediate_value(trial_id(trial), step, value)
+
+
+def study_attrs(study: Study) -> dict[str, Any]:
+    """Return the system attributes of a study; Optuna itself and optuna-dashboard keep what they note there."""
+    return study._storage.get_study_system_attrs(study._study_id)
+
+
+def set_study_attr(study: Study, key: str, value: Any) -> None:
+    """Set a system attribute of a study."""
+    study._storage.set_study_system_attr(study._study_id, key, value)

@@ -81,6 +81,11 @@ class Objective(Section):
         return cast(Score, self.metric if isinstance(self.metric, str) else self.metric[0])
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The score, and the cost if there is one."""
+        return (self.score,) if self.cost is None else (self.score, self.cost)
+
+    @property
     def cost(self) -> Cost | None:
         """The metric that is minimised as well; None if there is none."""
         return None if isinstance(self.metric, str) else cast(Cost, self.metric[1])

@@ -1,0 +1,93 @@
+"""What optuna-dashboard shows besides the trials: a note per trial and on the sweep, and the winner's pictures.
+
+The dashboard reads them from attributes of the study. They are written without it, since it need not be installed where
+the sweep runs: https://github.com/optuna/optuna-dashboard, optuna_dashboard/_note.py and artifact/_backend.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import uuid
+from collections.abc import Iterable
+from hashlib import sha256
+
+from trainable.core.files import atomic_copy
+from trainable.core.options import format_value
+from tune.run.results import Run, TrialResult
+from tune.search.journal import Journal
+
+MAX_NOTE = 2045  # characters in one attribute; the dashboard joins several, which no note here needs
+
+
+def write_notes(journal: Journal, run: Run, trials: Iterable[TrialResult]) -> None:
+    """Write the note of each of these trials that has ended and has none; a note that a user has edited stays."""
+    known, attrs = journal.trial_ids(), journal.study_attrs()
+    for trial in trials:
+        key = f"dashboard:{known[trial.number]}"
+        if trial.state.is_finished() and f"{key}:note_ver" not in attrs:
+            journal.set_study_attr(f"{key}:note_str:0", note(run, trial)[:MAX_NOTE])
+            journal.set_study_attr(f"{key}:note_ver", 1)
+
+
+def note(run: Run, trial: TrialResult) -> str:
+    """Return how a trial ended and where its recipe differs from the default one, in Markdown."""
+    lines = [f"**{trial.status}** at epoch {trial.epoch} of {run.config.fixed('epochs')}{reason(trial)}"]
+    if trial.score is not None:
+        dice = ", ".join(f"{region} {value:.4f}" for region, value in trial.dice.items())
+        lines.append(f"{run.config.objective.score} {trial.score:.4f} at epoch {trial.best_epoch} ({dice})")
+    default = run.config.space.default_values()
+    changed = {name: value for name, value in trial.values.items() if value != default.get(name)}
+    rows = [f"| {name} | {format_value(value)} | {default_text(name, default)} |" for name, value in changed.items()]
+    table = "\n".join(["| option | here | default |", "| --- | --- | --- |", *rows])
+    lines.append(table if rows else "The default recipe.")
+    lines.append(f"Look closer: `voxtune show {shlex.quote(str(run.folder))} {trial.number}`")
+    return "\n\n".join(lines)
+
+
+def reason(trial: TrialResult) -> str:
+    """Return why a trial ended before its last epoch, to append to where it did; "" if there is nothing to say."""
+    if trial.error:
+        return f": {trial.error}"
+    if (epoch := trial.stop_epoch) is None or (decided := trial.rungs[epoch]).needed is None:
+        return ""
+    kept = {"": "", "default": " (protected: it went on)", "audit": " (audited: it went on)"}[decided.kept]
+    return f": {decided.value:.4f} at rung {epoch}, where {decided.needed:.4f} was needed{kept}"
+
+
+def default_text(name: str, default: dict[str, object]) -> str:
+    """Return the default of an option; that it does not act in the default recipe if it has none there."""
+    return format_value(default[name]) if name in default else "not searched"
+
+
+def attach_pictures(journal: Journal, run: Run, trial: TrialResult) -> None:
+    """Copy a trial's pictures to RUN/artifacts and attach them to it; what was attached before, to any, is removed."""
+    wanted = {}
+    prefix = f"dashboard:artifacts:{journal.trial_ids()[trial.number]}:"
+    for path in run.dir.trial(trial.number).drawn():
+        artifact = str(uuid.UUID(sha256(path.read_bytes()).hexdigest()[:32]))
+        wanted[f"{prefix}{artifact}"] = (path, artifact)
+    attached = {key for key, text in journal.study_attrs().items() if "artifacts:" in key and text != "null"}
+    for key in attached - wanted.keys():
+        (run.dir.artifacts / key.rpartition(":")[2]).unlink(missing_ok=True)
+        journal.set_study_attr(key, "null")
+    for key in wanted.keys() - attached:
+        path, artifact = wanted[key]
+        run.dir.artifacts.mkdir(exist_ok=True)
+        atomic_copy(path, run.dir.artifacts / artifact, fsync=False)
+        meta = {"artifact_id": artifact, "filename": path.name, "mimetype": "image/png", "encoding": None}
+        journal.set_study_attr(key, json.dumps(meta))
+
+
+def describe_study(journal: Journal, run: Run) -> None:
+    """Write the note on the sweep, unless it has one."""
+    if "dashboard:note_ver" in journal.study_attrs():
+        return
+    folder = shlex.quote(str(run.folder))
+    text = (
+        f"A sweep of voxtune: {len(run.config.space.parameters)} options searched, {run.config.budget.trials} trials "
+        f"of up to {run.config.fixed('epochs')} epochs. Trials that ran out of memory count with 0.\n\n"
+        f"Look closer: `voxtune status {folder}`, `voxtune report {folder}`"
+    )
+    journal.set_study_attr("dashboard:note_str:0", text)
+    journal.set_study_attr("dashboard:note_ver", 1)

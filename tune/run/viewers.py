@@ -1,0 +1,22 @@
+"""Brings what TensorBoard and optuna-dashboard show of a sweep up to date."""
+
+from __future__ import annotations
+
+from tune.run.dashboard_notes import attach_pictures, describe_study, write_notes
+from tune.run.results import Run
+from tune.run.tensorboard_runs import write_searched_options, write_winner
+from tune.search.journal import Journal
+
+
+def begin_viewers(journal: Journal, run: Run) -> None:
+    """Tell both what the sweep searches, before its first trial."""
+    write_searched_options(run.dir, run.config)
+    describe_study(journal, run)
+
+
+def finish_viewers(journal: Journal, run: Run) -> None:
+    """Give both the winner's pictures, and the dashboard a note on each trial that has none yet."""
+    write_notes(journal, run, run.trials)
+    if run.ranking:
+        write_winner(run, run.best())
+        attach_pictures(journal, run, run.best())
