@@ -1,6 +1,7 @@
 """Real sweeps on a real local Ray, driven as a user does: launch, Ctrl-C, kill -9, resume, best, retrain, predict."""
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -29,7 +30,9 @@ from tune.driver import recorder
 from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch, resume, with_absolute_paths
 from tune.retrain import retrain
+from tune.run.events import EventKind, read_events
 from tune.run.export import recipe_text
+from tune.run.live_state import read_live_state
 from tune.run.results import Run, read_run, resolve_checkpoint
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify
@@ -115,6 +118,26 @@ def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):
     assert (run / "best" / "config.yaml").read_text().startswith(heading)
 
 
+def test_events_tell_how_the_sweep_went_as_the_journal_has_it(run: Path):
+    events, done = read_events(RunDir(run).events), read_run(run)
+    assert (events[0].kind, events[0].text) == (EventKind.SWEEP_STARTED, "launched")
+    assert (events[-1].kind, events[-1].text) == (EventKind.SWEEP_ENDED, "all 5 trials have ended")
+    assert [event.time for event in events] == sorted(event.time for event in events)
+    for trial in done.trials:
+        own = [event for event in events if event.trial == trial.number and event.kind != EventKind.NEW_BEST]
+        assert (own[0].kind, own[0].host, own[0].gpus) == (EventKind.TRIAL_STARTED, platform.node(), ())
+        assert (own[-1].kind, own[-1].status) == (EventKind.TRIAL_ENDED, trial.status)
+        stops = [event.text for event in own if event.kind == EventKind.TRIAL_STOPPED]
+        assert bool(stops) == (trial.status == "stopped early")
+        if stops:
+            at = trial.rungs[trial.epoch]
+            assert stops == [f"stopped at epoch {trial.epoch}: {at.value:.4f}, {at.needed:.4f} was needed"]
+    assert [event.trial for event in events if event.kind == EventKind.NEW_BEST][-1] == done.best().number
+    state = read_live_state(RunDir(run).live)
+    assert state is not None
+    assert state.activities == ()
+
+
 def test_every_trial_has_the_runs_split_and_a_seed_of_its_own(run: Path):
     seeds = set()
     for trial in read_run(run).trials:
@@ -166,6 +189,14 @@ def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
         )
         assert paths.case_scores.read_text() == whole.case_scores.read_text()
     assert not any(verify(read_run(folder)).values())
+    events = read_events(RunDir(folder).events)
+    starts_and_ends = [event.text for event in events if event.trial is None]
+    assert starts_and_ends == [
+        *("launched", "stopped by SIGINT", "resumed: attempt 2", "was killed"),
+        *("resumed: attempt 3", "all 5 trials have ended"),
+    ]
+    assert len([event for event in events if event.status]) == 5
+    assert any("goes on after epoch" in event.text for event in events)
 
 
 def test_launch_into_a_run_is_refused_and_resume_of_a_finished_one_says_so(run: Path, config_of, capsys):
