@@ -53,8 +53,10 @@ def test_each_fault_is_reported_as_what_it_is_and_the_sweep_goes_on(cluster, pha
     assert retried[4] == "started again after RuntimeError: injected error"
     ended = {event.trial: event for event in events if event.kind == EventKind.TRIAL_ENDED}
     assert {number: event.status for number, event in ended.items()} == {t.number: t.status for t in run.trials}
-    assert "failed at epoch 1/3, val_dice_mean" in ended[1].text
-    assert ended[1].text.endswith(": RuntimeError: injected error")
+    failed = run.trial(1)
+    where = f"failed at epoch {failed.epoch}/3, val_dice_mean {failed.score:.4f}"
+    assert ended[1].text == f"{where}: RuntimeError: injected error"
+    assert ended[6].text.endswith(": The actor is dead because its worker process has died")
     assert ended[2].text.endswith("treated as hung")
     assert sorted(notice["text"] for notice in notices[:-1]) == [f"trial {number} has failed" for number in (1, 2, 6)]
     best = {"trial": run.best().number, "val_dice_mean": run.best().score, "epoch": run.best().best_epoch}
