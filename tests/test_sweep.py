@@ -26,8 +26,9 @@ from trainable.core.options import make_config
 from trainable.data.prepare import Data
 from trainable.data.split import Split, load_split, save_split
 from trainable.training import checkpoint
-from tune.driver import recorder
+from tune.driver import recorder, report_keeper
 from tune.driver.cluster import Cluster
+from tune.driver.dry_run import dry_run
 from tune.driver.sweep import launch, resume, with_absolute_paths
 from tune.retrain import retrain
 from tune.run.events import EventKind, read_events
@@ -322,14 +323,22 @@ def test_the_next_trial_starts_while_run_best_is_brought_up_to_date(
     assert checkpoint.load_checkpoint(folder / "best")["epoch"] == best.best_epoch
 
 
-def test_a_caller_s_hook_gets_each_report_and_the_decision_on_it(config_of, one_core: Cluster, tmp_path: Path):
+def test_a_caller_s_hook_gets_each_report_and_the_decision_on_it_and_the_end_is_reported_with_pictures(
+    config_of, one_core: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def report_command(run_dir: RunDir, *, images: str) -> list[str]:
+        return [sys.executable, "-c", f"open({str(run_dir.report)!r}, 'w').write({images!r})"]
+
+    monkeypatch.setattr(report_keeper, "report_command", report_command)
     calls: list[tuple[int, int, float, str]] = []
 
     def note(number: int, report: Report, decision: str) -> None:
         calls.append((number, report["epoch"], report["val_dice_mean"], decision))
 
     config = config_of("train.epochs=2", "study.trials=3")
-    launch(config, tmp_path / "run", cluster=one_core, on_report=note)
+    launch(config, tmp_path / "run", cluster=one_core, on_report=note, report=True, note="why")
+    assert (tmp_path / "run" / "report.html").read_text() == "make"
+    assert read_run(tmp_path / "run").config.record.note == "why"
     for trial in read_trials(tmp_path / "run"):
         scores = {epoch: score for number, epoch, score, _ in calls if number == trial.number}
         assert scores == trial.intermediate_values
@@ -337,6 +346,42 @@ def test_a_caller_s_hook_gets_each_report_and_the_decision_on_it(config_of, one_
         assert [decision for number, *_, decision in calls if number == trial.number][-1] == (
             "STOP" if stopped else "CONTINUE"
         )
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(
+    run: Path, config_of, one_core: Cluster, phantoms: Path, tmp_path: Path, capsys
+):
+    for folder, state in [
+        ("", "all are preprocessed"),
+        (tmp_path / "new", "8 would be checked and preprocessed first"),
+    ]:
+        options = [f"train.cache_dir={folder}"] if folder else []
+        config = config_of("study.time_budget=2h", *options)
+        dry_run(config, tmp_path / "run", cluster=one_core, earlier=[run])
+        printed = capsys.readouterr().out
+        assert "8 cases: 6 to train on, 1 to validate on, 1 to test on; labels: 2021 (ET 4)\n" in printed
+        assert f"cache {config.fixed('cache_dir')}: {state}\n" in printed
+        assert "cluster: 1 machine, 1 CPU, 1 GPU\n" in printed
+        assert "would run 5 trials of up to 4 epochs, 1 at once with 1 CPU and 0 GPU each; at most 2:00:00\n" in printed
+        assert printed.endswith(f"dry run: nothing was written; without --dry_run, {tmp_path}/run would be made\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["train.val_fraction=0"], "the split has no validation cases"),
+        (["resources.gpu=64"], "ask for 1 CPUs and 64 GPUs per trial"),
+        (["train.epochs=5"], r"--warm_start .*: train\.epochs is 4 there, 5 here"),
+        (["train.val_fraction=0.3"], r"--warm_start .*: record\.split is \w+ there"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_launch_refuses(
+    run: Path, config_of, one_core: Cluster, tmp_path: Path, options: list[str], message: str
+):
+    with pytest.raises(InputError, match=message):
+        dry_run(config_of(*options), tmp_path / "run", cluster=one_core, earlier=[run])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
