@@ -335,8 +335,11 @@ def test_a_caller_s_hook_gets_each_report_and_the_decision_on_it_and_the_end_is_
     def note(number: int, report: Report, decision: str) -> None:
         calls.append((number, report["epoch"], report["val_dice_mean"], decision))
 
-    config = config_of("train.epochs=2", "study.trials=3")
+    config = config_of("train.epochs=2", "study.trials=3", "resources.gpu=1")
     launch(config, tmp_path / "run", cluster=one_core, on_report=note, report=True, note="why")
+    starts = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e.kind == EventKind.TRIAL_STARTED]
+    text = f"started on GPU 0 of {platform.node()}"
+    assert [(event.trial, event.gpus, event.text) for event in starts] == [(number, (0,), text) for number in range(3)]
     assert (tmp_path / "run" / "report.html").read_text() == "make"
     assert read_run(tmp_path / "run").config.record.note == "why"
     for trial in read_trials(tmp_path / "run"):
