@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from trainable.core.console import make_console
 from trainable.core.logger import logger
 from tune.run.confirm_status import confirmation_text
 from tune.run.results import Run
@@ -28,6 +29,12 @@ def sweep_steps(run: Run) -> list[tuple[str, str]]:
 
 
 def print_next(steps: Sequence[tuple[str, str]]) -> None:
-    """Print commands below each other, each with what it does; unbroken, so that they can be copied."""
+    """Print commands below each other, each with what it does behind it, or above it if that does not fit.
+
+    The commands are not broken, so that they can be copied.
+    """
     width = max((len(command) for command, _ in steps), default=0)
-    logger.info("\n".join(["next:", *(f"  {command:{width}}  {purpose}" for command, purpose in steps)]))
+    lines = [f"  {command:{width}}  {purpose}" for command, purpose in steps]
+    if max(map(len, lines), default=0) > make_console().width:
+        lines = [line for command, purpose in steps for line in (f"  # {purpose}", f"  {command}")]
+    logger.info("\n".join(["next:", *lines]))
