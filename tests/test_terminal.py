@@ -189,7 +189,8 @@ def test_the_end_says_what_it_cost_what_was_saved_and_what_was_found(
     print_outcome(driven)
     text = capsys.readouterr().out
     winner, default = driven.best(), driven.default_trial
-    assert default is not None and default.number == 0
+    assert default is not None
+    assert default.number == 0
     stopped = [trial for trial in driven.trials if trial.status == "stopped early"]
     assert f"early stopping saved {sum(100 - trial.epoch for trial in stopped)} of " in text
     assert f"winner {winner.number:>9}" in text
@@ -259,7 +260,9 @@ def test_the_time_that_is_left_is_in_the_range(tmp_path: Path) -> None:
     assert high < 6 * low
     assert estimate_time_left(replace(run, trials=[]), slots=8) is None
     first = estimate_time_left(replace(run, trials=run.trials[:1]), slots=8)
-    assert first is not None and first[0] < low and first[1] > high
+    assert first is not None
+    assert first[0] < low
+    assert first[1] > high
 
 
 def test_a_sparkline_has_a_block_per_column_and_ticks_at_the_rungs_ahead() -> None:
