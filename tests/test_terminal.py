@@ -30,6 +30,7 @@ from tune.terminal.outcome import print_outcome
 from tune.terminal.recipe_words import RecipeWords, short_recipe
 from tune.terminal.sparkline import plot, sparkline
 from tune.terminal.status import print_status
+from tune.terminal.sweep_header import rough_range
 from tune.terminal.sweep_screen import sweep_screen
 from tune.terminal.text_lines import TICK, flow, progress_bar
 from tune.terminal.trial_lines import activity_text
@@ -315,6 +316,21 @@ def test_parts_flow_into_lines_without_being_split() -> None:
     assert flow(["one two", "three", "four"], 12, between=", ") == ["one two", "  three", "  four"]
     assert flow(["one two", "three", "four"], 13, between=", ") == ["one two", "  three, four"]
     assert flow(["a" * 30], 10) == ["a" * 9 + "…"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (2901, 16503, "0.8 to 4.6 h"),
+        (30, 7100, "at most 118 min"),
+        (40, 110, "40 to 110 s"),
+        (7150, 7210, "about 2.0 h"),
+        (90000, 300000, "1.0 to 3.5 days"),
+        (0, 0.4, "at most 0 s"),
+    ],
+)
+def test_a_range_of_time_has_one_unit(low: float, high: float, text: str) -> None:
+    assert rough_range(low, high) == text
 
 
 def test_a_console_off_a_terminal_is_as_wide_as_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:

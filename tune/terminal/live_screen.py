@@ -8,6 +8,7 @@ from typing import Self
 
 from optuna.trial import TrialState
 from rich.live import Live
+from rich.text import Text
 
 from trainable.core.console import make_console
 from trainable.core.logger import logger
@@ -57,6 +58,13 @@ class SweepScreen(LiveScreen):
         self.config, self.trials = config, trials
         self.run: Run | None = None
         self.events: list[Event] = []
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.live is not None:
+            text = f"{self.trials} trials of up to {self.config.fixed('epochs')} epochs: the first ones start"
+            self.live.update(Text(text, no_wrap=True), refresh=True)
+        return self
 
     def refresh(self, run: Run, live: LiveState | None) -> None:
         """Draw the screen; off a terminal `run` is only what the next events are told against."""
