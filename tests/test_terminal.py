@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def driven(folder: Path) -> Run:
 def drawn(run: Run, width: int, height: int, *, ascii_only: bool = False) -> list[str]:
     """The lines of the screen a minute after the last event."""
     live, events = read_live_state(run.dir.live), read_events(run.dir.events)
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=io.StringIO())
     now = events[-1].time + 60
     console.print(sweep_screen(run, live, events, width, height, now=now, ascii_only=ascii_only))
     return console.export_text().splitlines()
@@ -343,7 +344,7 @@ def test_a_sweep_without_a_trial_has_a_screen(tmp_path: Path) -> None:
     make_synthetic_run(tmp_path / "run", trials=1, space="demo")
     run = replace(read_run(tmp_path / "run"), trials=[], driven=True)
     live = LiveState(1.0, 0.0, "node1", 1, 2)
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(sweep_screen(run, live, [], 80, 24, now=2.0))
     assert "no score yet" in console.export_text()
     assert make_sweep_config(SWEEP).fixed("epochs") == 9

@@ -23,7 +23,8 @@ ENDS = (EventKind.TRIAL_ENDED, EventKind.TRIAL_STOPPED)
 
 
 class LiveScreen:
-    """A part of the terminal that is redrawn while something runs; none off a terminal, where `live` is None.
+    """A part of the terminal that is redrawn while something runs; none off a terminal or on one that
+    cannot redraw, where `live` is None.
 
     The logger's messages appear above it, because rich redirects sys.stdout meanwhile.
     """
@@ -31,7 +32,8 @@ class LiveScreen:
     def __init__(self) -> None:
         console = make_console()
         self.started = self.refreshed = time.monotonic()
-        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        redraws = console.is_terminal and not console.is_dumb_terminal
+        self.live = Live(console=console, auto_refresh=False, transient=True) if redraws else None
 
     def __enter__(self) -> Self:
         if self.live:

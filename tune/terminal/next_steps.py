@@ -23,7 +23,7 @@ def sweep_steps(run: Run) -> list[tuple[str, str]]:
     if not any(trial.finished and trial.values != default for trial in run.ranking):
         return [*steps, (f"voxtune best {folder}", "the best trials, and their recipes")]
     if not confirmation_text(run)[1]:
-        steps.append((confirm_command(run.folder), "is the winner better than the default, or lucky?"))
+        steps.append((confirm_command(run.folder), "better than the default, or lucky?"))
     steps.append((f"voxtune retrain {folder}", "train the winner again, score the test cases"))
     return steps[:3]
 
