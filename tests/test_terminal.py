@@ -100,6 +100,14 @@ def test_the_screen_in_ascii_has_the_same_lines_without_unicode(driven: Run) -> 
     assert [len(line) for line in lines] == [len(line) for line in drawn(driven, 80, 24)]
 
 
+def test_the_note_of_a_launch_is_the_first_line(driven: Run) -> None:
+    config = driven.config.with_record(note="the first real run, " * 10)
+    lines = drawn(replace(driven, config=config), 80, 24)
+    assert lines[0].startswith("the first real run, the first")
+    assert len(lines[0]) == 80
+    assert lines[1].startswith("run: 40 of 40 trials")
+
+
 def test_more_running_trials_than_rows_are_counted(driven: Run) -> None:
     one = next(trial for trial in driven.trials if trial.status == "running")
     running = [replace(one, number=number) for number in range(100, 130)]

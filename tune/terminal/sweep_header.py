@@ -28,6 +28,7 @@ def header_lines(run: Run, live: LiveState | None, events: Sequence[Event], widt
     """
     left = "no process drives it now" if run.unfinished and not run.driven else time_left_text(run, live, events, now)
     return [
+        *flow([run.config.record.note or ""], width),
         *flow([f"{run.folder.name}: {progress_text(run)}", ", ".join(state_counts(run))], width),
         *flow([elapsed_text(run, live, events, now), gpu_hours_text(run), left], width),
         *flow([best_text(run), running_best_text(run)], width),
