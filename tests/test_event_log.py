@@ -61,7 +61,7 @@ def test_a_winner_of_an_earlier_attempt_is_no_new_best(run: Run) -> None:
     events.ended(run.trial(0), run)
     assert [event.kind for event in read_events(run.dir.events)] == [EventKind.TRIAL_ENDED]
     EventLog(Run(run.dir, run.config, [])).ended(run.trial(0), run)
-    assert texts(run)[1:] == ["complete at epoch 9/9, val_dice_mean 0.5000", "new best: val_dice_mean 0.5000"]
+    assert texts(run)[1:] == ["complete at epoch 9/9, val_dice_mean 0.5000", "new best, val_dice_mean 0.5000"]
 
 
 def test_the_end_of_an_attempt_that_was_killed_is_noted_by_the_next_one(run: Run) -> None:

@@ -26,12 +26,12 @@ def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> Recor
     monkeypatch.setattr(recorder, "Retention", lambda run: None)
     monkeypatch.setattr(Recorder, "read_current", lambda self: self.run)
     run: Any = SimpleNamespace(dir=RunDir(Path("run")), trial=lambda number: None)
-    table: Any = SimpleNamespace(due=lambda: False, refresh=lambda run, live: None)
+    screen: Any = SimpleNamespace(due=lambda: False, refresh=lambda run, live: None)
     snapshot: Any = SimpleNamespace(due=lambda: False)
     live: Any = SimpleNamespace(state=lambda: None)
     events: Any = SimpleNamespace(ended=lambda trial, run: None)
     unused: Any = None
-    return Recorder(run, unused, unused, snapshot, table, live, events)
+    return Recorder(run, unused, unused, snapshot, screen, live, events)
 
 
 def step(made: Recorder) -> None:

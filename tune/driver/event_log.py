@@ -114,7 +114,7 @@ class EventLog:
         text = f"{trial.status} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
         self.add(EventKind.TRIAL_ENDED, text, trial.number, status=trial.status)
         if (best := best_finished(run)) is not None and best != self.best:
-            self.add(EventKind.NEW_BEST, f"new best: {score}", trial.number)
+            self.add(EventKind.NEW_BEST, f"new best, {score}", trial.number)
             self.best = best
 
 

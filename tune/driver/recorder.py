@@ -1,4 +1,4 @@
-"""Writes the reports of trials into the run's folder: RUN/trials, RUN/best, the live table."""
+"""Writes the reports of trials into the run's folder: RUN/trials, RUN/best, the live screen."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
 from tune.search.journal import Journal
 from tune.spec.trial_spec import Report
-from tune.terminal.live_screen import LiveTable
+from tune.terminal.live_screen import SweepScreen
 
 PAUSE_SECONDS = 1.0  # at least between two syncs of RUN
 RETRY_SECONDS = 30.0  # after a sync that failed
@@ -116,12 +116,12 @@ class Recorder(ray_tune.Callback):
         journal: Journal,
         stopper: SweepStopper,
         snapshot: Snapshot,
-        table: LiveTable,
+        screen: SweepScreen,
         live: LiveRecorder,
         events: EventLog,
     ) -> None:
         self.run, self.journal, self.stopper, self.snapshot = run, journal, stopper, snapshot
-        self.table, self.live, self.events = table, live, events
+        self.screen, self.live, self.events = screen, live, events
         self.retention = Retention(run)
         self.worker, self.last_warning = BackgroundWorker(), ""
         self.last_sync, self.next_sync = -math.inf, math.inf  # monotonic seconds
@@ -192,17 +192,17 @@ class Recorder(ray_tune.Callback):
         """Drop a trial's TrainingLog, announce the trial's end, and have RUN synced soon."""
         number, run = ray_trial.config["number"], self.read_current()
         self.logs.pop(number, None)
-        self.table.refresh(run, self.live.state())
+        self.screen.refresh(run, self.live.state())
         self.events.ended(run.trial(number), run)
         self.next_sync = min(self.next_sync, self.last_sync + PAUSE_SECONDS)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Redraw the live table, at most once a second, and sync RUN in the background. Called by Ray after each event.
+        """Redraw the screen, at most once a second, and sync RUN in the background. Called by Ray after each event.
 
         A sync starts only if one is due and none is running.
         """
-        if self.table.due():
-            self.table.refresh(self.read_current(), self.live.state())
+        if self.screen.due():
+            self.screen.refresh(self.read_current(), self.live.state())
         now = time.monotonic()
         if (now >= self.next_sync or self.snapshot.due()) and self.worker.idle:
             self.last_sync, self.next_sync = now, math.inf

@@ -44,7 +44,7 @@ from tune.run.snapshot import Snapshot
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
-from tune.terminal.live_screen import LiveTable
+from tune.terminal.live_screen import SweepScreen
 
 WORKER_EXIT_TIMEOUT = 60  # seconds that the processes of a killed driver's trials may take to end
 
@@ -227,14 +227,14 @@ def run_attempt(
     """
     config, slots = run.config, searcher.slots
     with (
-        LiveTable(config.fixed("epochs"), len(run.own_trials) + run.trials_left) as table,
+        SweepScreen(config, len(run.own_trials) + run.trials_left) as screen,
         stopper.handle_signals(),
         ReportKeeper(run.dir, wanted=hooks.report) as report,
     ):
         board = start_board()
         live = LiveRecorder(run.dir, slots, board)
-        events = EventLog(run, table.event, hooks.notifier.event)
-        recorder = Recorder(run, journal, stopper, snapshot, table, live, events)
+        events = EventLog(run, screen.event, hooks.notifier.event)
+        recorder = Recorder(run, journal, stopper, snapshot, screen, live, events)
         attempt = config.record.attempts[-1]
         scheduler = RungScheduler(journal, config, recorder.write, attempt, hooks.on_report, events.decided)
         watchdog = HangWatchdog(journal, config.resources.report_timeout)
