@@ -44,7 +44,7 @@ class SweepData:
         part = self.run.config.objective.score.removeprefix("val_dice_")
         return "mean Dice" if part == "mean" else f"Dice of {part}"
 
-    @property
+    @cached_property
     def state(self) -> str:
         """Whether the sweep is running, has ended, ended early (a budget was spent), or was interrupted."""
         if is_locked(self.run.folder):
