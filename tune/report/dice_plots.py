@@ -36,8 +36,8 @@ def dice_section(run: Run, *, anonymous: bool, name: str = "dice") -> str:
     if not run.ranking:
         return ""
     finished = [trial for trial in run.ranking if trial.finished][:TOP] or run.ranking[:1]
-    default = [trial for trial in run.trials if trial.number == 0 and trial not in finished]
-    recipes = [recipe_of(trial, run) for trial in [*finished, *default]]
+    default = next((trial for trial in run.own_trials if is_default(trial, run)), finished[0])
+    recipes = [recipe_of(trial, run) for trial in [*finished, *[default] * (default not in finished)]]
     cache = Path(run.config.record.cache_dir or "")
     return strips_html(
         Strips("validation", recipes, cache, "the winner", "trial, the winner first"), anonymous=anonymous, name=name
@@ -102,10 +102,15 @@ def read_confirm_scores(path: Path, part: str) -> dict[str, dict[str, Scores]]:
     }
 
 
+def is_default(trial: TrialResult, run: Run) -> bool:
+    """Return whether a trial has the default recipe."""
+    return not trial.outside_space and trial.values == run.config.space.default_values()
+
+
 def recipe_of(trial: TrialResult, run: Run) -> Recipe:
     """Return a trial with the scores of its best epoch; without any if its folder has none, as of an imported trial."""
     scores = read_case_scores(run.dir.trial(trial.number).case_scores).get(trial.best_epoch, {})
-    if trial.number == 0:
+    if is_default(trial, run):
         label = "the default recipe" + ("" if trial.finished else f" up to epoch {trial.epoch}")
         return Recipe(label, "default", scores)
     winner = ", the winner" if trial is run.ranking[0] else ""
