@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from trainable.core.brats import REGIONS, Labels, labels_to_regions
 from trainable.core.counted import counted
 from tune.report.case_pictures import PLANES, draw_planes
 from tune.report.case_views import CaseImages, CaseView
+from tune.report.fragments import render, static_text
 from tune.report.volumes import COARSE_MM, EncodedCase, encode_case, webp_uri
 
-HERE = Path(__file__).parent
 MAX_BYTES = 6_000_000  # of all cases of a section together
 STILL_CHANNEL = 0  # FLAIR, in which the whole tumour is seen
 STILL_QUALITY = 80
@@ -24,7 +20,7 @@ MODALITY_TITLES = (("flair", "FLAIR"), ("t1", "T1"), ("t1ce", "T1ce"), ("t2", "T
 REGION_NAMES = (("WT", "whole tumour"), ("TC", "tumour core"), ("ET", "enhancing tumour"))
 
 
-def case_section(views: Sequence[CaseView], *, anonymous: bool, name: str = "cases") -> str:
+def case_section(views: Sequence[CaseView], *, anonymous: bool, name: str = "case_viewer") -> str:
     """Return HTML that shows cases: scores, and for those with images a viewer and, in print, still pictures.
 
     Style and script are part of it; nothing else is fetched. It has no heading.
@@ -38,8 +34,8 @@ def case_section(views: Sequence[CaseView], *, anonymous: bool, name: str = "cas
         return "<p>No case has been scored yet.</p>"
     shown = [view for view in views if view.images is not None]
     encoded = [encode_case(view.images, MAX_BYTES // len(shown)) for view in shown if view.images is not None]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True)
-    return environment.get_template("case_viewer.html.j2").render(
+    return render(
+        "case_viewer.html.j2",
         name=name,
         lead=lead_of(views),
         cases=[row_of(view, shown, anonymous=anonymous) for view in views],
@@ -50,9 +46,9 @@ def case_section(views: Sequence[CaseView], *, anonymous: bool, name: str = "cas
         modalities=MODALITY_TITLES,
         planes=[{"name": plane, "sides": PLANES[plane].sides} for plane in PLANES],
         caption=caption_of(encoded),
-        data=json.dumps([asdict(one) for one in encoded]),  # numbers, and URIs of base64: nothing to escape
-        css=(HERE / "static" / "case_viewer.css").read_text(),
-        script=(HERE / "static" / "case_viewer.js").read_text(),
+        data=[asdict(one) for one in encoded],
+        css=static_text("case_viewer.css"),
+        script=static_text("case_slices.js") + static_text("case_viewer.js"),
     )
 
 

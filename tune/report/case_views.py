@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainable.core.brats import Labels
 from trainable.core.errors import InputError
-from trainable.core.options import option_names
-from trainable.data.cache import CachedCase, CacheError, cache_folder, open_case
+from trainable.data.cache import CachedCase, CacheError, open_case
 from trainable.training.case_scores import SCORE_COLUMNS, read_case_scores
-from trainable.training.training_dir import EnsembleDir, TrainingDir
-from trainable.training.training_log import read_rows
+from trainable.training.training_dir import TrainingDir
 from tune.report.case_predictions import KeptPrediction, ShownModel, load_prediction, make_predictions, read_kept
+from tune.report.training_scores import cache_of, member_folders, read_test_scores, validation_scores
 from tune.run.results import Run
 
 if TYPE_CHECKING:  # it imports torch, and a report of kept predictions does without it
@@ -107,51 +105,21 @@ def case_views_of_training(folder: Path, *, images: ImageChoice, quiet: bool = F
     Raises:
         InputError: if a file of scores is damaged.
     """
-    paths = TrainingDir(folder)
-    members = sorted(path for path in EnsembleDir(folder).members.glob("*") if path.is_dir())
-    files = tuple(TrainingDir(member).best for member in members) or (paths.best,)
-    cache = _cache_of(members[0] if members else folder)
+    members = member_folders(folder)
+    files = tuple(TrainingDir(member).best for member in members or [folder])
     views: list[CaseView] = []
-    if epoch := 0 if members else _best_epoch(paths):
-        label = f"{folder.name}, epoch {epoch}"
-        scores = read_case_scores(paths.case_scores).get(epoch, {})
-        model = ShownModel(files, label, cache, folder / PREDICTIONS / "validation")
-        views += with_images(ranked_views(scores, "validation", label), model, images, quiet=quiet)
-    if test := _read_test(paths.test_scores.with_suffix(".json")):
-        label = f"{folder.name}, {len(members)} members" if members else f"{folder.name}, epoch {test['epoch']}"
-        options = {name: test[name] for name in option_names(prediction=True) if name in test}
-        tested = {name: of for name, of in test["cases"].items() if test.get("parts", {}).get(name, "test") == "test"}
-        scores = {name: {column: of[column] for column in SCORE_COLUMNS} for name, of in tested.items()}
-        model = ShownModel(files, label, cache, folder / PREDICTIONS / "test", options)
-        views += with_images(ranked_views(scores, "test", label), model, images, quiet=quiet)
+    epoch, scores = validation_scores(folder)
+    if scores and not members:
+        model = ShownModel(
+            files, f"{folder.name}, epoch {epoch}", cache_of(folder), folder / PREDICTIONS / "validation"
+        )
+        views += with_images(ranked_views(scores, "validation", model.label), model, images, quiet=quiet)
+    test = read_test_scores(folder)
+    if test.scores:
+        label = f"{folder.name}, {len(members)} members" if members else f"{folder.name}, epoch {test.epoch}"
+        model = ShownModel(files, label, cache_of(folder), folder / PREDICTIONS / "test", test.options)
+        views += with_images(ranked_views(test.scores, "test", label), model, images, quiet=quiet)
     return views
-
-
-def _best_epoch(paths: TrainingDir) -> int:
-    """Return the best epoch of a training so far; 0 before the first validation."""
-    rows = read_rows(paths.metrics)
-    return int(rows[-1].get("best_epoch") or 0) if rows else 0
-
-
-def _read_test(path: Path) -> dict[str, Any]:
-    """Return the content of a test_scores.json; {} if there is none, as the test cases have not been scored."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content if content["cases"] else {}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); restore or delete it") from None
-
-
-def _cache_of(training: Path) -> Path:
-    """Return the folder of the preprocessed cases of a training; one that does not exist if its options are lost."""
-    try:
-        options = json.loads(TrainingDir(training).config.read_text())
-        cache_dir, data_dir = options.get("cache_dir"), options.get("data_dir")
-        return Path(cache_dir) if cache_dir else cache_folder(Path(data_dir), None)
-    except (OSError, ValueError, TypeError, InputError):
-        return training / "no cache"
 
 
 def ranked_views(scores: Mapping[str, Scores], part: str, model: str) -> list[CaseView]:

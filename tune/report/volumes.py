@@ -72,14 +72,15 @@ def encode(images: CaseImages, *, quality: int) -> EncodedCase:
 
 
 def largest_error(images: CaseImages) -> tuple[int, ...]:
-    """Return a voxel of the largest error: of the axial slice with most wrong voxels, and of its worst row and column.
+    """Return a voxel to look at first: in the axial slice with most wrong voxels, and there in the middle of them.
 
     Without wrong voxels the tumour counts instead; without a tumour it is the middle of the volume.
     """
     for shown in (images.truth != images.prediction, images.truth > 0):
         if shown.any():
             z = int(shown.sum((0, 1)).argmax())
-            return int(shown[:, :, z].sum(1).argmax()), int(shown[:, :, z].sum(0).argmax()), z
+            x, y = np.median(np.nonzero(shown[:, :, z]), axis=1).astype(int).tolist()
+            return x, y, z
     return tuple(size // 2 for size in images.truth.shape)
 
 
@@ -103,7 +104,7 @@ def webp_uri(picture: NDArray[np.uint8], *, quality: int | None) -> str:
     """Return a grey (height, width) or RGB picture (height, width, 3) as a data: URI; quality None is lossless."""
     file = io.BytesIO()
     options = {"lossless": True} if quality is None else {"quality": quality}
-    Image.fromarray(picture).save(file, "webp", **options)
+    Image.fromarray(picture).save(file, "webp", method=2, **options)  # half the time of method 4, 4 % more bytes
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
