@@ -83,7 +83,9 @@ def confirm_output(run: Run, found: Confirmation) -> ConfirmOutput:
         ended=found.race.ended,
         trainings=found.trainings,
         seconds=found.seconds,
-        errors=[f"{arm}, seed {index}: {error}" for (arm, index), error in sorted(found.errors.items())],
+        errors=[
+            f"{arm}, seed {found.plan.seeds[index]}: {error}" for (arm, index), error in sorted(found.errors.items())
+        ],
         validation=VerdictItem.from_verdict(found.val),
         test=None if found.test is None else VerdictItem.from_verdict(found.test),
     )
