@@ -150,7 +150,7 @@ def test_a_report_names_no_case_machine_or_folder_unless_asked(text: str, folder
     for secret in SECRETS:
         assert secret not in text
     assert "node 1, GPU 0" in text
-    assert "case 4" in text  # BraTS2021_00003, in the error
+    assert "CASE_4" in text  # BraTS2021_00003, in the error
     named = report_text(folder, anonymous=False)
     for secret in SECRETS:
         assert secret in named
@@ -248,7 +248,7 @@ def test_trials_that_share_a_gpu_are_in_lanes_of_their_own(run: Run) -> None:
         ("~/data/x.py", ".../x.py"),
         ("DATA is /data/brats and /data/brats2/x/y", "DATA is DATA and .../y"),
         ("s3://ward/bucket?key=1 failed", "s3://... failed"),
-        ("BraTS_1: BraTS_12_flair.nii.gz", "case 1: case 2_flair.nii.gz"),
+        ("BraTS_1: BraTS_12_flair.nii.gz", "CASE_1: CASE_2_flair.nii.gz"),
         ("died on ward7.hospital", "died on node 1"),
         ("epoch 3/9, lr 1e-3, 1/2", "epoch 3/9, lr 1e-3, 1/2"),
     ],

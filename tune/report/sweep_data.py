@@ -17,6 +17,7 @@ from tune.run.effort import Effort, measure_effort
 from tune.run.events import Event, read_events
 from tune.run.results import Run, TrialResult
 
+DASH = "\N{EN DASH}"  # for what is not known
 Curve = tuple[list[int], list[float]]  # validated epochs and their scores
 
 
@@ -117,7 +118,7 @@ def value_text(value: Any) -> str:
 
 def score_text(score: float | None) -> str:
     """Return a Dice with four digits; a dash for none."""
-    return "\N{EN DASH}" if score is None else f"{score:.4f}"
+    return DASH if score is None else f"{score:.4f}"
 
 
 def share_text(share: float) -> str:
