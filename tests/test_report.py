@@ -10,13 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers import run_fit
 from synthetic_run import make_synthetic_run
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.option_files import save_options
 from trainable.data.prepare import Data
+from trainable.data.split import save_split
+from trainable.train import train
+from trainable.training.training_log import read_rows
 from tune.report.privacy import Privacy
 from tune.report.report import write_report
 from tune.report.sweep_data import read_sweep
@@ -262,30 +263,31 @@ def test_names_in_a_text_are_replaced(text: str, shown: str) -> None:
 def test_sweeps_are_compared_only_if_their_scores_can_be(folder: Path, tmp_path: Path) -> None:
     other = make_synthetic_run(tmp_path / "other", trials=12, cases=6, gpus=3, overrides=["study.seed=0"])
     alike = report_text(other, folder)
-    assert "Yes: the same data" in alike
-    assert "found the higher score" in alike
+    assert "Yes: data, split, epochs" in alike
+    assert "found the highest score" in alike
     longer = make_synthetic_run(tmp_path / "longer", trials=12, cases=6, gpus=3, overrides=["train.epochs=60"])
     page = report_text(other, longer)
     assert "cannot be compared" in page
-    assert ["train.epochs", "100", "60"] in PageParser(page).table("What differs")
+    assert ["train.epochs", "100", "60"] in PageParser(page).table("What scores depend on")
 
 
-def test_a_training_has_a_report_of_its_own(prepared: Data, tmp_path: Path) -> None:
-    folder = tmp_path / "final"
+def test_a_training_has_a_report_of_its_own(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
+    folder, split_file = tmp_path / "final", tmp_path / "split.json"
+    save_split(prepared.split, split_file)
     config = TrainConfig(
-        data_dir=prepared.folder, output_dir=folder, epochs=2, target_shape=(16, 16, 16), depth=2, base_channels=2,
-        patches_per_epoch=2, batch_size=1, device="cpu", num_workers=0,
+        data_dir=phantoms, cache_dir=prepared.folder, split_file=split_file, output_dir=folder, epochs=2, depth=2,
+        target_shape=(16, 16, 16), base_channels=2, patches_per_epoch=2, batch_size=1, device="cpu", num_workers=0,
     )  # fmt: skip
-    results = run_fit(config, prepared)
-    save_options(config, folder / "training_config.json")
+    train(config)
     scores = {"dice_WT": 0.5, "dice_TC": 0.25, "dice_ET": 0.0, "dice_mean": 0.25}
     scores |= {f"hd95_{region}": 373.1287 for region in ("WT", "TC", "ET")}
     content = {"epoch": 2, "cases": {prepared.split.names[-1]: scores}}
     (folder / "test_scores.json").write_text(json.dumps(content))
     text = report_text(folder)
-    assert f"mean Dice {max(result.best_score for result in results):.4f}" in text
-    assert "373.13 mm means that of truth and prediction one is empty" in text
-    assert not any(name in text for name in prepared.split.names)
+    best = float(read_rows(folder / "metrics.csv")[-1]["best_score"])
+    assert f"mean Dice {best:.4f} on the validation cases" in text
+    assert "373.13 mm means that one of truth and prediction is empty" in text
+    assert not any(name in text for name in (*prepared.split.names, str(tmp_path), str(phantoms), str(prepared.folder)))
 
 
 def test_what_is_no_run_and_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:

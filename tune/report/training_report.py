@@ -215,7 +215,7 @@ def recipe_section(options: dict[str, Any], privacy: Privacy) -> Section:
     changed = to_dict(config, changed_only=True)
     defaults = {name: field.default for name, field in type(config).model_fields.items()}
     rows = [
-        [name, value_text(value), value_text(defaults[name]), OPTIONS[name].group]
+        [name, privacy.text(value_text(value)), value_text(defaults[name]), OPTIONS[name].group]
         for name, value in changed.items()
         if OPTIONS[name].role != "run"
     ]
