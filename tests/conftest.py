@@ -14,6 +14,7 @@ if not Path("/dev/nvidiactl").exists():  # before torch, which imports Triton: w
 
 import pytest
 import torch
+from browser import PageLog, open_browser, watch
 
 from trainable.core.config import TrainConfig
 from trainable.core.logger import init_logger
@@ -22,6 +23,8 @@ from trainable.data.prepare import Data, prepare_data
 
 init_logger()  # as each entry point does
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
     from tune.driver.cluster import Cluster
 
 torch.set_num_threads(1)
@@ -65,3 +68,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a file system needs root")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for all tests of a file; they are skipped where none is installed."""
+    with open_browser() as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """An empty page of 1280 x 900 pixels, in a profile of its own."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def page_log(page: Page) -> PageLog:
+    """The errors and the requests of `page`."""
+    return watch(page)

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trainable.core.brats import REGIONS
 from trainable.core.config import TrainConfig
 from trainable.core.files import user_path
 from trainable.training.case_scores import COLUMNS as CASE_COLUMNS
 from trainable.training.case_scores import read_case_scores
-from trainable.training.epoch_result import row_columns
-from trainable.training.training_log import read_rows
+from tune.run.curve_rows import curve_columns, curve_rows
+from tune.run.effort import Effort, measure_effort
+from tune.run.events import Event, read_events
+from tune.run.importance import Importances, importances
 from tune.run.results import Run, TrialResult, read_run
+from tune.run.trial_rows import trial_columns, trial_rows
 from tune.spec.sweep_config import SweepConfig
+from voxtune.summary_html import counts_text, summary_html
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-INTEGERS = {"epoch", "best_epoch", "steps"}
-TRIAL_COLUMNS = (
-    *("number", "status", "end_reason", "score", "best_epoch", "epoch", "state"),
-    *(f"dice_{region}" for region in REGIONS),
-    *("seconds", "cost", "seed", "checkpoint", "error", "imported_from", "stop_epoch", "kept"),
-)
 
 
 def open(run_dir: str | Path) -> RunReader:
@@ -40,7 +36,9 @@ def open(run_dir: str | Path) -> RunReader:
 
 
 class RunReader:
-    """A run with the trials that it had when it was opened; only `curves` and `case_scores` read files later.
+    """A run with the trials that it had when it was opened; only curves, scores per case and events are read later.
+
+    A notebook shows it as its counts, its cost and its best trials.
 
     Attributes:
         folder: path of the run.
@@ -57,19 +55,20 @@ class RunReader:
 
         Returns:
             With pandas installed, a DataFrame with one row per trial and these columns, also without trials: number,
-            status, end_reason, score, best_epoch, epoch, state, dice_WT, dice_TC, dice_ET, seconds, cost, seed,
-            checkpoint, error, imported_from, stop_epoch (the rung at which early stopping stopped the trial, or would
-            have), kept (why it went on all the same: default or audit), and params_<option> for each searched option.
-            What a trial lacks, such as the score and the Dice before a validated epoch or the value of an inactive
-            option, is NaN or None; in end_reason, error, imported_from and kept "". Without pandas, a list of
-            TrialResult.
+            status, end_reason, reason (why it ended, in words), score, best_epoch, epoch, state, dice_WT, dice_TC,
+            dice_ET, per rung rung_<epoch>_value, _needed and _decision (the best score up to there, what was needed to
+            go on, and what was decided), stop_epoch (the rung at which early stopping stopped the trial, or would
+            have), kept (why it went on all the same: default or audit), seconds, gpu_hours, cost, seed, checkpoint,
+            error, imported_from, started and ended (UTC, ISO 8601), and params_<option> for each searched option. What
+            a trial lacks, such as the score and the Dice before a validated epoch or the value of an inactive option,
+            is NaN or None; in end_reason, reason, error, imported_from and kept "". Without pandas, a list of
+            TrialResult. `voxtune trials` writes the same table.
         """
         if find_spec("pandas") is None:
             return list(self._run.trials)
         from pandas import DataFrame
 
-        columns = [*TRIAL_COLUMNS, *(f"params_{parameter.name}" for parameter in self.config.space.parameters)]
-        return DataFrame([trial_row(trial) for trial in self._run.trials], columns=columns)
+        return DataFrame(trial_rows(self._run), columns=trial_columns(self.config))
 
     def best(self) -> TrialResult:
         """Return the winner, as `voxtune best` prints it.
@@ -98,15 +97,12 @@ class RunReader:
             lacks, such as the scores of one that was not validated, is None, in a DataFrame NaN; a row of a list lacks
             the columns that its trial's metrics.csv does not have. Before the first report there are no rows.
         """
-        rows: list[dict[str, float | int | str | None]] = []
-        for trial in self._run.trials:
-            for row in read_rows(self._run.dir.trial(trial.number).metrics):
-                rows.append({"trial": trial.number, **{name: parse(name, text) for name, text in row.items()}})
+        rows = curve_rows(self._run)
         if find_spec("pandas") is None:
             return rows
         from pandas import DataFrame
 
-        return DataFrame(rows, columns=None if rows else ["trial", *row_columns()])
+        return DataFrame(rows, columns=curve_columns(rows))
 
     def case_scores(self, number: int) -> DataFrame | list[dict[str, float | int | str]]:
         """Return the Dice of each validation case at each validated epoch of a trial.
@@ -131,23 +127,30 @@ class RunReader:
 
         return DataFrame(rows, columns=list(CASE_COLUMNS))
 
+    def importances(self) -> Importances:
+        """Return which options explain how well trials did, with intervals, as `voxtune importance` prints it.
 
-def trial_row(trial: TrialResult) -> dict[str, Any]:
-    """Return a trial as a row: TRIAL_COLUMNS and params_<option>, without the Dice and options that it lacks."""
-    return {
-        **{name: getattr(trial, name) for name in ("number", "status", "end_reason", "score", "best_epoch", "epoch")},
-        "state": trial.state.name,
-        **{f"dice_{region}": score for region, score in trial.dice.items()},
-        **{name: getattr(trial, name) for name in ("seconds", "cost", "seed", "checkpoint", "error", "imported_from")},
-        **{name: getattr(trial, name) for name in ("stop_epoch", "kept")},
-        **{f"params_{name}": value for name, value in trial.values.items()},
-    }
+        `.options` has an item per searched option; `pandas.DataFrame(run.importances().options)` is a table of them.
+        """
+        return importances(self._run)
 
+    def effort(self) -> Effort:
+        """Return what the trials have cost: GPU hours, what early stopping saved, what led nowhere."""
+        return measure_effort(self._run)
 
-def parse(name: str, text: str) -> float | int | str | None:
-    """Return a value of metrics.csv with its type; None for an empty one, except end_reason, which is text."""
-    if name == "end_reason":
-        return text
-    if not text:
-        return None
-    return int(text) if name in INTEGERS and text.isdigit() else float(text)
+    def events(self) -> list[Event]:
+        """Return what has happened in the sweep, in its order; [] for a run of an older version.
+
+        `pandas.DataFrame(run.events())` is a table of them.
+        """
+        return read_events(self._run.dir.events)
+
+    def __repr__(self) -> str:
+        """Return the folder, the number of trials and the best score."""
+        best = self._run.ranking[0] if self._run.ranking else None
+        winner = f"; best {best.score:.4f} (trial {best.number})" if best else ""
+        return f"<run {self.folder}: {counts_text(self._run)}{winner}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return summary_html(self._run)

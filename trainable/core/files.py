@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -65,6 +66,19 @@ def atomic_copy(source: Path, path: Path, *, fsync: bool = True) -> None:
     """
     with source.open("rb") as file:
         atomic_write(path, partial(shutil.copyfileobj, file, length=2**24), fsync=fsync)
+
+
+def file_digest(path: Path) -> str:
+    """Return 12 hex digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def join_digests(digests: Sequence[str]) -> str:
+    """Return 12 hex digits that tell files by their digests, whatever their order; of a single file its own digest."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from trainable.cases.labels import labels_of_checkpoint
 from trainable.core.config import TrainConfig
 from trainable.core.device import with_usable_precision
 from trainable.core.errors import InputError
+from trainable.core.files import file_digest, join_digests
 from trainable.core.logger import logger
 from trainable.data.split import PARTS
 from trainable.evaluation.averaging import Predictor
@@ -82,9 +82,7 @@ class Ensemble:
     @property
     def digest(self) -> str:
         """12 hex digits that tell the ensemble, whatever the order of its members; the file's if there is one."""
-        if len(self.members) == 1:
-            return self.first.digest
-        return hashlib.sha256("".join(sorted(member.digest for member in self.members)).encode()).hexdigest()[:12]
+        return join_digests([member.digest for member in self.members])
 
     def parts_of(self, scans: Mapping[str, str]) -> dict[str, str]:
         """Return what each case was to the members, see seen_cases.parts_of, where that differs the worst of it.
@@ -175,12 +173,6 @@ def load_ensemble(
     for member in members[1:]:
         check_agreement(members[0], member)
     return Ensemble(tuple(members))
-
-
-def file_digest(path: Path) -> str:
-    """Return 12 hex digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _names(files: Sequence[Path]) -> list[str]:

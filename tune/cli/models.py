@@ -14,6 +14,8 @@ from trainable.core.logger import logger, outlive_reader
 from trainable.core.signals import handle_end_signals
 from trainable.training.training_dir import TrainingDir
 from tune.cli.command import Address, Labels, RunFolder, app
+from tune.cli.json_flag import Json, messages_on_stderr, print_json
+from tune.run.results import read_run
 from tune.spec.sections import read_duration
 
 
@@ -61,12 +63,13 @@ def confirm(
         typer.Option("--take_best", "--take-best", help="Choose the best trial though not shown to be better."),
     ] = False,
     address: Address = None,
+    json_: Json = False,
 ) -> None:
     """Train the best recipes and the default again with new seeds, and say whether the winner is better."""
     from tune.confirm import confirm as confirm_winner
 
-    with outlive_reader(f"the confirmation goes on, see {run.resolve() / 'confirm'}"):
-        confirm_winner(
+    with messages_on_stderr(json_), outlive_reader(f"the confirmation goes on, see {run.resolve() / 'confirm'}"):
+        found = confirm_winner(
             run.resolve(),
             top=top,
             seeds=seeds,
@@ -77,6 +80,10 @@ def confirm(
             take_best=take_best,
             address=address,
         )
+    if json_:
+        from tune.run.json_output.confirm import confirm_output
+
+        print_json(confirm_output(read_run(run.resolve()), found))
 
 
 @app.command(epilog="Example: voxtune retrain RUN --epochs 500 --with_val")

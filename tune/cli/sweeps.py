@@ -15,9 +15,13 @@ from trainable.core.idle_options import idle_text
 from trainable.core.logger import logger, outlive_reader
 from trainable.core.options import format_value
 from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
+from tune.cli.json_flag import Json, messages_on_stderr, print_json
 from tune.run.confirm_status import confirmed_choice
 from tune.run.confirmation import ONLY_THE_DEFAULT, challengers
 from tune.run.export import export_recipe
+from tune.run.json_output.best import best_output
+from tune.run.json_output.check import check_output
+from tune.run.json_output.verify import verify_output
 from tune.run.results import Run, read_run
 from tune.run.run_dir import confirm_command
 from tune.search.sampler import first_recipes
@@ -39,16 +43,22 @@ Notify = Annotated[
         help="Post a JSON there when the sweep ends, its budget is spent or a trial has failed; see docs/sweeps.md.",
     ),
 ]
+FIRST_TRIALS = 5  # that `check` shows
 
 
 @app.command(epilog="Example: voxtune check my_space.yaml --set study.trials=100")
-def check(space: Space, set_: Set = None) -> None:
+def check(space: Space, set_: Set = None, json_: Json = False) -> None:
     """Check a YAML; show the space as a table and the first trials of its sweep."""
-    config = load_sweep_config(space, set_ or [])
+    with messages_on_stderr(json_):
+        config = load_sweep_config(space, set_ or [])
+        for values in first_recipes(config, FIRST_TRIALS):
+            config.train_config(values)
+    if json_:
+        print_json(check_output(config, FIRST_TRIALS))
+        return
     print_space(config)
     make_console().print("\n[bold]the first trials[/]")
-    for number, values in enumerate(first_recipes(config, 5)):
-        config.train_config(values)
+    for number, values in enumerate(first_recipes(config, FIRST_TRIALS)):
         options = [f"{number}:", *(f"{name}={format_value(value)}" for name, value in values.items())]
         logger.info("\n".join(flow(options, make_console().width, between=" ", indent="   ")))
     logger.info(f"\ntrial 0: {config.space.describe_defaults()}")
@@ -208,6 +218,7 @@ def verify(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Of a bundle: cases, to score those on record again.")
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Audit a sweep: trials, early-stopping decisions, checkpoints, confirmation; or a bundle: its files and scores."""
     from trainable.bundle.contents import is_bundle
@@ -215,25 +226,31 @@ def verify(
     if is_bundle(run):
         from tune.model_bundle import verify_bundle
 
-        print_checks(verify_bundle(run, data))
+        with messages_on_stderr(json_):
+            checks = verify_bundle(run, data)
+        finish_checks(run, checks, json_=json_)
         return
     if data is not None:
         raise InputError(f"--data is for a bundle, which {run} is not; leave it out")
     from tune.run.verify import verify as verify_run
     from tune.run.verify_confirmation import verify_confirmation
 
-    result = read_run(run)
-    checks = verify_run(result) | verify_confirmation(result)
-    logger.info(summary_line(result))
-    print_checks(checks)
+    with messages_on_stderr(json_):
+        result = read_run(run)
+        checks = verify_run(result) | verify_confirmation(result)
+        logger.info(summary_line(result))
+    finish_checks(run, checks, json_=json_)
 
 
-def print_checks(checks: Mapping[str, Sequence[str]]) -> None:
-    """Print each check with its findings; exit with code 1 if there is a finding."""
-    for name, findings in checks.items():
-        logger.info(f"{'ok   ' if not findings else 'WRONG'}  {name}")
-        for finding in findings:
-            logger.info(f"         {finding}")
+def finish_checks(path: Path, checks: Mapping[str, Sequence[str]], *, json_: bool) -> None:
+    """Print each check with its findings; exit with code 1 if there is a finding. path: what was checked."""
+    if json_:
+        print_json(verify_output(path, checks))
+    else:
+        for name, findings in checks.items():
+            logger.info(f"{'ok   ' if not findings else 'WRONG'}  {name}")
+            for finding in findings:
+                logger.info(f"         {finding}")
     if any(checks.values()):
         raise typer.Exit(1)
 
@@ -254,9 +271,14 @@ def best(
     run: RunFolder,
     top: Annotated[int, typer.Option(metavar="N", min=1, help="How many trials to show.")] = 5,
     export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the winner's recipe as YAML.")] = None,
+    json_: Json = False,
 ) -> None:
     """List the best trials, and show where the winner's recipe differs from the default one."""
     result = read_run(run)
-    print_best(result, top)
+    if json_:
+        print_json(best_output(result, top))
+    else:
+        print_best(result, top)
     if export is not None:
-        export_recipe(result, result.best(), export)
+        with messages_on_stderr(json_):
+            export_recipe(result, result.best(), export)

@@ -1,0 +1,99 @@
+"""The verbs that analyse a sweep: which options matter, how trials and sweeps differ, and tables for other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainable.core.counted import counted
+from trainable.core.errors import InputError
+from trainable.core.logger import logger
+from tune.cli.command import RunFolder, app
+from tune.cli.json_flag import Json, print_json
+from tune.run.curve_rows import curve_columns, curve_rows
+from tune.run.importance import importances
+from tune.run.json_output.compare import runs_compared, trials_compared
+from tune.run.json_output.importance import importance_output
+from tune.run.results import read_run
+from tune.run.run_comparison import compare_runs
+from tune.run.table_files import STDOUT, Format, write_table
+from tune.run.trial_comparison import compare_trials
+from tune.run.trial_rows import trial_columns, trial_rows
+from tune.terminal.comparison_lines import run_comparison_lines, trial_comparison_lines
+from tune.terminal.importance_lines import importance_lines
+
+CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write CSV; - is standard output.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON, see docs/json.md.")]
+ParquetFile = Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write Parquet.")]
+
+
+@app.command(epilog="Example: voxtune importance RUN")
+def importance(run: RunFolder, json_: Json = False) -> None:
+    """Show which options explain how well trials did, how sure that is, and what was tried how often."""
+    result = read_run(run)
+    found = importances(result)
+    if json_:
+        print_json(importance_output(result, found))
+    else:
+        logger.info("\n".join(importance_lines(result, found)))
+
+
+@app.command(epilog="Example: voxtune trials RUN --csv trials.csv")
+def trials(run: RunFolder, csv: CsvFile = None, json: JsonFile = None, parquet: ParquetFile = None) -> None:
+    """Write all trials as a table: scores, reasons, rung decisions, times, options; by default CSV on the screen."""
+    result = read_run(run)
+    write_tables("trials", trial_rows(result), trial_columns(result.config), csv, json, parquet)
+
+
+@app.command(epilog="Example: voxtune curves RUN --csv curves.csv")
+def curves(run: RunFolder, csv: CsvFile = None, json: JsonFile = None, parquet: ParquetFile = None) -> None:
+    """Write the reported epochs of all trials as a table, one row per trial and epoch; by default CSV on the screen."""
+    rows = curve_rows(read_run(run))
+    write_tables("curves", rows, curve_columns(rows), csv, json, parquet)
+
+
+def write_tables(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    csv: Path | None,
+    json: Path | None,
+    parquet: Path | None,
+) -> None:
+    """Write a table in each format that is wanted, as CSV to standard output if none is; print what was written."""
+    wanted: dict[Format, Path | None] = {"csv": csv, "json": json, "parquet": parquet}
+    files = {form: path for form, path in wanted.items() if path is not None} or {"csv": STDOUT}
+    if list(files.values()).count(STDOUT) > 1:
+        raise InputError("only one format can go to standard output; give files for the others")
+    for form, path in files.items():
+        write_table(path, form, rows, columns, f"voxtune/{name}/1")
+        if STDOUT not in files.values():
+            logger.info(f"wrote {path}: {counted(len(rows), 'row')}, {counted(len(columns), 'column')}")
+
+
+@app.command(epilog="Example: voxtune compare RUN 3 1")
+def compare(
+    run: RunFolder,
+    others: Annotated[
+        list[str],
+        typer.Argument(metavar="N...|RUN...", help="Numbers of trials, or folders of other sweeps."),
+    ],
+    json_: Json = False,
+) -> None:
+    """Compare trials of a sweep, or sweeps: recipes, scores at the same effort, and what the difference tells."""
+    if all(word.isdecimal() for word in others):
+        if len(others) < 2:
+            raise InputError(f"one trial, {others[0]}; expected two or more, such as `voxtune compare {run} 3 1`")
+        result = read_run(run)
+        trials = compare_trials(result, [int(word) for word in others])
+        output, lines = trials_compared(result, trials), trial_comparison_lines(result, trials)
+    else:
+        runs = compare_runs([read_run(folder) for folder in (run, *map(Path, others))])
+        output, lines = runs_compared(runs), run_comparison_lines(runs)
+    if json_:
+        print_json(output)
+    else:
+        logger.info("\n".join(lines))

@@ -1,0 +1,43 @@
+"""The section with Dice by case and the viewer of cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trainable.core.counted import counted
+from tune.report.blocks import Block, Fragment, Section
+from tune.report.case_viewer import case_section
+from tune.report.case_views import CaseView
+
+
+def cases_section(views: Sequence[CaseView], dice: str, *, anonymous: bool) -> Section | None:
+    """Return the section; None before any case was scored. dice: HTML of the Dice by region and case, "" for none."""
+    if not views and not dice:
+        return None
+    blocks: list[Block] = [Fragment(dice)] if dice else []
+    if views:
+        blocks.append(Fragment(case_section(views, anonymous=anonymous, name="case_viewer")))
+    return Section("cases", "Cases", cases_sentence(views), blocks)
+
+
+def cases_sentence(views: Sequence[CaseView]) -> str:
+    """Return what the worst and the best case score."""
+    sentences = []
+    for part in dict.fromkeys(view.part for view in views):
+        by_rank = {view.rank: view for view in views if view.part == part}
+        if "worst" in by_rank and "best" in by_rank:
+            low, high = (by_rank[rank].dice["dice_mean"] for rank in ("worst", "best"))
+            count = by_rank["worst"].count
+            sentences.append(f"Among {count} {part} cases the mean Dice of a case is {low:.3f} to {high:.3f}.")
+    return " ".join(sentences) or "How well the cases are segmented."
+
+
+def privacy_text(views: Sequence[CaseView], *, anonymous: bool) -> str:
+    """Return what of patients and machines the file has. views: of the cases that are in it."""
+    shown = sum(view.images is not None for view in views)
+    images = f"the images of {counted(shown, 'case')}" if shown else "no images"
+    holds = f"This file has scores and {images}."
+    if anonymous:
+        still = " Images of a head can still tell who it is." * bool(shown)
+        return f"{holds} Names of cases, machines and folders are left out; cases are numbered.{still}"
+    return f"{holds} Names of cases, machines and folders are shown: check before you pass it on."

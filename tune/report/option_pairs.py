@@ -1,0 +1,69 @@
+"""Two options together: how well the trials did in each cell of their ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from trainable.core.options import format_value
+from tune.report.blocks import Figure
+from tune.report.chart_style import SCALE, axis
+from tune.report.sweep_data import value_text
+from tune.run.results import TrialResult
+from tune.spec.kinds import Choice
+from tune.spec.space import Parameter
+
+CELLS = 7  # into which a range of numbers is divided
+
+
+def pair_figure(
+    first: Parameter, second: Parameter, trials: Sequence[TrialResult], standings: Mapping[int, float]
+) -> Figure:
+    """Return the mean standing in each cell of two options' ranges; cells without a trial are empty."""
+    active = [trial for trial in trials if first.name in trial.values and second.name in trial.values]
+    columns, column_labels = cells(first, active)
+    rows, row_labels = cells(second, active)
+    total, count = np.zeros((len(row_labels), len(column_labels))), np.zeros((len(row_labels), len(column_labels)))
+    for row, column, trial in zip(rows, columns, active, strict=True):
+        total[row, column] += standings[trial.number]
+        count[row, column] += 1
+    means = [
+        [round(float(t / c), 3) if c else None for t, c in zip(*pair, strict=True)]
+        for pair in zip(total, count, strict=True)
+    ]
+    texts = [[f"{int(c)}" if c else "" for c in row] for row in count]
+    hover = "beat %{z:.0%} of the others, %{text} trials"
+    heat = {
+        **{"type": "heatmap", "x": column_labels, "y": row_labels, "z": means, "text": texts, "zmin": 0, "zmax": 1},
+        **{
+            "colorscale": SCALE,
+            "xgap": 1,
+            "ygap": 1,
+            "hoverongaps": False,
+            "showscale": False,
+            "texttemplate": "%{text}",
+        },
+        "hovertemplate": f"{first.name} %{{x}}<br>{second.name} %{{y}}<br>{hover}<extra></extra>",
+    }
+    layout = {
+        "xaxis": axis(first.name, type="category", showgrid=False),
+        "yaxis": axis(second.name, type="category", showgrid=False, automargin=True),
+    }
+    title = f"{second.name} by {first.name}: mean standing; number of trials in each cell"
+    summary = f"Heat map of the mean standing of {len(active)} trials by {first.name} and {second.name}."
+    return Figure(f"pair_{first.name}_{second.name}", title, summary, {"data": [heat], "layout": layout}, 300)
+
+
+def cells(parameter: Parameter, trials: Sequence[TrialResult]) -> tuple[list[int], list[str]]:
+    """Return the cell of the option's range that each trial is in, and the cells' names in the order of the range."""
+    kind, values = parameter.kind, [trial.values[parameter.name] for trial in trials]
+    if isinstance(kind, Choice) or kind.count <= CELLS:
+        grid = kind.grid()
+        return [grid.index(value) for value in values], [value_text(value) for value in grid]
+    edges = [kind.from_unit(cell / CELLS) for cell in range(CELLS)]
+    names = [
+        f"\N{GREATER-THAN OR EQUAL TO} {f'{edge:.2g}' if isinstance(edge, float) else format_value(edge)}"
+        for edge in edges
+    ]
+    return [int(np.searchsorted(edges, value, "right")) - 1 for value in values], names

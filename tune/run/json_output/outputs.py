@@ -1,0 +1,32 @@
+"""The model of each verb that has --json, and its JSON schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tune.run.json_output.best import BestOutput
+from tune.run.json_output.check import CheckOutput
+from tune.run.json_output.compare import CompareOutput
+from tune.run.json_output.confirm import ConfirmOutput
+from tune.run.json_output.document import Document
+from tune.run.json_output.importance import ImportanceOutput
+from tune.run.json_output.status import StatusOutput
+from tune.run.json_output.tables import CurvesOutput, TrialsOutput
+from tune.run.json_output.verify import VerifyOutput
+
+OUTPUTS: dict[str, type[Document]] = {
+    "status": StatusOutput,
+    "best": BestOutput,
+    "compare": CompareOutput,
+    "importance": ImportanceOutput,
+    "verify": VerifyOutput,
+    "check": CheckOutput,
+    "confirm": ConfirmOutput,
+    "trials": TrialsOutput,
+    "curves": CurvesOutput,
+}
+
+
+def json_schema(verb: str) -> dict[str, Any]:
+    """Return the JSON schema of what a verb prints with --json; KeyError for a verb without it."""
+    return OUTPUTS[verb].model_json_schema(by_alias=True, mode="serialization")

@@ -1,0 +1,177 @@
+"""Where in the range of an option trials were: how often each part was tried, where good ones and the winner lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainable.core.config import TrainConfig
+from trainable.core.options import format_value
+from tune.run.results import TrialResult
+from tune.spec.kinds import Choice, Kind, LogUniform, QUniform, RandInt
+from tune.spec.space import Parameter
+
+MAX_SINGLE_VALUES = 5  # a range of whole numbers or steps with more values is counted by thirds
+AT_EDGE = 0.05  # a number this close to an end of its range, in the range's own scale, is at its edge
+WIDER = 0.25  # by how much of its length a range is widened at that end
+BEST_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Tries:
+    """How often one value of an option, or one third of its range, was tried.
+
+    label: the value or the third in words. tries: number of trials, whatever became of them. standing: mean share of
+    other trials that these have beaten; None if none of them could be compared. best: the highest score of a trial that
+    trained to its end; None without one.
+    """
+
+    label: str
+    tries: int
+    standing: float | None
+    best: float | None
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The winner is at an end of an option's range, so better values may lie beyond it.
+
+    side: of the range. value: the winner's. wider: the option's entry in `space:` with a range that goes on there.
+    """
+
+    side: Literal["low", "high"]
+    value: float
+    wider: dict[str, Any]
+
+
+def count_tries(
+    parameter: Parameter, trials: Sequence[TrialResult], standings: Mapping[int, float]
+) -> tuple[Tries, ...]:
+    """Return how often each part of an option's range was tried, in the order of the range.
+
+    standings: of the trials that could be compared, by number.
+    """
+    labels = part_labels(parameter.kind)
+    tried = [trial for trial in trials if parameter.name in trial.values]
+    by_part: list[list[TrialResult]] = [[] for _ in labels]
+    for trial in tried:
+        by_part[part_of(parameter.kind, trial.values[parameter.name])].append(trial)
+    found = []
+    for label, part in zip(labels, by_part, strict=True):
+        known = [standings[trial.number] for trial in part if trial.number in standings]
+        scores = [trial.score for trial in part if trial.finished and trial.score is not None]
+        standing = float(np.mean(known)) if known else None
+        found.append(Tries(label, len(part), standing, max(scores, default=None)))
+    return tuple(found)
+
+
+def part_labels(kind: Kind) -> list[str]:
+    """Return the values of a range in words, or its thirds if there are many."""
+    if values := single_values(kind):
+        return [value_label(value) for value in values]
+    ends = [value_label(at_position(kind, share)) for share in (0, 1 / 3, 2 / 3, 1)]
+    return [f"{low} to {high}" for low, high in pairwise(ends)]
+
+
+def part_of(kind: Kind, value: Any) -> int:
+    """Return the index of the part of part_labels that a value is in."""
+    if values := single_values(kind):
+        return values.index(value)
+    return min(2, int(3 * position(kind, value)))
+
+
+def single_values(kind: Kind) -> list[Any]:
+    """Return the values of a range that has only a few, or is a choice; [] of any other."""
+    return kind.grid() if isinstance(kind, Choice) or kind.count <= MAX_SINGLE_VALUES else []
+
+
+def value_label(value: Any) -> str:
+    """Return a value as short text, a number with 2 significant digits."""
+    if isinstance(value, list):
+        return ":".join(value_label(item) for item in value)
+    return f"{value:.2g}" if isinstance(value, float) else format_value(value)
+
+
+def position(kind: Kind, value: float) -> float:
+    """Return where a number is in its range, from 0 to 1, in the range's own scale."""
+    assert not isinstance(kind, Choice)
+    if isinstance(kind, LogUniform):
+        return math.log(value / kind.low) / math.log(kind.high / kind.low)
+    return (value - kind.low) / (kind.high - kind.low)
+
+
+def at_position(kind: Kind, share: float) -> float:
+    """Return the number at a position, which may lie outside the range; the inverse of `position`."""
+    assert not isinstance(kind, Choice)
+    if isinstance(kind, LogUniform):
+        return float(kind.low * (kind.high / kind.low) ** share)
+    value = kind.low + share * (kind.high - kind.low)
+    return round(value) if isinstance(kind, RandInt) else value
+
+
+def best_range(parameter: Parameter, values: Sequence[Any], standings: NDArray[np.float64]) -> tuple[Any, ...]:
+    """Return where the best quarter of trials lies: ends of the middle 80 % of a number, or the value of most of them.
+
+    Args:
+        values: of the option in each trial.
+        standings: of these trials, (trials,).
+    """
+    best = np.argsort(-standings, kind="stable")[: max(1, round(BEST_SHARE * len(values)))]
+    taken = [values[place] for place in best]
+    if isinstance(parameter.kind, Choice):
+        return (max(taken, key=taken.count),)
+    low, high = np.quantile(taken, [0.1, 0.9], method="nearest")
+    return (low.item(), high.item())
+
+
+def find_edge(parameter: Parameter, value: Any) -> Edge | None:
+    """Return the end of its range that a value is at; None if it is at none, or the option allows nothing beyond it."""
+    kind = parameter.kind
+    if isinstance(kind, Choice):
+        return None
+    where = position(kind, value)
+    if AT_EDGE < where < 1 - AT_EDGE:
+        return None
+    side: Literal["low", "high"] = "low" if where <= AT_EDGE else "high"
+    wider = widen(parameter.name, kind, side)
+    return None if wider == kind.to_list() else Edge(side, value, {**parameter.to_dict(), kind.key: wider})
+
+
+def widen(name: str, kind: Kind, side: Literal["low", "high"]) -> list[float]:
+    """Return the range of an option, as the YAML has it, widened at one side as far as the option allows."""
+    ends, end, sign = list[float](kind.to_list()), int(side == "high"), 1 if side == "high" else -1
+    if isinstance(kind, QUniform):
+        steps = max(1, math.ceil(WIDER * (kind.count - 1)))
+        candidates = [round(ends[end] + sign * step * kind.step, 12) for step in range(steps, 0, -1)]
+    else:
+        target = at_position(kind, -WIDER if side == "low" else 1 + WIDER)
+        digits = 1 if isinstance(kind, LogUniform) else 2
+        rounded = target if isinstance(kind, RandInt) else float(f"{target:.{digits}g}")
+        candidates = [rounded, *option_limits(name, sign)]
+    beyond = [value for value in candidates if sign * (value - ends[end]) > 0]
+    ends[end] = next((value for value in beyond if allows(name, value)), ends[end])
+    return ends
+
+
+def option_limits(name: str, sign: int) -> list[float]:
+    """Return the highest value that an option allows (sign 1) or the lowest (sign -1); [] without such a limit."""
+    attribute = "le" if sign > 0 else "ge"
+    return [getattr(item, attribute) for item in TrainConfig.model_fields[name].metadata if hasattr(item, attribute)]
+
+
+def allows(name: str, value: float) -> bool:
+    """Return whether an option's own limits allow a value."""
+    from pydantic import TypeAdapter, ValidationError
+
+    field = TrainConfig.model_fields[name]
+    try:
+        TypeAdapter(field.rebuild_annotation()).validate_python(value)
+    except ValidationError:
+        return False
+    return True

@@ -1,0 +1,104 @@
+"""What `voxtune importance` prints: bars with intervals, tries per value, and where to search on. Fits 80 columns."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from trainable.core.counted import counted
+from tune.run.importance import LITTLE, MIN_TRIALS, Importances, OptionImportance
+from tune.run.option_range import value_label
+from tune.run.results import Run
+from tune.run.run_dir import resume_command
+
+WIDTH, BAR = 80, 20
+NO_BREAK = "\u00a0"
+
+
+def importance_lines(run: Run, found: Importances) -> list[str]:
+    """Return what the trials of a run tell of its options, as lines."""
+    left_out = ", ".join(f"{count} {status}" for status, count in found.left_out.items())
+    head = f"{counted(len(found.options), 'option')}, {counted(found.trials, 'trial')} compared"
+    lines = [head + (f"; left out: {left_out}" if left_out else "")]
+    if not found.enough:
+        lines += [f"too few trials to tell what matters: at least {MIN_TRIALS} are needed; stopped ones count"]
+    else:
+        lines += ["", *share_lines(found)]
+    lines += ["", "tries per value, and the mean share of other trials that these beat:", *tries_lines(found)]
+    never = [f"{option.name} {label}" for option in found.options for label in option.never_tried]
+    return [*lines, "", *listed("never tried: ", never or ["nothing"]), *edge_lines(run, found)]
+
+
+def share_lines(found: Importances) -> Iterator[str]:
+    """Yield a bar per option that matters, and the names of those that hardly do and of those nothing is known of."""
+    by_verdict: dict[str, list[OptionImportance]] = {"matters": [], "hardly matters": [], "too few trials": []}
+    for option in found.options:
+        by_verdict[option.verdict].append(option)
+    yield f"share of the differences between trials that an option explains, {found.confidence:.0%} interval:"
+    width = max((len(option.name) for option in by_verdict["matters"]), default=0)
+    for option in by_verdict["matters"]:
+        share = option.share or 0.0
+        good = f"  good: {good_text(option.good)}" if option.good else ""
+        interval = f"{share:.2f} [{option.low:.2f}, {option.high:.2f}]"
+        yield f"  {option.name:{width}} {'█' * round(share * BAR):{BAR}} {interval}{good}"
+        if option.when:
+            yield f"  {'':{width}} of the {option.trials} trials with {option.when}"
+    if not by_verdict["matters"]:
+        yield "  none can be told from chance"
+    yield from listed(f"hardly matter (at most {LITTLE:g}): ", [option.name for option in by_verdict["hardly matters"]])
+    yield from listed("too few trials to tell: ", [option.name for option in by_verdict["too few trials"]])
+
+
+def tries_lines(found: Importances) -> Iterator[str]:
+    """Yield how often each value or third of a range was tried, an option per line or two."""
+    width = max((len(option.name) for option in found.options), default=0)
+    for option in found.options:
+        parts = [
+            f"{part.label}: {part.tries}x" + ("" if part.standing is None else f" {part.standing:.0%}")
+            for part in option.tries
+        ]
+        text = ", ".join(part.replace(" ", NO_BREAK) for part in parts)
+        yield from hanging(f"  {option.name:{width}}  ", text)
+
+
+def edge_lines(run: Run, found: Importances) -> Iterator[str]:
+    """Yield the options whose value in the winner is at an end of the range, and the command that goes on beyond it.
+
+    Those that hardly matter are left out.
+    """
+    edges = [(option, option.edge) for option in found.options if option.edge and option.verdict != "hardly matters"]
+    if not edges:
+        return
+    yield "\nthe winner is at an edge of a range, beyond which better values may lie:"
+    for option, edge in edges:
+        yield f"  {option.name} = {value_label(edge.value)}, at the {edge.side} end"
+    trials = run.config.budget.trials
+    yield f"{resume_command(run.folder)} --trials {trials + max(trials // 2, 1)} \\"
+    yield f"  --space {shlex.quote(str(run.dir.config))} \\"
+    sets = [shlex.quote(f"space.{option.name}={yaml_text(edge.wider)}") for option, edge in edges]
+    yield " \\\n".join(f"  --set {text}" for text in sets)
+
+
+def yaml_text(section: dict[str, Any]) -> str:
+    """Return an entry of `space:` as one line of YAML."""
+    return json.dumps(section).replace('"', "")
+
+
+def good_text(good: tuple[Any, ...]) -> str:
+    """Return where good trials lie, in words."""
+    return " to ".join(map(value_label, good))
+
+
+def listed(head: str, items: list[str]) -> Iterator[str]:
+    """Yield a heading with its items, wrapped; nothing without items."""
+    if items:
+        yield from textwrap.wrap(head + ", ".join(items), WIDTH, subsequent_indent="  ")
+
+
+def hanging(head: str, text: str) -> Iterator[str]:
+    """Yield a text behind a heading, wrapped below its own first line; NO_BREAK becomes a space."""
+    for number, line in enumerate(textwrap.wrap(text, WIDTH - len(head), break_on_hyphens=False) or [""]):
+        yield ((" " * len(head) if number else head) + line).replace(NO_BREAK, " ")
