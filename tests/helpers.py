@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,3 +157,28 @@ def rows(folder: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv in a trial's folder; none if there is no such file yet."""
     path = folder / "metrics.csv"
     return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+@contextlib.contextmanager
+def notices_at(path: str, status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Serve a URL of this path on this machine; yield it with the list of what is posted there, in order."""
+    posted: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == path
+            assert self.headers["Content-Type"] == "application/json"
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}{path}", posted
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -6,17 +6,20 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
 from helpers import SWEEP, make_report, with_case_scores
 from optuna.trial import TrialState
+from pandas import DataFrame
 
 import voxtune as vt
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import row_columns
 from trainable.training.training_log import TrainingLog
 from tune.driver.recorder import metrics_of
+from tune.run.events import Event, EventKind, append_event
 from tune.run.run_dir import RunDir
 from tune.search.journal import Journal
 from tune.spec.sweep_config import make_sweep_config
@@ -106,6 +109,37 @@ def test_a_run_has_a_winner_a_recipe_and_a_config(run_dir: Path) -> None:
     assert run.recipe(1) != run.recipe(0)
     assert run.config.budget.trials == 2
     assert run.folder == run_dir
+
+
+def test_a_notebook_shows_the_best_trials_of_a_run_with_their_curves(run_dir: Path) -> None:
+    run = vt.open(run_dir)
+    html = run._repr_html_()
+    page = ElementTree.fromstring(html.replace("<br>", "<br/>"))
+    (head,) = page.iter("thead")
+    assert [cell.text for cell in head.iter("th")][:3] == ["trial", "val_dice_mean", "curve"]
+    (body,) = page.iter("tbody")
+    rows = [[cell.text for cell in row] for row in body]
+    assert [row[:2] for row in rows] == [["0", "0.4000"], ["1", "0.3000"]]
+    assert [row[4] for row in rows] == ["trained to epoch 2", "running"]
+    curves = [line.attrib["points"] for line in body.iter("polyline")]
+    assert [len(points.split()) for points in curves] == [2, 1]
+    assert curves[0].split()[1].endswith(",2.0")  # the highest score is at the top
+    assert "1 complete, 1 running" in html
+    assert repr(run) == f"<run {run_dir}: 2 trials (1 complete, 1 running); best 0.4000 (trial 0)>"
+
+
+def test_a_run_tells_its_importances_its_cost_and_its_events(run_dir: Path) -> None:
+    run = vt.open(run_dir)
+    assert not run.importances().enough
+    assert [option.name for option in run.importances().options] == ["lr", "optimizer", "momentum"]
+    assert run.effort().epochs == 3
+    assert run.events() == []
+    append_event(RunDir(run_dir).events, Event(1.5, EventKind.TRIAL_STARTED, "started", 0, gpus=(1,)))
+    try:
+        assert DataFrame(run.events())[["kind", "trial"]].to_dict("records") == [{"kind": "trial_started", "trial": 0}]
+        assert vt.open(run_dir).trials()["started"][0] == "1970-01-01T00:00:01Z"
+    finally:
+        RunDir(run_dir).events.unlink()
 
 
 def test_what_is_no_run_is_an_input_error(tmp_path: Path) -> None:

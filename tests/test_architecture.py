@@ -122,6 +122,7 @@ READERS = [
     "tune.run.verify_confirmation",
     "tune.run.results",
     "tune.cli",
+    "tune.terminal.status",
     "trainable.core.options",
     "voxtune",
 ]

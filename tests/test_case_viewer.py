@@ -182,7 +182,7 @@ def test_sliders_keys_wheel_and_clicks_change_the_pictures(shown: Page, page_log
         page.wait_for_function("(before) => document.querySelector('canvas').toDataURL() != before", arg=drawn[0])
     page.keyboard.press("c")
     page.wait_for_function(f"document.querySelector('.case-planes input').value != {start[0] + 2}")
-    assert page.locator("input[name=cases-case]:checked").get_attribute("value") == "1"
+    assert page.locator("input[name=case_viewer-case]:checked").get_attribute("value") == "1"
     assert page_log.errors == []
 
 

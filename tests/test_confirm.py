@@ -42,6 +42,7 @@ from tune.run.confirmation import (
     unused_seeds,
 )
 from tune.run.export import export_recipe
+from tune.run.json_output.confirm import ConfirmOutput, confirm_output
 from tune.run.recipe_files import read_recipe
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import RunDir
@@ -281,6 +282,25 @@ def test_the_test_cases_are_scored_after_all_that_is_decided_and_decide_nothing(
     after = found()
     assert after.test.comparison.difference == pytest.approx(-before.test.comparison.difference)
     assert (after.val, after.race, after.test.chosen) == (before.val, before.race, "")
+
+
+def test_the_json_of_a_confirmation_has_the_numbers_of_its_verdicts(confirmed: Path) -> None:
+    run = read_run(confirmed)
+    plan = load_plan(run.dir.confirm.plan)
+    assert plan is not None
+    errors = {("wild", 0): "diverged in epoch 1"}
+    found = evaluate_confirmation(run, plan, ConfirmScores(run.dir.confirm, plan), errors, take_best=False)
+    content = json.loads(confirm_output(run, found).text())
+    ConfirmOutput.model_validate(content)
+    stored = json.loads(run.dir.confirm.result.read_text())
+    assert (content["winner"], content["chosen"], content["ended"]) == (run.best().number, "default", stored["ended"])
+    for part in ("validation", "test"):
+        for score, comparison in stored[part]["comparisons"].items():
+            assert content[part]["comparisons"][score] == comparison, (part, score)
+        assert [arm["mean"] for arm in content[part]["arms"]] == [arm["mean"] for arm in stored[part]["arms"]]
+    assert content["errors"] == ["wild, seed 1000001: diverged in epoch 1"]
+    assert content["validation"]["verdict"] == "not shown"
+    assert not content["confirmed"]
 
 
 def test_no_test_is_wanted_before_the_race_has_ended(confirmed: Path) -> None:

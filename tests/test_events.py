@@ -18,6 +18,9 @@ def test_events_come_back_in_order_without_half_a_line(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"time": 10.0, "kind": "trial_st')
     assert read_events(path) == events
+    append_event(path, events[0])
+    append_event(path, events[1])
+    assert read_events(path) == [*events, *events[:2]]
 
 
 def test_the_time_between_two_attempts_does_not_count() -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from faults import change_label, delete_cache, faulty, leaky, meddling, small_sweep
+from helpers import notices_at
 from optuna.trial import TrialState
 
 from trainable.core.errors import InputError
@@ -15,6 +16,7 @@ from trainable.data.split import load_split
 from tune.driver import watchdog
 from tune.driver.sweep import launch, resume
 from tune.driver.watchdog import HangWatchdog
+from tune.run.events import EventKind, read_events
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify
 from tune.search.journal import read_trials
@@ -28,7 +30,8 @@ def test_each_fault_is_reported_as_what_it_is_and_the_sweep_goes_on(cluster, pha
     config = small_sweep(
         prepared, phantoms, study={"trials": 8}, resources={"gpu": 0, "cpu": 1, "max_failures": 1, "report_timeout": 6}
     )
-    run = launch(config, tmp_path / "run", cluster=cluster, fit=faulty(faults))
+    with notices_at("/hook/secret") as (url, notices):
+        run = launch(config, tmp_path / "run", cluster=cluster, fit=faulty(faults), notify=url)
     trials = read_trials(run.folder)
     assert [t.state for t in trials] == [COMPLETE, FAIL, FAIL, PRUNED, COMPLETE, COMPLETE, FAIL, COMPLETE]
     assert [t.number for t in trials if t.constraints] == [0]
@@ -44,6 +47,24 @@ def test_each_fault_is_reported_as_what_it_is_and_the_sweep_goes_on(cluster, pha
     for number, lives in {1: 2, 2: 1, 4: 2, 5: 2, 6: 2}.items():
         assert (folders[number] / "stdout.log").read_text().count("goes on after epoch 1") == lives - 1, number
     assert list(trials[5].intermediate_values) == [1, 2, 3]
+    events = read_events(run.dir.events)
+    retried = {event.trial: event.text for event in events if event.kind == EventKind.TRIAL_RETRIED}
+    assert set(retried) == {1, 4, 5, 6}
+    assert retried[4] == "started again after RuntimeError: injected error"
+    ended = {event.trial: event for event in events if event.kind == EventKind.TRIAL_ENDED}
+    assert {number: event.status for number, event in ended.items()} == {t.number: t.status for t in run.trials}
+    failed = run.trial(1)
+    where = f"failed at epoch {failed.epoch}/3, val_dice_mean {failed.score:.4f}"
+    assert ended[1].text == f"{where}: RuntimeError: injected error"
+    assert ended[6].text.endswith(": The actor is dead because its worker process has died")
+    assert ended[2].text.endswith("treated as hung")
+    assert sorted(notice["text"] for notice in notices[:-1]) == [f"trial {number} has failed" for number in (1, 2, 6)]
+    best = {"trial": run.best().number, "val_dice_mean": run.best().score, "epoch": run.best().best_epoch}
+    assert notices[-1] | {"time": 0} == {
+        "event": "sweep_ended", "run": "run", "text": "all 8 trials have ended", "best": best, "time": 0,
+    }  # fmt: skip
+    texts = [path.read_bytes() for path in run.folder.rglob("*") if path.is_file()]
+    assert not any(b"secret" in text for text in texts)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from trainable.core.errors import InputError
 from trainable.core.logger import init_logger
 from trainable.evaluation.comparison import Comparison
 from tune.cli import app
-from tune.run.json_output.confirm import ComparisonItem
+from tune.run.json_output.difference import DifferenceItem
 from tune.run.json_output.document import Document
 from tune.run.json_output.outputs import OUTPUTS, json_schema
 from tune.run.results import read_run
@@ -130,7 +130,7 @@ def test_a_folder_that_is_no_run_is_an_error_without_json(verb: str, tmp_path: P
 
 def test_what_cannot_be_estimated_is_null() -> None:
     nan = float("nan")
-    item = ComparisonItem.from_comparison(Comparison(0.1, nan, nan, nan, None, None))
+    item = DifferenceItem.from_comparison(Comparison(0.1, nan, nan, nan, None, None))
     assert json.loads(item.text())["low"] is None
 
 

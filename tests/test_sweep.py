@@ -1,6 +1,7 @@
 """Real sweeps on a real local Ray, driven as a user does: launch, Ctrl-C, kill -9, resume, best, retrain, predict."""
 
 import os
+import platform
 import re
 import shutil
 import signal
@@ -25,11 +26,14 @@ from trainable.core.options import make_config
 from trainable.data.prepare import Data
 from trainable.data.split import Split, load_split, save_split
 from trainable.training import checkpoint
-from tune.driver import recorder
+from tune.driver import recorder, report_keeper
 from tune.driver.cluster import Cluster
+from tune.driver.dry_run import dry_run
 from tune.driver.sweep import launch, resume, with_absolute_paths
 from tune.retrain import retrain
+from tune.run.events import EventKind, read_events
 from tune.run.export import recipe_text
+from tune.run.live_state import read_live_state
 from tune.run.results import Run, read_run, resolve_checkpoint
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify
@@ -115,6 +119,26 @@ def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):
     assert (run / "best" / "config.yaml").read_text().startswith(heading)
 
 
+def test_events_tell_how_the_sweep_went_as_the_journal_has_it(run: Path):
+    events, done = read_events(RunDir(run).events), read_run(run)
+    assert (events[0].kind, events[0].text) == (EventKind.SWEEP_STARTED, "launched")
+    assert (events[-1].kind, events[-1].text) == (EventKind.SWEEP_ENDED, "all 5 trials have ended")
+    assert [event.time for event in events] == sorted(event.time for event in events)
+    for trial in done.trials:
+        own = [event for event in events if event.trial == trial.number and event.kind != EventKind.NEW_BEST]
+        assert (own[0].kind, own[0].host, own[0].gpus) == (EventKind.TRIAL_STARTED, platform.node(), ())
+        assert (own[-1].kind, own[-1].status) == (EventKind.TRIAL_ENDED, trial.status)
+        stops = [event.text for event in own if event.kind == EventKind.TRIAL_STOPPED]
+        assert bool(stops) == (trial.status == "stopped early")
+        if stops:
+            at = trial.rungs[trial.epoch]
+            assert stops == [f"stopped at epoch {trial.epoch}: {at.value:.4f}, {at.needed:.4f} was needed"]
+    assert [event.trial for event in events if event.kind == EventKind.NEW_BEST][-1] == done.best().number
+    state = read_live_state(RunDir(run).live)
+    assert state is not None
+    assert state.activities == ()
+
+
 def test_every_trial_has_the_runs_split_and_a_seed_of_its_own(run: Path):
     seeds = set()
     for trial in read_run(run).trials:
@@ -166,6 +190,14 @@ def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
         )
         assert paths.case_scores.read_text() == whole.case_scores.read_text()
     assert not any(verify(read_run(folder)).values())
+    events = read_events(RunDir(folder).events)
+    starts_and_ends = [event.text for event in events if event.trial is None]
+    assert starts_and_ends == [
+        *("launched", "stopped by SIGINT", "resumed: attempt 2", "was killed"),
+        *("resumed: attempt 3", "all 5 trials have ended"),
+    ]
+    assert len([event for event in events if event.status]) == 5
+    assert any("goes on after epoch" in event.text for event in events)
 
 
 def test_launch_into_a_run_is_refused_and_resume_of_a_finished_one_says_so(run: Path, config_of, capsys):
@@ -291,14 +323,25 @@ def test_the_next_trial_starts_while_run_best_is_brought_up_to_date(
     assert checkpoint.load_checkpoint(folder / "best")["epoch"] == best.best_epoch
 
 
-def test_a_caller_s_hook_gets_each_report_and_the_decision_on_it(config_of, one_core: Cluster, tmp_path: Path):
+def test_a_caller_s_hook_gets_each_report_and_the_decision_on_it_and_the_end_is_reported_with_pictures(
+    config_of, one_core: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def report_command(run_dir: RunDir, *, images: str) -> list[str]:
+        return [sys.executable, "-c", f"open({str(run_dir.report)!r}, 'w').write({images!r})"]
+
+    monkeypatch.setattr(report_keeper, "report_command", report_command)
     calls: list[tuple[int, int, float, str]] = []
 
     def note(number: int, report: Report, decision: str) -> None:
         calls.append((number, report["epoch"], report["val_dice_mean"], decision))
 
-    config = config_of("train.epochs=2", "study.trials=3")
-    launch(config, tmp_path / "run", cluster=one_core, on_report=note)
+    config = config_of("train.epochs=2", "study.trials=3", "resources.gpu=1")
+    launch(config, tmp_path / "run", cluster=one_core, on_report=note, report=True, note="why")
+    starts = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e.kind == EventKind.TRIAL_STARTED]
+    text = f"started on GPU 0 of {platform.node()}"
+    assert [(event.trial, event.gpus, event.text) for event in starts] == [(number, (0,), text) for number in range(3)]
+    assert (tmp_path / "run" / "report.html").read_text() == "make"
+    assert read_run(tmp_path / "run").config.record.note == "why"
     for trial in read_trials(tmp_path / "run"):
         scores = {epoch: score for number, epoch, score, _ in calls if number == trial.number}
         assert scores == trial.intermediate_values
@@ -306,6 +349,42 @@ def test_a_caller_s_hook_gets_each_report_and_the_decision_on_it(config_of, one_
         assert [decision for number, *_, decision in calls if number == trial.number][-1] == (
             "STOP" if stopped else "CONTINUE"
         )
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(
+    run: Path, config_of, one_core: Cluster, phantoms: Path, tmp_path: Path, capsys
+):
+    for folder, state in [
+        ("", "all are preprocessed"),
+        (tmp_path / "new", "8 would be checked and preprocessed first"),
+    ]:
+        options = [f"train.cache_dir={folder}"] if folder else []
+        config = config_of("study.time_budget=2h", *options)
+        dry_run(config, tmp_path / "run", cluster=one_core, earlier=[run])
+        printed = capsys.readouterr().out
+        assert "8 cases: 6 to train on, 1 to validate on, 1 to test on; labels: 2021 (ET 4)\n" in printed
+        assert f"cache {config.fixed('cache_dir')}: {state}\n" in printed
+        assert "cluster: 1 machine, 1 CPU, 1 GPU\n" in printed
+        assert "would run 5 trials of up to 4 epochs, 1 at once with 1 CPU and 0 GPU each; at most 2:00:00\n" in printed
+        assert printed.endswith(f"dry run: nothing was written; without --dry_run, {tmp_path}/run would be made\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["train.val_fraction=0"], "the split has no validation cases"),
+        (["resources.gpu=64"], "ask for 1 CPUs and 64 GPUs per trial"),
+        (["train.epochs=5"], r"--warm_start .*: train\.epochs is 4 there, 5 here"),
+        (["train.val_fraction=0.3"], r"--warm_start .*: record\.split is \w+ there"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_launch_refuses(
+    run: Path, config_of, one_core: Cluster, tmp_path: Path, options: list[str], message: str
+):
+    with pytest.raises(InputError, match=message):
+        dry_run(config_of(*options), tmp_path / "run", cluster=one_core, earlier=[run])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):

@@ -26,6 +26,8 @@ def launch(
     warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
     address: str | None = None,
+    note: str | None = None,
+    report: bool = True,
 ) -> RunReader:
     """Run a sweep to its end, as `voxtune launch` does. `voxtune resume OUT` goes on with an interrupted one.
 
@@ -40,6 +42,8 @@ def launch(
         warm_start: folders of runs whose trials the sweep begins with.
         storage: where Ray keeps checkpoints, a folder or a URI; None for OUT/ray.
         address: of a Ray cluster; None to start one on this machine.
+        note: what the sweep is for.
+        report: keep OUT/report.html up to date.
 
     Returns:
         The run as it is at the end.
@@ -58,7 +62,10 @@ def launch(
         space, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     )
     earlier = [user_path(folder).resolve() for folder in warm_start]
-    return RunReader(launch_sweep(config, user_path(out).resolve(), address=address, storage=storage, earlier=earlier))
+    run = launch_sweep(
+        config, user_path(out).resolve(), address=address, storage=storage, earlier=earlier, note=note, report=report
+    )
+    return RunReader(run)
 
 
 def load_model(path: str | Path, device: str = "cpu") -> tuple[UNet3D, TrainConfig]:

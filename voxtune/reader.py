@@ -11,9 +11,13 @@ from trainable.core.files import user_path
 from trainable.training.case_scores import COLUMNS as CASE_COLUMNS
 from trainable.training.case_scores import read_case_scores
 from tune.run.curve_rows import curve_columns, curve_rows
+from tune.run.effort import Effort, measure_effort
+from tune.run.events import Event, read_events
+from tune.run.importance import Importances, importances
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.trial_rows import trial_columns, trial_rows
 from tune.spec.sweep_config import SweepConfig
+from voxtune.summary_html import counts_text, summary_html
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,7 +36,9 @@ def open(run_dir: str | Path) -> RunReader:
 
 
 class RunReader:
-    """A run with the trials that it had when it was opened; only `curves` and `case_scores` read files later.
+    """A run with the trials that it had when it was opened; only curves, scores per case and events are read later.
+
+    A notebook shows it as its counts, its cost and its best trials.
 
     Attributes:
         folder: path of the run.
@@ -120,3 +126,31 @@ class RunReader:
         from pandas import DataFrame
 
         return DataFrame(rows, columns=list(CASE_COLUMNS))
+
+    def importances(self) -> Importances:
+        """Return which options explain how well trials did, with intervals, as `voxtune importance` prints it.
+
+        `.options` has an item per searched option; `pandas.DataFrame(run.importances().options)` is a table of them.
+        """
+        return importances(self._run)
+
+    def effort(self) -> Effort:
+        """Return what the trials have cost: GPU hours, what early stopping saved, what led nowhere."""
+        return measure_effort(self._run)
+
+    def events(self) -> list[Event]:
+        """Return what has happened in the sweep, in its order; [] for a run of an older version.
+
+        `pandas.DataFrame(run.events())` is a table of them.
+        """
+        return read_events(self._run.dir.events)
+
+    def __repr__(self) -> str:
+        """Return the folder, the number of trials and the best score."""
+        best = self._run.ranking[0] if self._run.ranking else None
+        winner = f"; best {best.score:.4f} (trial {best.number})" if best else ""
+        return f"<run {self.folder}: {counts_text(self._run)}{winner}>"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return summary_html(self._run)

@@ -19,7 +19,7 @@ from ray import cloudpickle
 from trainable.core.config import TrainConfig
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import EpochResult
-from trainable.training.step_progress import OnProgress
+from trainable.training.step_progress import OnProgress, StepProgress
 from tune.driver.worker import Fit, fit_to_storage
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
@@ -124,3 +124,17 @@ def leaky(
     if config.seed == SEED:
         sys.modules["torch"].left_behind = torch.zeros(50 * 2**20, device="cuda")  # type: ignore[attr-defined]
     return fit_to_storage(config, data, on_epoch_end, on_progress)
+
+
+def waiting(done: Path) -> Fit:
+    """Return a fit that tells of its first step, and trains once a file exists."""
+
+    def fit(
+        config: TrainConfig, data: Data, on_epoch_end: Callable[[EpochResult], None], on_progress: OnProgress
+    ) -> EpochResult:
+        on_progress(StepProgress("training", 1, 1, 4, 51.5))
+        while not done.exists():
+            time.sleep(0.02)
+        return fit_to_storage(config, data, on_epoch_end, on_progress)
+
+    return fit

@@ -32,8 +32,7 @@ OnProgress = Callable[[StepProgress], None]
 class ProgressReporter:
     """Calls a function with the progress of a training, in the thread that trains.
 
-    It reads nothing from the GPU, which may be some steps behind: a call between two steps costs 1 µs, and one that is
-    not due yet less.
+    It reads nothing from the GPU, which may be some steps behind. A step at which no call is due costs 1 µs.
 
     on_progress: called at most every PERIOD_SECONDS; None for nothing. What it raises ends the training.
     """

@@ -15,10 +15,14 @@ from tune.cli.command import RunFolder, app
 from tune.cli.json_flag import Json, print_json
 from tune.run.curve_rows import curve_columns, curve_rows
 from tune.run.importance import importances
+from tune.run.json_output.compare import runs_compared, trials_compared
 from tune.run.json_output.importance import importance_output
 from tune.run.results import read_run
+from tune.run.run_comparison import compare_runs
 from tune.run.table_files import STDOUT, Format, write_table
+from tune.run.trial_comparison import compare_trials
 from tune.run.trial_rows import trial_columns, trial_rows
+from tune.terminal.comparison_lines import run_comparison_lines, trial_comparison_lines
 from tune.terminal.importance_lines import importance_lines
 
 CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write CSV; - is standard output.")]
@@ -68,3 +72,28 @@ def write_tables(
         write_table(path, form, rows, columns, f"voxtune/{name}/1")
         if STDOUT not in files.values():
             logger.info(f"wrote {path}: {counted(len(rows), 'row')}, {counted(len(columns), 'column')}")
+
+
+@app.command(epilog="Example: voxtune compare RUN 3 1")
+def compare(
+    run: RunFolder,
+    others: Annotated[
+        list[str],
+        typer.Argument(metavar="N...|RUN...", help="Numbers of trials, or folders of other sweeps."),
+    ],
+    json_: Json = False,
+) -> None:
+    """Compare trials of a sweep, or sweeps: recipes, scores at the same effort, and what the difference tells."""
+    if all(word.isdecimal() for word in others):
+        if len(others) < 2:
+            raise InputError(f"one trial, {others[0]}; expected two or more, such as `voxtune compare {run} 3 1`")
+        result = read_run(run)
+        trials = compare_trials(result, [int(word) for word in others])
+        output, lines = trials_compared(result, trials), trial_comparison_lines(result, trials)
+    else:
+        runs = compare_runs([read_run(folder) for folder in (run, *map(Path, others))])
+        output, lines = runs_compared(runs), run_comparison_lines(runs)
+    if json_:
+        print_json(output)
+    else:
+        logger.info("\n".join(lines))

@@ -92,7 +92,7 @@ class EventLog:
 
     def retried(self, number: int, error: str) -> None:
         """Note that a trial is started again after an error, given in one line."""
-        self.add(EventKind.TRIAL_RETRIED, f"started again after {error}", number)
+        self.add(EventKind.TRIAL_RETRIED, f"started again after {first_sentence(error)}", number)
 
     def decided(self, number: int, epoch: int, decided: RungDecision) -> None:
         """Note a new decision of early stopping, if a trial is stopped or would have been."""
@@ -110,12 +110,17 @@ class EventLog:
         if trial.state == TrialState.RUNNING:
             return
         score = "no score" if trial.score is None else f"{self.score_name} {trial.score:.4f}"
-        why = f": {trial.error}" if trial.error else ""
+        why = f": {first_sentence(trial.error)}" if trial.error else ""
         text = f"{trial.status} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
         self.add(EventKind.TRIAL_ENDED, text, trial.number, status=trial.status)
         if (best := best_finished(run)) is not None and best != self.best:
-            self.add(EventKind.NEW_BEST, f"new best: {score}", trial.number)
+            self.add(EventKind.NEW_BEST, f"new best, {score}", trial.number)
             self.best = best
+
+
+def first_sentence(error: str) -> str:
+    """Return the first sentence of an error, to which Ray adds how to look for its cause."""
+    return error.partition(". ")[0]
 
 
 def best_finished(run: Run) -> int | None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any, Self
 
 from ray import tune as ray_tune
@@ -24,7 +23,6 @@ PERIOD_SECONDS = 60.0  # from the end of one report to the start of the next
 TIMEOUT_SECONDS = 300.0  # of a report while the sweep runs
 LAST_TIMEOUT_SECONDS = 1800.0  # of the last one, which predicts cases
 LOWEST_PRIORITY = 19
-REPOSITORY = Path(__file__).parents[2]
 
 
 class ReportKeeper(ray_tune.Callback):
@@ -132,10 +130,12 @@ def report_command(run_dir: RunDir, *, images: str) -> list[str]:
 
 
 def report_environment(*, gpu: bool) -> dict[str, str]:
-    """Return the environment of a process that writes a report: one core, and no GPU unless asked."""
-    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+    """Return the environment of a process that writes a report, with this one's modules.
+
+    gpu: False for one core and no GPU.
+    """
     hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **hidden, "PYTHONPATH": path}
+    return {**os.environ, **hidden, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def last_line(text: str, code: int) -> str:

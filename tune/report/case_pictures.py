@@ -16,9 +16,9 @@ from tune.report.volumes import largest_error
 WIDTH = 1080  # pixels
 GAP = 6  # between the planes
 DASH = 4  # pixels that are drawn, and then left out, of a prediction's outline and of hatching
-# Okabe and Ito's colours; the same as in static/case_viewer.css
-COLOURS = {"WT": (86, 180, 233), "TC": (213, 94, 0), "ET": (240, 228, 66)}
-MISSED, ADDED = (0, 158, 115), (204, 121, 167)
+# Okabe and Ito's colours, some lighter, since they are on black; the same as in static/case_viewer.css
+COLOURS = {"WT": (47, 191, 147), "TC": (240, 118, 60), "ET": (240, 228, 66)}
+MISSED, ADDED = (86, 180, 233), (204, 121, 167)
 
 
 class Plane(NamedTuple):

@@ -20,7 +20,7 @@ MODALITY_TITLES = (("flair", "FLAIR"), ("t1", "T1"), ("t1ce", "T1ce"), ("t2", "T
 REGION_NAMES = (("WT", "whole tumour"), ("TC", "tumour core"), ("ET", "enhancing tumour"))
 
 
-def case_section(views: Sequence[CaseView], *, anonymous: bool, name: str = "cases") -> str:
+def case_section(views: Sequence[CaseView], *, anonymous: bool, name: str = "case_viewer") -> str:
     """Return HTML that shows cases: scores, and for those with images a viewer and, in print, still pictures.
 
     Style and script are part of it; nothing else is fetched. It has no heading.
@@ -48,7 +48,7 @@ def case_section(views: Sequence[CaseView], *, anonymous: bool, name: str = "cas
         caption=caption_of(encoded),
         data=[asdict(one) for one in encoded],
         css=static_text("case_viewer.css"),
-        script=static_text("case_viewer.js"),
+        script=static_text("case_slices.js") + static_text("case_viewer.js"),
     )
 
 

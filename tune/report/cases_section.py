@@ -16,7 +16,7 @@ def cases_section(views: Sequence[CaseView], dice: str, *, anonymous: bool) -> S
         return None
     blocks: list[Block] = [Fragment(dice)] if dice else []
     if views:
-        blocks.append(Fragment(case_section(views, anonymous=anonymous)))
+        blocks.append(Fragment(case_section(views, anonymous=anonymous, name="case_viewer")))
     return Section("cases", "Cases", cases_sentence(views), blocks)
 
 

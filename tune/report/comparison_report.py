@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
-from trainable.core.options import to_dict
 from tune.report.blocks import Block, Facts, Figure, Note, Section, Table
 from tune.report.cases_section import privacy_text
 from tune.report.chart_style import axis
 from tune.report.overview import confirmed_text, run_name
 from tune.report.page import Page
-from tune.report.sweep_data import SweepData, hours_text, read_sweep, score_text, share_text, value_text
-from tune.run.events import EventKind
-from tune.run.import_trials import comparability_key
+from tune.report.sweep_data import DASH, SweepData, hours_text, read_sweep, score_text, share_text, value_text
+from tune.run.importance import OptionImportance
 from tune.run.results import Run
+from tune.run.run_comparison import RunComparison, best_so_far, compare_runs
 
 LINES = (
     ("var(--accent)", "solid"),
@@ -28,23 +27,20 @@ LINES = (
 
 def comparison_page(runs: Sequence[Run], *, anonymous: bool) -> Page:
     """Return the report that compares runs. anonymous: names no case, machine or folder."""
-    sweeps = [read_sweep(run, anonymous=anonymous) for run in runs]
+    found, sweeps = compare_runs(runs), [read_sweep(run, anonymous=anonymous) for run in runs]
     names = sweep_names(sweeps)
     sections = [
-        result_section(sweeps, names),
-        protocol_section(sweeps, names),
-        progress_section(sweeps, names),
-        recipes_section(sweeps, names),
+        result_section(found, sweeps, names),
+        protocol_section(found, sweeps, names),
+        progress_section(found, names),
+        importance_section(found, names),
+        recipes_section(found, names),
     ]
+    states = [f"{data.state}; {counted(len(data.run.own_trials), 'trial')}" for data in sweeps]
     return Page(
         title=" and ".join(names),
         subtitle=f"Comparison of {len(runs)} sweeps",
-        facts=Facts(
-            [
-                (name, f"{data.state}; {counted(len(data.run.own_trials), 'trial')}")
-                for name, data in zip(names, sweeps, strict=True)
-            ]
-        ),
+        facts=Facts(list(zip(names, states, strict=True))),
         privacy=privacy_text([], anonymous=anonymous),
         sections=[section for section in sections if section is not None],
         trials={},
@@ -57,132 +53,131 @@ def sweep_names(sweeps: Sequence[SweepData]) -> list[str]:
     return [f"{name} ({place})" if names.count(name) > 1 else name for place, name in enumerate(names, 1)]
 
 
-def result_section(sweeps: Sequence[SweepData], names: Sequence[str]) -> Section:
+def result_section(found: RunComparison, sweeps: Sequence[SweepData], names: Sequence[str]) -> Section:
     """Return what each sweep has found and cost, a column each."""
-    rows: list[list[str]] = []
-    for title, cell in {
+    cells: dict[str, Callable[[SweepData], str]] = {
         "winner": lambda data: f"trial {data.winner.number}" if data.winner else "none yet",
-        "score of the winner": lambda data: score_text(data.winner and data.winner.score),
-        **{f"Dice {region} of the winner": region_cell(region) for region in REGIONS},
-        "score of the default recipe": lambda data: score_text(data.default and data.default.score),
+        "score of the winner": lambda data: score_text(data.winner.score if data.winner else None),
+    }
+    for region in REGIONS:
+        cells[f"Dice {region} of the winner"] = region_cell(region)
+    cells |= {
+        "score of the default recipe": lambda data: score_text(data.default.score if data.default else None),
         "confirmed": confirmed_text,
-        "trials": lambda data: str(len(data.run.own_trials)),
         "trained to the end": lambda data: str(sum(trial.finished for trial in data.run.own_trials)),
-        "GPU hours": lambda data: f"{data.effort.gpu_hours:,.2f}" if data.effort.gpu_hours else "0 (CPU)",
+        "GPU hours": lambda data: f"{data.effort.gpu_hours:,.2f}" if data.effort.gpu_hours else "0, on the CPU",
         "training time": lambda data: hours_text(data.effort.trial_seconds),
         "saved by early stopping": lambda data: share_text(data.effort.saved_share),
-    }.items():
-        rows.append([title, *(cell(data) or "\N{EN DASH}" for data in sweeps)])
+    }
+    rows = [[title, *(cell(data) or DASH for data in sweeps)] for title, cell in cells.items()]
     table = Table("Validation cases, one training per trial", ["sweep", *names], rows, "l" * (1 + len(names)))
-    return Section("result", "Result", result_sentence(sweeps, names), [table])
+    return Section("result", "Result", result_sentence(found, sweeps, names), [table])
 
 
-def region_cell(region: str) -> Any:
+def region_cell(region: str) -> Callable[[SweepData], str]:
     """Return the function that gives the winner's Dice of a region."""
     return lambda data: score_text(data.winner.dice.get(region) if data.winner else None)
 
 
-def result_sentence(sweeps: Sequence[SweepData], names: Sequence[str]) -> str:
+def result_sentence(found: RunComparison, sweeps: Sequence[SweepData], names: Sequence[str]) -> str:
     """Return which sweep's winner scores highest, if scores can be compared."""
-    if protocol_rows(sweeps):
-        return "The scores of these sweeps cannot be compared: see what differs in their protocol."
+    if not found.comparable:
+        return "The scores of these sweeps cannot be compared: see what differs in what they mean."
     scored = [(data.winner.score or 0.0, name) for data, name in zip(sweeps, names, strict=True) if data.winner]
     if len(scored) < 2:
         return "Fewer than two of the sweeps have a trial that trained to its end."
     scored.sort(reverse=True)
-    lead = f"{scored[0][1]} found the higher score, {scored[0][0]:.4f}; {scored[1][1]} {scored[1][0]:.4f}"
+    lead = f"{scored[0][1]} found the highest score, {scored[0][0]:.4f}; {scored[1][1]} {scored[1][0]:.4f}"
     return f"{lead}. Each is of one training: only `voxtune confirm` tells a better recipe from a lucky one."
 
 
-def protocol_rows(sweeps: Sequence[SweepData]) -> list[list[str]]:
-    """Return what the meaning of scores depends on and differs between the sweeps: a name, and a value per sweep."""
-    keys = [comparability_key(data.run.config) for data in sweeps]
-    ignored = "study.seed" if all(key["record.split"] for key in keys) else "record."  # the split's hash says more
-    return [
-        [name, *(data.privacy.text(value_text(key[name])) for key, data in zip(keys, sweeps, strict=True))]
-        for name in keys[0]
-        if not name.startswith(("early_stopping.", ignored)) and any(key[name] != keys[0][name] for key in keys)
-    ]
-
-
-def protocol_section(sweeps: Sequence[SweepData], names: Sequence[str]) -> Section:
+def protocol_section(found: RunComparison, sweeps: Sequence[SweepData], names: Sequence[str]) -> Section:
     """Return whether the scores can be compared, and what differs."""
-    rows = protocol_rows(sweeps)
+
+    def rows_of(values: dict[str, tuple[Any, ...]]) -> list[list[str]]:
+        return [
+            [name, *(data.privacy.text(value_text(of)) for data, of in zip(sweeps, values_of, strict=True))]
+            for name, values_of in values.items()
+        ]
+
+    columns, align = ["setting", *names], "l" * (1 + len(names))
     blocks: list[Block] = []
-    if rows:
-        blocks.append(Table("What differs", ["setting", *names], rows, "l" * (1 + len(names))))
-    spaces = {repr(data.run.config.space.to_dict()) for data in sweeps}
-    stopping = {repr(data.run.config.early_stopping) for data in sweeps}
-    searched = [
-        f"{what} differ"
-        for what, found in (("search spaces", spaces), ("rules of early stopping", stopping))
-        if len(found) > 1
-    ]
-    if searched:
-        blocks.append(Note(f"How they searched: {', '.join(searched)}. That does not change what a score means."))
-    lead = (
-        "No: they differ in what a score depends on."
-        if rows
-        else "Yes: the same data, split, epochs, metric and validation."
-    )
+    if found.meaning:
+        blocks.append(Table("What scores depend on, and differs", columns, rows_of(found.meaning), align))
+    if found.search:
+        blocks.append(Table("How they searched, which scores do not depend on", columns, rows_of(found.search), align))
+    lead = "No: they differ in what a score depends on."
+    if found.comparable:
+        lead = "Yes: data, split, epochs, metric and validation are the same."
     return Section("protocol", "Can the scores be compared?", lead, blocks)
 
 
-def progress_section(sweeps: Sequence[SweepData], names: Sequence[str]) -> Section | None:
-    """Return the best score so far over training time; None before a trial has ended."""
-    gpus = all(data.effort.gpu_hours for data in sweeps)
+def progress_section(found: RunComparison, names: Sequence[str]) -> Section | None:
+    """Return the best score so far over the time that trials took; None before a trial has trained to its end."""
     traces: list[dict[str, Any]] = []
-    for place, (data, name) in enumerate(zip(sweeps, names, strict=True)):
-        hours, scores = best_over_hours(data, gpus=gpus)
+    for place, (run, name) in enumerate(zip(found.runs, names, strict=True)):
+        curve = [(spent, score) for spent, score in best_so_far(run, on_gpu=found.on_gpu) if score is not None]
         colour, dash = LINES[place % len(LINES)]
+        points = {"x": [round(spent, 4) for spent, _ in curve], "y": [round(score, 4) for _, score in curve]}
         line = {"color": colour, "dash": dash, "width": 2, "shape": "hv"}
-        traces.append({"type": "scatter", "mode": "lines", "name": name, "x": hours, "y": scores, "line": line})
+        traces.append({"type": "scatter", "mode": "lines", "name": name, "line": line, **points})
     if not any(trace["x"] for trace in traces):
         return None
-    unit = "GPU hours" if gpus else "hours of training, summed over trials"
+    unit = "GPU hours" if found.on_gpu else "hours of training, summed over trials"
     layout = {"xaxis": axis(unit, rangemode="tozero"), "yaxis": axis("best score so far"), "showlegend": True}
-    summary = f"Step lines of the best score so far of {len(sweeps)} sweeps over {unit}."
-    figure = Figure("progress_chart", "Best score so far", summary, {"data": traces, "layout": layout})
-    lead = "The best score of the trials that had trained to their end, over the time that all trials had taken."
-    return Section("progress", "Progress", lead, [figure])
-
-
-def best_over_hours(data: SweepData, *, gpus: bool) -> tuple[list[float], list[float]]:
-    """Return hours and best score after each trial that ended with a better one, and at the end.
-
-    Trials count in the order in which they ended, by events.jsonl, or without it in that of their numbers.
-    gpus: GPU hours instead of hours.
-    """
-    ended = {event.trial: event.time for event in data.events if event.kind == EventKind.TRIAL_ENDED}
-    trials = sorted(
-        data.run.own_trials, key=lambda trial: (ended.get(trial.number, 0 if not ended else 1e18), trial.number)
-    )
-    factor, spent = (data.effort.gpus_per_trial if gpus else 1.0) / 3600, 0.0
-    hours, scores = list[float](), list[float]()
-    for trial in trials:
-        spent += trial.seconds * factor
-        score = trial.score or 0.0
-        if trial.finished and (not scores or score > scores[-1]):
-            hours.append(round(spent, 4))
-            scores.append(round(score, 4))
-    return ([*hours, round(spent, 4)], [*scores, scores[-1]]) if scores else ([], [])
-
-
-def recipes_section(sweeps: Sequence[SweepData], names: Sequence[str]) -> Section | None:
-    """Return the winners' recipes side by side; None with fewer than two winners."""
-    found = [(data, data.winner, name) for data, name in zip(sweeps, names, strict=True)]
-    winners = [(data, winner, name) for data, winner, name in found if winner is not None]
-    if len(winners) < 2:
-        return None
-    recipes = [to_dict(data.run.recipe(winner)) for data, winner, _ in winners]
-    searched = dict.fromkeys(parameter.name for data, _, _ in winners for parameter in data.run.config.space.parameters)
+    summary = f"Step lines of the best score so far of {len(names)} sweeps over {unit}."
+    blocks: list[Block] = [Figure("progress_chart", "Best score so far", summary, {"data": traces, "layout": layout})]
     rows = [
-        [option, *(value_text(recipe[option]) for recipe in recipes)]
-        for option in searched
-        if any(recipe[option] != recipes[0][option] for recipe in recipes)
+        [f"{milestone.hours:.2f}", *map(score_text, milestone.best)]
+        + [DASH if milestone.ahead is None else names[milestone.ahead]]
+        for milestone in found.milestones
     ]
-    columns = ["option", *(f"{name}, trial {winner.number}" for _, winner, name in winners)]
-    lead = f"The winners differ in {counted(len(rows), 'option')} of the {len(searched)} that were searched."
-    return Section(
-        "recipes", "Winners' recipes", lead, [Table("Options that differ", columns, rows, "l" + "r" * len(winners))]
+    columns = [unit, *names, "ahead"]
+    blocks.append(
+        Table("After the same effort, up to the end of the shortest", columns, rows, "r" * (1 + len(names)) + "l")
     )
+    lead = "The best score of the trials that had trained to their end, over the time that all trials had taken."
+    return Section("progress", "Progress", lead, blocks)
+
+
+def importance_section(found: RunComparison, names: Sequence[str]) -> Section | None:
+    """Return how much each option explains in each sweep; None if no sweep has trials enough to tell."""
+    shares = [{option.name: option for option in of.options} for of in found.importances]
+    options = dict.fromkeys(name for of in shares for name in of)
+    if not any(of.enough for of in found.importances):
+        return None
+    rows = [[name, *(cell_of(of.get(name)) for of in shares)] for name in options]
+    table = Table(
+        "Share of the differences between trials that an option explains",
+        ["option", *names],
+        rows,
+        "l" * (1 + len(names)),
+    )
+    note = Note("Given with its interval where the option is shown to matter.")
+    return Section("importance", "Which options matter", "By the trials of each sweep.", [table, note])
+
+
+def cell_of(option: OptionImportance | None) -> str:
+    """Return what a sweep says of an option, None if it did not search it."""
+    if option is None:
+        return "not searched"
+    if option.share is None or option.verdict != "matters":
+        return str(option.verdict)
+    return f"{share_text(option.share)} [{share_text(option.low or 0)}, {share_text(option.high or 0)}]"
+
+
+def recipes_section(found: RunComparison, names: Sequence[str]) -> Section | None:
+    """Return the winners' recipes side by side; None if a sweep has no winner."""
+    if not all(found.winners):
+        return None
+    rows = [
+        [option, *("no effect" if value is None else value_text(value) for value in values)]
+        for option, values in found.recipes.items()
+    ]
+    columns = [
+        "option",
+        *(f"{name}, trial {trial.number}" for name, trial in zip(names, found.winners, strict=True) if trial),
+    ]
+    lead = f"The winners differ in {counted(len(rows), 'option')}."
+    blocks = [Table("Options that differ", columns, rows, "l" + "r" * len(names))] if rows else []
+    return Section("recipes", "Winners' recipes", lead, blocks)

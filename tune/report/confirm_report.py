@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trainable.core.brats import REGIONS
@@ -11,8 +12,9 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import to_dict
 from tune.report.blocks import Block, Code, Facts, Figure, Section, Table
-from tune.report.cases_section import privacy_text
+from tune.report.cases_section import cases_section, privacy_text
 from tune.report.chart_style import axis
+from tune.report.dice_plots import dice_section_of_confirmation
 from tune.report.overview import arm_names, run_name, verdict_table
 from tune.report.page import Page
 from tune.report.sweep_data import SweepData, hours_text, read_sweep, value_text
@@ -71,6 +73,10 @@ def confirm_sections(data: SweepData, content: dict[str, Any], plan: ConfirmPlan
         if of_part := [row for row in rows if row["part"] == part]:
             text = f"Each mark is the mean over the {title} cases of one training: the spread is that between seeds."
             sections.append(Section(f"seeds_{part}", f"Trainings, {title} cases", text, [seed_figure(of_part, part)]))
+    cache, anonymous = Path(data.run.config.record.cache_dir or ""), data.privacy.anonymous
+    dice = dice_section_of_confirmation(data.run.dir.confirm.path, cache=cache, anonymous=anonymous)
+    if (cases := cases_section([], dice, anonymous=anonymous)) is not None:
+        sections.append(cases)
     sections.append(
         Section("recipes", "Recipes", "Where the recipes differ from each other.", recipe_blocks(data, plan))
     )

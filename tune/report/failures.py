@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tune.report.blocks import Block, Code, Note, Section, Table
-from tune.report.sweep_data import SweepData, numbers_text
+from tune.report.sweep_data import DASH, SweepData, numbers_text
 from tune.run.results import TrialResult
 
 WRONG = ("failed", "not finite", "out of memory", "outside the space")
@@ -25,7 +25,7 @@ def failures_section(data: SweepData) -> Section:
     rows, tracebacks = [], list[Block]()
     for trials in ordered:
         first = trials[0]
-        reason = data.privacy.text(first.error or first.outside_space) or "\N{EN DASH}"
+        reason = data.privacy.text(first.error or first.outside_space) or DASH
         rows.append([first.status, str(len(trials)), reason, numbers_text([trial.number for trial in trials])])
         if text := traceback_of(data, first):
             tracebacks.append(Code(f"Trial {first.number}: the end of its traceback", text, collapsed=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainable.core.counted import counted
 from tune.report.blocks import Block, Figure, Note, Section, Table
 from tune.report.chart_style import axis
-from tune.report.sweep_data import share_text, value_text
+from tune.report.sweep_data import DASH, share_text, value_text
 from tune.run.importance import MIN_TRIALS, Importances, OptionImportance
 
 MAX_BARS = 10  # the table has all options
@@ -86,12 +86,12 @@ def importance_table(found: Importances) -> Table:
 
 def option_row(option: OptionImportance) -> list[str]:
     """Return an option's row."""
-    dash = "\N{EN DASH}"
+
     known = option.low is not None and option.high is not None
-    interval = f"{share_text(option.low or 0)} to {share_text(option.high or 0)}" if known else dash
+    interval = f"{share_text(option.low or 0)} to {share_text(option.high or 0)}" if known else DASH
     tries = ", ".join(f"{item.label}: {item.tries}" for item in option.tries)
-    good = " to ".join(value_text(value) for value in option.good) if option.good else dash
-    share = dash if option.share is None else share_text(option.share)
+    good = " to ".join(value_text(value) for value in option.good) if option.good else DASH
+    share = DASH if option.share is None else share_text(option.share)
     winner = "inactive" if option.winner is None else value_text(option.winner)
     name = f"{option.name} ({option.when})" if option.when else option.name
     return [name, share, interval, option.verdict.replace(" ", "\N{NO-BREAK SPACE}"), tries, good, winner]

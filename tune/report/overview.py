@@ -11,7 +11,7 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import option_info
 from tune.report.blocks import Block, Code, Facts, Note, Section, Table
-from tune.report.sweep_data import SweepData, hours_text, score_text, share_text, value_text
+from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, value_text
 from tune.run.confirm_status import confirmation_text, load_result
 from tune.run.export import recipe_text
 from tune.run.results import TrialResult
@@ -114,7 +114,7 @@ def verdict_table(cases: str, verdict: Verdict) -> Table:
 def plus_minus(mean: float | None, deviation: float | None) -> str:
     """Return a mean with its deviation, which may be NaN."""
     if mean is None:
-        return "\N{EN DASH}"
+        return DASH
     known = deviation is not None and deviation == deviation
     return f"{mean:.3f}" + (f" \N{PLUS-MINUS SIGN} {deviation:.3f}" if known else "")
 

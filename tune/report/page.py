@@ -6,15 +6,13 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from trainable.core.files import atomic_write_text
 from trainable.core.package_version import version
 from tune.report.blocks import Facts, Section, json_for_script, kind
-
-FILES = resources.files("tune.report")
+from tune.report.fragments import static_text
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ def render(page: Page) -> str:
     environment.filters |= {"kind": kind, "json": json_for_script, "inline_code": inline_code}
     return environment.get_template("report.html.j2").render(
         page=page,
-        style=read_static("report.css"),
-        script=read_static("report.js"),
+        style=static_text("report.css"),
+        script=static_text("report.js"),
         plotly=get_plotlyjs(),
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         version=version("voxtune"),
@@ -66,8 +64,3 @@ def inline_code(text: str) -> str:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def read_static(name: str) -> str:
-    """Return the text of a file in static/."""
-    return (FILES / "static" / name).read_text(encoding="utf-8")

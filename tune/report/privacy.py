@@ -29,8 +29,8 @@ class Privacy:
     folders: Mapping[str, str] = field(default_factory=dict)
 
     def case(self, name: str) -> str:
-        """Return what a case is called: "case 3", by the order of the names, for one that may not be named."""
-        return f"case {self._case_numbers[name]}" if self.anonymous and name in self._case_numbers else name
+        """Return what a case is called: CASE_3, by the order of the names, if it may not be named."""
+        return f"CASE_{self._case_numbers[name]}" if self.anonymous and name in self._case_numbers else name
 
     def host(self, name: str) -> str:
         """Return what a machine is called: "node 2", by the order of the names."""

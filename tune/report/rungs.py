@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from tune.report.blocks import Block, Note, Section, Table
-from tune.report.sweep_data import SweepData, numbers_text, score_text
+from tune.report.sweep_data import DASH, SweepData, numbers_text, score_text
 from tune.run.stop_audit import audit_lines, audit_stops
 from tune.search.asha import Rungs, cutoff, rung_epochs
 
-DASH = "\N{EN DASH}"
 WRONG_STOPS = (
     "No stopped trial was trained on, so how many stops were wrong is unknown. `early_stopping.audit: 0.1` trains a "
     "tenth of them to the end, to measure it."

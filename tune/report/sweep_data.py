@@ -17,6 +17,7 @@ from tune.run.effort import Effort, measure_effort
 from tune.run.events import Event, read_events
 from tune.run.results import Run, TrialResult
 
+DASH = "\N{EN DASH}"  # for what is not known
 Curve = tuple[list[int], list[float]]  # validated epochs and their scores
 
 
@@ -44,7 +45,7 @@ class SweepData:
         part = self.run.config.objective.score.removeprefix("val_dice_")
         return "mean Dice" if part == "mean" else f"Dice of {part}"
 
-    @property
+    @cached_property
     def state(self) -> str:
         """Whether the sweep is running, has ended, ended early (a budget was spent), or was interrupted."""
         if is_locked(self.run.folder):
@@ -117,7 +118,7 @@ def value_text(value: Any) -> str:
 
 def score_text(score: float | None) -> str:
     """Return a Dice with four digits; a dash for none."""
-    return "\N{EN DASH}" if score is None else f"{score:.4f}"
+    return DASH if score is None else f"{score:.4f}"
 
 
 def share_text(share: float) -> str:

@@ -11,6 +11,7 @@ from trainable.core.counted import counted
 from tune.report.blocks import Facts, Section
 from tune.report.case_views import CaseView, ImageChoice, case_views
 from tune.report.cases_section import cases_section, privacy_text
+from tune.report.dice_plots import dice_section
 from tune.report.effort_section import effort_section
 from tune.report.failures import failures_section
 from tune.report.history import history_section
@@ -56,7 +57,7 @@ def sweep_page(run: Run, *, images: ImageChoice, anonymous: bool, quiet: bool) -
 
 def sweep_sections(data: SweepData, views: Sequence[CaseView]) -> list[Section]:
     """Return the sections that have something to show."""
-    found = importances(data.run)
+    found, anonymous = importances(data.run), data.privacy.anonymous
     sections = [
         verdict_section(data),
         recipe_section(data),
@@ -65,7 +66,7 @@ def sweep_sections(data: SweepData, views: Sequence[CaseView]) -> list[Section]:
         rungs_section(data),
         importance_section(found) if data.run.trials else None,
         space_section(data, [option.name for option in found.options]),
-        cases_section(views, "", anonymous=data.privacy.anonymous),
+        cases_section(views, dice_section(data.run, anonymous=anonymous), anonymous=anonymous),
         timeline_section(data),
         effort_section(data),
         failures_section(data),
@@ -82,6 +83,8 @@ def sweep_facts(data: SweepData) -> list[tuple[str, str]]:
     trials = f"{started} of {config.budget.trials} started"
     trials += f", {going} {'running' if data.state == 'running' else 'not ended'}" if going else ""
     facts = [("state", STATES[data.state])]
+    if note := config.record.to_dict().get("note"):
+        facts.insert(0, ("note", data.privacy.text(note)))
     if data.events:
         facts.append(("begun", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(data.events[0].time))))
     stopping = config.early_stopping.type

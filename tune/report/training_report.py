@@ -14,15 +14,17 @@ from trainable.core.errors import InputError
 from trainable.core.option_files import dump_yaml, load_options
 from trainable.core.options import OPTIONS, make_config, to_dict
 from trainable.data.split import load_split
-from trainable.training.training_dir import EnsembleDir, TrainingDir
+from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
 from tune.report.blocks import Block, Code, Facts, Figure, Section, Table
 from tune.report.case_views import ImageChoice, case_views_of_training
 from tune.report.cases_section import cases_section, privacy_text
 from tune.report.chart_style import axis
+from tune.report.dice_plots import dice_section_of_training
 from tune.report.page import Page
 from tune.report.privacy import Privacy
 from tune.report.sweep_data import hours_text, score_text, value_text
+from tune.report.training_scores import member_folders
 
 WORST_HD95 = 373.1287  # as in trainable/evaluation/metrics.py, which imports torch
 METRICS = {"dice": "Dice", "hd95": "HD95 (mm)", "sensitivity": "sensitivity", "specificity": "specificity"}
@@ -41,15 +43,15 @@ def training_page(folder: Path, *, images: ImageChoice, anonymous: bool, quiet: 
         images, quiet: as for case_views_of_training.
         anonymous: names no case, machine or folder.
     """
-    members = sorted(path for path in EnsembleDir(folder).members.glob("*") if path.is_dir())
+    members = member_folders(folder)
     first = members[0] if members else folder
     options = load_options(TrainingDir(first).config)
     privacy = privacy_of_training(folder, options, anonymous=anonymous)
     views = case_views_of_training(folder, images=images, quiet=quiet)
     sections = [
         members_section(members) if members else result_section(folder),
-        test_section(folder, privacy),
-        cases_section(views, "", anonymous=anonymous),
+        test_section(folder, anonymous=anonymous),
+        cases_section(views, dice_section_of_training(folder, anonymous=anonymous), anonymous=anonymous),
         recipe_section(options, privacy),
     ]
     return Page(
@@ -149,8 +151,10 @@ def members_section(members: Sequence[Path]) -> Section:
     )
 
 
-def read_test_scores(folder: Path) -> dict[str, dict[str, float]]:
-    """Return the scores of the test cases, by case, without those that a model was trained on; {} if none are scored.
+def read_all_test_scores(folder: Path) -> dict[str, dict[str, float]]:
+    """Return every kind of score of the test cases, by case; {} if they have not been scored.
+
+    Cases that the model was trained on all the same are left out.
 
     Raises:
         InputError: if the file is damaged.
@@ -166,9 +170,9 @@ def read_test_scores(folder: Path) -> dict[str, dict[str, float]]:
         raise InputError(f"{path}: damaged ({error}); restore or delete it") from None
 
 
-def test_section(folder: Path, privacy: Privacy) -> Section | None:
+def test_section(folder: Path, *, anonymous: bool) -> Section | None:
     """Return the scores of the test cases, worst first; None if they have not been scored."""
-    scores = read_test_scores(folder)
+    scores = read_all_test_scores(folder)
     if not scores:
         return None
     means = {
@@ -182,12 +186,12 @@ def test_section(folder: Path, privacy: Privacy) -> Section | None:
     summary = Table(
         "Means over the test cases", ["region", *(METRICS[m] for m in metrics)], rows, "l" + "r" * len(metrics)
     )
-    order = sorted(scores, key=lambda name: scores[name]["dice_mean"])
+    order = sorted(scores, key=lambda name: (scores[name]["dice_mean"], name))
     shown = [(metric, region) for metric in ("dice", "hd95") for region in REGIONS if (metric, region) in means]
     cases = [
-        [privacy.case(name), number("dice", scores[name]["dice_mean"])]
+        [f"case {place}" + ("" if anonymous else f", {name}"), number("dice", scores[name]["dice_mean"])]
         + [number(metric, scores[name][f"{metric}_{region}"]) for metric, region in shown]
-        for name in order
+        for place, name in enumerate(order, 1)  # numbered as in dice_plots.py
     ]
     columns = ["case", "mean Dice", *(f"{METRICS[metric]} {region}" for metric, region in shown)]
     table = Table("Each test case, worst first", columns, cases, "l" + "r" * (1 + len(shown)))
@@ -211,7 +215,7 @@ def recipe_section(options: dict[str, Any], privacy: Privacy) -> Section:
     changed = to_dict(config, changed_only=True)
     defaults = {name: field.default for name, field in type(config).model_fields.items()}
     rows = [
-        [name, value_text(value), value_text(defaults[name]), OPTIONS[name].group]
+        [name, privacy.text(value_text(value)), value_text(defaults[name]), OPTIONS[name].group]
         for name, value in changed.items()
         if OPTIONS[name].role != "run"
     ]

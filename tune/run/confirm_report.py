@@ -171,17 +171,17 @@ def table_text(found: Confirmation) -> str:
     """
     in_sweep = any(arm.sweep_score is not None for arm in found.val.arms)
     unit = "seeds" if found.plan.folds else "trainings"
-    rows = [["recipe", unit, *REGIONS, "mean", *["in the sweep", "curse"] * in_sweep]]
+    rows = [["recipe", unit, *REGIONS, "mean", *["sweep", "curse"] * in_sweep]]
     for arm in found.val.arms:
         means = ["" if (mean := arm.mean.get(column)) is None else f"{mean:.4f}" for column in SCORE_COLUMNS[:3]]
-        mean = plus_minus(arm.mean.get(SCORE_COLUMNS[3]), arm.sd.get(SCORE_COLUMNS[3]))
+        with_deviation = plus_minus(arm.mean.get(SCORE_COLUMNS[3]), arm.sd.get(SCORE_COLUMNS[3]))
         curse = ["" if value is None else f"{value:.4f}" for value in (arm.sweep_score, arm.curse)]
-        rows.append([arm.name, str(arm.trainings), *means, mean, *curse * in_sweep])
+        rows.append([arm.name, str(arm.trainings), *means, with_deviation, *curse * in_sweep])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *cells in rows:
         right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append("  ".join([f"{name:{widths[0]}}", *right]).rstrip())
+        lines.append(" ".join([f"{name:{widths[0]}}", *right]).rstrip())
     if comparison := found.val.comparison:
         lines += ["", f"{found.val.winner} minus the default: {difference_text(comparison)}"]
         lines += [

@@ -21,10 +21,10 @@ def print_retrained(run: Run, folder: TrainingDir) -> None:
     if folder.test_scores.with_suffix(".csv").exists():
         lines.append(f"test cases: {folder.test_scores.with_suffix('.csv')}")
     logger.info("\n".join(["", *lines, f"model: {folder.best}"]))
-    model, path = shlex.quote(str(folder.best)), shlex.quote(str(folder.path))
+    path = shlex.quote(str(folder.path))
     print_next(
         [
-            (f"voxtune predict {model} CASE_DIR --out DIR", "segment other cases"),
+            (f"voxtune predict {path} CASE_DIR --out DIR", "segment other cases"),
             (f"voxtune report {path}", "its curve and its cases as one HTML file"),
             (f"voxtune export {path} --bundle DIR", "a bundle to give away"),
         ]

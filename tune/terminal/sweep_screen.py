@@ -42,10 +42,10 @@ def sweep_screen(
     lines = TrialLines(run, live, width)
     head = header_lines(run, live, events, width, time.time() if now is None else now)
     room = max(2, height - len(head) - 2)  # without the empty line and the names of the columns
-    last = [event_line(event) for event in events if is_news(event)]
-    last = last[-min(MAX_EVENTS, room // 3) :] if room >= 6 else []
-    rows = room - len(last) - bool(last)
     running = [trial for trial in run.trials if trial.state == TrialState.RUNNING]
+    news = min(MAX_EVENTS, room // 3, max(0, room - len(running) - 2))
+    last = [event_line(event) for event in events if is_news(event)][-news:] if news else []
+    rows = room - len(last) - bool(last)
     best = [trial for trial in run.ranking if trial.state != TrialState.RUNNING]
     shown, more = running[:rows], ""
     if len(running) > rows:

@@ -18,7 +18,7 @@ from tune.search.asha import rung_epochs
 from tune.spec.sweep_config import SweepConfig
 from tune.terminal.recipe_words import RecipeWords
 from tune.terminal.sweep_header import progress_text, state_counts
-from tune.terminal.text_lines import as_lines
+from tune.terminal.text_lines import as_lines, flow
 from tune.terminal.trial_lines import COLOURS, state_text
 
 
@@ -86,7 +86,8 @@ def print_space(config: SweepConfig) -> None:
     gpu = "1 GPU, if there is one," if config.resources.gpu is None else f"{format_value(config.resources.gpu)} GPU"
     resources = f"{config.resources.cpu} CPU, {gpu} per trial"
     budget = f"{config.budget.trials} trials of up to {config.fixed('epochs')} epochs"
-    logger.info(f"\n{budget}; {config.searcher.type}; {stopping}; {resources}")
+    parts = [f"{budget};", f"{config.searcher.type};", f"{stopping};", resources]
+    logger.info("\n".join(["", *flow(parts, make_console().width, between=" ")]))
     if (recipes := config.space.recipes) is not None and len(recipes) < config.budget.trials:
         logger.info(f"the space has {len(recipes)} recipes: the sweep ends when each has been tried")
     if config.unmodelled_options:

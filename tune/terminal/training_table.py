@@ -40,7 +40,7 @@ class TrainingTable(LiveScreen):
         self.epochs_at_start = max(self.epochs_at_start, self.epochs_left)
         if self.live is not None:
             size = self.live.console.size
-            lines = [self.headline(), *progress_lines(running[: size.height - 3])]
+            lines: list[Text | str] = [self.headline(), *progress_lines(running[: size.height - 3])]
             self.live.update(Group(*as_lines(lines, size.width)), refresh=True)
 
     def headline(self) -> str:

@@ -1,362 +1,267 @@
 // Scrolls through the cases of a report: three planes of a volume, with truth, prediction and errors drawn on them.
 // All volumes are in the page: WebP pictures of axial slices side by side (tune/report/volumes.py), read by a canvas.
-(() => {
-  "use strict";
-  const CODE_STEP = 16; // as in volumes.py: between the grey levels of the codes in a picture of labels
-  const REGIONS = ["WT", "TC", "ET"]; // a voxel of level 1 is in WT, of 2 in TC too, of 3 in all
-  // The axes of the volume (0 left, 1 posterior, 2 superior) that run across, down and through each plane.
-  const PLANES = {
-    axial: { across: 0, down: 1, through: 2, upwards: false },
-    coronal: { across: 0, down: 2, through: 1, upwards: true },
-    sagittal: { across: 1, down: 2, through: 0, upwards: true },
-  };
-  const AXES = ["x", "y", "z"];
-  const MODALITY_KEYS = ["1", "2", "3", "4"];
-  const OVERLAY_KEYS = { t: "truth", p: "prediction", e: "errors", x: "crosshair" };
+const REGIONS = ["WT", "TC", "ET"]; // a voxel of level 1 is in WT, of 2 in TC too, of 3 in all
+// The axes of the volume (0 left, 1 posterior, 2 superior) that run across, down and through each plane.
+const PLANES = {
+  axial: { across: 0, down: 1, through: 2, upwards: false },
+  coronal: { across: 0, down: 2, through: 1, upwards: true },
+  sagittal: { across: 1, down: 2, through: 0, upwards: true },
+};
+const AXES = ["x", "y", "z"];
+const MODALITY_KEYS = ["1", "2", "3", "4"];
+const OVERLAY_KEYS = { t: "truth", p: "prediction", e: "errors", x: "crosshair" };
 
-  // Return the grey levels of a picture's tiles as a volume, x fastest.
-  async function decode(uri, [width, height, depth], columns) {
-    const image = new Image();
-    image.src = uri;
-    await image.decode();
-    const canvas = document.createElement("canvas");
-    canvas.width = image.naturalWidth;
-    canvas.height = image.naturalHeight;
-    const context = canvas.getContext("2d", { willReadFrequently: true });
-    context.drawImage(image, 0, 0);
-    const pixels = context.getImageData(0, 0, canvas.width, canvas.height).data;
-    const volume = new Uint8Array(width * height * depth);
-    let voxel = 0;
-    for (let z = 0; z < depth; z++) {
-      const left = (z % columns) * width;
-      const top = Math.floor(z / columns) * height;
-      for (let y = 0; y < height; y++) {
-        let pixel = 4 * ((top + y) * canvas.width + left);
-        for (let x = 0; x < width; x++, pixel += 4) volume[voxel++] = pixels[pixel];
-      }
-    }
-    return volume;
+class Viewer {
+  constructor(root) {
+    this.root = root;
+    this.cases = JSON.parse(root.querySelector(".case-data").textContent);
+    this.volumes = new Map(); // "case modality" -> promise of a volume
+    this.interactive = root.querySelector(".case-interactive");
+    this.figures = [...root.querySelectorAll(".case-planes figure")];
+    this.at = null; // the crosshair, indices of a voxel
+    this.listen();
+    root.classList.add("case-ready");
+    this.interactive.hidden = false;
+    // Volumes are decoded when the viewer is first seen: a report is often read for its tables alone.
+    new IntersectionObserver((entries, observer) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      observer.disconnect();
+      this.show(true);
+    }, { rootMargin: "200px" }).observe(this.interactive);
   }
 
-  // Return the codes in a picture of labels. Throws if the browser has changed what a canvas reads.
-  function codesOf(volume) {
-    for (let i = 0; i < volume.length; i++) {
-      const code = Math.round(volume[i] / CODE_STEP);
-      if (Math.abs(volume[i] - CODE_STEP * code) > 2) throw new Error("a canvas does not read what was drawn");
-      volume[i] = code;
-    }
-    return volume;
+  chosen(name) {
+    return this.root.querySelector(`input[name="${this.root.id}-${name}"]:checked`).value;
   }
 
-  // Return a slice of a volume as rows of pixels: {values, width, height}.
-  function sliceOf(volume, shape, plane, index) {
-    const strides = [1, shape[0], shape[0] * shape[1]];
-    const [width, height] = [shape[plane.across], shape[plane.down]];
-    const values = new Uint8Array(width * height);
-    for (let row = 0; row < height; row++) {
-      const down = plane.upwards ? height - 1 - row : row;
-      let voxel = index * strides[plane.through] + down * strides[plane.down];
-      for (let column = 0; column < width; column++, voxel += strides[plane.across]) {
-        values[row * width + column] = volume[voxel];
-      }
-    }
-    return { values, width, height };
+  isOn(value) {
+    return this.interactive.querySelector(`input[type=checkbox][value=${value}]`).checked;
   }
 
-  // Return the closed contours around the pixels that are inside, through the middles of their border edges.
-  function contoursOf({ values, width, height }, isInside) {
-    const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && isInside(values[y * width + x]);
-    const following = new Map(); // corner -> the corners that edges lead to from there, with the inside on the right
-    const corner = (x, y) => y * (width + 1) + x;
-    const add = (from, to) => (following.has(from) ? following.get(from).push(to) : following.set(from, [to]));
-    for (let y = 0; y < height; y++) {
-      for (let x = 0; x < width; x++) {
-        if (!inside(x, y)) continue;
-        if (!inside(x, y - 1)) add(corner(x, y), corner(x + 1, y));
-        if (!inside(x + 1, y)) add(corner(x + 1, y), corner(x + 1, y + 1));
-        if (!inside(x, y + 1)) add(corner(x + 1, y + 1), corner(x, y + 1));
-        if (!inside(x - 1, y)) add(corner(x, y + 1), corner(x, y));
-      }
+  volume(number, name) {
+    const key = `${number} ${name}`;
+    if (!this.volumes.has(key)) {
+      const { shape, columns, labels, modalities } = this.cases[number];
+      const decoded = decode(name === "labels" ? labels : modalities[name], shape, columns);
+      this.volumes.set(key, name === "labels" ? decoded.then(codesOf) : decoded);
     }
-    const contours = [];
-    for (const start of following.keys()) {
-      const contour = [];
-      let from = start;
-      while (following.has(from)) {
-        const list = following.get(from);
-        const to = list.pop();
-        if (!list.length) following.delete(from);
-        const [x0, y0] = [from % (width + 1), Math.floor(from / (width + 1))];
-        const [x1, y1] = [to % (width + 1), Math.floor(to / (width + 1))];
-        contour.push([(x0 + x1) / 2, (y0 + y1) / 2]);
-        from = to;
-      }
-      if (contour.length) contours.push(contour);
-    }
-    return contours;
+    return this.volumes.get(key);
   }
 
-  function pathOf(contours, scaleX, scaleY) {
-    const path = new Path2D();
-    for (const contour of contours) {
-      contour.forEach(([x, y], i) => (i ? path.lineTo(x * scaleX, y * scaleY) : path.moveTo(x * scaleX, y * scaleY)));
-      path.closePath();
+  // Decode what is chosen and draw it. isNew: another case, whose largest error is gone to.
+  async show(isNew) {
+    const number = Number(this.chosen("case"));
+    const modality = this.chosen("modality");
+    this.interactive.setAttribute("aria-busy", "true");
+    try {
+      const [codes, grey] = await Promise.all([this.volume(number, "labels"), this.volume(number, modality)]);
+      if (number !== Number(this.chosen("case")) || modality !== this.chosen("modality")) return; // chosen meanwhile
+      Object.assign(this, { case: this.cases[number], codes, grey });
+    } catch (error) {
+      this.interactive.hidden = true;
+      this.root.querySelector(".case-failed").hidden = false;
+      this.root.classList.remove("case-ready");
+      return;
     }
-    return path;
+    if (isNew || !this.at) {
+      this.at = [...this.case.start];
+      this.fit();
+    }
+    this.draw();
+    this.interactive.setAttribute("aria-busy", "false");
   }
 
-  class Viewer {
-    constructor(root) {
-      this.root = root;
-      this.cases = JSON.parse(root.querySelector(".case-data").textContent);
-      this.volumes = new Map(); // "case modality" -> promise of a volume
-      this.interactive = root.querySelector(".case-interactive");
-      this.figures = [...root.querySelectorAll(".case-planes figure")];
-      this.at = null; // the crosshair, indices of a voxel
-      this.listen();
-      root.classList.add("case-ready");
-      this.interactive.hidden = false;
-      // Volumes are decoded when the viewer is first seen: a report is often read for its tables alone.
-      new IntersectionObserver((entries, observer) => {
-        if (!entries.some((entry) => entry.isIntersecting)) return;
-        observer.disconnect();
-        this.show(true);
-      }, { rootMargin: "200px" }).observe(this.interactive);
-    }
-
-    chosen(name) {
-      return this.root.querySelector(`input[name="${this.root.id}-${name}"]:checked`).value;
-    }
-
-    isOn(value) {
-      return this.interactive.querySelector(`input[type=checkbox][value=${value}]`).checked;
-    }
-
-    volume(number, name) {
-      const key = `${number} ${name}`;
-      if (!this.volumes.has(key)) {
-        const { shape, columns, labels, modalities } = this.cases[number];
-        const decoded = decode(name === "labels" ? labels : modalities[name], shape, columns);
-        this.volumes.set(key, name === "labels" ? decoded.then(codesOf) : decoded);
-      }
-      return this.volumes.get(key);
-    }
-
-    // Decode what is chosen and draw it. isNew: another case, whose largest error is gone to.
-    async show(isNew) {
-      const number = Number(this.chosen("case"));
-      const modality = this.chosen("modality");
-      this.interactive.setAttribute("aria-busy", "true");
-      try {
-        const [codes, grey] = await Promise.all([this.volume(number, "labels"), this.volume(number, modality)]);
-        if (number !== Number(this.chosen("case")) || modality !== this.chosen("modality")) return; // chosen meanwhile
-        Object.assign(this, { case: this.cases[number], codes, grey });
-      } catch (error) {
-        this.interactive.hidden = true;
-        this.root.querySelector(".case-failed").hidden = false;
-        this.root.classList.remove("case-ready");
-        return;
-      }
-      if (isNew || !this.at) {
-        this.at = [...this.case.start];
-        this.fit();
-      }
-      this.draw();
-      this.interactive.setAttribute("aria-busy", "false");
-    }
-
-    // Give each plane the width of its own mm, so that all are at one scale, and its slider the number of slices.
-    fit() {
-      const { shape, mm } = this.case;
-      const size = (axis) => shape[axis] * mm[axis];
-      const planes = this.root.querySelector(".case-planes");
-      const columns = this.figures.map((figure) => `${size(PLANES[figure.dataset.plane].across)}fr`);
-      planes.style.setProperty("--case-columns", columns.join(" "));
-      for (const figure of this.figures) {
-        const plane = PLANES[figure.dataset.plane];
-        figure.querySelector("canvas").style.aspectRatio = `${size(plane.across)} / ${size(plane.down)}`;
-        figure.querySelector("input").max = shape[plane.through];
-      }
-    }
-
-    draw() {
-      if (!this.case) return;
-      const style = getComputedStyle(this.root);
-      this.colours = Object.fromEntries(
-        [...REGIONS, "missed", "added"].map((name) => [name, style.getPropertyValue(`--case-${name}`).trim()]),
-      );
-      for (const figure of this.figures) if (figure.offsetWidth) this.drawPlane(figure);
-    }
-
-    drawPlane(figure) {
+  // Give each plane the width of its own mm, so that all are at one scale, and its slider the number of slices.
+  fit() {
+    const { shape, mm } = this.case;
+    const size = (axis) => shape[axis] * mm[axis];
+    const planes = this.root.querySelector(".case-planes");
+    const columns = this.figures.map((figure) => `${size(PLANES[figure.dataset.plane].across)}fr`);
+    planes.style.setProperty("--case-columns", columns.join(" "));
+    for (const figure of this.figures) {
       const plane = PLANES[figure.dataset.plane];
-      const canvas = figure.querySelector("canvas");
-      const { shape } = this.case;
-      const index = this.at[plane.through];
-      const grey = sliceOf(this.grey, shape, plane, index);
-      const codes = sliceOf(this.codes, shape, plane, index);
-      const pixels = window.devicePixelRatio || 1;
-      canvas.width = Math.round(canvas.clientWidth * pixels);
-      canvas.height = Math.round(canvas.clientHeight * pixels);
-      const context = canvas.getContext("2d");
-      this.drawGrey(context, grey);
-      const scale = [canvas.width / grey.width, canvas.height / grey.height];
-      if (this.isOn("errors")) this.drawErrors(context, codes, scale, pixels);
-      this.drawOutlines(context, codes, scale, pixels);
-      if (this.isOn("crosshair")) this.drawCrosshair(context, plane, grey, scale, pixels);
-      this.describe(figure, plane, index);
+      figure.querySelector("canvas").style.aspectRatio = `${size(plane.across)} / ${size(plane.down)}`;
+      figure.querySelector("input").max = shape[plane.through];
     }
+  }
 
-    drawGrey(context, { values, width, height }) {
-      const image = new ImageData(width, height);
-      values.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
-      const small = document.createElement("canvas");
-      small.width = width;
-      small.height = height;
-      small.getContext("2d").putImageData(image, 0, 0);
-      context.imageSmoothingQuality = "high";
-      context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
-    }
+  draw() {
+    if (!this.case) return;
+    const style = getComputedStyle(this.root);
+    this.colours = Object.fromEntries(
+      [...REGIONS, "missed", "added"].map((name) => [name, style.getPropertyValue(`--case-${name}`).trim()]),
+    );
+    for (const figure of this.figures) if (figure.offsetWidth) this.drawPlane(figure);
+  }
 
-    drawOutlines(context, codes, scale, pixels) {
-      REGIONS.forEach((region, i) => {
-        if (!this.isOn(region)) return;
-        context.strokeStyle = this.colours[region];
-        if (this.isOn("truth")) {
-          context.setLineDash([]);
-          context.lineWidth = 1.25 * pixels;
-          context.stroke(pathOf(contoursOf(codes, (code) => code % 4 > i), ...scale));
-        }
-        if (this.isOn("prediction")) {
-          // Wider than the truth, so that the dashes are seen on it where the two lie on each other.
-          context.setLineDash([4 * pixels, 4 * pixels]);
-          context.lineWidth = 3 * pixels;
-          context.stroke(pathOf(contoursOf(codes, (code) => code >> 2 > i), ...scale));
-        }
-      });
-    }
+  drawPlane(figure) {
+    const plane = PLANES[figure.dataset.plane];
+    const canvas = figure.querySelector("canvas");
+    const { shape } = this.case;
+    const index = this.at[plane.through];
+    const grey = sliceOf(this.grey, shape, plane, index);
+    const codes = sliceOf(this.codes, shape, plane, index);
+    const pixels = window.devicePixelRatio || 1;
+    canvas.width = Math.round(canvas.clientWidth * pixels);
+    canvas.height = Math.round(canvas.clientHeight * pixels);
+    const context = canvas.getContext("2d");
+    this.drawGrey(context, grey);
+    const scale = [canvas.width / grey.width, canvas.height / grey.height];
+    if (this.isOn("errors")) this.drawErrors(context, codes, scale, pixels);
+    this.drawOutlines(context, codes, scale, pixels);
+    if (this.isOn("crosshair")) this.drawCrosshair(context, plane, grey, scale, pixels);
+    this.describe(figure, plane, index);
+  }
 
-    // A voxel is missed if a region that is shown has it in the truth alone, added if in the prediction alone.
-    drawErrors(context, codes, scale, pixels) {
-      const shown = REGIONS.map((region, i) => i).filter((i) => this.isOn(REGIONS[i]));
-      const count = (level) => shown.filter((i) => level > i).length;
-      const missed = pathOf(contoursOf(codes, (code) => count(code % 4) > count(code >> 2)), ...scale);
-      const added = pathOf(contoursOf(codes, (code) => count(code % 4) < count(code >> 2)), ...scale);
-      context.globalAlpha = 0.6;
-      context.fillStyle = this.colours.added;
-      context.fill(added, "evenodd");
-      context.globalAlpha = 0.9;
-      context.fillStyle = context.createPattern(this.hatching(pixels), "repeat");
-      context.fill(missed, "evenodd");
-      context.globalAlpha = 1;
-    }
+  drawGrey(context, { values, width, height }) {
+    const image = new ImageData(width, height);
+    values.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
+    const small = document.createElement("canvas");
+    small.width = width;
+    small.height = height;
+    small.getContext("2d").putImageData(image, 0, 0);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(small, 0, 0, context.canvas.width, context.canvas.height);
+  }
 
-    hatching(pixels) {
-      const size = Math.round(6 * pixels);
-      const tile = document.createElement("canvas");
-      tile.width = tile.height = size;
-      const context = tile.getContext("2d");
-      context.strokeStyle = this.colours.missed;
-      context.lineWidth = 2 * pixels;
-      for (const shift of [-size, 0, size]) {
-        context.moveTo(shift, size);
-        context.lineTo(shift + size, 0);
+  drawOutlines(context, codes, scale, pixels) {
+    REGIONS.forEach((region, i) => {
+      if (!this.isOn(region)) return;
+      context.strokeStyle = this.colours[region];
+      if (this.isOn("truth")) {
+        context.setLineDash([]);
+        context.lineWidth = 1.25 * pixels;
+        context.stroke(pathOf(contoursOf(codes, (code) => code % 4 > i), ...scale));
       }
-      context.stroke();
-      return tile;
-    }
-
-    drawCrosshair(context, plane, { width, height }, scale, pixels) {
-      const down = this.at[plane.down];
-      const x = (this.at[plane.across] + 0.5) * scale[0];
-      const y = ((plane.upwards ? height - 1 - down : down) + 0.5) * scale[1];
-      const gap = 10 * pixels; // around the voxel, which stays free
-      context.setLineDash([]);
-      context.lineWidth = pixels;
-      context.strokeStyle = "rgba(255, 255, 255, 0.45)";
-      context.beginPath();
-      for (const [from, to] of [[0, x - gap], [x + gap, width * scale[0]]]) {
-        context.moveTo(from, y);
-        context.lineTo(Math.max(from, to), y);
+      if (this.isOn("prediction")) {
+        // Wider than the truth, so that the dashes are seen on it where the two lie on each other.
+        context.setLineDash([4 * pixels, 4 * pixels]);
+        context.lineWidth = 3 * pixels;
+        context.stroke(pathOf(contoursOf(codes, (code) => code >> 2 > i), ...scale));
       }
-      for (const [from, to] of [[0, y - gap], [y + gap, height * scale[1]]]) {
-        context.moveTo(x, from);
-        context.lineTo(x, Math.max(from, to));
-      }
-      context.stroke();
-    }
+    });
+  }
 
-    describe(figure, plane, index) {
-      const row = this.case.affine[plane.through];
-      const mm = row[0] * this.at[0] + row[1] * this.at[1] + row[2] * this.at[2] + row[3];
-      const position = `${AXES[plane.through]} = ${mm.toFixed(mm % 1 ? 1 : 0)} mm`;
-      const text = `${figure.dataset.plane} slice ${index + 1} of ${this.case.shape[plane.through]}, ${position}`;
-      const slider = figure.querySelector("input");
-      slider.value = index + 1;
-      slider.setAttribute("aria-valuetext", text);
-      const overlays = ["truth", "prediction", "errors"].filter((name) => this.isOn(name)).join(", ") || "no overlay";
-      figure.querySelector("canvas").setAttribute("aria-label", `${text}; ${overlays}`);
-      figure.querySelector("figcaption").textContent = text;
-    }
+  // A voxel is missed if a region that is shown has it in the truth alone, added if in the prediction alone.
+  drawErrors(context, codes, scale, pixels) {
+    const shown = REGIONS.map((region, i) => i).filter((i) => this.isOn(REGIONS[i]));
+    const count = (level) => shown.filter((i) => level > i).length;
+    const missed = pathOf(contoursOf(codes, (code) => count(code % 4) > count(code >> 2)), ...scale);
+    const added = pathOf(contoursOf(codes, (code) => count(code % 4) < count(code >> 2)), ...scale);
+    context.globalAlpha = 0.6;
+    context.fillStyle = this.colours.added;
+    context.fill(added, "evenodd");
+    context.globalAlpha = 0.9;
+    context.fillStyle = context.createPattern(this.hatching(pixels), "repeat");
+    context.fill(missed, "evenodd");
+    context.globalAlpha = 1;
+  }
 
-    move(axis, index) {
-      this.at[axis] = Math.min(Math.max(index, 0), this.case.shape[axis] - 1);
-      this.draw();
+  hatching(pixels) {
+    const size = Math.round(6 * pixels);
+    const tile = document.createElement("canvas");
+    tile.width = tile.height = size;
+    const context = tile.getContext("2d");
+    context.strokeStyle = this.colours.missed;
+    context.lineWidth = 2 * pixels;
+    for (const shift of [-size, 0, size]) {
+      context.moveTo(shift, size);
+      context.lineTo(shift + size, 0);
     }
+    context.stroke();
+    return tile;
+  }
 
-    listen() {
-      this.root.addEventListener("keydown", (event) => this.press(event));
-      this.root.addEventListener("change", (event) => {
-        const name = event.target.name || "";
-        if (name.endsWith("-plane")) this.root.querySelector(".case-planes").dataset.plane = event.target.value;
-        if (event.target.type === "radio" && !name.endsWith("-plane")) this.show(name.endsWith("-case"));
-        else this.draw();
-      });
-      for (const figure of this.figures) this.listenTo(figure, PLANES[figure.dataset.plane]);
-      new ResizeObserver(() => this.draw()).observe(this.interactive);
+  drawCrosshair(context, plane, { width, height }, scale, pixels) {
+    const down = this.at[plane.down];
+    const x = (this.at[plane.across] + 0.5) * scale[0];
+    const y = ((plane.upwards ? height - 1 - down : down) + 0.5) * scale[1];
+    const gap = 10 * pixels; // around the voxel, which stays free
+    context.setLineDash([]);
+    context.lineWidth = pixels;
+    context.strokeStyle = "rgba(255, 255, 255, 0.45)";
+    context.beginPath();
+    for (const [from, to] of [[0, x - gap], [x + gap, width * scale[0]]]) {
+      context.moveTo(from, y);
+      context.lineTo(Math.max(from, to), y);
     }
-
-    listenTo(figure, plane) {
-      const slider = figure.querySelector("input");
-      const canvas = figure.querySelector("canvas");
-      slider.addEventListener("input", () => this.case && this.move(plane.through, Number(slider.value) - 1));
-      canvas.addEventListener("pointerdown", (event) => {
-        if (!this.case) return;
-        const [width, height] = [this.case.shape[plane.across], this.case.shape[plane.down]];
-        const row = Math.floor((event.offsetY / canvas.clientHeight) * height);
-        this.at[plane.across] = Math.min(Math.floor((event.offsetX / canvas.clientWidth) * width), width - 1);
-        this.move(plane.down, plane.upwards ? height - 1 - row : row);
-        event.preventDefault(); // or the click would take the focus from the slider again
-        slider.focus({ preventScroll: true });
-      });
-      // Only the plane in use takes the wheel, so that a page scrolls on when the pointer comes over a picture.
-      figure.addEventListener("wheel", (event) => {
-        if (!this.case || !figure.contains(document.activeElement)) return;
-        event.preventDefault();
-        this.move(plane.through, this.at[plane.through] - Math.sign(event.deltaY));
-      }, { passive: false });
+    for (const [from, to] of [[0, y - gap], [y + gap, height * scale[1]]]) {
+      context.moveTo(x, from);
+      context.lineTo(x, Math.max(from, to));
     }
+    context.stroke();
+  }
 
-    press(event) {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
-      const number = MODALITY_KEYS.indexOf(event.key);
-      if (number >= 0) this.choose("modality", number);
-      else if (event.key === "c") this.choose("case", null);
-      else if (OVERLAY_KEYS[event.key]) {
-        this.interactive.querySelector(`input[value=${OVERLAY_KEYS[event.key]}]`).click();
-      } else return;
+  describe(figure, plane, index) {
+    const row = this.case.affine[plane.through];
+    const mm = row[0] * this.at[0] + row[1] * this.at[1] + row[2] * this.at[2] + row[3];
+    const position = `${AXES[plane.through]} = ${mm.toFixed(mm % 1 ? 1 : 0)} mm`;
+    const text = `${figure.dataset.plane} slice ${index + 1} of ${this.case.shape[plane.through]}, ${position}`;
+    const slider = figure.querySelector("input");
+    slider.value = index + 1;
+    slider.setAttribute("aria-valuetext", text);
+    const overlays = ["truth", "prediction", "errors"].filter((name) => this.isOn(name)).join(", ") || "no overlay";
+    figure.querySelector("canvas").setAttribute("aria-label", `${text}; ${overlays}`);
+    figure.querySelector("figcaption").textContent = text;
+  }
+
+  move(axis, index) {
+    this.at[axis] = Math.min(Math.max(index, 0), this.case.shape[axis] - 1);
+    this.draw();
+  }
+
+  listen() {
+    this.root.addEventListener("keydown", (event) => this.press(event));
+    this.root.addEventListener("change", (event) => {
+      const name = event.target.name || "";
+      if (name.endsWith("-plane")) this.root.querySelector(".case-planes").dataset.plane = event.target.value;
+      if (event.target.type === "radio" && !name.endsWith("-plane")) this.show(name.endsWith("-case"));
+      else this.draw();
+    });
+    for (const figure of this.figures) this.listenTo(figure, PLANES[figure.dataset.plane]);
+    new ResizeObserver(() => this.draw()).observe(this.interactive);
+  }
+
+  listenTo(figure, plane) {
+    const slider = figure.querySelector("input");
+    const canvas = figure.querySelector("canvas");
+    slider.addEventListener("input", () => this.case && this.move(plane.through, Number(slider.value) - 1));
+    canvas.addEventListener("pointerdown", (event) => {
+      if (!this.case) return;
+      const [width, height] = [this.case.shape[plane.across], this.case.shape[plane.down]];
+      const row = Math.floor((event.offsetY / canvas.clientHeight) * height);
+      this.at[plane.across] = Math.min(Math.floor((event.offsetX / canvas.clientWidth) * width), width - 1);
+      this.move(plane.down, plane.upwards ? height - 1 - row : row);
+      event.preventDefault(); // or the click would take the focus from the slider again
+      slider.focus({ preventScroll: true });
+    });
+    // Only the plane in use takes the wheel, so that a page scrolls on when the pointer comes over a picture.
+    figure.addEventListener("wheel", (event) => {
+      if (!this.case || !figure.contains(document.activeElement)) return;
       event.preventDefault();
-    }
-
-    // Choose a radio button by its number, null for the one after the chosen one.
-    choose(name, number) {
-      const buttons = [...this.root.querySelectorAll(`input[name="${this.root.id}-${name}"]`)];
-      const next = number ?? (buttons.findIndex((button) => button.checked) + 1) % buttons.length;
-      if (buttons[next] && !buttons[next].checked) buttons[next].click();
-    }
+      this.move(plane.through, this.at[plane.through] - Math.sign(event.deltaY));
+    }, { passive: false });
   }
 
-  for (const root of document.querySelectorAll(".case-viewer:not(.case-ready)")) {
-    if (root.querySelector(".case-data")) new Viewer(root);
+  press(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const number = MODALITY_KEYS.indexOf(event.key);
+    if (number >= 0) this.choose("modality", number);
+    else if (event.key === "c") this.choose("case", null);
+    else if (OVERLAY_KEYS[event.key]) {
+      this.interactive.querySelector(`input[value=${OVERLAY_KEYS[event.key]}]`).click();
+    } else return;
+    event.preventDefault();
   }
-})();
+
+  // Choose a radio button by its number, null for the one after the chosen one.
+  choose(name, number) {
+    const buttons = [...this.root.querySelectorAll(`input[name="${this.root.id}-${name}"]`)];
+    const next = number ?? (buttons.findIndex((button) => button.checked) + 1) % buttons.length;
+    if (buttons[next] && !buttons[next].checked) buttons[next].click();
+  }
+}
+
+for (const root of document.querySelectorAll(".case-viewer:not(.case-ready)")) {
+  if (root.querySelector(".case-data")) new Viewer(root);
+}

@@ -7,29 +7,12 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from trainable.evaluation.comparison import Comparison
 from tune.run.confirm_report import Confirmation
 from tune.run.confirm_status import sentence
+from tune.run.json_output.difference import DifferenceItem, none_if_nan
 from tune.run.json_output.document import Document
 from tune.run.results import Run
 from tune.run.verdict import Verdict
-
-
-class ComparisonItem(Document):
-    """A difference of mean scores, with its interval; what cannot be estimated is null."""
-
-    difference: float = Field(description="Mean score of the winner less that of the default.")
-    low: float | None = Field(description="Lower end of the interval.")
-    high: float | None = Field(description="Upper end.")
-    probability: float | None = Field(description="That the winner is better.")
-    more_trainings: int | None = Field(description="Trainings to add per recipe that would tell; 0 if it is told.")
-    more_cases: int | None = Field(description="Cases to add that would tell; 0 if it is told.")
-    confidence: float = Field(description="Of the interval.")
-
-    @classmethod
-    def from_comparison(cls, comparison: Comparison) -> Self:
-        """Return the item of a comparison."""
-        return cls(**{name: none_if_nan(value) for name, value in asdict(comparison).items()})
 
 
 class ArmItem(Document):
@@ -52,7 +35,7 @@ class VerdictItem(Document):
     winner: str = Field(description='The best recipe but the default; "" without one.')
     verdict: Literal["better", "worse", "not shown"] = Field(description="What the interval shows.")
     words: str = Field(description="The verdict as a sentence.")
-    comparisons: dict[str, ComparisonItem] = Field(description="By score; empty if nothing can be compared yet.")
+    comparisons: dict[str, DifferenceItem] = Field(description="Winner less default, by score; empty without both.")
     arms: list[ArmItem] = Field(description="The default, then the others by falling mean.")
 
     @classmethod
@@ -65,7 +48,7 @@ class VerdictItem(Document):
             winner=verdict.winner,
             verdict=verdict.comparison.verdict if verdict.comparison else "not shown",
             words=sentence(verdict),
-            comparisons={name: ComparisonItem.from_comparison(of) for name, of in verdict.comparisons.items()},
+            comparisons={name: DifferenceItem.from_comparison(of) for name, of in verdict.comparisons.items()},
             arms=[ArmItem(**arm | {"sd": {name: none_if_nan(sd) for name, sd in arm["sd"].items()}}) for arm in arms],
         )
 
@@ -100,12 +83,9 @@ def confirm_output(run: Run, found: Confirmation) -> ConfirmOutput:
         ended=found.race.ended,
         trainings=found.trainings,
         seconds=found.seconds,
-        errors=[f"{arm}, seed {index}: {error}" for (arm, index), error in sorted(found.errors.items())],
+        errors=[
+            f"{arm}, seed {found.plan.seeds[index]}: {error}" for (arm, index), error in sorted(found.errors.items())
+        ],
         validation=VerdictItem.from_verdict(found.val),
         test=None if found.test is None else VerdictItem.from_verdict(found.test),
     )
-
-
-def none_if_nan(value: float | None) -> float | None:
-    """Return a number, None for NaN."""
-    return None if value is None or value != value else value

@@ -6,6 +6,7 @@ from typing import Any
 
 from tune.run.json_output.best import BestOutput
 from tune.run.json_output.check import CheckOutput
+from tune.run.json_output.compare import CompareOutput
 from tune.run.json_output.confirm import ConfirmOutput
 from tune.run.json_output.document import Document
 from tune.run.json_output.importance import ImportanceOutput
@@ -16,6 +17,7 @@ from tune.run.json_output.verify import VerifyOutput
 OUTPUTS: dict[str, type[Document]] = {
     "status": StatusOutput,
     "best": BestOutput,
+    "compare": CompareOutput,
     "importance": ImportanceOutput,
     "verify": VerifyOutput,
     "check": CheckOutput,

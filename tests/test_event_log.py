@@ -1,0 +1,94 @@
+"""What the driver notes as the events of a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import SWEEP, make_report, report_all, start_journal
+
+from tune.driver.event_log import EventLog
+from tune.run.events import Event, EventKind, append_event, read_events
+from tune.run.live_state import LiveState, write_live_state
+from tune.run.results import Run, read_run
+from tune.search.asha import CONTINUE, STOP, RungDecision
+from tune.spec.sweep_config import make_sweep_config
+from tune.spec.sweep_file import dump
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run in which trial 0 has ended with 0.5."""
+    config = make_sweep_config(SWEEP)
+    (tmp_path / "study.yaml").write_text(dump(config))
+    journal, scheduler = start_journal(tmp_path, config)
+    number, _ = journal.ask()
+    report_all(journal, scheduler, number, make_report(9, 0.5, end_reason="epochs"))
+    journal.tell(number)
+    return read_run(tmp_path)
+
+
+def texts(run: Run) -> list[str]:
+    return [event.text for event in read_events(run.dir.events)]
+
+
+def test_a_decision_is_an_event_only_if_it_stops_a_trial_or_would_have(run: Run) -> None:
+    events = EventLog(run)
+    events.decided(1, 3, RungDecision(0.5, CONTINUE, "", 0.4, 3))
+    events.decided(1, 9, RungDecision(0.17, STOP, "", 0.448, 4))
+    events.decided(2, 3, RungDecision(0.1, CONTINUE, "default", 0.4, 3))
+    events.decided(2, 9, RungDecision(0.2, CONTINUE, "default"))  # it was kept at the rung before
+    events.decided(3, 3, RungDecision(0.1, CONTINUE, "audit", 0.4, 3))
+    assert texts(run) == [
+        "stopped at epoch 9: 0.1700, 0.4480 was needed",
+        "goes on at epoch 3 despite 0.1000, 0.4000 was needed: it is the default recipe",
+        "goes on at epoch 3 despite 0.1000, 0.4000 was needed: early_stopping.audit has drawn it",
+    ]
+    assert [event.kind.value for event in read_events(run.dir.events)] == ["trial_stopped", "trial_kept", "trial_kept"]
+
+
+def test_a_start_says_on_which_gpus_of_which_machine_and_after_which_epoch(run: Run) -> None:
+    where = make_report(0, 0.0) | {"host": "node1"}
+    events = EventLog(run)
+    events.started(1, where | {"gpus": []}, 0)  # type: ignore[arg-type]
+    events.started(1, where | {"gpus": [2, 3]}, 5)  # type: ignore[arg-type]
+    assert texts(run) == ["started on node1", "goes on after epoch 5 on GPU 2, 3 of node1"]
+    assert [event.gpus for event in read_events(run.dir.events)] == [(), (2, 3)]
+
+
+def test_a_winner_of_an_earlier_attempt_is_no_new_best(run: Run) -> None:
+    events = EventLog(run)
+    events.ended(run.trial(0), run)
+    assert [event.kind for event in read_events(run.dir.events)] == [EventKind.TRIAL_ENDED]
+    EventLog(Run(run.dir, run.config, [])).ended(run.trial(0), run)
+    assert texts(run)[1:] == ["complete at epoch 9/9, val_dice_mean 0.5000", "new best, val_dice_mean 0.5000"]
+
+
+def test_the_end_of_an_attempt_that_was_killed_is_noted_by_the_next_one(run: Run) -> None:
+    append_event(run.dir.events, Event(100.0, EventKind.SWEEP_STARTED, "launched"))
+    write_live_state(run.dir.live, LiveState(130.0, 100.0, "node1", 7))
+    heard: list[Event] = []
+    with EventLog(run, heard.append).attempt(lambda: "all is done"):
+        pass
+    _, killed, *rest = read_events(run.dir.events)
+    assert (killed.kind, killed.time, killed.text) == (EventKind.SWEEP_ENDED, 130.0, "was killed")
+    assert [(event.kind, event.text) for event in rest] == [
+        (EventKind.SWEEP_STARTED, "launched"),
+        (EventKind.SWEEP_ENDED, "all is done"),
+    ]
+    assert heard == rest  # nobody is told anew of what is long past
+    with pytest.raises(KeyError), EventLog(run).attempt(lambda: "not this"):
+        raise KeyError("a bug")
+    assert texts(run)[4:] == ["launched", "stopped by KeyError: 'a bug'"]
+
+
+def test_a_file_that_cannot_be_written_is_said_once_and_listeners_hear_all_the_same(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.dir.events.mkdir()
+    heard: list[Event] = []
+    events = EventLog(run, heard.append)
+    events.retried(1, "RuntimeError: x")
+    events.retried(1, "RuntimeError: y")
+    assert [event.text for event in heard] == [f"started again after RuntimeError: {name}" for name in "xy"]
+    assert capsys.readouterr().out.count(f"{run.dir.events} is not up to date: ") == 1

@@ -1,0 +1,305 @@
+"""The report: its sections and numbers, what it names, and that nothing in it can be fetched or executed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from synthetic_run import make_synthetic_run
+
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.data.prepare import Data
+from trainable.data.split import save_split
+from trainable.train import train
+from trainable.training.training_log import read_rows
+from tune.report.privacy import Privacy
+from tune.report.report import write_report
+from tune.report.sweep_data import read_sweep
+from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_spans
+from tune.run.events import Event, EventKind
+from tune.run.results import Run, read_run
+
+SECTIONS = [
+    *("verdict", "recipe", "history", "trials", "rungs", "importance", "space", "cases", "timeline", "effort"),
+    *("failures", "provenance"),
+]
+SECRETS = ("/home/alice", "alice", "ward7", "BraTS2021_0")
+HEADINGS = ("h1", "h2", "h3")
+HARMFUL = "RuntimeError: </script><script>alert(1)</script> /home/alice/brats/BraTS2021_00003/x.nii.gz on ward7"
+
+
+class PageParser(HTMLParser):
+    """What of a page the tests look at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.headings: list[int] = []
+        self.rows: dict[str, list[list[str]]] = {}
+        self.scripts = 0
+        self._caption, self._cell, self._open = "", False, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        self.scripts += tag == "script"
+        if tag in ("td", "th"):
+            self.rows[self._caption][-1].append("")
+            self._cell = True
+        elif tag == "tr":
+            self.rows.setdefault(self._caption, []).append([])
+        elif tag == "caption":
+            self._caption = ""
+        elif tag in HEADINGS:
+            self.headings.append(int(tag[1]))
+        self._open = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._cell &= tag not in ("td", "th")
+        self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.rows[self._caption][-1][-1] += data
+        elif self._open == "span" and not self._caption:
+            self._caption = data
+
+    def table(self, caption: str) -> list[list[str]]:
+        """The rows of the table whose caption begins so."""
+        return next(rows for name, rows in self.rows.items() if name.strip().startswith(caption))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep with names, paths and an error in it that must not get into a report as they are."""
+    overrides = ["train.data_dir=/home/alice/brats"]
+    made = make_synthetic_run(
+        tmp_path_factory.mktemp("report") / "night_run",
+        trials=40,
+        cases=6,
+        gpus=3,
+        failed_every=12,
+        overrides=overrides,
+    )
+    events, journal = made / "events.jsonl", made / "journal.log"
+    events.write_text(events.read_text().replace("node1", "ward7"))
+    harmful = json.dumps(HARMFUL)[1:-1]
+    journal.write_text(journal.read_text().replace("RuntimeError: CUDA error: unspecified launch failure", harmful))
+    for error in made.glob("trials/*/error.txt"):
+        error.write_text(f'File "/home/alice/brats/x.py", line 3\n{HARMFUL}\n')
+    return made
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> str:
+    return report_text(folder, anonymous=True)
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    return read_run(folder)
+
+
+def report_text(*folders: Path, anonymous: bool = True) -> str:
+    """The page, without the code of plotly."""
+    from plotly.offline import get_plotlyjs
+
+    output = folders[0].parent / "page.html"
+    write_report(folders, output, images="none", anonymous=anonymous, quiet=True)
+    return output.read_text().replace(get_plotlyjs(), "")
+
+
+def test_a_report_has_every_section_with_headings_in_order(text: str) -> None:
+    page = PageParser(text)
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert sections == SECTIONS
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"] != "#main"]
+    assert links == [f"#{name}" for name in SECTIONS]
+    levels = page.headings
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    names = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(names)) == len(names)
+
+
+def test_a_report_refers_to_nothing_outside_the_file(text: str) -> None:
+    for tag, attrs in PageParser(text).tags:
+        assert tag not in ("link", "iframe", "object", "base")
+        assert all(attrs.get(name, "#").startswith(("#", "data:")) for name in ("src", "href", "srcset", "action"))
+    assert "default-src 'none'" in text
+    assert not re.search(r"@import|url\(", text)
+
+
+def test_what_a_trial_says_cannot_become_part_of_the_page(text: str, folder: Path, tmp_path: Path) -> None:
+    harmless = tmp_path / "harmless"
+    shutil.copytree(folder, harmless)
+    for file in (harmless / "journal.log", *harmless.glob("trials/*/error.txt")):
+        file.write_text(file.read_text().replace("</script><script>alert(1)</script>", "nothing"))
+    assert "alert(1)" in text
+    assert "<script>alert" not in text
+    assert PageParser(text).scripts == PageParser(report_text(harmless)).scripts
+
+
+def test_a_report_names_no_case_machine_or_folder_unless_asked(text: str, folder: Path) -> None:
+    for secret in SECRETS:
+        assert secret not in text
+    assert "node 1, GPU 0" in text
+    assert "CASE_4" in text  # BraTS2021_00003, in the error
+    named = report_text(folder, anonymous=False)
+    for secret in SECRETS:
+        assert secret in named
+
+
+def test_the_scores_and_the_recipe_are_those_of_the_winner_and_the_default(text: str, run: Run) -> None:
+    page, winner, default = PageParser(text), run.best(), run.trials[0]
+    rows = {row[0]: row for row in page.table("In the sweep")[1:]}
+    for name, trial in ((f"trial {winner.number}", winner), ("trial 0 (default recipe)", default)):
+        dice = [f"{trial.dice[region]:.4f}" for region in ("WT", "TC", "ET")]
+        assert rows[name][1:5] == [*dice, f"{trial.score:.4f}"]
+    defaults = run.config.space.default_values()
+    changed = {name for name, value in winner.values.items() if value != defaults.get(name, value)}
+    assert changed <= {row[0] for row in page.table("Options that differ")[1:]}
+
+
+def test_the_rung_table_counts_every_decision(text: str, run: Run) -> None:
+    rows = PageParser(text).table("The bar is")[1:]
+    for row in rows:
+        epoch = int(row[0].split()[1])
+        decisions = [trial.rungs[epoch] for trial in run.trials if epoch in trial.rungs]
+        stops = sum(decided.decision == "STOP" for decided in decisions)
+        assert int(row[1]) == len(decisions)
+        assert int(row[3]) == stops
+    assert sum(int(row[3]) for row in rows) == sum(trial.status == "stopped early" for trial in run.trials)
+
+
+def test_all_trials_are_in_the_table_and_in_the_data_of_the_curves(text: str, run: Run) -> None:
+    rows = PageParser(text).table("All trials")[1:]
+    assert sorted(int(row[0]) for row in rows) == list(range(len(run.trials)))
+    assert rows[0][0] == str(run.best().number)
+    stored = re.search(r'id="trial_data">(.*?)</script>', text)
+    assert stored is not None
+    data = json.loads(stored[1])
+    best = data["trials"][run.best().number]
+    assert max(best["v"]) == round(run.best().score or 0, 4)
+    assert best["e"][best["v"].index(max(best["v"]))] == run.best().best_epoch
+    options = {item["name"]: item["values"] for item in data["options"]}
+    chosen = best["r"][list(options).index("optimizer")]
+    assert options["optimizer"][chosen] == run.best().values["optimizer"]
+
+
+def test_failures_alike_but_for_numbers_are_one_row(text: str, run: Run) -> None:
+    rows = PageParser(text).table("Reasons")[1:]
+    failed = [trial.number for trial in run.trials if trial.status == "failed"]
+    row = next(row for row in rows if row[0] == "failed")
+    assert row[1] == str(len(failed))
+    assert row[3] == ", ".join(map(str, failed))
+
+
+def test_a_sweep_that_nothing_drives_is_interrupted_and_one_without_trials_has_a_report(tmp_path: Path) -> None:
+    going = make_synthetic_run(tmp_path / "going", trials=12, cases=2, gpus=3, running=2)
+    assert "interrupted" in report_text(going)
+    (going / "events.jsonl").unlink()  # as in a run of an older version
+    page = PageParser(report_text(going))
+    assert "timeline" not in [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
+    begun = make_synthetic_run(tmp_path / "begun", trials=1, cases=2, gpus=1, running=1)
+    assert "No trial has" in report_text(begun)
+
+
+def test_spans_end_with_their_attempt_and_idle_time_is_that_of_the_lanes(run: Run) -> None:
+    def event(time: float, kind: EventKind, trial: int | None = None, gpus: tuple[int, ...] = ()) -> Event:
+        return Event(time, kind, "", trial, "ward7" if gpus else "", gpus)
+
+    events = [
+        event(0, EventKind.SWEEP_STARTED),
+        event(0, EventKind.TRIAL_STARTED, 0, (0,)),
+        event(0, EventKind.TRIAL_STARTED, 1, (1,)),
+        event(10, EventKind.TRIAL_ENDED, 0),
+        event(20, EventKind.NEW_BEST, 1),  # the last sign of life before a kill
+        event(100, EventKind.SWEEP_STARTED),
+        event(100, EventKind.TRIAL_STARTED, 1, (0,)),
+        event(110, EventKind.TRIAL_ENDED, 1),
+    ]
+    spans = trial_spans(events)
+    assert [(span.trial, span.start, span.end) for span in spans] == [(0, 0, 10), (1, 0, 20), (1, 100, 110)]
+    lanes = make_lanes(read_sweep(run, anonymous=True), spans)
+    assert [lane.place for lane in lanes] == ["node 1, GPU 0", "node 1, GPU 1"]
+    assert attempt_times(events) == [(0, 20), (100, 110)]
+    assert idle_share(lanes, attempt_times(events)) == pytest.approx(1 - 40 / 60)
+
+
+def test_trials_that_share_a_gpu_are_in_lanes_of_their_own(run: Run) -> None:
+    events = [Event(float(number), EventKind.TRIAL_STARTED, "", number, "a", (0,)) for number in range(2)]
+    events += [Event(5.0, EventKind.TRIAL_ENDED, "", number) for number in range(2)]
+    lanes = make_lanes(read_sweep(run, anonymous=False), trial_spans(events))
+    assert [lane.place for lane in lanes] == ["a, GPU 0 (1)", "a, GPU 0 (2)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot read /home/alice/data/scan.nii.gz", "cannot read .../scan.nii.gz"),
+        ("in /home/alice", "in ..."),
+        ("~/data/x.py", ".../x.py"),
+        ("DATA is /data/brats and /data/brats2/x/y", "DATA is DATA and .../y"),
+        ("s3://ward/bucket?key=1 failed", "s3://... failed"),
+        ("BraTS_1: BraTS_12_flair.nii.gz", "CASE_1: CASE_2_flair.nii.gz"),
+        ("died on ward7.hospital", "died on node 1"),
+        ("epoch 3/9, lr 1e-3, 1/2", "epoch 3/9, lr 1e-3, 1/2"),
+    ],
+)
+def test_names_in_a_text_are_replaced(text: str, shown: str) -> None:
+    privacy = Privacy(True, ("BraTS_1", "BraTS_12"), ("ward7.hospital",), {"/data/brats": "DATA"})
+    assert privacy.text(text) == shown
+    assert Privacy(False, ("BraTS_1",)).text(text) == text
+
+
+def test_sweeps_are_compared_only_if_their_scores_can_be(folder: Path, tmp_path: Path) -> None:
+    other = make_synthetic_run(tmp_path / "other", trials=12, cases=6, gpus=3, overrides=["study.seed=0"])
+    alike = report_text(other, folder)
+    assert "Yes: data, split, epochs" in alike
+    assert "found the highest score" in alike
+    longer = make_synthetic_run(tmp_path / "longer", trials=12, cases=6, gpus=3, overrides=["train.epochs=60"])
+    page = report_text(other, longer)
+    assert "cannot be compared" in page
+    assert ["train.epochs", "100", "60"] in PageParser(page).table("What scores depend on")
+
+
+def test_a_training_has_a_report_of_its_own(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
+    folder, split_file = tmp_path / "final", tmp_path / "split.json"
+    save_split(prepared.split, split_file)
+    config = TrainConfig(
+        data_dir=phantoms, cache_dir=prepared.folder, split_file=split_file, output_dir=folder, epochs=2, depth=2,
+        target_shape=(16, 16, 16), base_channels=2, patches_per_epoch=2, batch_size=1, device="cpu", num_workers=0,
+    )  # fmt: skip
+    train(config)
+    scores = {"dice_WT": 0.5, "dice_TC": 0.25, "dice_ET": 0.0, "dice_mean": 0.25}
+    scores |= {f"hd95_{region}": 373.1287 for region in ("WT", "TC", "ET")}
+    content = {"epoch": 2, "cases": {prepared.split.names[-1]: scores}}
+    (folder / "test_scores.json").write_text(json.dumps(content))
+    text = report_text(folder)
+    best = float(read_rows(folder / "metrics.csv")[-1]["best_score"])
+    assert f"mean Dice {best:.4f} on the validation cases" in text
+    assert "373.13 mm means that one of truth and prediction is empty" in text
+    assert not any(name in text for name in (*prepared.split.names, str(tmp_path), str(phantoms), str(prepared.folder)))
+
+
+def test_what_is_no_run_and_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing there to report on"):
+        write_report([tmp_path])
+    with pytest.raises(InputError, match="no such folder"):
+        write_report([folder], tmp_path / "none" / "x.html")
+    with pytest.raises(InputError, match="give -o the name of a file"):
+        write_report([folder], tmp_path)
+
+
+@pytest.mark.slow
+def test_a_report_of_1000_trials_is_below_12_megabytes(tmp_path: Path) -> None:
+    run = make_synthetic_run(tmp_path / "run", trials=1000)
+    assert write_report([run], images="none", quiet=True).stat().st_size < 12e6

@@ -1,0 +1,73 @@
+"""A run as a notebook shows it: counts, cost, and the best trials with their learning curves and recipes, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from trainable.core.counted import counted
+from trainable.core.options import format_value
+from trainable.training.training_log import read_rows
+from tune.run.effort import measure_effort
+from tune.run.results import Run, TrialResult
+from tune.run.trial_rows import reason_text
+
+SHOWN = 5  # best trials
+WIDTH, HEIGHT = 90, 18  # of a curve, in pixels
+CELL = "padding:2px 10px;text-align:left"
+
+
+def summary_html(run: Run) -> str:
+    """Return the summary of a run; it takes the colours of the page around it."""
+    head = f"<b>{escape(run.folder.name)}</b>: {escape(counts_text(run))}"
+    lines = [head, escape(effort_text(run))]
+    if not run.ranking:
+        return f"<div>{'<br>'.join([*lines, 'no trial has a score yet'])}</div>"
+    highest = max(trial.score or 0.0 for trial in run.ranking)
+    names = ("trial", run.config.objective.score, "curve", "epochs", "ended", "where it differs from the default")
+    header = "".join(f'<th style="{CELL}">{escape(name)}</th>' for name in names)
+    rows = "".join(trial_row(run, trial, highest) for trial in run.ranking[:SHOWN])
+    table = f'<table style="border-collapse:collapse"><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table>'
+    return f"<div>{'<br>'.join(lines)}{table}</div>"
+
+
+def counts_text(run: Run) -> str:
+    """Return how many trials are in which state."""
+    statuses = [trial.status for trial in run.own_trials]
+    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
+    left = f"; {run.trials_left} to start" if run.trials_left else ""
+    return f"{counted(len(statuses), 'trial')}{f' ({counts})' if counts else ''}{left}"
+
+
+def effort_text(run: Run) -> str:
+    """Return what the run has cost, and what early stopping has saved."""
+    effort = measure_effort(run)
+    hours = f"{effort.gpu_hours:.2f} GPU hours" if effort.gpus_per_trial else f"{effort.trial_seconds / 3600:.2f} hours"
+    return f"{hours} of training; early stopping saved {effort.saved_share:.0%} of the epochs"
+
+
+def trial_row(run: Run, trial: TrialResult, highest: float) -> str:
+    """Return a trial's row of the table; highest: score at the top of the curves."""
+    default = run.config.space.default_values()
+    options = [f"{name}={format_value(value)}" for name, value in trial.values.items() if default.get(name) != value]
+    rows = read_rows(run.dir.trial(trial.number).metrics)
+    curve = [float(row[run.config.objective.score]) for row in rows if row.get(run.config.objective.score)]
+    score = "" if trial.score is None else f"{trial.score:.4f}"
+    cells = [str(trial.number), score, None, str(trial.epoch), reason_text(trial) or trial.status, ", ".join(options)]
+    texts = (sparkline(curve, highest) if cell is None else escape(cell) for cell in cells)
+    return "<tr>" + "".join(f'<td style="{CELL}">{text}</td>' for text in texts) + "</tr>"
+
+
+def sparkline(values: Sequence[float], highest: float) -> str:
+    """Return a learning curve as a small SVG; "" without values. highest: at its top; 0 is at its bottom."""
+    if not values or highest <= 0:
+        return ""
+    step = (WIDTH - 4) / max(len(values) - 1, 1)
+    points = [(2 + step * place, HEIGHT - 2 - (HEIGHT - 4) * value / highest) for place, value in enumerate(values)]
+    text = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    label = f"scores from {values[0]:.3f} to {values[-1]:.3f}"
+    return (
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{label}"><title>{label}</title>'
+        f'<polyline points="{text}" fill="none" stroke="currentColor" stroke-width="1.5"/>'
+        f'<circle cx="{points[-1][0]:.1f}" cy="{points[-1][1]:.1f}" r="2" fill="currentColor"/></svg>'
+    )
