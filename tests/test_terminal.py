@@ -152,6 +152,17 @@ def test_a_large_sweep_shows_the_best_and_the_last_trials_and_says_how_to_see_al
     assert "--all" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("every", ["0", "-1", "nan"])
+def test_a_watch_without_a_pause_is_refused(
+    folder: Path, every: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["voxtune", "status", str(folder), "--watch", "--every", every])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert f"error: --every {every}: expected at least 0.1 seconds" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
 def test_status_watches_in_a_real_terminal_until_the_sweep_ends(folder: Path) -> None:
     """In tmux, 80 columns and 24 rows: one screen, redrawn while a process holds the lock, then the table of all."""
