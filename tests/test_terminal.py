@@ -9,6 +9,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import SWEEP
@@ -18,13 +20,17 @@ from synthetic_run import make_synthetic_run
 from trainable.core.console import make_console
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
+from trainable.training.case_scores import SCORE_COLUMNS
 from tune.__main__ import main
+from tune.run.confirm_report import table_text
 from tune.run.curves import trial_curve
 from tune.run.events import Event, EventKind, read_events
 from tune.run.live_state import Activity, LiveState, read_live_state
 from tune.run.results import Run, read_run
 from tune.run.time_left import estimate_time_left
+from tune.run.training_progress import TrainingProgress
 from tune.run.trial_detail import trial_detail
+from tune.run.verdict import Arm
 from tune.spec.sweep_config import make_sweep_config
 from tune.terminal.live_screen import SweepScreen
 from tune.terminal.outcome import print_outcome
@@ -33,7 +39,8 @@ from tune.terminal.sparkline import plot, sparkline
 from tune.terminal.status import print_status
 from tune.terminal.sweep_header import rough_range
 from tune.terminal.sweep_screen import sweep_screen
-from tune.terminal.text_lines import TICK, flow, progress_bar
+from tune.terminal.text_lines import TICK, as_lines, flow, progress_bar
+from tune.terminal.training_table import progress_lines
 from tune.terminal.trial_lines import activity_text
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +152,17 @@ def test_a_large_sweep_shows_the_best_and_the_last_trials_and_says_how_to_see_al
     assert "--all" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("every", ["0", "-1", "nan"])
+def test_a_watch_without_a_pause_is_refused(
+    folder: Path, every: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["voxtune", "status", str(folder), "--watch", "--every", every])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert f"error: --every {every}: expected at least 0.1 seconds" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
 def test_status_watches_in_a_real_terminal_until_the_sweep_ends(folder: Path) -> None:
     """In tmux, 80 columns and 24 rows: one screen, redrawn while a process holds the lock, then the table of all."""
@@ -220,6 +238,37 @@ def test_tables_fit_the_columns_that_are_asked_for(
     verb([name, *words], monkeypatch, width)
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if str(folder) not in line) <= width
+
+
+def test_scores_of_cases_are_in_as_many_tables_as_fit_below_each_other() -> None:
+    from trainable.evaluate import score_table  # here, because it imports torch
+
+    regions = ("WT", "TC", "ET")
+    values = {f"{kind}_{region}": 0.5 for kind in ("dice", "hd95", "sensitivity", "specificity") for region in regions}
+    scores: Any = {f"BraTS2021_{number:05d}": {**values, "dice_mean": 0.5} for number in range(3)}
+    parts = dict.fromkeys(scores, "test")
+    wide, narrow = score_table(scores, parts), score_table(scores, parts, 80)
+    assert max(map(len, wide.splitlines())) > 120
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.count("0.5000") == wide.count("0.5000")
+    assert narrow.count("mean test") == 3
+
+
+def test_the_recipes_of_a_confirmation_fit_80_columns() -> None:
+    means = dict.fromkeys(SCORE_COLUMNS, 0.81234)
+    arms = [Arm(f"trial_{n:04d}", 12, means, dict.fromkeys(SCORE_COLUMNS, 0.0123), "", 0.9, -0.0123) for n in (3, 14)]
+    found: Any = SimpleNamespace(val=SimpleNamespace(arms=arms, comparison=None), plan=SimpleNamespace(folds=0))
+    lines = table_text(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split()[2:] == ["0.8123", "0.8123", "0.8123", "0.8123", "+-", "0.0123", "0.9000", "-0.0123"]
+
+
+def test_running_trainings_fit_80_columns() -> None:
+    training = TrainingProgress("trial_0012 seed_1000002 fold_3", 1000, 999, 0.81234, 998, 86399.0)
+    [heading, line] = as_lines(progress_lines([training]), 80)
+    assert line.plain == " 999/1000     998  0.8123 23:59:59 running  trial_0012 seed_1000002 fold_3"
+    assert heading.plain.index("training") == line.plain.index("trial_0012")
 
 
 def test_show_says_why_a_trial_was_stopped_and_what_was_needed(
