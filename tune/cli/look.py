@@ -9,6 +9,7 @@ import typer
 from trainable.core.errors import InputError
 from tune.cli.command import RunFolder, app
 from tune.cli.json_flag import Json, print_json
+from tune.run.json_output.show import show_output
 from tune.run.json_output.status import status_output
 from tune.run.results import read_run
 
@@ -37,10 +38,18 @@ def status(
 
 
 @app.command(epilog="Example: voxtune show RUN 3")
-def show(run: RunFolder, number: Annotated[int, typer.Argument(metavar="N", help="Number of the trial.")]) -> None:
+def show(
+    run: RunFolder,
+    number: Annotated[int, typer.Argument(metavar="N", help="Number of the trial.")],
+    json_: Json = False,
+) -> None:
     """Show a trial: why it ended, its scores at the rungs, its curve, its recipe, its files, the end of its log."""
     from tune.run.trial_detail import trial_detail
     from tune.terminal.trial_page import print_trial
 
     result = read_run(run)
-    print_trial(result, trial_detail(result, number))
+    detail = trial_detail(result, number)
+    if json_:
+        print_json(show_output(result, detail))
+    else:
+        print_trial(result, detail)
