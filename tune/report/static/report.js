@@ -78,7 +78,7 @@
     if (figure.id === "curves_chart" && !drawn.has(figure)) chart.on("plotly_click", pickFromChart);
     drawn.add(figure);
   };
-  const figures = [...document.querySelectorAll("figure:has(.chart)")];
+  const figures = [...document.querySelectorAll(".chart")].map((chart) => chart.closest("figure"));
   const redraw = () => drawn.forEach(draw);
   const watcher = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
