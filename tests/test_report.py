@@ -302,7 +302,9 @@ def test_a_training_has_a_report_of_its_own(phantoms: Path, prepared: Data, tmp_
 def test_what_is_no_run_and_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing there to report on"):
         write_report([tmp_path])
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no such folder; expected the folder of a sweep"):
+        write_report([folder, tmp_path / "none"], tmp_path / "x.html")
+    with pytest.raises(InputError, match="no such folder; make it"):
         write_report([folder], tmp_path / "none" / "x.html")
     with pytest.raises(InputError, match="give -o the name of a file"):
         write_report([folder], tmp_path)

@@ -10,6 +10,8 @@ from tune.report.chart_style import MARKS, axis, group_of, winner_mark
 from tune.report.sweep_data import SweepData, score_text
 from tune.run.results import TrialResult
 
+MAX_TICKS = 16  # up to which each trial has one
+
 
 def history_section(data: SweepData) -> Section | None:
     """Return the section, None while no trial has a score."""
@@ -62,7 +64,8 @@ def history_figure(data: SweepData) -> Figure:
         line = {"color": "var(--fg)", "width": 1.5, "shape": "hv"}
         traces.append({"type": "scatter", "mode": "lines", "name": "best so far", "x": x, "y": y, "line": line})
         traces[-1]["hoverinfo"] = "skip"
-    layout = {"xaxis": axis("trial"), "yaxis": axis(f"{data.score_name} (validation)"), "showlegend": True}
+    ticks = {"dtick": 1} if len(data.run.trials) <= MAX_TICKS else {}
+    layout = {"xaxis": axis("trial", **ticks), "yaxis": axis(f"{data.score_name} (validation)"), "showlegend": True}
     summary = f"Scatter plot of {len(data.run.ranking)} trials by number and score. {history_sentence(data)}"
     return Figure("history_chart", "Score of each trial", summary, {"data": traces, "layout": layout})
 
