@@ -51,7 +51,7 @@ def encode_case(images: CaseImages, max_bytes: int) -> EncodedCase:
     if encoded.size > max_bytes:
         encoded = encode(images, quality=55)
     if encoded.size > max_bytes:
-        encoded = replace(encode(coarser(images), quality=65), is_coarse=True)
+        encoded = replace(encode(coarser(images), quality=80), is_coarse=True)
     return encoded
 
 

@@ -115,7 +115,10 @@ class Viewer {
 
   drawGrey(context, { values, width, height }) {
     const image = new ImageData(width, height);
-    values.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
+    for (let i = 0; i < values.length; i++) {
+      image.data[4 * i] = image.data[4 * i + 1] = image.data[4 * i + 2] = values[i];
+      image.data[4 * i + 3] = 255;
+    }
     const small = document.createElement("canvas");
     small.width = width;
     small.height = height;
