@@ -202,6 +202,16 @@ def test_the_viewer_has_no_barriers_and_fits_a_phone(shown: Page, page_log: Page
 
 
 @pytest.mark.slow
+def test_scores_without_images_have_no_barriers_either(page: Page, views: list[CaseView], tmp_path: Path) -> None:
+    bare = [replace(view, images=None, reason="no images were asked for") for view in views]
+    (tmp_path / "scores.html").write_text(PAGE + case_section(bare, anonymous=True) + "</main>")
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.goto((tmp_path / "scores.html").as_uri())
+    assert axe_violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+@pytest.mark.slow
 def test_print_and_a_browser_without_scripts_have_still_pictures(
     browser: object, shown: Page, views: list[CaseView], tmp_path: Path
 ) -> None:

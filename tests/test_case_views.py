@@ -177,8 +177,8 @@ def test_an_error_of_a_prediction_costs_the_images_only(
 
 def test_a_gpu_that_others_use_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for free, device in ((60, "cuda"), (20, "cpu")):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80))
+    for used, device in ((1, "cuda"), (12, "cpu")):  # GiB, of which the context of this process takes a part
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda used=used: ((80 - used) * 2**30, 80 * 2**30))
         assert case_predictions.idle_device().type == device
 
 

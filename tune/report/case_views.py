@@ -170,7 +170,7 @@ def cause_of(error: Exception) -> str:
         return "out of memory"
     if isinstance(error, OSError):
         return error.strerror or "a file cannot be read or written"
-    return "a file is missing, damaged or in use"
+    return "a file is missing, damaged or in use, or the folder cannot be written"
 
 
 def difference_note(recorded: Scores, shown: Scores) -> str:
