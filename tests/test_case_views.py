@@ -109,7 +109,7 @@ def test_predictions_are_kept_as_nifti_and_used_again(
 ) -> None:
     run = run_of(tmp_path / "run", data.folder, training)
     assert {view.reason for view in case_views(run, images="kept")} == {
-        "no predictions by this model are kept; `voxtune report` makes them"
+        "no predictions by this model are kept yet; the command voxtune report makes them"
     }
     made = case_views(run, images="make", quiet=True)
     files = sorted((run.dir.best / "predictions").glob("*.nii.gz"))
