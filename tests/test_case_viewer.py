@@ -110,6 +110,10 @@ def test_the_first_slice_shown_is_that_of_the_largest_error() -> None:
     assert largest_error(images) == (2, 2, 6)
     assert largest_error(replace(images, prediction=truth)) == (2, 3, 3)
     assert largest_error(replace(images, truth=wrong)) == (2, 2, 6)
+    wrong[0, 0, 1] = 2
+    grey = images.grey.copy()
+    grey[:, 0, 0, 1] = 50
+    assert largest_error(replace(images, grey=grey)) == (0, 0, 1)  # the others are outside the brain
 
 
 def test_an_anonymous_section_has_no_case_name_and_a_section_with_names_has(views: list[CaseView]) -> None:
