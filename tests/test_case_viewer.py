@@ -110,6 +110,10 @@ def test_the_first_slice_shown_is_that_of_the_largest_error() -> None:
     assert largest_error(images) == (2, 2, 6)
     assert largest_error(replace(images, prediction=truth)) == (2, 3, 3)
     assert largest_error(replace(images, truth=wrong)) == (2, 2, 6)
+    wrong[0, 0, 1] = 2
+    grey = images.grey.copy()
+    grey[:, 0, 0, 1] = 50
+    assert largest_error(replace(images, grey=grey)) == (0, 0, 1)  # the others are outside the brain
 
 
 def test_an_anonymous_section_has_no_case_name_and_a_section_with_names_has(views: list[CaseView]) -> None:
@@ -199,6 +203,16 @@ def test_the_viewer_has_no_barriers_and_fits_a_phone(shown: Page, page_log: Page
     shown.wait_for_function("document.querySelector('figure[data-plane=sagittal] figcaption').textContent != ''")
     assert axe_violations(shown) == []
     assert page_log.errors == []
+
+
+@pytest.mark.slow
+def test_scores_without_images_have_no_barriers_either(page: Page, views: list[CaseView], tmp_path: Path) -> None:
+    bare = [replace(view, images=None, reason="no images were asked for") for view in views]
+    (tmp_path / "scores.html").write_text(PAGE + case_section(bare, anonymous=True) + "</main>")
+    page.set_viewport_size({"width": 360, "height": 700})
+    page.goto((tmp_path / "scores.html").as_uri())
+    assert axe_violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 @pytest.mark.slow

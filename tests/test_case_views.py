@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from trainable.core.config import TrainConfig
@@ -16,6 +18,7 @@ from trainable.data.cache import open_case
 from trainable.data.prepare import Data
 from trainable.data.split import Split
 from trainable.evaluate import evaluate
+from trainable.evaluation.inference import NonFiniteLogitsError
 from trainable.train import train
 from trainable.training.case_scores import SCORE_COLUMNS, read_case_scores
 from trainable.training.training_dir import TrainingDir
@@ -50,7 +53,7 @@ def training(trained: Path, tmp_path: Path) -> Path:
 def small(data: Data, folder: Path, **options: object) -> TrainConfig:
     return TrainConfig(
         output_dir=folder, cache_dir=data.folder, epochs=2, patches_per_epoch=4, depth=2, base_channels=2,
-        target_shape=(16, 16, 16), num_workers=0, device="cpu", lr=0.01, **options,
+        target_shape=(32, 32, 32), num_workers=0, device="cpu", lr=0.01, **options,
     )  # fmt: skip
 
 
@@ -106,7 +109,7 @@ def test_predictions_are_kept_as_nifti_and_used_again(
 ) -> None:
     run = run_of(tmp_path / "run", data.folder, training)
     assert {view.reason for view in case_views(run, images="kept")} == {
-        "no predictions by this model are kept; `voxtune report` makes them"
+        "no predictions by this model are kept yet; the command voxtune report makes them"
     }
     made = case_views(run, images="make", quiet=True)
     files = sorted((run.dir.best / "predictions").glob("*.nii.gz"))
@@ -153,6 +156,32 @@ def test_what_cannot_be_shown_is_said_without_naming_it(training: Path, data: Da
     assert case_views(run, images="make")[0].reason == "the model's checkpoint is not there"
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory"),
+        (NonFiniteLogitsError("Phantom_00003: 5 of 9 logits are not finite"), "the network's output is not finite"),
+        (OSError(errno.ENOSPC, "No space left on device", "/data"), "No space left on device"),
+    ],
+)
+def test_an_error_of_a_prediction_costs_the_images_only(
+    training: Path, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("trainable.evaluation.validate.score_cases", fail)
+    views = case_views(run_of(tmp_path / "run", data.folder, training), images="make", quiet=True)
+    assert {view.reason for view in views} == {f"the cases could not be predicted: {reason}"}
+
+
+def test_a_gpu_that_others_use_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for used, device in ((1, "cuda"), (12, "cpu")):  # GiB, of which the context of this process takes a part
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda used=used: ((80 - used) * 2**30, 80 * 2**30))
+        assert case_predictions.idle_device().type == device
+
+
 def test_a_case_that_has_changed_since_is_not_shown(training: Path, data: Data, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(data.folder, tmp_path / "cache"))
     run = run_of(tmp_path / "run", cache, training)
@@ -190,3 +219,16 @@ def test_test_cases_are_shown_only_if_the_training_has_scored_them(training: Pat
         assert view.images is not None
         assert view.note == ""  # predicted with mirror, as the test was
         assert view.dice == {column: scored[view.name][column] for column in SCORE_COLUMNS}
+
+
+def test_an_ensemble_shows_its_test_cases_as_it_has_predicted_them(training: Path, data: Data, tmp_path: Path) -> None:
+    ensemble = tmp_path / "ensemble"
+    for name in ("seed_0", "seed_1"):
+        shutil.copytree(training, ensemble / "members" / name)
+    assert case_views_of_training(ensemble, images="make") == []
+    evaluate(small(data, ensemble, resume=ensemble), data)
+    views = case_views_of_training(ensemble, images="make", quiet=True)
+    assert [(view.part, view.rank, view.model) for view in views] == [
+        ("test", "worst", "ensemble, 2 members"), ("test", "best", "ensemble, 2 members"),
+    ]  # fmt: skip
+    assert all(view.images is not None and not view.note for view in views)

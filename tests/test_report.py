@@ -212,6 +212,15 @@ def test_a_sweep_that_nothing_drives_is_interrupted_and_one_without_trials_has_a
     assert "No trial has" in report_text(begun)
 
 
+def test_a_sweep_with_a_cost_shows_the_pareto_front(tmp_path: Path) -> None:
+    folder = make_synthetic_run(tmp_path / "run", trials=12, cases=2, gpus=2, failed_every=0)
+    config = folder / "study.yaml"
+    config.write_text(config.read_text().replace("metric: val_dice_mean", "metric: [val_dice_mean, gpu_seconds]", 1))
+    text, front = report_text(folder), read_run(folder).pareto_front()
+    assert f"On the Pareto front: {', '.join(f'trial {trial.number}' for trial in front)}." in text
+    assert "cost: gpu_seconds" in PageParser(text).table("All trials")[0]
+
+
 def test_spans_end_with_their_attempt_and_idle_time_is_that_of_the_lanes(run: Run) -> None:
     def event(time: float, kind: EventKind, trial: int | None = None, gpus: tuple[int, ...] = ()) -> Event:
         return Event(time, kind, "", trial, "ward7" if gpus else "", gpus)
@@ -293,7 +302,9 @@ def test_a_training_has_a_report_of_its_own(phantoms: Path, prepared: Data, tmp_
 def test_what_is_no_run_and_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing there to report on"):
         write_report([tmp_path])
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="no such folder; expected the folder of a sweep"):
+        write_report([folder, tmp_path / "none"], tmp_path / "x.html")
+    with pytest.raises(InputError, match="no such folder; make it"):
         write_report([folder], tmp_path / "none" / "x.html")
     with pytest.raises(InputError, match="give -o the name of a file"):
         write_report([folder], tmp_path)

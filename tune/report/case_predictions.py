@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a report of kept predict
     from trainable.training.ensemble import Ensemble
 
 INDEX = "predictions.json"
-MIN_FREE_SHARE = 0.5  # of a GPU's memory, or another process is taken to train on it
 
 
 @dataclass(frozen=True)
@@ -150,11 +149,13 @@ def contents_of(ensemble: Ensemble) -> dict[str, str]:
 
 
 def idle_device() -> torch.device:
-    """Return the GPU if most of its memory is free, so that no training is disturbed, else the CPU."""
+    """Return the GPU if no other process is on it, so that no training is disturbed, else the CPU."""
     import torch
+
+    from trainable.core.gpu_memory import CUDA_CONTEXT_BYTES, bytes_taken_by_others
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        if free >= MIN_FREE_SHARE * total:
+        if not bytes_taken_by_others(free=free, own=CUDA_CONTEXT_BYTES, total=total, share=1.0):
             return torch.device("cuda")
     return torch.device("cpu")

@@ -119,6 +119,7 @@ def caption_of(encoded: Sequence[EncodedCase]) -> str:
     coarse = any(one.is_coarse for one in encoded)
     return (
         "Radiological convention: the patient's right (R) is on the left of a picture, A is anterior, S superior. "
+        "In mm, as in the case's files, x grows to the patient's right, y forwards, z upwards. "
         f"Voxels of {' or '.join(sizes)} mm"
         + (f", made coarser, about {COARSE_MM:g} mm, to keep this file small" if coarse else "")
         + ", cropped to the brain; all planes are at one scale. Grey levels from the 1st to the 99.5th percentile of "

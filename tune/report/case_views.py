@@ -151,7 +151,7 @@ def with_images(views: list[CaseView], model: ShownModel, images: ImageChoice, *
 def with_kept_images(view: CaseView, model: ShownModel, kept: KeptPrediction | None) -> CaseView:
     """Return a view with the images of its kept prediction, or with the reason why it has none; kept: None for none."""
     if kept is None:
-        return replace(view, reason="no predictions by this model are kept; `voxtune report` makes them")
+        return replace(view, reason="no predictions by this model are kept yet; the command voxtune report makes them")
     try:
         case = open_case(model.cache, view.name)
         images = images_of(case, load_prediction(model, kept, case))
@@ -170,7 +170,7 @@ def cause_of(error: Exception) -> str:
         return "out of memory"
     if isinstance(error, OSError):
         return error.strerror or "a file cannot be read or written"
-    return "a file is missing, damaged or in use"
+    return "a file is missing, damaged or in use, or the folder cannot be written"
 
 
 def difference_note(recorded: Scores, shown: Scores) -> str:
@@ -195,6 +195,6 @@ def grey_levels(volume: NDArray[np.int16]) -> NDArray[np.uint8]:
     inside = volume != 0
     if not inside.any():
         return np.zeros(volume.shape, np.uint8)
-    low, high = np.percentile(volume[inside], (1, 99.5))
+    low, high = np.percentile(volume[inside][::10], (1, 99.5))  # of a tenth of them, in a tenth of the time
     share = ((volume - low) / max(high - low, 1)).clip(0, 1)
     return np.where(inside, 16 + 239 * share, 0).astype(np.uint8)

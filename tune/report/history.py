@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tune.report.blocks import Figure, Section
 from tune.report.chart_style import MARKS, axis, group_of, winner_mark
 from tune.report.sweep_data import SweepData, score_text
+from tune.run.results import TrialResult
+
+MAX_TICKS = 16  # up to which each trial has one
 
 
 def history_section(data: SweepData) -> Section | None:
     """Return the section, None while no trial has a score."""
     if not data.run.ranking:
         return None
-    return Section("history", "Optimisation history", history_sentence(data), [history_figure(data)])
+    figures = [history_figure(data), *([cost_figure(data)] if data.run.config.objective.cost else [])]
+    return Section("history", "Optimisation history", history_sentence(data), figures)
 
 
 def best_so_far(data: SweepData) -> list[tuple[int, float]]:
@@ -59,6 +64,28 @@ def history_figure(data: SweepData) -> Figure:
         line = {"color": "var(--fg)", "width": 1.5, "shape": "hv"}
         traces.append({"type": "scatter", "mode": "lines", "name": "best so far", "x": x, "y": y, "line": line})
         traces[-1]["hoverinfo"] = "skip"
-    layout = {"xaxis": axis("trial"), "yaxis": axis(f"{data.score_name} (validation)"), "showlegend": True}
+    ticks = {"dtick": 1} if len(data.run.trials) <= MAX_TICKS else {}
+    layout = {"xaxis": axis("trial", **ticks), "yaxis": axis(f"{data.score_name} (validation)"), "showlegend": True}
     summary = f"Scatter plot of {len(data.run.ranking)} trials by number and score. {history_sentence(data)}"
     return Figure("history_chart", "Score of each trial", summary, {"data": traces, "layout": layout})
+
+
+def cost_figure(data: SweepData) -> Figure:
+    """Return the trials that trained to their end by cost and score, and the Pareto front as a line."""
+    finished, front = [trial for trial in data.run.ranking if trial.finished], data.run.pareto_front()
+    line = {"color": "var(--fg)", "width": 1.5, "shape": "hv"}
+    costs, scores = cost_and_score(front)
+    marks = MARKS["complete"].trace(*cost_and_score(finished), trials=[trial.number for trial in finished])
+    joined = {"type": "scatter", "mode": "lines", "name": "Pareto front", "line": line, "hoverinfo": "skip"}
+    unit = "GPU seconds" if data.run.config.objective.cost == "gpu_seconds" else "seconds"
+    layout = {"xaxis": axis(f"cost, {unit}"), "yaxis": axis(data.score_name), "showlegend": True}
+    listed = ", ".join(f"trial {trial.number}" for trial in front)
+    summary = f"Scatter plot of {len(finished)} trials by cost and score. On the Pareto front: {listed or 'none'}."
+    title = "Cost and score: no other trial has a higher score for less than those on the Pareto front"
+    spec = {"data": [marks, {**joined, "x": costs, "y": scores}], "layout": layout}
+    return Figure("cost_chart", title, summary, spec)
+
+
+def cost_and_score(trials: Sequence[TrialResult]) -> tuple[list[float], list[float]]:
+    """Return the costs and the scores of trials that have both."""
+    return [round(trial.cost or 0.0, 1) for trial in trials], [round(trial.score or 0.0, 4) for trial in trials]

@@ -12,12 +12,12 @@ MAX_BARS = 10  # the table has all options
 VERDICT_COLOURS = {"matters": "var(--accent)", "hardly matters": "var(--muted)", "too few trials": "var(--muted)"}
 
 
-def importance_section(found: Importances) -> Section:
-    """Return the section."""
+def importance_section(found: Importances, *, has_winner: bool) -> Section:
+    """Return the section. has_winner: a trial has trained to its end."""
     blocks: list[Block] = []
     if any(option.share is not None for option in found.options):
         blocks.append(importance_figure(found))
-    blocks.append(importance_table(found))
+    blocks.append(importance_table(found, has_winner=has_winner))
     if edges := [option for option in found.options if option.edge]:
         texts = [
             f"{option.name} ({value_text(option.winner)}, the {option.edge.side} end)"
@@ -75,16 +75,16 @@ def importance_figure(found: Importances) -> Figure:
     )
 
 
-def importance_table(found: Importances) -> Table:
+def importance_table(found: Importances, *, has_winner: bool) -> Table:
     """Return a row per option: its share, how often its values were tried, where good ones and the winner are."""
-    rows = [option_row(option) for option in found.options]
+    rows = [option_row(option, has_winner=has_winner) for option in found.options]
     left_out = ", ".join(f"{count} {status}" for status, count in found.left_out.items())
     caption = f"By the {found.trials} trials that can be compared" + (f"; left out: {left_out}" if left_out else "")
     columns = ["option", "share", "interval", "verdict", "tries of each value or third", "good", "winner"]
     return Table(caption, columns, rows, "lrrllll")
 
 
-def option_row(option: OptionImportance) -> list[str]:
+def option_row(option: OptionImportance, *, has_winner: bool) -> list[str]:
     """Return an option's row."""
 
     known = option.low is not None and option.high is not None
@@ -92,6 +92,6 @@ def option_row(option: OptionImportance) -> list[str]:
     tries = ", ".join(f"{item.label}: {item.tries}" for item in option.tries)
     good = " to ".join(value_text(value) for value in option.good) if option.good else DASH
     share = DASH if option.share is None else share_text(option.share)
-    winner = "inactive" if option.winner is None else value_text(option.winner)
+    winner = ("inactive" if has_winner else DASH) if option.winner is None else value_text(option.winner)
     name = f"{option.name} ({option.when})" if option.when else option.name
     return [name, share, interval, option.verdict.replace(" ", "\N{NO-BREAK SPACE}"), tries, good, winner]

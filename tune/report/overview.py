@@ -11,7 +11,7 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import option_info
 from tune.report.blocks import Block, Code, Facts, Note, Section, Table
-from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, value_text
+from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, status_of, value_text
 from tune.run.confirm_status import confirmation_text, load_result
 from tune.run.export import recipe_text
 from tune.run.results import TrialResult
@@ -44,7 +44,7 @@ def result_sentence(data: SweepData) -> str:
         return f"{found}; the default recipe was not tried."
     if default.number == winner.number:
         return f"{found}. It is the default recipe."
-    ending = "" if default.finished else f" ({default.status}, {default.epoch} of {data.epochs} epochs)"
+    ending = "" if default.finished else f" ({status_of(default, data.state)}, {default.epoch} of {data.epochs} epochs)"
     return f"{found}; the default recipe reached {score_text(default.score)}{ending}."
 
 
@@ -89,7 +89,9 @@ def sweep_table(data: SweepData, trials: list[TrialResult]) -> Table:
     for trial in trials:
         name = f"trial {trial.number}" + (" (default recipe)" if trial is data.default else "")
         dice = [score_text(trial.dice.get(region)) for region in REGIONS]
-        rows.append([name, *dice, score_text(trial.score), f"{trial.best_epoch}/{data.epochs}", trial.status])
+        rows.append(
+            [name, *dice, score_text(trial.score), f"{trial.best_epoch}/{data.epochs}", status_of(trial, data.state)]
+        )
     columns = ["recipe", *(f"Dice {region}" for region in REGIONS), data.score_name, "best epoch", "ended"]
     return Table("In the sweep: one training each, validation cases", columns, rows, "lrrrrrl")
 
@@ -160,7 +162,7 @@ def recipe_section(data: SweepData) -> Section | None:
         blocks.append(Note(f"As in the default recipe: {', '.join(f'{n}={value_text(recipe[n])}' for n in same)}."))
     text = data.privacy.text(recipe_text(data.run, best, "split.json"))
     blocks.append(Code("The whole recipe, for `voxtune train --config`", text, collapsed=True))
-    return Section("recipe", "Winning recipe", lead, blocks)
+    return Section("recipe", "Winning recipe" if data.winner else "Best recipe so far", lead, blocks)
 
 
 def run_name(folder: Path) -> str:

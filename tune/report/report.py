@@ -14,6 +14,10 @@ from tune.run.results import read_run
 from tune.run.run_dir import RunDir
 
 NAME = "report.html"
+EXPECTED = (
+    "expected the folder of a sweep (with study.yaml), of a retraining (RUN/retrain/NAME), or of a confirmation "
+    "(RUN/confirm)"
+)
 
 
 def write_report(
@@ -36,6 +40,8 @@ def write_report(
     Raises:
         InputError: if a folder is of something else, or what is in it is damaged, or the file cannot be written.
     """
+    if missing := [folder for folder in folders if not folder.is_dir()]:
+        raise InputError(f"{missing[0]}: no such folder; {EXPECTED}")
     path = output or folders[0] / NAME
     if path.is_dir():
         raise InputError(f"{path} is a folder; give -o the name of a file, such as {path / NAME}")
@@ -68,7 +74,4 @@ def make_page(folders: Sequence[Path], *, images: ImageChoice, anonymous: bool, 
         from tune.report.training_report import training_page
 
         return training_page(folder, images=images, anonymous=anonymous, quiet=quiet)
-    raise InputError(
-        f"{folder}: nothing there to report on; expected the folder of a sweep (with study.yaml), of a retraining "
-        "(RUN/retrain/NAME), or of a confirmation (RUN/confirm)"
-    )
+    raise InputError(f"{folder}: nothing there to report on; {EXPECTED}")

@@ -64,7 +64,7 @@ def sweep_sections(data: SweepData, views: Sequence[CaseView]) -> list[Section]:
         history_section(data),
         trials_section(data),
         rungs_section(data),
-        importance_section(found) if data.run.trials else None,
+        importance_section(found, has_winner=data.winner is not None) if found.trials else None,
         space_section(data, [option.name for option in found.options]),
         cases_section(views, dice_section(data.run, anonymous=anonymous), anonymous=anonymous),
         timeline_section(data),

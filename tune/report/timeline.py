@@ -145,6 +145,7 @@ def timeline_figure(data: SweepData, lanes: Sequence[Lane]) -> Figure:
         traces.append({"type": "bar", "orientation": "h", "name": mark.name, "marker": bar_style(name), **bars})
     began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(first))
     rows = {"autorange": "reversed", "type": "category", "automargin": True, "ticks": ""}
+    rows |= {"categoryorder": "array", "categoryarray": [lane.place for lane in lanes[:MAX_LANES]]}
     layout = {"barmode": "overlay", "bargap": 0.25, "xaxis": axis(f"{unit} since {began}"), "yaxis": rows}
     hidden = f"; {len(lanes) - MAX_LANES} more are not drawn" if len(lanes) > MAX_LANES else ""
     summary = (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from tune.report.blocks import Section, Table, TrialBrowser
 from tune.report.chart_style import group_of
-from tune.report.sweep_data import SweepData, hours_text, score_text, share_text, status_of, value_text
+from tune.report.overview import run_name
+from tune.report.sweep_data import SweepData, score_text, share_text, status_of, value_text
 from tune.run.results import TrialResult
 from tune.search.asha import rung_epochs
 
@@ -46,25 +48,21 @@ def trial_table(data: SweepData) -> Table:
     known = {trial.number for trial in ranked}
     trials = [*ranked, *(trial for trial in data.run.trials if trial.number not in known)]
     rows = [trial_row(data, trial, data.state) for trial in trials]
-    columns = [
-        "trial",
-        "ended",
-        "epochs",
-        data.score_name,
-        "at epoch",
-        "time",
-        "recipe, where it differs from the default",
-    ]
+    cost = data.run.config.objective.cost
+    columns = ["trial", "ended", "epochs", data.score_name, "at epoch", "minutes", *[f"cost: {cost}"] * bool(cost)]
+    columns.append("recipe, where it differs from the default")
     marked = 0 if data.winner is not None else None
-    return Table("All trials, best first", columns, rows, "llrrrrl", marked)
+    return Table("All trials, best first", columns, rows, "llrrrr" + "r" * bool(cost) + "l", marked)
 
 
 def trial_row(data: SweepData, trial: TrialResult, state: str) -> list[str]:
     """Return a trial's row. state: of the sweep."""
     ended = status_of(trial, state) + {"": "", "default": " (protected)", "audit": " (audited)"}[trial.kept]
+    ended += f" (of {run_name(Path(trial.imported_from))})" if trial.imported_from else ""
     epochs, best_epoch = f"{trial.epoch}/{data.epochs}", str(trial.best_epoch or "")
-    time, recipe = hours_text(trial.seconds), data.recipe_line(trial)
-    return [str(trial.number), ended, epochs, score_text(trial.score), best_epoch, time, recipe]
+    minutes, cost = f"{trial.seconds / 60:,.1f}", [] if trial.cost is None else [f"{trial.cost:,.0f}"]
+    recipe = data.recipe_line(trial)
+    return [str(trial.number), ended, epochs, score_text(trial.score), best_epoch, minutes, *cost, recipe]
 
 
 def trial_data(data: SweepData) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def encode_case(images: CaseImages, max_bytes: int) -> EncodedCase:
     if encoded.size > max_bytes:
         encoded = encode(images, quality=55)
     if encoded.size > max_bytes:
-        encoded = replace(encode(coarser(images), quality=65), is_coarse=True)
+        encoded = replace(encode(coarser(images), quality=80), is_coarse=True)
     return encoded
 
 
@@ -74,9 +74,10 @@ def encode(images: CaseImages, *, quality: int) -> EncodedCase:
 def largest_error(images: CaseImages) -> tuple[int, ...]:
     """Return a voxel to look at first: in the axial slice with most wrong voxels, and there in the middle of them.
 
-    Without wrong voxels the tumour counts instead; without a tumour it is the middle of the volume.
+    Those in the brain count; without any those outside; without these the tumour; else it is the middle of the volume.
     """
-    for shown in (images.truth != images.prediction, images.truth > 0):
+    wrong = images.truth != images.prediction
+    for shown in (wrong & images.grey.any(0), wrong, images.truth > 0):
         if shown.any():
             z = int(shown.sum((0, 1)).argmax())
             x, y = np.median(np.nonzero(shown[:, :, z]), axis=1).astype(int).tolist()

@@ -115,7 +115,10 @@ class Viewer {
 
   drawGrey(context, { values, width, height }) {
     const image = new ImageData(width, height);
-    values.forEach((value, i) => image.data.set([value, value, value, 255], 4 * i));
+    for (let i = 0; i < values.length; i++) {
+      image.data[4 * i] = image.data[4 * i + 1] = image.data[4 * i + 2] = values[i];
+      image.data[4 * i + 3] = 255;
+    }
     const small = document.createElement("canvas");
     small.width = width;
     small.height = height;
@@ -228,12 +231,12 @@ class Viewer {
     slider.addEventListener("input", () => this.case && this.move(plane.through, Number(slider.value) - 1));
     canvas.addEventListener("pointerdown", (event) => {
       if (!this.case) return;
-      const [width, height] = [this.case.shape[plane.across], this.case.shape[plane.down]];
-      const row = Math.floor((event.offsetY / canvas.clientHeight) * height);
-      this.at[plane.across] = Math.min(Math.floor((event.offsetX / canvas.clientWidth) * width), width - 1);
-      this.move(plane.down, plane.upwards ? height - 1 - row : row);
+      this.goTo(event, canvas, plane);
       event.preventDefault(); // or the click would take the focus from the slider again
       slider.focus({ preventScroll: true });
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      if (this.case && event.pointerType === "mouse" && event.buttons === 1) this.goTo(event, canvas, plane);
     });
     // Only the plane in use takes the wheel, so that a page scrolls on when the pointer comes over a picture.
     figure.addEventListener("wheel", (event) => {
@@ -241,6 +244,15 @@ class Viewer {
       event.preventDefault();
       this.move(plane.through, this.at[plane.through] - Math.sign(event.deltaY));
     }, { passive: false });
+  }
+
+  // Move the crosshair to where the pointer is in a picture.
+  goTo(event, canvas, plane) {
+    const [width, height] = [this.case.shape[plane.across], this.case.shape[plane.down]];
+    const row = Math.floor((event.offsetY / canvas.clientHeight) * height);
+    const column = Math.floor((event.offsetX / canvas.clientWidth) * width);
+    this.at[plane.across] = Math.min(Math.max(column, 0), width - 1);
+    this.move(plane.down, plane.upwards ? height - 1 - row : row);
   }
 
   press(event) {

@@ -78,7 +78,7 @@
     if (figure.id === "curves_chart" && !drawn.has(figure)) chart.on("plotly_click", pickFromChart);
     drawn.add(figure);
   };
-  const figures = [...document.querySelectorAll("figure:has(.chart)")];
+  const figures = [...document.querySelectorAll(".chart")].map((chart) => chart.closest("figure"));
   const redraw = () => drawn.forEach(draw);
   const watcher = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) {
@@ -138,8 +138,9 @@
       line: { color: ["var(--accent)", "var(--failed)", "var(--complete)", "var(--winner)", "var(--stopped)"][at % 5], width: 2 } }));
     const shapes = data.rungs.map((epoch) => ({ type: "line", x0: epoch, x1: epoch, yref: "paper", y0: 0, y1: 1,
       layer: "below", line: { color: "var(--muted)", width: 1, dash: "dot" } }));
-    return { data: traces, layout: { shapes, showlegend: true, xaxis: { title: { text: "epoch" }, range: [0, data.epochs * 1.02] },
-      yaxis: { title: { text: data.score } } } };
+    return { data: traces, layout: { shapes, showlegend: true, xaxis: { title: { text: "epoch" }, range: [0, data.epochs * 1.02],
+      ...(data.epochs <= 16 ? { dtick: 1 } : {}) },
+      yaxis: { title: { text: data.score }, ...(trials.length ? {} : { range: [0, 1] }) } } };
   };
   const refreshTrials = () => {
     const visible = new Set(data.trials.filter(shown).map((trial) => trial.n));
