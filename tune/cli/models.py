@@ -163,21 +163,6 @@ def postprocess(
     choose_postprocessing(model, data)
 
 
-@app.command(epilog="Example: voxtune export RUN/retrain/final --bundle DIR")
-def export(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="RUN/retrain/NAME, or the folder of a training.")],
-    bundle: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write, new or an earlier bundle.")],
-    authors: Annotated[str, typer.Option(metavar="TEXT", help="Authors of the model, for its card.")] = "",
-    with_case_names: Annotated[
-        bool, typer.Option("--with_case_names", help="Write the names of the scored cases too; else only hashes.")
-    ] = False,
-) -> None:
-    """Write a model as a bundle that MONAI runs without voxtune, with a model card."""
-    from tune.model_bundle import export_model
-
-    export_model(model, bundle, authors=authors, with_case_names=with_case_names)
-
-
 @app.command(epilog="Example: voxtune demo --out voxtune_demo")
 def demo(
     out: Annotated[
