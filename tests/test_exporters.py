@@ -72,7 +72,7 @@ def test_mlflow_gets_the_epochs_that_came_since_the_last_call(tmp_path: Path, ru
     going = next(trial for trial in run.trials if trial.status == "running")
     row = {**read_rows(run.dir.trial(going.number).metrics)[-1], "epoch": going.epoch + 1, "val_dice_mean": 0.5}
     TrainingLog(run.dir.trial(going.number).path, tmp_path / "board").write(row)
-    assert export_to_mlflow(run, uri, "brats").startswith("1 trial  copied")
+    assert export_to_mlflow(run, uri, "brats").startswith("1 trial copied")
     client, _, copies = runs_of(uri)
     curve = client.get_metric_history(copies[going.number].info.run_id, "dice/val_mean")
     assert [point.step for point in curve] == [*range(5, going.epoch + 1, 5), going.epoch + 1]
