@@ -13,7 +13,9 @@ from trainable.core.logger import logger, outlive_reader
 from trainable.core.signals import handle_end_signals
 from trainable.training.training_dir import TrainingDir
 from tune.cli.command import Address, Labels, RunFolder, app
+from tune.run.run_dir import RunDir
 from tune.spec.sections import read_duration
+from tune.spec.sweep_file import RUN_CONFIG
 
 
 @app.command(
@@ -128,6 +130,11 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Segment cases; score those that have a seg file."""
+    if (checkpoint / RUN_CONFIG).exists():
+        raise InputError(
+            f"{checkpoint} is the folder of a sweep; predict with {RunDir(checkpoint).best}, its winner, or with a "
+            f"retrained model, {RunDir(checkpoint).retrain / 'NAME'}"
+        )
     from trainable.evaluate import score_table
     from trainable.predict import predict_cases
 
@@ -168,7 +175,7 @@ def demo(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for everything, new; by default voxtune_demo.")
     ] = None,
-    trials: Annotated[int | None, typer.Option(metavar="N", help="Number of trials.")] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of trials.")] = None,
 ) -> None:
     """Run a whole sweep on synthetic cases, in minutes on a laptop's CPU."""
     from tune.demo import run_demo
