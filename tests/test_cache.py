@@ -337,6 +337,7 @@ def test_no_good_case_is_an_error(data: Path, folder: Path) -> None:
     cases = cases_of(data)
     with pytest.raises(InputError, match="2 of 2 cases cannot be used; no case is left"):
         prepare([cases[0], cases[2]], folder, workers=1, skip_bad=True)
+    assert not folder.exists()
     with pytest.raises(InputError, match="0 of 0 cases"):
         prepare([], folder)
     (data / "Phantom_00001" / "Phantom_00001_seg.nii.gz").unlink()

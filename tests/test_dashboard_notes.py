@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import numpy as np
 import optuna
+import optuna_dashboard
 import pytest
 from helpers import SWEEP
 from optuna.artifacts import FileSystemArtifactStore
@@ -122,3 +125,28 @@ def test_the_objectives_have_their_names_once(tmp_path: Path, metric: object, na
         assert Journal(tmp_path, config).study.metric_names == names
     lines = (tmp_path / "journal.log").read_text().splitlines()
     assert sum("study:metric_names" in json.dumps(json.loads(line)) for line in lines) == 1
+
+
+def test_the_dashboards_own_server_gives_names_notes_and_pictures(run: Run) -> None:
+    journal = Journal(run.folder, run.config)
+    begin_viewers(journal, run)
+    finish_viewers(journal, run)
+    app = optuna_dashboard.wsgi(
+        JournalStorage(JournalFileBackend(str(run.dir.journal))),
+        artifact_store=FileSystemArtifactStore(run.dir.artifacts),
+    )
+    study = json.loads(response(app, "/api/studies/0"))
+    assert study["objective_names"] == ["val_dice_mean"]
+    assert study["note"]["body"].startswith("A sweep of voxtune")
+    winner = study["trials"][run.best().number]
+    assert winner["note"]["body"].startswith("**complete**")
+    [picture] = winner["artifacts"]
+    path = run.dir.trial(run.best().number).pictures / picture["filename"]
+    assert response(app, f"/artifacts/0/{winner['trial_id']}/{picture['artifact_id']}") == path.read_bytes()
+
+
+def response(app: Any, path: str) -> bytes:
+    """What a web application answers to a GET."""
+    environment: dict[str, Any] = {"PATH_INFO": path}
+    setup_testing_defaults(environment)
+    return b"".join(app(environment, lambda status, headers, error=None: None))

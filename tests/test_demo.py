@@ -18,3 +18,10 @@ def test_a_second_demo_gets_a_new_folder(tmp_path: Path):
 def test_a_folder_in_use_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="exists; take another --out"):
         run_demo(tmp_path)
+
+
+@pytest.mark.parametrize("trials", [0, -1])
+def test_no_trials_are_refused_before_anything_is_written(tmp_path: Path, trials: int):
+    with pytest.raises(InputError, match=rf"study.trials is {trials}; expected a whole number >= 1"):
+        run_demo(tmp_path / "new", trials)
+    assert list(tmp_path.iterdir()) == []

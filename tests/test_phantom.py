@@ -14,6 +14,7 @@ from trainable.core.brats import MODALITIES
 from trainable.core.errors import InputError
 from trainable.data.phantom import write_phantoms
 from trainable.data.phantom_anatomy import make_case
+from tune.cli import app
 
 SHAPE = (48, 48, 40)
 
@@ -180,3 +181,15 @@ def test_make_case_at_odd_shapes(shape: tuple[int, int, int], with_et: bool) -> 
         assert bool((label == 4).any()) == with_et
         assert (label == 2).any()
         assert image.min() == 0
+
+
+def test_the_verb_says_what_it_wrote_and_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for cases in (1, 2):
+        app(
+            ["phantom", str(tmp_path / "data"), "--cases", str(cases), "--shape", "32", "32", "32"],
+            standalone_mode=False,
+        )
+    first, second = (line for line in capsys.readouterr().out.splitlines() if "wrote" in line)
+    assert first == f"wrote 1 synthetic case of 32 x 32 x 32 voxels, one folder each, to {tmp_path / 'data'}"
+    assert second.startswith("wrote 2 synthetic cases")
+    assert second.endswith("; 1 of them were there already, and are the same")

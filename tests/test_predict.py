@@ -18,6 +18,7 @@ from trainable.core.options import to_dict
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
 from trainable.training.checkpoint import save_checkpoint
+from tune.cli import app
 from tune.cli.models import predict
 
 CONFIG = TrainConfig(depth=3, base_channels=4, target_shape=(32, 32, 32))
@@ -180,3 +181,9 @@ def test_a_case_that_is_named_as_a_mean_has_a_row_of_its_own(
     assert list(scores["means"]) == ["unknown"]
     dice = [case["dice_mean"] for case in scores["cases"].values()]
     assert scores["means"]["unknown"]["dice_mean"] == pytest.approx(sum(dice) / 4)
+
+
+def test_the_folder_of_a_sweep_is_refused_with_the_models_in_it(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").touch()
+    with pytest.raises(InputError, match=rf"is the folder of a sweep; predict with {tmp_path}/best, its winner"):
+        app(["predict", str(tmp_path), str(tmp_path), "--out", str(tmp_path / "out")], standalone_mode=False)

@@ -258,6 +258,7 @@ OVERRIDDEN: list[tuple[str, str]] = [
     ("train.epochs=abc", r"^--set train.epochs: train.epochs is 'abc'; expected a whole number >= 1$"),
     ("train.lr=0.1", r"^--set train.lr: train.lr is 0.1, but space.lr searches it; drop one .* space.lr=null"),
     ("train.epochs=1", r"my.yaml:3: .*grace_period is 2; expected at most train.epochs \(1\)"),
+    ("space.lr.loguniform=[1e-5, 1e-2]", r"expected section.key=value; write --set 'space.lr=\{loguniform: \.\.\.\}'$"),
     ("space.lr=3", r"--set space.lr: space.lr is 3; expected one of choice"),
     ("space.lrr=null", r"--set space.lrr=null: there is no space.lrr to drop \(did you mean lr\?\)"),
     ("space.optimizer=null", r"my.yaml:15: space.momentum.when.optimizer is 'sgd'; optimizer is always 'adam'"),

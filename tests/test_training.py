@@ -22,6 +22,7 @@ from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
+from trainable.train import training_summary
 from trainable.training import checkpoint
 from trainable.training import state as training
 from trainable.training.epoch_result import EpochResult
@@ -383,3 +384,9 @@ def test_a_trial_reports_each_kind_of_full_disk_and_is_not_a_failure(
     [report] = reports
     assert (report["epoch"], report["end_reason"]) == (0, "")
     assert re.match(rf"a full disk on .*: \[Errno {code}\] {os.strerror(code)}: '/injected'", report["sweep_error"])
+
+
+def test_mixed_precision_on_a_cpu_is_said_to_do_nothing(prepared: Data) -> None:
+    said = "device: cpu, float32 (amp bf16 acts on a GPU only)"
+    assert said in training_summary(TrainConfig(device="cpu", amp="bf16"), prepared)
+    assert "(amp" not in training_summary(TrainConfig(device="cpu"), prepared)

@@ -188,7 +188,9 @@ def training_summary(config: TrainConfig, data: Data) -> str:
     if 0 < config.val_cases < len(data.split.val):
         parts += f", {config.val_cases} of val validated each time"
     device = choose_device(config).type
-    precision = "float32" if device == "cpu" or config.amp == "off" else config.amp
+    precision: str = "float32" if device == "cpu" or config.amp == "off" else config.amp
+    if device == "cpu" and config.amp != "off":
+        precision += f" (amp {config.amp} acts on a GPU only)"
     return f"cases: {parts}; cache: {data.folder}\ndevice: {device}, {precision}; output: {config.output_dir}"
 
 

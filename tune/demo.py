@@ -41,12 +41,14 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
         epochs: number of epochs of the retraining.
 
     Raises:
-        InputError: if `out` exists.
+        InputError: before anything is written, if `out` exists, or for no trials.
         SystemExit: with code 1 if no trial has a score; else as `launch`.
     """
     out = out or free_folder(Path("voxtune_demo"))
     if out.exists():
         raise InputError(f"{out} exists; take another --out, or remove it")
+    overrides = [f"train.data_dir={json.dumps(str(out / 'data'))}"] + [f"study.trials={trials}"] * (trials is not None)
+    config = load_sweep_config("demo", overrides)
     console, started = make_console(), time.monotonic()
 
     def chapter(number: int, text: str) -> None:
@@ -55,8 +57,6 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
     chapter(1, f"{CASES} synthetic cases of {' x '.join(map(str, SHAPE))} voxels")
     write_phantoms(out / "data", cases=CASES, shape=SHAPE, seed=0)
     chapter(2, "a sweep on Ray: demo.yaml")
-    overrides = [f"train.data_dir={json.dumps(str(out / 'data'))}"] + [f"study.trials={trials}"] * (trials is not None)
-    config = load_sweep_config("demo", overrides)
     with Cluster() as cluster:
         run = launch(config, out / "run", cluster=cluster)
         print_outcome(run, steps=False)

@@ -105,6 +105,9 @@ def prepare(
     good = [case.name for case in cases if outcomes.get(case.name) is None]
     message = f"{len(errors)} of {len(cases) + len(incomplete)} cases cannot be used"
     listing = "".join(f"\n  {error}" for error in errors)
+    if not good:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
     if not good or (errors and not skip_bad):
         raise InputError(f"{message}; {remedy if good else 'no case is left'}:{listing}")
     if errors and not quiet:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trainable.core.counted import counted
 from trainable.core.logger import logger
 from trainable.core.options import make_config
 from tune.cli.command import Labels, app
@@ -22,7 +23,11 @@ def phantom(
     """Write synthetic cases in the file format of BraTS."""
     from trainable.data.phantom import write_phantoms
 
-    write_phantoms(out, cases=cases, shape=shape, seed=seed)
+    earlier = set(out.glob("Phantom_*"))
+    written = write_phantoms(out, cases=cases, shape=shape, seed=seed)
+    size, again = " x ".join(map(str, shape)), len(earlier & set(written))
+    known = f"; {again} of them were there already, and are the same" if again else ""
+    logger.info(f"wrote {counted(cases, 'synthetic case')} of {size} voxels, one folder each, to {out}{known}")
 
 
 @app.command("convert_msd", epilog="Example: voxtune convert_msd Task01_BrainTumour DIR")

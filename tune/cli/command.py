@@ -9,19 +9,24 @@ import typer
 
 from trainable.core.logger import logger
 from trainable.core.package_version import version
+from tune.cli.completion import complete_run, complete_space
 
 app = typer.Typer(
     help="Find, prove and retrain the best 3D U-Net recipe for brain-tumour MRI.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Space = Annotated[
-    str, typer.Argument(metavar="SPACE", help="YAML of the sweep: a file, or brats, quick, finetune, demo.")
+    str,
+    typer.Argument(
+        metavar="SPACE",
+        help="YAML of the sweep: a file, or brats, quick, finetune, demo.",
+        autocompletion=complete_space,
+    ),
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a sweep.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a sweep.", autocompletion=complete_run)]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace a value of the YAML; repeatable."),

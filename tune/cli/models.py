@@ -16,7 +16,9 @@ from trainable.training.training_dir import TrainingDir
 from tune.cli.command import Address, Labels, RunFolder, app
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
 from tune.run.results import read_run
+from tune.run.run_dir import RunDir
 from tune.spec.sections import read_duration
+from tune.spec.sweep_file import RUN_CONFIG
 
 
 @app.command(
@@ -138,6 +140,11 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Segment cases; score those that have a seg file."""
+    if (checkpoint / RUN_CONFIG).exists():
+        raise InputError(
+            f"{checkpoint} is the folder of a sweep; predict with {RunDir(checkpoint).best}, its winner, or with a "
+            f"retrained model, {RunDir(checkpoint).retrain / 'NAME'}"
+        )
     from trainable.evaluate import score_table
     from trainable.predict import predict_cases
 
@@ -174,27 +181,12 @@ def postprocess(
     choose_postprocessing(model, data)
 
 
-@app.command(epilog="Example: voxtune export RUN/retrain/final --bundle DIR")
-def export(
-    model: Annotated[Path, typer.Argument(metavar="DIR", help="RUN/retrain/NAME, or the folder of a training.")],
-    bundle: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write, new or an earlier bundle.")],
-    authors: Annotated[str, typer.Option(metavar="TEXT", help="Authors of the model, for its card.")] = "",
-    with_case_names: Annotated[
-        bool, typer.Option("--with_case_names", help="Write the names of the scored cases too; else only hashes.")
-    ] = False,
-) -> None:
-    """Write a model as a bundle that MONAI runs without voxtune, with a model card."""
-    from tune.model_bundle import export_model
-
-    export_model(model, bundle, authors=authors, with_case_names=with_case_names)
-
-
 @app.command(epilog="Example: voxtune demo --out voxtune_demo")
 def demo(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for everything, new; by default voxtune_demo.")
     ] = None,
-    trials: Annotated[int | None, typer.Option(metavar="N", help="Number of trials.")] = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of trials.")] = None,
 ) -> None:
     """Run a whole sweep on synthetic cases, in minutes on a laptop's CPU."""
     from tune.demo import run_demo

@@ -110,6 +110,8 @@ def launch(
         check_regions(data.folder, data.split)
         seen = history_of_pretrained(config.base_config(), data).seen_of(cases_by_part(data))
         config = resolve_gpu(config)
+        if config.resources.gpu == 0 and config.train.get("amp", "off") != "off":
+            logger.info(f"train.amp is {config.train['amp']}, which acts on a GPU only: trials train in float32")
         slots = Slots(config.resources)
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
         begin_run(config, run_dir, data, storage, earlier, seen, note)

@@ -16,7 +16,7 @@ from ray import tune as ray_tune
 from ray.actor import ActorHandle
 
 from trainable.core.config import TrainConfig
-from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.core.files import FULL_DISK_ERRNOS, atomic_write
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock, scratch_dir
 from trainable.core.logger import init_logger, logger
@@ -231,7 +231,8 @@ def save_pictures(pictures: Pictures, folder: Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
         for name, rgb in pictures.items():
-            Image.fromarray(rgb).save(folder / f"{name}.png")
+            picture = Image.fromarray(rgb)
+            atomic_write(folder / f"{name}.png", partial(picture.save, format="PNG"), fsync=False)
     except OSError as error:
         logger.info(f"{folder}: pictures of the validation cases cannot be written: {error}")
 

@@ -73,7 +73,7 @@ def attach_pictures(journal: Journal, run: Run, trial: TrialResult) -> None:
         journal.set_study_attr(key, "null")
     for key in wanted.keys() - attached:
         path, artifact = wanted[key]
-        run.dir.artifacts.mkdir(exist_ok=True)
+        run.dir.artifacts.mkdir(exist_ok=True)  # of a sweep that an older version began
         atomic_copy(path, run.dir.artifacts / artifact, fsync=False)
         meta = {"artifact_id": artifact, "filename": path.name, "mimetype": "image/png", "encoding": None}
         journal.set_study_attr(key, json.dumps(meta))

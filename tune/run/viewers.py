@@ -10,6 +10,7 @@ from tune.search.journal import Journal
 
 def begin_viewers(journal: Journal, run: Run) -> None:
     """Tell both what the sweep searches, before its first trial."""
+    run.dir.artifacts.mkdir(exist_ok=True)  # which the dashboard is told to read from the start
     write_searched_options(run.dir, run.config)
     describe_study(journal, run)
 

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
 
 from trainable.core.errors import InputError
 from trainable.core.option_errors import UnexpectedValueError
@@ -53,13 +53,40 @@ def read_duration(flag: str, text: str) -> float:
     return seconds
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    Field(gt=0),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0},
+                {"type": "string", "pattern": r"^ *(?=\d)(\d+ *d *)?(\d+ *h *)?(\d+ *m *)?(\d+ *s *)?$"},
+            ]
+        }
+    ),
+]
 
 
 class Objective(Section):
     """What is searched for: the `metric` of `study:`."""
 
-    metric: str | list[str] = Field(
+    metric: Annotated[
+        str | list[str],
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"enum": list(SCORES)},
+                    {
+                        "type": "array",
+                        "prefixItems": [{"enum": list(SCORES)}, {"enum": list(COSTS)}],
+                        "items": False,
+                        "minItems": 1,
+                    },
+                ]
+            }
+        ),
+    ] = Field(
         "val_dice_mean",
         description="Score of a trial, at its best validated epoch; or [score, cost], to minimise cost.",
     )
@@ -138,7 +165,9 @@ class Confirm(Section):
 
     top: int = Field(3, ge=1, description="Best trials that are compared with the default recipe.")
     seeds: int = Field(4, ge=1, description="Trainings of each recipe at most, with seeds that no trial has had.")
-    folds: int = Field(0, ge=0, description="Folds that the train and val cases are divided into anew; 0 = none.")
+    folds: Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0, "not": {"const": 1}})] = Field(
+        0, ge=0, description="Folds that the train and val cases are divided into anew; 0 = none."
+    )
     epochs: int | None = Field(None, ge=1, description="Epochs of each training; by default those of the sweep.")
 
     @field_validator("folds")
@@ -153,7 +182,19 @@ class Confirm(Section):
 class Resources(Section):
     """GPUs and cores of a trial, what follows its errors and hangs, which checkpoints and processes are kept."""
 
-    gpu: int | float | Literal["auto"] | None = Field(
+    gpu: Annotated[
+        int | float | Literal["auto"] | None,
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "number", "minimum": 0, "maximum": 1},
+                    {"type": "integer", "minimum": 0},
+                    {"const": "auto"},
+                    {"type": "null"},
+                ]
+            }
+        ),
+    ] = Field(
         None,
         description="GPUs per trial, 0 for the CPU; a fraction shares one; auto measures at launch how many share it; "
         "by default 1 if the cluster has one.",

@@ -49,6 +49,11 @@ class Source:
             raise InputError(f"--set {text}: unknown section {section!r}{did_you_mean(section, list(SECTIONS))}")
         if section == "record":
             raise InputError(f"--set {text}: launch and resume write the section record; it cannot be given")
+        option, below, rest = key.partition(".")
+        if below:
+            raise InputError(
+                f"--set {text}: expected section.key=value; write --set '{section}.{option}={{{rest}: ...}}'"
+            )
         keys = self.values.get(section) or {}
         if not isinstance(keys, dict):
             return self  # make_sweep_config refuses the section
