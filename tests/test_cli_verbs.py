@@ -19,6 +19,7 @@ from trainable.data.prepare import Data
 from trainable.training import checkpoint
 from tune.__main__ import read_words
 from tune.cli import app
+from tune.cli.command import PANELS
 from tune.run.run_dir import resume_command
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,10 @@ def run_command(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, words)]
     environment = {**os.environ, "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+
+
+def test_each_verb_has_its_place_in_the_help() -> None:
+    assert sorted(name for names in PANELS.values() for name in names) == sorted(VERBS)
 
 
 def test_the_page_of_the_verbs_is_up_to_date() -> None:

@@ -12,6 +12,7 @@ import typer
 
 from trainable.core.options import format_value
 from tune.cli import app
+from tune.cli.command import PANELS
 
 PAGE = Path(__file__).parents[2] / "docs/cli.md"
 HEAD = """# The verbs of voxtune
@@ -29,7 +30,7 @@ TABLE_HEAD = "| argument | default | meaning |\n| --- | --- | --- |"
 def cli_page() -> str:
     """Return the page as Markdown, one section per verb."""
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return HEAD + "".join(section(name, command) for name, command in commands.items())
+    return HEAD + "".join(section(name, commands[name]) for names in PANELS.values() for name in names)
 
 
 def section(name: str, command: Any) -> str:

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from trainable.core.logger import logger
 from trainable.core.package_version import version
 from tune.cli.completion import complete_run, complete_space
 
+# What the verbs are for, in the order of `voxtune --help` and docs/cli.md.
+PANELS = {
+    "Cases": ("phantom", "convert_msd", "prepare"),
+    "Search": ("check", "launch", "resume", "confirm", "verify", "simulate", "demo"),
+    "See what came out": ("status", "show", "best", "importance", "compare", "report", "trials", "curves"),
+    "Models": ("train", "retrain", "predict", "postprocess"),
+    "For other tools": ("export", "schema"),
+}
+
+
+class VerbsInPanels(TyperGroup):
+    """Lists the verbs by PANELS."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the verbs, each with its panel noted."""
+        for panel, names in PANELS.items():
+            for name in names:
+                cast(TyperCommand, self.commands[name]).rich_help_panel = panel
+        return [name for names in PANELS.values() for name in names]
+
+
 app = typer.Typer(
+    cls=VerbsInPanels,
     help="Find, prove and retrain the best 3D U-Net recipe for brain-tumour MRI.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
