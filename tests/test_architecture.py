@@ -121,6 +121,8 @@ READERS = [
     "tune.run.verify",
     "tune.run.verify_confirmation",
     "tune.run.results",
+    "tune.run.importance",
+    "tune.run.json_output.outputs",
     "tune.cli",
     "trainable.core.options",
     "voxtune",

@@ -290,7 +290,7 @@ def test_the_json_of_a_confirmation_has_the_numbers_of_its_verdicts(confirmed: P
     assert plan is not None
     errors = {("wild", 0): "diverged in epoch 1"}
     found = evaluate_confirmation(run, plan, ConfirmScores(run.dir.confirm, plan), errors, take_best=False)
-    content = json.loads(confirm_output(run, found).text())
+    content = json.loads(confirm_output(run, found).json_text())
     ConfirmOutput.model_validate(content)
     stored = json.loads(run.dir.confirm.result.read_text())
     assert (content["winner"], content["chosen"], content["ended"]) == (run.best().number, "default", stored["ended"])

@@ -125,6 +125,17 @@ def test_forty_trials_find_the_two_options_of_twenty_and_rarely_claim_another() 
     assert sum(bool(claim - {"lr", "optimizer"}) for claim in claims) <= 4
 
 
+def test_options_that_are_never_active_together_are_judged_each_alone() -> None:
+    standings = np.linspace(0, 1, 60)
+    groups = {
+        "momentum": np.where(np.arange(60) < 40, np.arange(60) // 20, -1),
+        "beta": np.where(np.arange(60) < 40, -1, np.arange(60) % 2),
+    }
+    shares = explain(standings, groups)
+    assert [share.matters for share in shares.values()] == [True, False]
+    assert shares["momentum"].share == pytest.approx(0.75, abs=0.02)
+
+
 def test_an_interval_has_the_share_that_many_trials_show_nine_times_of_ten() -> None:
     truth = explain(*sample(3000, 0))["lr"].share
     intervals = [explain(*sample(100, seed))["lr"] for seed in range(30)]

@@ -178,13 +178,17 @@ def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, config: SweepConfi
 
 
 @pytest.mark.parametrize(
-    "name", ["CREATE_STUDY", "DELETE_STUDY", "CREATE_TRIAL", "SET_PARAM", "SET_STATE", "SET_USER_ATTR"]
+    "name",
+    ["CREATE_STUDY", "DELETE_STUDY", "CREATE_TRIAL", "SET_PARAM", "SET_STATE", "SET_INTERMEDIATE_VALUE"]
+    + ["SET_USER_ATTR", "SET_SYSTEM_ATTR"],
 )
 def test_op_codes_are_optunas(name: str):
     optunas = {
         "SET_PARAM": "SET_TRIAL_PARAM",
         "SET_STATE": "SET_TRIAL_STATE_VALUES",
+        "SET_INTERMEDIATE_VALUE": "SET_TRIAL_INTERMEDIATE_VALUE",
         "SET_USER_ATTR": "SET_TRIAL_USER_ATTR",
+        "SET_SYSTEM_ATTR": "SET_TRIAL_SYSTEM_ATTR",
     }
     assert getattr(journal_file, name) == getattr(optuna_journal.JournalOperation, optunas.get(name, name))
 

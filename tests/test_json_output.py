@@ -49,7 +49,7 @@ def read(done: Result, verb: str) -> dict[str, Any]:
 def test_status_has_the_numbers_of_the_text(run_dir: Path) -> None:
     content = read(voxtune("status", run_dir, "--json"), "status")
     text = voxtune("status", run_dir).stdout
-    assert ", ".join(f"{count} {status}" for status, count in content["counts"].items()) in text
+    assert all(f"{count} {status}" in text for status, count in content["counts"].items())
     assert content["state"] == "interrupted"
     assert content["trials_left"] == 0
     run = read_run(run_dir)
@@ -62,6 +62,17 @@ def test_status_has_the_numbers_of_the_text(run_dir: Path) -> None:
     assert content["effort"]["epochs"] == sum(trial.epoch for trial in run.trials)
 
 
+def test_show_has_the_curve_and_the_rungs_of_a_trial(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    stopped = next(trial for trial in run.trials if trial.status == "stopped early")
+    content = read(voxtune("show", run_dir, stopped.number, "--json"), "show")
+    assert content["trial"]["rungs"][-1]["decision"] == "STOP"
+    assert content["curve"][-1] == {"epoch": stopped.epoch, "score": stopped.intermediate[stopped.epoch]}
+    assert content["recipe"]["lr"] == stopped.values["lr"]
+    assert [event["kind"] for event in content["events"]] == ["trial_started", "trial_stopped", "trial_ended"]
+    assert f"{content['trial']['rungs'][-1]['needed']:.4f}" in voxtune("show", run_dir, stopped.number).stdout
+
+
 def test_best_has_the_trials_and_the_recipe_of_the_text_and_exports_all_the_same(run_dir: Path, tmp_path: Path) -> None:
     done = voxtune("best", run_dir, "--top", 3, "--json", "--export", tmp_path / "best.yaml")
     content = read(done, "best")
@@ -72,7 +83,7 @@ def test_best_has_the_trials_and_the_recipe_of_the_text_and_exports_all_the_same
     assert content["recipe"]["lr"] == run.best().values["lr"]
     assert content["default_recipe"]["lr"] == 3e-4
     text = voxtune("best", run_dir).stdout
-    assert str(content["recipe"]["lr"]) in text
+    assert f"{content['recipe']['lr']:.5g}" in text
     assert content["pareto_front"] is None
 
 
@@ -131,7 +142,7 @@ def test_a_folder_that_is_no_run_is_an_error_without_json(verb: str, tmp_path: P
 def test_what_cannot_be_estimated_is_null() -> None:
     nan = float("nan")
     item = DifferenceItem.from_comparison(Comparison(0.1, nan, nan, nan, None, None))
-    assert json.loads(item.text())["low"] is None
+    assert json.loads(item.json_text())["low"] is None
 
 
 def fields(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

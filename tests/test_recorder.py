@@ -25,10 +25,12 @@ def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> Recor
     monkeypatch.setattr(recorder, "sync_outputs", work)
     monkeypatch.setattr(recorder, "Retention", lambda run: None)
     monkeypatch.setattr(Recorder, "read_current", lambda self: self.run)
-    run: Any = SimpleNamespace(dir=RunDir(Path("run")), trial=lambda number: None)
-    table: Any = SimpleNamespace(due=lambda: False, ended=lambda trial, run: None)
+    run: Any = SimpleNamespace(
+        dir=RunDir(Path("run")), trial=lambda number: SimpleNamespace(status="complete", epoch=1)
+    )
+    screen: Any = SimpleNamespace(due=lambda: False, event=lambda event: None)
     snapshot: Any = SimpleNamespace(due=lambda: False)
-    return Recorder(run, None, table, None, snapshot)  # type: ignore[arg-type]
+    return Recorder(run, None, screen, None, snapshot)  # type: ignore[arg-type]
 
 
 def step(made: Recorder) -> None:

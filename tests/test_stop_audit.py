@@ -22,7 +22,7 @@ from tune.run.stop_audit import (
     weighted_spearman,
     wilson_interval,
 )
-from tune.terminal.tables import print_trials
+from tune.terminal.status import print_status
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "stop_audit.py"), run_name="stop_audit")
 
@@ -107,11 +107,13 @@ def test_status_prints_the_audit_and_the_default_recipe_that_is_protected(
         report_all(journal, scheduler, number, *rows)
         journal.tell(number)
     run = read_run(tmp_path)
-    print_trials(run)
+    print_status(run)
     shown = capsys.readouterr().out
     assert "complete (protected)" in shown
     assert "complete (audited)" in shown
-    assert shown.splitlines()[-4:] == [
+    lines = shown.splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("audit: "))
+    assert lines[first : first + 4] == [
         "audit: 2 trials were to be stopped (the default recipe is not counted); drawn of them to go on: 1 "
         "trained to the end, 1 not ended yet",
         "false stops: 1 of 1 (100 %, 95 % interval 21 to 100 %) ended above the median of the trials that were never "

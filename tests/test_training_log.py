@@ -83,6 +83,10 @@ def test_epoch_line_shows_what_was_measured() -> None:
     assert expected in epoch_line(row, 20)
     assert epoch_line(row, 20).endswith("3% waiting for data, GPU 1.5 GiB, peak 2.0")
     assert "  best  " in epoch_line(row | {"best_epoch": 4}, 20)
+    narrow = "epoch   4/20  loss 0.5123  val Dice 0.8000  best 0.8100  | 12.3 s, 7.2 patches/s"
+    assert epoch_line(row, 20, 80) == narrow
+    assert [len(epoch_line(row, 20, width)) <= width for width in (40, 80, 120, 160)] == [True] * 4
+    assert len(epoch_line(row, 20, 160)) > len(epoch_line(row, 20, 120)) > 100
 
 
 def test_outline_is_the_border_of_a_mask() -> None:

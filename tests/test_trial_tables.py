@@ -54,17 +54,19 @@ def test_a_row_says_why_and_when_a_trial_ended_and_what_was_needed_at_its_rung(r
     assert stopped[f"rung_{epoch}_decision"] == "STOP"
     assert stopped[f"rung_{epoch}_value"] < stopped[f"rung_{epoch}_needed"]
     value, needed = stopped[f"rung_{epoch}_value"], stopped[f"rung_{epoch}_needed"]
-    assert stopped["reason"] == f"stopped at epoch {epoch}: {value:.4f}, {needed:.4f} was needed"
+    assert stopped["reason"] == f"stopped early at epoch {epoch} of 100: {value:.4f}, {needed:.4f} was needed"
     assert stopped["gpu_hours"] == stopped["seconds"] / 3600
     assert stopped["started"] < stopped["ended"]
     by_status = {row["status"]: row for row in rows}
-    assert by_status["complete"]["reason"] == "trained to epoch 100"
-    assert by_status["failed"]["reason"] == by_status["failed"]["error"] == (
-        "RuntimeError: CUDA error: unspecified launch failure"
-    )  # fmt: skip
-    assert by_status["out of memory"]["reason"] == "out of memory after epoch 0"
-    running = by_status["running"]
-    assert (running["reason"], running["ended"]) == ("", None)
+    assert by_status["complete"]["reason"] == "complete at epoch 100 of 100"
+    error = "RuntimeError: CUDA error: unspecified launch failure"
+    assert (by_status["failed"]["error"], by_status["failed"]["reason"]) == (
+        error,
+        f"failed at epoch 0 of 100: {error}",
+    )
+    assert by_status["out of memory"]["reason"] == "out of memory at epoch 0 of 100"
+    running = by_status["interrupted"]  # no process drives the run
+    assert running["ended"] is None
     assert running["started"] is not None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from trainable.cases.labels import LabelConvention, labels_written
 from trainable.core.brats import REGIONS, Labels
 from trainable.core.config import TrainConfig
+from trainable.core.console import terminal_width
 from trainable.core.counted import counted
 from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
@@ -168,7 +169,12 @@ def save_test_scores(
     """Print the scores of the test cases, and write them into output_dir. parts: see test_parts."""
     seen = ensemble.seen_before({"test": cases_by_part(data)["test"]})
     heading = f"{counted(len(scores), 'test case')}, {config.resume}"
-    lines = [heading, score_table(scores, parts), members.table(scores, parts), seen_line(seen, data.split)]
+    lines = [
+        heading,
+        score_table(scores, parts, terminal_width()),
+        members.table(scores, parts),
+        seen_line(seen, data.split),
+    ]
     logger.info("\n".join(filter(None, lines)))
     models = {"members": describe_members(ensemble)} if members.names else {"epoch": ensemble.first.state["epoch"]}
     about = {"checkpoint": str(config.resume), **models, "seen_by_pretrained": seen.get("test", [])}
@@ -190,27 +196,30 @@ def describe_members(ensemble: Ensemble) -> list[dict[str, Any]]:
     ]
 
 
-def score_table(scores: Mapping[str, Scores], parts: Mapping[str, str]) -> str:
+def score_table(scores: Mapping[str, Scores], parts: Mapping[str, str], width: int | None = None) -> str:
     """Return a table as text: a line per case, one of the means of each part, never one over several parts.
 
-    The columns are those of COLUMNS; kinds without scores are left out. parts: what each case was to the model, shown
-    after its name, see parts_of.
+    The columns are those of COLUMNS; kinds without scores are left out.
+
+    Args:
+        parts: what each case was to the model, shown after its name, see parts_of.
+        width: columns of a terminal: kinds that do not fit are in another table below; None for one table.
     """
     means = means_by_part(scores, parts)
     rows = [(case, parts[case], values) for case, values in scores.items()]  # a case may be named as a mean is
     rows += [(f"mean {part}", "", mean) for part, mean in means.items()]
-    width = max(len("case"), *(len(name) for name, _, _ in rows))
-    heading, names = " " * (width + 9), "case".ljust(width) + "  part   "
-    lines = [name.ljust(width) + f"  {part}".ljust(9) for name, part, _ in rows]
-    first = next(iter(means.values()))
+    name_width = max(len("case"), *(len(name) for name, _, _ in rows))
+    first, tables = next(iter(means.values())), list[list[str]]()
     for title, stem, digits, columns in COLUMNS:
         if f"{stem}_{columns[0]}" not in first:
             continue
-        heading += "   " + title.center(8 * len(columns) - 1)
-        names += "  " + "".join(f"{column:>8}" for column in columns)
-        for index, (_, _, row) in enumerate(rows):
-            lines[index] += "  " + "".join(f"{row[f'{stem}_{column}']:8.{digits}f}" for column in columns)
-    return "\n".join([heading.rstrip(), names, *lines])
+        if not tables or (width is not None and len(tables[-1][1]) + 2 + 8 * len(columns) > width):
+            names = [name.ljust(name_width) + f"  {part}".ljust(9) for name, part, _ in rows]
+            tables.append([" " * (name_width + 9), "case".ljust(name_width) + "  part   ", *names])
+        added = ["   " + title.center(8 * len(columns) - 1), "  " + "".join(f"{column:>8}" for column in columns)]
+        added += ["  " + "".join(f"{row[f'{stem}_{column}']:8.{digits}f}" for column in columns) for _, _, row in rows]
+        tables[-1] = [line + more for line, more in zip(tables[-1], added, strict=True)]
+    return "\n\n".join("\n".join(line.rstrip() for line in table) for table in tables)
 
 
 def means_by_part(scores: Mapping[str, Scores], parts: Mapping[str, str]) -> dict[str, Scores]:

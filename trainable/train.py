@@ -11,6 +11,7 @@ import torch
 from trainable.cases.case_search import case_around
 from trainable.core.command_name import train_command
 from trainable.core.config import TrainConfig
+from trainable.core.console import terminal_width
 from trainable.core.device import check_precision, choose_device
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
@@ -74,6 +75,7 @@ def train(
     on_epoch: Callable[[EpochResult], object] = lambda _: None,
     *,
     flush: bool = True,
+    tests_follow: bool = False,
 ) -> EpochResult:
     """Train in output_dir, with its logs and its checkpoints; return the last epoch's result.
 
@@ -84,6 +86,7 @@ def train(
         data: its cases, if they are prepared already; None to prepare those of data_dir.
         on_epoch: called in the background with each epoch's result, once that is logged.
         flush: flush checkpoints to the disk, so that they survive a crash of the machine too.
+        tests_follow: the caller scores the test cases itself, so do not print how to.
 
     Raises:
         InputError: if output_dir is in use or belongs to another training or a sweep, the cases, a file or the device
@@ -119,11 +122,11 @@ def train(
         def on_epoch_end(result: EpochResult) -> None:
             row = result.row()
             log.write(row, result.pictures, case_rows(result.epoch, result.case_scores))
-            logger.info(epoch_line(row, config.epochs))
+            logger.info(epoch_line(row, config.epochs, terminal_width()))
             on_epoch(result)
 
         result = fit(config, data, on_epoch_end, on_start, flush=flush)
-        logger.info("\n".join(filter(None, [outcome_summary(result, config), seen])))
+        logger.info("\n".join(filter(None, [outcome_summary(result, config, tests_follow=tests_follow), seen])))
         if data.skipped:
             logger.info(f"{len(data.skipped)} bad cases were left out, see {paths.skipped_cases}")
         return result
@@ -186,8 +189,8 @@ def training_summary(config: TrainConfig, data: Data) -> str:
     return f"cases: {parts}; cache: {data.folder}\ndevice: {device}, {precision}; output: {config.output_dir}"
 
 
-def outcome_summary(result: EpochResult, config: TrainConfig) -> str:
-    """Return how a training ended, and what to do next."""
+def outcome_summary(result: EpochResult, config: TrainConfig, *, tests_follow: bool = False) -> str:
+    """Return how a training ended, and what to do next, unless that follows by itself."""
     if result.end_reason == EndReason.NON_FINITE:
         return (
             f"stopped: {result.note}. Lower --lr, or set --gradient_clipping 1.0 or --amp bf16; look at those cases. "
@@ -196,7 +199,7 @@ def outcome_summary(result: EpochResult, config: TrainConfig) -> str:
     reason = f"patience of {config.patience} validations" if result.end_reason == EndReason.PATIENCE else "last epoch"
     score = f"best {config.metric} {result.best_score:.4f} at epoch {result.best_epoch}"
     best = result.checkpoints / BEST
-    return (
-        f"ended by {reason}; {score if result.best_epoch else 'its weights, as nothing is validated'}: {best}\n"
-        f"test it: {train_command()} --resume {shlex.quote(str(best))} --test_only"
-    )
+    ended = f"ended by {reason}; {score if result.best_epoch else 'its weights, as nothing is validated'}: {best}"
+    if tests_follow:
+        return ended
+    return f"{ended}\ntest it: {train_command()} --resume {shlex.quote(str(best))} --test_only"

@@ -1,5 +1,6 @@
 """Entry point of `voxtune` and `python -m tune`."""
 
+import gc
 import os
 import re
 import sys
@@ -21,10 +22,13 @@ def main() -> None:
         # A locale of ASCII: Ray reads the names of files as UTF-8.
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
     handle_end_signals(stop)
+    gc.disable()  # all that is imported stays: looking for garbage in it takes a sixth of the time
     from trainable.core.errors import InputError  # here, since a signal may come while these are imported
     from trainable.core.logger import init_logger
     from tune.cli import app
 
+    gc.freeze()
+    gc.enable()
     init_logger()
     try:
         sys.argv[1:] = read_words(sys.argv[1:])

@@ -7,26 +7,26 @@ import time
 from itertools import chain, count
 from pathlib import Path
 
-import torch
-
-from trainable.core.console import duration, make_console
+from trainable.core.console import duration, make_console, wrap_prose
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.phantom import write_phantoms
-from trainable.evaluate import score_table
-from trainable.evaluation.metrics import Scores, mean_scores
-from trainable.evaluation.validate import validate
-from trainable.model.unet3d import build_network
+from trainable.evaluation.metrics import mean_scores
 from trainable.predict import predict_cases
 from trainable.training.training_dir import TrainingDir
 from tune.confirm import confirm
 from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch
 from tune.retrain import retrain
+from tune.run.confirm_status import confirmation_text, confirmed_choice, load_result
 from tune.run.export import export_recipe
+from tune.run.race import DEFAULT
 from tune.run.results import Run, read_run
+from tune.run.verdict import Arm, Verdict
 from tune.spec.sweep_file import load_sweep_config
-from tune.terminal.tables import print_best, print_outcome
+from tune.terminal.next_steps import print_next, sweep_steps
+from tune.terminal.outcome import print_outcome
 
 CASES, SHAPE = 20, (64, 64, 48)
 SEEDS = 3  # trainings of the winner and of the default that confirm it
@@ -59,43 +59,58 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
     config = load_sweep_config("demo", overrides)
     with Cluster() as cluster:
         run = launch(config, out / "run", cluster=cluster)
-        print_outcome(run)
+        print_outcome(run, steps=False)
         if not run.ranking:
             raise SystemExit(1)
-        chapter(3, "the best trials")
-        print_best(run, top=5)
-        chapter(4, f"is the winner real? {SEEDS} more trainings of it and of the default, with other seeds")
+        chapter(3, f"is the winner real? {SEEDS} more trainings of it and of the default, with other seeds")
         confirm(run.folder, top=1, seeds=SEEDS, cluster=cluster)
     run = read_run(run.folder)
     export_recipe(run, run.best(), out / "best.yaml")
-    chapter(5, f"the chosen recipe, retrained for {epochs} epochs")
+    chapter(4, f"the chosen recipe, retrained for {epochs} epochs")
     model = TrainingDir(retrain(run.folder, epochs=epochs)).best
-    chapter(6, "held-out cases, predicted from their folders")
-    scores = predict_held_out(run, model, out)
-    logger.info(f"an untrained network on the same cases: mean Dice {untrained(run, list(scores)):.4f}")
-    logger.info(f"\ndone in {duration(time.monotonic() - started)}; predictions and pictures: {out}/predictions")
+    chapter(5, "held-out cases, predicted from their folders, with pictures")
+    cases = [out / "data" / name for name in run.split().test]
+    predictions = predict_cases(model, cases, out / "predictions", pictures=True)
+    lines = found_lines(run, epochs, mean_scores(predictions.scores.values())["dice_mean"], len(cases))
+    logger.info(wrap_prose("\n".join(["", f"done in {duration(time.monotonic() - started)}", "", *lines])))
+    logger.info(f"\npictures: {out / 'predictions'}")
+    if run.dir.report.exists():
+        logger.info(f"open {run.dir.report}")
+    print_next(sweep_steps(run))
+
+
+def found_lines(run: Run, epochs: int, dice: float, cases: int) -> list[str]:
+    """Return what the demo has found, as lines.
+
+    Args:
+        epochs: of the retraining.
+        dice: its mean over the test cases.
+        cases: number of these.
+    """
+    winner, default = run.best(), run.default_trial
+    against = "" if default is None or default.score is None else f", the default recipe {default.score:.4f}"
+    chosen = confirmed_choice(run)
+    lines = [
+        f"in the sweep: trial {winner.number} scored {winner.score:.4f}{against} ({counted(len(run.trials), 'trial')})",
+        f"with other seeds: {confirmation_text(run)[0]}",
+        f"retrained for {epochs} epochs: {chosen[0] if chosen else f'trial {winner.number}'}, "
+        f"mean Dice {dice:.4f} on {counted(cases, 'test case')}",
+    ]
+    if (arm := default_on_test_cases(run)) is not None:
+        trainings = counted(arm.trainings, "training")
+        lines.append(f"the default recipe on the same cases: {arm.mean['dice_mean']:.4f}, the mean of {trainings}")
+    return lines
+
+
+def default_on_test_cases(run: Run) -> Arm | None:
+    """Return what the confirmation has found of the default recipe on the test cases; None if it has not scored it."""
+    content = load_result(run.dir.confirm)
+    if content is None or content["test"] is None:
+        return None
+    return next((arm for arm in Verdict.from_json(content["test"]).arms if arm.name == DEFAULT and arm.mean), None)
 
 
 def free_folder(wanted: Path) -> Path:
     """Return the absolute path of `wanted`, or if that exists of the first of wanted_2, wanted_3, ... that does not."""
     numbered = (wanted.with_name(f"{wanted.name}_{number}") for number in count(2))
     return next(folder for folder in chain([wanted], numbered) if not folder.exists()).resolve()
-
-
-def predict_held_out(run: Run, model: Path, out: Path) -> dict[str, Scores]:
-    """Predict the test cases into OUT/predictions, with pictures; print and return their scores by case name."""
-    cases = [out / "data" / name for name in run.split().test]
-    predictions = predict_cases(model, cases, out / "predictions", pictures=True)
-    logger.info(score_table(predictions.scores, predictions.parts))
-    return predictions.scores
-
-
-def untrained(run: Run, names: list[str]) -> float:
-    """Return the mean Dice of the winner's initial weights, drawn from its seed, over cases of the cache.
-
-    names: those of the cases.
-    """
-    recipe = run.recipe(run.best())
-    torch.manual_seed(recipe.seed)
-    cache = Path(str(run.config.record.cache_dir))
-    return mean_scores(validate(build_network(recipe), recipe, cache, names).values())["dice_mean"]

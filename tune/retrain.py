@@ -91,7 +91,7 @@ def retrain(
     if done < epochs:
         if done:
             logger.info(f"goes on after epoch {done} of {output.path}")
-        train(config, data)
+        train(config, data, tests_follow=bool(split.test))
     elif output.test_scores.with_suffix(".json").exists():
         raise InputError(f"{output.path} is done, {epochs} epochs; use it, or take another --name")
     if split.test:

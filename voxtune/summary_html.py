@@ -7,10 +7,10 @@ from html import escape
 
 from trainable.core.counted import counted
 from trainable.core.options import format_value
-from trainable.training.training_log import read_rows
+from tune.run.curves import trial_curve
 from tune.run.effort import measure_effort
 from tune.run.results import Run, TrialResult
-from tune.run.trial_rows import reason_text
+from tune.run.trial_detail import reason
 
 SHOWN = 5  # best trials
 WIDTH, HEIGHT = 90, 18  # of a curve, in pixels
@@ -50,10 +50,9 @@ def trial_row(run: Run, trial: TrialResult, highest: float) -> str:
     """Return a trial's row of the table; highest: score at the top of the curves."""
     default = run.config.space.default_values()
     options = [f"{name}={format_value(value)}" for name, value in trial.values.items() if default.get(name) != value]
-    rows = read_rows(run.dir.trial(trial.number).metrics)
-    curve = [float(row[run.config.objective.score]) for row in rows if row.get(run.config.objective.score)]
+    curve = list(trial_curve(run, trial).values())
     score = "" if trial.score is None else f"{trial.score:.4f}"
-    cells = [str(trial.number), score, None, str(trial.epoch), reason_text(trial) or trial.status, ", ".join(options)]
+    cells = [str(trial.number), score, None, str(trial.epoch), reason(run, trial), ", ".join(options)]
     texts = (sparkline(curve, highest) if cell is None else escape(cell) for cell in cells)
     return "<tr>" + "".join(f'<td style="{CELL}">{text}</td>' for text in texts) + "</tr>"
 

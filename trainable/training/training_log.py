@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -78,16 +79,61 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    """Return an epoch's row as one line to print: losses and scores, then times and memory. epochs: their total."""
-    loss = f"loss {row['avg_total_loss']:.4f} (base {row['avg_base_loss']:.4f}, Dice {row['avg_dice_loss']:.4f})"
-    parts = [f"epoch {row['epoch']:>3}/{epochs}", loss, f"grad {row['grad_norm']:.2f}", f"lr {row['lr']:.2e}"]
+def epoch_line(row: Mapping[str, Any], epochs: int, width: int | None = None) -> str:
+    """Return an epoch's row as one line to print: losses and scores, then times and memory.
+
+    Args:
+        epochs: their total.
+        width: columns that the line must fit, for which the parts that matter least are left out; None for all parts.
+    """
+    parts = epoch_parts(row, epochs)
+    if width is None:
+        return join_parts(parts)
+    kept = list[LinePart]()
+    for part in sorted(parts, key=lambda part: part.rank):
+        more = [other for other in parts if other in (*kept, part)]
+        kept = more if not kept or len(join_parts(more)) <= width else kept
+    return join_parts(kept)
+
+
+@dataclass(frozen=True)
+class LinePart:
+    """A part of an epoch's line.
+
+    rank: the lower it is, the sooner the part gets a place. before: what is between it and the part before.
+    """
+
+    rank: int
+    before: str
+    text: str
+
+
+def epoch_parts(row: Mapping[str, Any], epochs: int) -> list[LinePart]:
+    """Return the parts of an epoch's line in their order."""
+    parts = [
+        LinePart(0, "", f"epoch {row['epoch']:>3}/{epochs}"),
+        LinePart(3, "  ", f"loss {row['avg_total_loss']:.4f}"),
+        LinePart(8, " ", f"(base {row['avg_base_loss']:.4f}, Dice {row['avg_dice_loss']:.4f})"),
+        LinePart(9, "  ", f"grad {row['grad_norm']:.2f}"),
+        LinePart(7, "  ", f"lr {row['lr']:.2e}"),
+    ]
     if "val_dice_mean" in row:
         dice = "  ".join(f"{region} {row[f'val_dice_{region}']:.4f}" for region in REGIONS)
-        parts.append(f"val Dice {row['val_dice_mean']:.4f} ({dice})")
-        parts.append("best" if row["best_epoch"] == row["epoch"] else f"best {row['best_score']:.4f}")
-    cost = [f"{row['epoch_time']:.1f} s", f"{row['avg_batch_time']:.3f} s/batch"]
-    cost += [f"{row['patches_per_second']:.1f} patches/s", f"{row['data_wait_share']:.0%} waiting for data"]
+        parts += [LinePart(1, "  ", f"val Dice {row['val_dice_mean']:.4f}"), LinePart(4, " ", f"({dice})")]
+        is_best = row["best_epoch"] == row["epoch"]
+        parts.append(LinePart(2, "  ", "best" if is_best else f"best {row['best_score']:.4f}"))
+    parts += [
+        LinePart(5, "  | ", f"{row['epoch_time']:.1f} s"),
+        LinePart(10, ", ", f"{row['avg_batch_time']:.3f} s/batch"),
+        LinePart(6, ", ", f"{row['patches_per_second']:.1f} patches/s"),
+        LinePart(12, ", ", f"{row['data_wait_share']:.0%} waiting for data"),
+    ]
     if row["max_gpu_memory"]:
-        cost.append(f"GPU {row['avg_gpu_memory'] / 1024:.1f} GiB, peak {row['max_gpu_memory'] / 1024:.1f}")
-    return "  ".join(parts) + "  | " + ", ".join(cost)
+        memory = f"GPU {row['avg_gpu_memory'] / 1024:.1f} GiB, peak {row['max_gpu_memory'] / 1024:.1f}"
+        parts.append(LinePart(11, ", ", memory))
+    return parts
+
+
+def join_parts(parts: Sequence[LinePart]) -> str:
+    """Return parts as a line."""
+    return "".join(part.before + part.text for part in parts)

@@ -26,4 +26,4 @@ def messages_on_stderr(wanted: bool) -> Iterator[None]:
 
 def print_json(output: Document) -> None:
     """Print an output."""
-    print_all(output.text() + "\n")
+    print_all(output.json_text() + "\n")

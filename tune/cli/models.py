@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trainable.core.console import terminal_width
 from trainable.core.errors import InputError
 from trainable.core.logger import logger, outlive_reader
 from trainable.core.signals import handle_end_signals
@@ -113,9 +114,11 @@ def retrain(
     if address is not None:
         raise InputError("--address is of --folds and --seeds: a single model is retrained by this process")
     from tune.retrain import retrain as retrain_trial
+    from tune.run.results import read_run
+    from tune.terminal.retrained import print_retrained
 
     output = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
-    logger.info(f"model: {TrainingDir(output).best}")
+    print_retrained(read_run(run.resolve()), TrainingDir(output))
 
 
 @app.command(epilog="Example: voxtune predict RUN/best/best_model.pth CASE_DIR --out predictions")
@@ -149,7 +152,8 @@ def predict(
         device=device,
     )
     if predictions.scores:
-        logger.info(score_table(predictions.scores, {name: predictions.parts[name] for name in predictions.scores}))
+        parts = {name: predictions.parts[name] for name in predictions.scores}
+        logger.info(score_table(predictions.scores, parts, terminal_width()))
     if predictions.members:
         logger.info(predictions.members)
     logger.info(f"wrote {out}")

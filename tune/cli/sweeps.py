@@ -12,8 +12,8 @@ import typer
 from trainable.core.console import make_console
 from trainable.core.errors import InputError
 from trainable.core.idle_options import idle_text
-from trainable.core.locks import is_locked
 from trainable.core.logger import logger, outlive_reader
+from trainable.core.options import format_value
 from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
 from tune.run.confirm_status import confirmed_choice
@@ -21,15 +21,16 @@ from tune.run.confirmation import ONLY_THE_DEFAULT, challengers
 from tune.run.export import export_recipe
 from tune.run.json_output.best import best_output
 from tune.run.json_output.check import check_output
-from tune.run.json_output.status import status_output
 from tune.run.json_output.verify import verify_output
 from tune.run.results import Run, read_run
-from tune.run.run_dir import confirm_command, resume_command
+from tune.run.run_dir import confirm_command
 from tune.search.sampler import first_recipes
 from tune.spec.idle_parameters import idle_parameters
 from tune.spec.sections import Confirm
 from tune.spec.sweep_file import load_sweep_config
-from tune.terminal.tables import print_best, print_outcome, print_space, print_trials, summary_line
+from tune.terminal.outcome import print_outcome
+from tune.terminal.tables import print_best, print_space, summary_line
+from tune.terminal.text_lines import flow
 
 if TYPE_CHECKING:
     from tune.driver.cluster import Cluster
@@ -50,7 +51,8 @@ def check(space: Space, set_: Set = None, json_: Json = False) -> None:
     print_space(config)
     make_console().print("\n[bold]the first trials[/]")
     for number, values in enumerate(first_recipes(config, FIRST_TRIALS)):
-        logger.info(f"  {number}: " + ", ".join(f"{name}={value}" for name, value in values.items()))
+        options = [f"{number}:", *(f"{name}={format_value(value)}" for name, value in values.items())]
+        logger.info("\n".join(flow(options, make_console().width, between=" ", indent="   ")))
     logger.info(f"\ntrial 0: {config.space.describe_defaults()}")
     if idle := idle_text(idle_parameters(config.space)):
         logger.warning(f"\n{idle}")
@@ -168,18 +170,6 @@ def confirm_if_asked(run: Run, *, cluster: Cluster | None = None, address: str |
         from tune.confirm import confirm
 
         confirm(run.folder, cluster=cluster, address=address)
-
-
-@app.command(epilog="Example: voxtune status RUN")
-def status(run: RunFolder, json_: Json = False) -> None:
-    """Show all trials of a sweep, running or not."""
-    result = read_run(run)
-    if json_:
-        print_json(status_output(result))
-        return
-    print_trials(result)
-    if result.unfinished and not is_locked(run):
-        logger.info(f"no process drives it now; go on with: {resume_command(run)}")
 
 
 @app.command(epilog="Example: voxtune verify RUN")

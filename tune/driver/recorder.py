@@ -1,4 +1,4 @@
-"""Writes the reports of trials into the run's folder: RUN/trials, RUN/best, the live table."""
+"""Writes the reports of trials into the run's folder: RUN/trials, RUN/best, the live screen."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from trainable.core.parallel import BackgroundWorker
 from trainable.training import checkpoint
 from trainable.training.training_log import TrainingLog
 from tune.driver.sweep_stopper import SweepStopper
+from tune.run.events import Event, EventKind
 from tune.run.export import recipe_text
 from tune.run.results import Run, TrialResult, resolve_checkpoint
 from tune.run.retention import Retention
@@ -28,7 +29,7 @@ from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
 from tune.search.journal import Journal
 from tune.spec.trial_spec import Report
-from tune.terminal.live_screen import LiveTable
+from tune.terminal.live_screen import SweepScreen
 
 PAUSE_SECONDS = 1.0  # at least between two syncs of RUN
 RETRY_SECONDS = 30.0  # after a sync that failed
@@ -108,8 +109,10 @@ def same_but_for_folder(first: str, second: str) -> bool:
 class Recorder(ray_tune.Callback):
     """Writes the files of trials, and syncs RUN/best, the checkpoints and the snapshot in the background."""
 
-    def __init__(self, run: Run, journal: Journal, table: LiveTable, stopper: SweepStopper, snapshot: Snapshot) -> None:
-        self.run, self.journal, self.table, self.stopper, self.snapshot = run, journal, table, stopper, snapshot
+    def __init__(
+        self, run: Run, journal: Journal, screen: SweepScreen, stopper: SweepStopper, snapshot: Snapshot
+    ) -> None:
+        self.run, self.journal, self.screen, self.stopper, self.snapshot = run, journal, screen, stopper, snapshot
         self.retention = Retention(run)
         self.worker, self.last_warning = BackgroundWorker(), ""
         self.last_sync, self.next_sync = -math.inf, math.inf  # monotonic seconds
@@ -173,16 +176,18 @@ class Recorder(ray_tune.Callback):
         """Drop a trial's TrainingLog, announce the trial's end, and have RUN synced soon."""
         number, run = ray_trial.config["number"], self.read_current()
         self.logs.pop(number, None)
-        self.table.ended(run.trial(number), run)
+        trial = run.trial(number)
+        text = f"{trial.status} at epoch {trial.epoch}"
+        self.screen.event(Event(time.time(), EventKind.TRIAL_ENDED, text, number, status=trial.status))
         self.next_sync = min(self.next_sync, self.last_sync + PAUSE_SECONDS)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Redraw the live table, at most once a second, and sync RUN in the background. Called by Ray after each event.
+        """Redraw the screen, at most once a second, and sync RUN in the background. Called by Ray after each event.
 
         A sync starts only if one is due and none is running.
         """
-        if self.table.due():
-            self.table.refresh(self.read_current())
+        if self.screen.due():
+            self.screen.refresh(self.read_current(), None)
         now = time.monotonic()
         if (now >= self.next_sync or self.snapshot.due()) and self.worker.idle:
             self.last_sync, self.next_sync = now, math.inf

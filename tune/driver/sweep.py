@@ -45,7 +45,7 @@ from tune.run.snapshot import Snapshot, check_storage, is_uri, name_of
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import dump, load_sweep_config
-from tune.terminal.live_screen import LiveTable
+from tune.terminal.live_screen import SweepScreen
 
 WORKER_EXIT_TIMEOUT = 60  # seconds that the processes of a killed driver's trials may take to end
 
@@ -226,10 +226,10 @@ def sweep(
         storage.begin(run.config.record.attempts[-1])
         snapshot.begin()
         with (
-            LiveTable(config.fixed("epochs"), len(run.own_trials) + run.trials_left) as table,
+            SweepScreen(config, len(run.own_trials) + run.trials_left) as screen,
             stopper.handle_signals(),
         ):
-            recorder = Recorder(run, journal, table, stopper, snapshot)
+            recorder = Recorder(run, journal, screen, stopper, snapshot)
             attempt = run.config.record.attempts[-1]
             scheduler = RungScheduler(journal, run.config, recorder.write, attempt, on_report)
             watchdog = HangWatchdog(journal, config.resources.report_timeout)

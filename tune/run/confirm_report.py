@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shlex
@@ -10,11 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from trainable.core.brats import REGIONS
-from trainable.core.console import duration
+from trainable.core.console import duration, wrap_prose
 from trainable.core.counted import counted
 from trainable.core.files import atomic_write_text
 from trainable.core.logger import logger
@@ -137,7 +133,7 @@ def write_report(run: Run, found: Confirmation, scores: ConfirmScores, *, addres
     text = report_text(run, found, address)
     atomic_write_text(folder.text, text + "\n")
     atomic_write_text(folder.result, json.dumps(found.to_json(), indent=2) + "\n")
-    logger.info(f"\n{text}")
+    logger.info(wrap_prose(f"\n{text}"))
 
 
 def report_text(run: Run, found: Confirmation, address: str | None = None) -> str:
@@ -169,20 +165,23 @@ def report_text(run: Run, found: Confirmation, address: str | None = None) -> st
 
 
 def table_text(found: Confirmation) -> str:
-    """Return the table of the recipes: mean and deviation over seeds of each region, difference to the default."""
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    table.add_column("recipe", no_wrap=True)
+    """Return the table of the recipes: mean Dice of each region, mean and deviation over seeds of their mean.
+
+    Below it is the difference to the default.
+    """
     in_sweep = any(arm.sweep_score is not None for arm in found.val.arms)
     unit = "seeds" if found.plan.folds else "trainings"
-    for name in (unit, *REGIONS, "mean", *["in the sweep", "curse"] * in_sweep):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = [["recipe", unit, *REGIONS, "mean", *["sweep", "curse"] * in_sweep]]
     for arm in found.val.arms:
-        means = [plus_minus(arm.mean.get(column), arm.sd.get(column)) for column in SCORE_COLUMNS]
+        means = ["" if (mean := arm.mean.get(column)) is None else f"{mean:.4f}" for column in SCORE_COLUMNS[:3]]
+        with_deviation = plus_minus(arm.mean.get(SCORE_COLUMNS[3]), arm.sd.get(SCORE_COLUMNS[3]))
         curse = ["" if value is None else f"{value:.4f}" for value in (arm.sweep_score, arm.curse)]
-        table.add_row(arm.name, str(arm.trainings), *means, *curse * in_sweep)
-    with io.StringIO() as text:
-        Console(file=text, width=150, highlight=False).print(table)
-        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        rows.append([arm.name, str(arm.trainings), *means, with_deviation, *curse * in_sweep])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        right = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append(" ".join([f"{name:{widths[0]}}", *right]).rstrip())
     if comparison := found.val.comparison:
         lines += ["", f"{found.val.winner} minus the default: {difference_text(comparison)}"]
         lines += [

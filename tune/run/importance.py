@@ -266,7 +266,7 @@ def analyse(values: Floats, weights: Floats, factor: Factor) -> Variance:
     from scipy.special import fdtrc  # here: each verb would wait for it
 
     groups = factor.groups
-    member = (groups[:, None] == np.arange(groups.max() + 1)).astype(float)
+    member = (groups[:, None] == np.arange(max(groups.max(), 0) + 1)).astype(float)
     counts, sums = weights @ member, (weights * values) @ member
     means = sums / np.maximum(counts, 1)
     count = counts.sum(1)

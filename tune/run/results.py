@@ -41,6 +41,8 @@ class TrialResult:
     metric, if the sweep has one. imported_from: run and number under which an imported trial ran first, else "".
     outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
     space, else empty. waits: it waits for resources that others hold. rungs: what early stopping decided, by epoch.
+    interrupted: it has not ended, and nothing drives it. intermediate: score of each validated epoch, empty if the
+    sweep has a cost, see trial_curve.
     """
 
     number: int
@@ -61,10 +63,12 @@ class TrialResult:
     recipe: dict[str, Any] = field(default_factory=dict)
     waits: bool = False
     rungs: dict[int, RungDecision] = field(default_factory=dict)
+    interrupted: bool = False
+    intermediate: dict[int, float] = field(default_factory=dict)
 
     @classmethod
-    def from_frozen(cls, frozen: FrozenTrial, config: SweepConfig) -> TrialResult:
-        """Return a trial of a run's study as a TrialResult; config: the run's."""
+    def from_frozen(cls, frozen: FrozenTrial, config: SweepConfig, *, driven: bool = True) -> TrialResult:
+        """Return a trial of a run's study as a TrialResult; config: the run's. driven: a process drives the sweep."""
         attrs, progress = frozen.user_attrs, Progress.from_attrs(frozen.user_attrs)
         best = progress.best
         return cls(
@@ -86,6 +90,8 @@ class TrialResult:
             waits=attrs.get("waits", False),
             rungs=rung_decisions(attrs),
             error=attrs.get("error", attrs.get("hung", "")) if frozen.state == TrialState.FAIL else "",
+            interrupted=frozen.state == TrialState.RUNNING and not driven,
+            intermediate=frozen.intermediate_values,
         )
 
     @property
@@ -108,7 +114,7 @@ class TrialResult:
 
     @property
     def status(self) -> str:
-        """How the trial ended, in a few words; "running" or "waiting" if it has not."""
+        """How the trial ended, in a few words; "running", "waiting" or "interrupted" if it has not."""
         if self.state == TrialState.PRUNED:
             return "not finite" if self.end_reason == EndReason.NON_FINITE else "stopped early"
         if self.state == TrialState.COMPLETE:
@@ -117,16 +123,19 @@ class TrialResult:
             return "outside the space"
         if self.state == TrialState.FAIL:
             return "failed"
+        if self.interrupted:
+            return "interrupted"
         return "waiting" if self.waits else "running"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it was read: its folder, its config and its trials so far."""
+    """A run as it was read: its folder, its config and its trials so far. driven: a process drives its sweep."""
 
     dir: RunDir
     config: SweepConfig
     trials: list[TrialResult]
+    driven: bool = True
 
     @property
     def folder(self) -> Path:
@@ -173,6 +182,12 @@ class Run:
             if t.score is not None and not t.outside_space and t.end_reason != EndReason.OUT_OF_MEMORY
         ]
         return sorted(scored, key=lambda t: (not t.finished, -(t.score or 0), t.number))
+
+    @property
+    def default_trial(self) -> TrialResult | None:
+        """The first own trial that tries the default recipe; None if none does."""
+        default = self.config.space.default_values()
+        return next((t for t in self.own_trials if not t.outside_space and t.values == default), None)
 
     def pareto_front(self) -> list[TrialResult]:
         """Return the finished trials that score higher than every cheaper or equally cheap one, cheapest first.
@@ -274,8 +289,9 @@ def read_run(run_dir: Path, config: SweepConfig | None = None) -> Run:
     """
     paths = ensure_run(run_dir)
     config = config or load_sweep_config(paths.config)
-    trials = [TrialResult.from_frozen(frozen, config) for frozen in read_trials(run_dir, config.record.study)]
-    return Run(paths, config, trials)
+    driven = is_locked(run_dir)
+    trials = read_trials(run_dir, config.record.study)
+    return Run(paths, config, [TrialResult.from_frozen(frozen, config, driven=driven) for frozen in trials], driven)
 
 
 def resolve_checkpoint(storage: str, path: str) -> str:

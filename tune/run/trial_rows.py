@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from optuna.trial import TrialState
-
 from trainable.core.brats import REGIONS
-from trainable.training.epoch_result import EndReason
 from tune.run.events import Event, EventKind, read_events
 from tune.run.results import Run, TrialResult
+from tune.run.trial_detail import reason
 from tune.search.asha import rung_epochs
 from tune.spec.sweep_config import SweepConfig
 
@@ -80,7 +78,7 @@ def trial_row(run: Run, trial: TrialResult, times: TrialTimes) -> Row:
     return {
         **{name: getattr(trial, name) for name in (*fields, "cost", "seed", "checkpoint", "error", "imported_from")},
         "end_reason": str(trial.end_reason),
-        "reason": reason_text(trial),
+        "reason": reason(run, trial),
         "state": trial.state.name,
         "gpu_hours": gpu_hours(run, trial),
         "started": times.started,
@@ -93,33 +91,6 @@ def trial_row(run: Run, trial: TrialResult, times: TrialTimes) -> Row:
         },
         **{f"params_{name}": value for name, value in trial.values.items()},
     }
-
-
-def reason_text(trial: TrialResult) -> str:
-    """Return why a trial ended, in words; "" if it has not."""
-    if trial.outside_space:
-        return f"outside the space: {trial.outside_space}"
-    if trial.state == TrialState.RUNNING:
-        return ""
-    if trial.state == TrialState.FAIL:
-        return trial.error or "failed"
-    if trial.state == TrialState.PRUNED and trial.end_reason != EndReason.NON_FINITE:
-        return stop_text(trial)
-    return {
-        EndReason.EPOCHS: f"trained to epoch {trial.epoch}",
-        EndReason.PATIENCE: f"no better score since epoch {trial.best_epoch}, until {trial.epoch}",
-        EndReason.OUT_OF_MEMORY: f"out of memory after epoch {trial.epoch}",
-        EndReason.NON_FINITE: f"gradients or logits not finite after epoch {trial.epoch}",
-    }[EndReason(trial.end_reason)]
-
-
-def stop_text(trial: TrialResult) -> str:
-    """Return where early stopping ended a trial, and what would have been needed there if the journal tells."""
-    decided = trial.rungs.get(trial.stop_epoch or 0)
-    if decided is None:
-        return f"stopped at epoch {trial.epoch}"
-    needed = "" if decided.needed is None else f", {decided.needed:.4f} was needed"
-    return f"stopped at epoch {trial.stop_epoch}: {decided.value:.4f}{needed}"
 
 
 def gpu_hours(run: Run, trial: TrialResult) -> float:

@@ -12,7 +12,6 @@ from typing import Any, cast
 import optuna
 from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.core.brats import REGIONS
@@ -21,6 +20,7 @@ from trainable.core.logger import logger
 from trainable.training.epoch_result import EndReason
 from tune.search.asha import RungDecision
 from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
+from tune.search.journal_reader import load_trials
 from tune.search.optuna_compat import set_intermediate_value, trial_id
 from tune.search.sampler import make_sampler, next_untried
 from tune.search.trial_progress import BestEpoch, Progress, stopped_at, with_decision
@@ -48,11 +48,8 @@ def read_trials(run_dir: Path, study_name: str = DEFAULT_STUDY_NAME) -> list[Fro
     if not path.exists():
         raise InputError(f"{path} is missing; restore it, it holds the sweep's trials")
     try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
-        if study_name not in optuna.get_all_study_names(storage):
-            return []
-        trials = optuna.load_study(study_name=study_name, storage=storage).trials
-    except (ValueError, KeyError) as error:
+        trials = load_trials(path, study_name)
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore the file, it holds the sweep's trials") from None
     return [frozen for frozen in trials if frozen.state != TrialState.WAITING]
 

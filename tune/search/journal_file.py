@@ -14,7 +14,8 @@ from trainable.core.files import errors_name
 
 JOURNAL = "journal.log"
 # Optuna's op codes of an entry.
-CREATE_STUDY, DELETE_STUDY, CREATE_TRIAL, SET_PARAM, SET_STATE, SET_USER_ATTR = 0, 1, 4, 5, 6, 8
+CREATE_STUDY, DELETE_STUDY, CREATE_TRIAL = 0, 1, 4
+SET_PARAM, SET_STATE, SET_INTERMEDIATE_VALUE, SET_USER_ATTR, SET_SYSTEM_ATTR = 5, 6, 7, 8, 9
 
 
 def complete_lines(data: bytes) -> bytes:

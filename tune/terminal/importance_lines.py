@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainable.core.counted import counted
@@ -13,9 +12,9 @@ from tune.run.importance import LITTLE, MIN_TRIALS, Importances, OptionImportanc
 from tune.run.option_range import value_label
 from tune.run.results import Run
 from tune.run.run_dir import resume_command
+from tune.terminal.text_lines import progress_bar
 
 WIDTH, BAR = 80, 20
-NO_BREAK = "\u00a0"
 
 
 def importance_lines(run: Run, found: Importances) -> list[str]:
@@ -43,7 +42,7 @@ def share_lines(found: Importances) -> Iterator[str]:
         share = option.share or 0.0
         good = f"  good: {good_text(option.good)}" if option.good else ""
         interval = f"{share:.2f} [{option.low:.2f}, {option.high:.2f}]"
-        yield f"  {option.name:{width}} {'█' * round(share * BAR):{BAR}} {interval}{good}"
+        yield f"  {option.name:{width}} {progress_bar(share, BAR)} {interval}{good}"
         if option.when:
             yield f"  {'':{width}} of the {option.trials} trials with {option.when}"
     if not by_verdict["matters"]:
@@ -60,8 +59,8 @@ def tries_lines(found: Importances) -> Iterator[str]:
             f"{part.label}: {part.tries}x" + ("" if part.standing is None else f" {part.standing:.0%}")
             for part in option.tries
         ]
-        text = ", ".join(part.replace(" ", NO_BREAK) for part in parts)
-        yield from hanging(f"  {option.name:{width}}  ", text)
+        head = f"  {option.name:{width}}  "
+        yield from listed(head, parts, indent=len(head))
 
 
 def edge_lines(run: Run, found: Importances) -> Iterator[str]:
@@ -92,13 +91,15 @@ def good_text(good: tuple[Any, ...]) -> str:
     return " to ".join(map(value_label, good))
 
 
-def listed(head: str, items: list[str]) -> Iterator[str]:
-    """Yield a heading with its items, wrapped; nothing without items."""
-    if items:
-        yield from textwrap.wrap(head + ", ".join(items), WIDTH, subsequent_indent="  ")
+def listed(head: str, items: Sequence[str], *, indent: int = 2) -> list[str]:
+    """Return a heading with its items in lines of at most WIDTH columns; none without items.
 
-
-def hanging(head: str, text: str) -> Iterator[str]:
-    """Yield a text behind a heading, wrapped below its own first line; NO_BREAK becomes a space."""
-    for number, line in enumerate(textwrap.wrap(text, WIDTH - len(head), break_on_hyphens=False) or [""]):
-        yield ((" " * len(head) if number else head) + line).replace(NO_BREAK, " ")
+    indent: of the lines after the first.
+    """
+    lines = [head] if items else []
+    for place, item in enumerate(items):
+        text = item + "," * (place < len(items) - 1)
+        if len(lines[-1]) + len(text) > WIDTH:
+            lines.append(" " * indent)
+        lines[-1] += text + " "
+    return [line.rstrip() for line in lines]

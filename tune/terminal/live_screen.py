@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Self
 
 from optuna.trial import TrialState
-from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 
-from trainable.core.console import duration, make_console
+from trainable.core.console import make_console
 from trainable.core.logger import logger
-from tune.run.results import Run, TrialResult
-from tune.terminal.tables import summary_line, trial_table
+from tune.run.events import Event, EventKind, read_events
+from tune.run.live_state import LiveState
+from tune.run.results import Run
+from tune.spec.sweep_config import SweepConfig
+from tune.terminal.sweep_header import best_text, time_left_text
+from tune.terminal.sweep_screen import event_line, is_news, sweep_screen
 
-MAX_ROWS = 16
+ENDS = (EventKind.TRIAL_ENDED, EventKind.TRIAL_STOPPED)
 
 
 class LiveScreen:
@@ -43,46 +46,41 @@ class LiveScreen:
         return time.monotonic() - self.refreshed >= 1
 
 
-class LiveTable(LiveScreen):
-    """Shows a sweep while it runs: on a terminal a table that is redrawn, elsewhere one line per ended trial.
+class SweepScreen(LiveScreen):
+    """Shows a sweep while it runs: on a terminal one screen that is redrawn, elsewhere a line per event.
 
-    epochs: of a whole training. trials: of the whole sweep.
+    trials: of the whole sweep.
     """
 
-    def __init__(self, epochs: int, trials: int) -> None:
+    def __init__(self, config: SweepConfig, trials: int) -> None:
         super().__init__()
-        self.epochs, self.trials = epochs, trials
-        self.ended_before: int | None = None
+        self.config, self.trials = config, trials
+        self.run: Run | None = None
+        self.events: list[Event] = []
 
-    def refresh(self, run: Run) -> None:
-        """Draw a table of `run`: its running trials, and below them the best ended ones if MAX_ROWS leaves room.
+    def refresh(self, run: Run, live: LiveState | None) -> None:
+        """Draw the screen; off a terminal `run` is only what the next events are told against."""
+        if self.run is None:  # what earlier attempts have written
+            since = self.events[0].time if self.events else math.inf
+            self.events = [*(event for event in read_events(run.dir.events) if event.time < since), *self.events]
+        self.refreshed, self.run = time.monotonic(), run
+        if self.live is not None:
+            size, ascii_only = self.live.console.size, not self.live.console.encoding.startswith("utf")
+            screen = sweep_screen(run, live, self.events, size.width, size.height - 1, ascii_only=ascii_only)
+            self.live.update(screen, refresh=True)
 
-        Nothing is drawn off a terminal.
-        """
-        self.refreshed = time.monotonic()
-        if self.ended_before is None:
-            self.ended_before = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
-        if self.live is None:
-            return
-        running = [trial for trial in run.trials if trial.state == TrialState.RUNNING]
-        best = run.ranking[: max(0, MAX_ROWS - len(running))]
-        rows = running + [trial for trial in best if trial.state != TrialState.RUNNING]
-        self.live.update(Group(Text(self.headline(run)), trial_table(rows, self.epochs)), refresh=True)
+    def event(self, event: Event) -> None:
+        """Note an event, which the next refresh shows; off a terminal, print it as a line."""
+        self.events.append(event)
+        if self.live is None and is_news(event):
+            logger.info("  |  ".join(filter(None, [event_line(event, seconds=True), self.progress(event)])))
 
-    def headline(self, run: Run) -> str:
-        """Return the counts, the best score so far, the time elapsed and the time left, "?" until a trial has ended."""
-        elapsed = time.monotonic() - self.started
-        ended = sum(trial.state != TrialState.RUNNING for trial in run.own_trials)
-        new = ended - (self.ended_before or 0)
-        eta = duration(elapsed / new * (self.trials - ended)) if new else "?"
-        ranking = run.ranking
-        best = f"best {ranking[0].score:.4f} (trial {ranking[0].number})" if ranking else "no score yet"
-        return f"{summary_line(run)}; {best}; elapsed {duration(elapsed)}, about {eta} left"
-
-    def ended(self, trial: TrialResult, run: Run) -> None:
-        """Print a line on a trial that has ended and on the sweep; nothing on a terminal, which has the table."""
-        if self.live is None:
-            score = "no score" if trial.score is None else f"{run.config.objective.score} {trial.score:.4f}"
-            why = f": {trial.error}" if trial.error else ""
-            line = f"trial {trial.number}: {trial.status} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
-            logger.info(f"{line}  |  {self.headline(run)}")
+    def progress(self, event: Event) -> str:
+        """Return how far the sweep is, for the line of a trial's end; "" for other events."""
+        if self.run is None or event.kind not in ENDS:
+            return ""
+        ended = {trial.number for trial in self.run.own_trials if trial.state != TrialState.RUNNING}
+        ended |= {event.trial for event in self.events if event.trial is not None and event.kind in ENDS}
+        left = time_left_text(self.run, None, self.events, time.time())
+        counts = f"{len(ended)} of {self.trials} trials ended"
+        return ", ".join(filter(None, [counts, best_text(self.run), left]))

@@ -6,13 +6,13 @@ import time
 from collections.abc import Collection, Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from trainable.core.console import duration
 from trainable.core.logger import logger
 from tune.run.training_progress import TrainingProgress
-from tune.terminal.live_screen import MAX_ROWS, LiveScreen
+from tune.terminal.live_screen import LiveScreen
+from tune.terminal.text_lines import as_lines
 
 
 class TrainingTable(LiveScreen):
@@ -39,7 +39,9 @@ class TrainingTable(LiveScreen):
         self.epochs_left = sum(waiting_epochs) + sum(item.epochs - item.epoch for item in running)
         self.epochs_at_start = max(self.epochs_at_start, self.epochs_left)
         if self.live is not None:
-            self.live.update(Group(Text(self.headline()), progress_table(running[:MAX_ROWS])), refresh=True)
+            size = self.live.console.size
+            lines: list[Text | str] = [self.headline(), *progress_lines(running[: size.height - 3])]
+            self.live.update(Group(*as_lines(lines, size.width)), refresh=True)
 
     def headline(self) -> str:
         """Return the counts, the time elapsed and the time left, "?" until an epoch has ended."""
@@ -63,16 +65,14 @@ class TrainingTable(LiveScreen):
             logger.info(f"{line}, {duration(progress.seconds)}  |  {self.headline()}")
 
 
-def progress_table(running: Collection[TrainingProgress]) -> Table:
-    """Return a table with a row per training: epoch reached, best score so far, seconds of training."""
-    table = Table(box=None, header_style="bold", padding=(0, 1))
-    table.add_column("training", no_wrap=True)
-    for name in ("epoch", "best at", "score", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
+def progress_lines(running: Collection[TrainingProgress]) -> list[Text]:
+    """Return a line per training: epoch reached, best score so far, time of training, what it does, its name."""
+    lines = [Text(f"{'epoch':>9} {'best at':>7} {'score':>7} {'time':>8} state    training", "bold")]
     for item in running:
         score = "" if item.best_score is None else f"{item.best_score:.4f}"
-        state = "[green]trained[/]" if item.end_reason else "[cyan]running[/]" if item.epoch else "[cyan]starts[/]"
-        row = [item.name, f"{item.epoch}/{item.epochs}", str(item.best_epoch or ""), score, duration(item.seconds)]
-        table.add_row(*row, state)
-    return table
+        state = "trained" if item.end_reason else "running" if item.epoch else "starts"
+        left = f"{f'{item.epoch}/{item.epochs}':>9} {item.best_epoch or '':>7} {score:>7} {duration(item.seconds):>8} "
+        line = Text(f"{left}{state:8} {item.name}")
+        line.stylize("green" if item.end_reason else "cyan", len(left), len(left) + len(state))
+        lines.append(line)
+    return lines

@@ -10,6 +10,6 @@ class Document(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null", serialize_by_alias=True)
 
-    def text(self) -> str:
+    def json_text(self) -> str:
         """Return it as JSON; a number that is not finite is null."""
         return self.model_dump_json(indent=2)

@@ -10,12 +10,14 @@ from tune.run.json_output.compare import CompareOutput
 from tune.run.json_output.confirm import ConfirmOutput
 from tune.run.json_output.document import Document
 from tune.run.json_output.importance import ImportanceOutput
+from tune.run.json_output.show import ShowOutput
 from tune.run.json_output.status import StatusOutput
 from tune.run.json_output.tables import CurvesOutput, TrialsOutput
 from tune.run.json_output.verify import VerifyOutput
 
 OUTPUTS: dict[str, type[Document]] = {
     "status": StatusOutput,
+    "show": ShowOutput,
     "best": BestOutput,
     "compare": CompareOutput,
     "importance": ImportanceOutput,

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainable.core.locks import is_locked
 from tune.run.confirm_status import confirmation_text
 from tune.run.effort import measure_effort
 from tune.run.events import read_events
@@ -54,7 +53,7 @@ def status_output(run: Run) -> StatusOutput:
     statuses = [trial.status for trial in run.own_trials]
     return StatusOutput(
         run=str(run.folder),
-        state="running" if is_locked(run.folder) else "interrupted" if run.unfinished else "ended",
+        state="running" if run.driven else "interrupted" if run.unfinished else "ended",
         metric=run.config.objective.score,
         epochs_per_trial=run.config.fixed("epochs"),
         trials_asked=run.config.budget.trials,

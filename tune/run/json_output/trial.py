@@ -8,7 +8,8 @@ from pydantic import Field
 
 from tune.run.json_output.document import Document
 from tune.run.results import Run, TrialResult
-from tune.run.trial_rows import TrialTimes, gpu_hours, reason_text
+from tune.run.trial_detail import reason
+from tune.run.trial_rows import TrialTimes, gpu_hours
 
 
 class RungItem(Document):
@@ -29,7 +30,7 @@ class TrialItem(Document):
 
     number: int = Field(description="Number of the trial, from 0.")
     status: str = Field(description='"complete", "stopped early", "running", "failed", ..., as `status` prints it.')
-    reason: str = Field(description='Why it ended, in words; "" if it has not.')
+    reason: str = Field(description="Why it ended, or that it has not, in words.")
     score: float | None = Field(description="Highest validated score; null before a validated epoch.")
     best_epoch: int = Field(description="Epoch of that score; 0 without one.")
     epoch: int = Field(description="Last reported epoch; 0 before it.")
@@ -64,7 +65,7 @@ class TrialItem(Document):
         ]
         return cls(
             **{name: getattr(trial, name) for name in (*names, "error", "imported_from")},
-            reason=reason_text(trial),
+            reason=reason(run, trial),
             rungs=rungs,
             gpu_hours=gpu_hours(run, trial),
             started=times.started,

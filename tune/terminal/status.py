@@ -1,0 +1,83 @@
+"""What `voxtune status` prints: how far a sweep is, and its trials."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from optuna.trial import TrialState
+from rich.text import Text
+
+from trainable.core.console import make_console, wrap_prose
+from trainable.core.logger import logger
+from tune.run.confirm_status import confirmation_text
+from tune.run.events import Event, read_events
+from tune.run.live_state import read_live_state
+from tune.run.results import Run, TrialResult, read_run
+from tune.run.run_dir import resume_command
+from tune.run.stop_audit import audit_lines
+from tune.terminal.live_screen import LiveScreen
+from tune.terminal.next_steps import print_next, sweep_steps
+from tune.terminal.sweep_header import header_lines
+from tune.terminal.sweep_screen import ended_recently, sweep_screen
+from tune.terminal.text_lines import as_lines
+from tune.terminal.trial_lines import TrialLines
+
+MAX_TRIALS = 50  # of a run whose trials are all shown
+SHOWN = 15  # of the best and of the last ones of a larger run
+
+
+def print_status(run: Run, *, show_all: bool = False) -> None:
+    """Print how far a sweep is, its trials, how often early stopping is wrong, and what to type next.
+
+    show_all: print all trials, also of a run of more than MAX_TRIALS.
+    """
+    console = make_console()
+    live, events = read_live_state(run.dir.live) if run.driven else None, read_events(run.dir.events)
+    lines = TrialLines(run, live, console.width)
+    drawn: list[Text | str] = [*header_lines(run, live, events, console.width, time.time()), ""]
+    if show_all or len(run.trials) <= MAX_TRIALS:
+        drawn += [lines.heading(), *lines.draw(run.trials)]
+    else:
+        for title, trials in chosen_trials(run, events).items():
+            drawn += [Text(title, "italic"), lines.heading(), *lines.draw(trials), ""]
+        drawn.append(f"{len(run.trials)} trials in all: --all shows each")
+    for line in as_lines(drawn, console.width, ascii_only=not console.encoding.startswith("utf")):
+        console.print(line)
+    confirmed = "" if run.unfinished and not run.target_reached else confirmation_text(run)[0]
+    logger.info(wrap_prose("\n".join(["", *filter(None, [run.seen_line(), confirmed, *audit_lines(run)])])))
+    if run.unfinished and not run.driven:
+        logger.info(f"no process drives it now; go on with: {resume_command(run.folder)}")
+    elif not run.unfinished:
+        print_next(sweep_steps(run))
+
+
+def chosen_trials(run: Run, events: Sequence[Event]) -> dict[str, list[TrialResult]]:
+    """Return the trials of a large run that are shown, under their titles: running ones, the best, the last."""
+    going = [trial for trial in run.trials if trial.state == TrialState.RUNNING]
+    ended = [trial for trial in run.ranking if trial.state != TrialState.RUNNING]
+    last = ended_recently(run, events)[:SHOWN]
+    parts = {
+        f"{'running' if run.driven else 'interrupted'} ({len(going)})": going,
+        f"the best {min(SHOWN, len(ended))} of {len(ended)} that have ended with a score": ended[:SHOWN],
+        f"the last {len(last)} that have ended": last,
+    }
+    return {title: trials for title, trials in parts.items() if trials}
+
+
+def watch(run: Run, seconds: float) -> Run:
+    """Show a sweep's screen on a terminal until it ends or nothing drives it; return the run as it is then.
+
+    Off a terminal nothing is shown meanwhile. The run is read again every `seconds`.
+    """
+    with LiveScreen() as screen:
+        while True:
+            if screen.live is not None:
+                size, ascii_only = screen.live.console.size, not screen.live.console.encoding.startswith("utf")
+                live, events = read_live_state(run.dir.live), read_events(run.dir.events)
+                drawn = sweep_screen(run, live, events, size.width, size.height - 1, ascii_only=ascii_only)
+                screen.live.update(drawn, refresh=True)
+            if not run.driven:
+                return run
+            time.sleep(seconds)
+            run = read_run(run.folder)
