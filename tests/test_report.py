@@ -14,6 +14,7 @@ from synthetic_run import make_synthetic_run
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.locks import lock_folder
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.train import train
@@ -22,7 +23,7 @@ from tune.report.privacy import Privacy
 from tune.report.report import write_report
 from tune.report.sweep_data import read_sweep
 from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_spans
-from tune.run.events import Event, EventKind
+from tune.run.events import Event, EventKind, append_event
 from tune.run.results import Run, read_run
 
 SECTIONS = [
@@ -210,6 +211,18 @@ def test_a_sweep_that_nothing_drives_is_interrupted_and_one_without_trials_has_a
     assert "timeline" not in [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
     begun = make_synthetic_run(tmp_path / "begun", trials=1, cases=2, gpus=1, running=1)
     assert "No trial has" in report_text(begun)
+
+
+def test_the_report_that_a_driver_has_written_at_its_end_is_of_an_ended_sweep(folder: Path, tmp_path: Path) -> None:
+    going = make_synthetic_run(tmp_path / "going", trials=8, cases=2, gpus=3, running=2)
+    with lock_folder(going):
+        assert "running; this file is what was known" in report_text(going)
+        append_event(going / "events.jsonl", Event(2e9, EventKind.SWEEP_ENDED, "the budget is spent"))
+        text = report_text(going)
+    assert "interrupted" in text
+    assert "running; this file" not in text
+    with lock_folder(folder):
+        assert "<dd>ended</dd>" in report_text(folder)
 
 
 def test_a_sweep_with_a_cost_shows_the_pareto_front(tmp_path: Path) -> None:
