@@ -92,6 +92,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     events.write_text(events.read_text().replace("node1", "ward7"))
     harmful = json.dumps(HARMFUL)[1:-1]
     journal.write_text(journal.read_text().replace("RuntimeError: CUDA error: unspecified launch failure", harmful))
+    config = made / "study.yaml"
+    note = "record:\n  note: '<script>alert(2)</script> at /home/alice/brats'\n"
+    config.write_text(config.read_text().replace("record:\n", note))
     for error in made.glob("trials/*/error.txt"):
         error.write_text(f'File "/home/alice/brats/x.py", line 3\n{HARMFUL}\n')
     return made
@@ -144,6 +147,7 @@ def test_what_a_trial_says_cannot_become_part_of_the_page(text: str, folder: Pat
     for file in (harmless / "journal.log", *harmless.glob("trials/*/error.txt")):
         file.write_text(file.read_text().replace("</script><script>alert(1)</script>", "nothing"))
     assert "alert(1)" in text
+    assert "alert(2)&lt;/script&gt; at DATA" in text
     assert "<script>alert" not in text
     assert PageParser(text).scripts == PageParser(report_text(harmless)).scripts
 
