@@ -14,6 +14,7 @@ from synthetic_run import make_synthetic_run
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.locks import lock_folder
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.train import train
@@ -22,7 +23,7 @@ from tune.report.privacy import Privacy
 from tune.report.report import write_report
 from tune.report.sweep_data import read_sweep
 from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_spans
-from tune.run.events import Event, EventKind
+from tune.run.events import Event, EventKind, append_event
 from tune.run.results import Run, read_run
 
 SECTIONS = [
@@ -91,6 +92,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     events.write_text(events.read_text().replace("node1", "ward7"))
     harmful = json.dumps(HARMFUL)[1:-1]
     journal.write_text(journal.read_text().replace("RuntimeError: CUDA error: unspecified launch failure", harmful))
+    config = made / "study.yaml"
+    note = "record:\n  note: '<script>alert(2)</script> at /home/alice/brats'\n"
+    config.write_text(config.read_text().replace("record:\n", note))
     for error in made.glob("trials/*/error.txt"):
         error.write_text(f'File "/home/alice/brats/x.py", line 3\n{HARMFUL}\n')
     return made
@@ -143,6 +147,7 @@ def test_what_a_trial_says_cannot_become_part_of_the_page(text: str, folder: Pat
     for file in (harmless / "journal.log", *harmless.glob("trials/*/error.txt")):
         file.write_text(file.read_text().replace("</script><script>alert(1)</script>", "nothing"))
     assert "alert(1)" in text
+    assert "alert(2)&lt;/script&gt; at DATA" in text
     assert "<script>alert" not in text
     assert PageParser(text).scripts == PageParser(report_text(harmless)).scripts
 
@@ -210,6 +215,18 @@ def test_a_sweep_that_nothing_drives_is_interrupted_and_one_without_trials_has_a
     assert "timeline" not in [attrs.get("id") for tag, attrs in page.tags if tag == "section"]
     begun = make_synthetic_run(tmp_path / "begun", trials=1, cases=2, gpus=1, running=1)
     assert "No trial has" in report_text(begun)
+
+
+def test_the_report_that_a_driver_has_written_at_its_end_is_of_an_ended_sweep(folder: Path, tmp_path: Path) -> None:
+    going = make_synthetic_run(tmp_path / "going", trials=8, cases=2, gpus=3, running=2)
+    with lock_folder(going):
+        assert "running; this file is what was known" in report_text(going)
+        append_event(going / "events.jsonl", Event(2e9, EventKind.SWEEP_ENDED, "the budget is spent"))
+        text = report_text(going)
+    assert "interrupted" in text
+    assert "running; this file" not in text
+    with lock_folder(folder):
+        assert "<dd>ended</dd>" in report_text(folder)
 
 
 def test_a_sweep_with_a_cost_shows_the_pareto_front(tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def result_section(found: RunComparison, sweeps: Sequence[SweepData], names: Seq
     for region in REGIONS:
         cells[f"Dice {region} of the winner"] = region_cell(region)
     cells |= {
-        "score of the default recipe": lambda data: score_text(data.default.score if data.default else None),
+        "score of the default recipe": lambda data: score_text(
+            data.run.default_trial.score if data.run.default_trial else None
+        ),
         "confirmed": confirmed_text,
         "trained to the end": lambda data: str(sum(trial.finished for trial in data.run.own_trials)),
         "GPU hours": lambda data: f"{data.effort.gpu_hours:,.2f}" if data.effort.gpu_hours else "0, on the CPU",

@@ -11,7 +11,7 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import option_info
 from tune.report.blocks import Block, Code, Facts, Note, Section, Table
-from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, status_of, value_text
+from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, value_text
 from tune.run.confirm_status import confirmation_text, load_result
 from tune.run.export import recipe_text
 from tune.run.results import TrialResult
@@ -30,7 +30,7 @@ def verdict_section(data: SweepData) -> Section:
 
 def result_sentence(data: SweepData) -> str:
     """Return what the best trial reached, next to the default recipe, in a sentence."""
-    winner, default, trials = data.winner, data.default, len(data.run.own_trials)
+    winner, default, trials = data.winner, data.run.default_trial, len(data.run.own_trials)
     tried = counted(trials, "trial") + f" of {data.run.config.budget.trials}" * (trials < data.run.config.budget.trials)
     if winner is None:
         if not data.run.ranking:
@@ -44,7 +44,7 @@ def result_sentence(data: SweepData) -> str:
         return f"{found}; the default recipe was not tried."
     if default.number == winner.number:
         return f"{found}. It is the default recipe."
-    ending = "" if default.finished else f" ({status_of(default, data.state)}, {default.epoch} of {data.epochs} epochs)"
+    ending = "" if default.finished else f" ({default.status}, {default.epoch} of {data.epochs} epochs)"
     return f"{found}; the default recipe reached {score_text(default.score)}{ending}."
 
 
@@ -68,7 +68,7 @@ def arm_names(text: str) -> str:
 
 def score_tables(data: SweepData) -> list[Block]:
     """Return the winner's scores next to the default recipe's: those of the sweep, and confirmed ones by part."""
-    trials = [t for t in (data.winner or next(iter(data.run.ranking), None), data.default) if t is not None]
+    trials = [t for t in (data.winner or next(iter(data.run.ranking), None), data.run.default_trial) if t is not None]
     unique = list({trial.number: trial for trial in trials}.values())
     if not unique:
         return []
@@ -87,11 +87,9 @@ def sweep_table(data: SweepData, trials: list[TrialResult]) -> Table:
     """Return the scores that trials had in the sweep."""
     rows = []
     for trial in trials:
-        name = f"trial {trial.number}" + (" (default recipe)" if trial is data.default else "")
+        name = f"trial {trial.number}" + (" (default recipe)" if trial is data.run.default_trial else "")
         dice = [score_text(trial.dice.get(region)) for region in REGIONS]
-        rows.append(
-            [name, *dice, score_text(trial.score), f"{trial.best_epoch}/{data.epochs}", status_of(trial, data.state)]
-        )
+        rows.append([name, *dice, score_text(trial.score), f"{trial.best_epoch}/{data.epochs}", trial.status])
     columns = ["recipe", *(f"Dice {region}" for region in REGIONS), data.score_name, "best epoch", "ended"]
     return Table("In the sweep: one training each, validation cases", columns, rows, "lrrrrrl")
 

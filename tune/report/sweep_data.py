@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from optuna.trial import TrialState
 
-from trainable.core.locks import is_locked
 from trainable.core.options import format_value, to_dict
 from trainable.training.training_log import read_rows
 from tune.report.privacy import Privacy, privacy_of
 from tune.run.effort import Effort, measure_effort
-from tune.run.events import Event, read_events
+from tune.run.events import Event, EventKind, read_events
 from tune.run.results import Run, TrialResult
 
 DASH = "\N{EN DASH}"  # for what is not known
@@ -48,28 +47,17 @@ class SweepData:
     @cached_property
     def state(self) -> str:
         """Whether the sweep is running, has ended, ended early (a budget was spent), or was interrupted."""
-        if is_locked(self.run.folder):
+        if self.run.driven:
             return "running"
-        going = any(trial.state == TrialState.RUNNING for trial in self.run.own_trials)
-        return (
-            "interrupted"
-            if going
-            else "ended early"
-            if self.run.unfinished and not self.run.target_reached
-            else "ended"
-        )
+        if any(trial.state == TrialState.RUNNING for trial in self.run.own_trials):
+            return "interrupted"
+        return "ended early" if self.run.unfinished and not self.run.target_reached else "ended"
 
     @property
     def winner(self) -> TrialResult | None:
         """The best trial that trained to its end; None while there is none."""
         ranking = self.run.ranking
         return ranking[0] if ranking and ranking[0].finished else None
-
-    @cached_property
-    def default(self) -> TrialResult | None:
-        """The trial of the default recipe; None if there is none, as in a sweep that was warm-started."""
-        values = self.run.config.space.default_values()
-        return next((t for t in self.run.own_trials if not t.outside_space and t.values == values), None)
 
     @cached_property
     def default_recipe(self) -> dict[str, Any]:
@@ -103,12 +91,10 @@ class SweepData:
 def read_sweep(run: Run, *, anonymous: bool) -> SweepData:
     """Return a run with what its report needs."""
     events = read_events(run.dir.events)
+    if events and events[-1].kind == EventKind.SWEEP_ENDED:  # its driver holds the lock to have this report written
+        trials = [replace(trial, interrupted=trial.state == TrialState.RUNNING) for trial in run.trials]
+        run = replace(run, trials=trials, driven=False)
     return SweepData(run, events, privacy_of(run, events, anonymous=anonymous))
-
-
-def status_of(trial: TrialResult, state: str) -> str:
-    """Return how a trial ended; one that runs in a sweep which is not running is interrupted. state: of the sweep."""
-    return "interrupted" if trial.state == TrialState.RUNNING and state != "running" else trial.status
 
 
 def value_text(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from tune.report.blocks import Section, Table, TrialBrowser
 from tune.report.chart_style import group_of
 from tune.report.overview import run_name
-from tune.report.sweep_data import SweepData, score_text, share_text, status_of, value_text
+from tune.report.sweep_data import SweepData, score_text, share_text, value_text
 from tune.run.results import TrialResult
 from tune.search.asha import rung_epochs
 
@@ -47,7 +47,7 @@ def trial_table(data: SweepData) -> Table:
     ranked = data.run.ranking
     known = {trial.number for trial in ranked}
     trials = [*ranked, *(trial for trial in data.run.trials if trial.number not in known)]
-    rows = [trial_row(data, trial, data.state) for trial in trials]
+    rows = [trial_row(data, trial) for trial in trials]
     cost = data.run.config.objective.cost
     columns = ["trial", "ended", "epochs", data.score_name, "at epoch", "minutes", *[f"cost: {cost}"] * bool(cost)]
     columns.append("recipe, where it differs from the default")
@@ -55,9 +55,9 @@ def trial_table(data: SweepData) -> Table:
     return Table("All trials, best first", columns, rows, "llrrrr" + "r" * bool(cost) + "l", marked)
 
 
-def trial_row(data: SweepData, trial: TrialResult, state: str) -> list[str]:
-    """Return a trial's row. state: of the sweep."""
-    ended = status_of(trial, state) + {"": "", "default": " (protected)", "audit": " (audited)"}[trial.kept]
+def trial_row(data: SweepData, trial: TrialResult) -> list[str]:
+    """Return a trial's row."""
+    ended = trial.status + {"": "", "default": " (protected)", "audit": " (audited)"}[trial.kept]
     ended += f" (of {run_name(Path(trial.imported_from))})" if trial.imported_from else ""
     epochs, best_epoch = f"{trial.epoch}/{data.epochs}", str(trial.best_epoch or "")
     minutes, cost = f"{trial.seconds / 60:,.1f}", [] if trial.cost is None else [f"{trial.cost:,.0f}"]
@@ -82,10 +82,10 @@ def trial_data(data: SweepData) -> dict[str, Any]:
         needed = "" if stop is None or stop.needed is None else f"{stop.needed:.4f} was needed"
         epochs, scores = data.curves.get(trial.number, ([], []))
         trials.append(
-            {"n": trial.number, "g": group_of(trial), "s": status_of(trial, data.state), "r": recipe}
+            {"n": trial.number, "g": group_of(trial), "s": trial.status, "r": recipe}
             | {"e": epochs, "v": scores, "needed": needed}
         )
-    winner, default = data.winner, data.default
+    winner, default = data.winner, data.run.default_trial
     return {
         "options": [{"name": name, "values": list(texts[name])} for name in options],
         "trials": trials,

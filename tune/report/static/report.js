@@ -95,13 +95,12 @@
     complete: ["trained to the end", "--complete", "solid", 0.75], stopped: ["stopped early", "--stopped", "solid", 0.55],
     running: ["not ended", "--running", "dash", 0.9], failed: ["failed", "--failed", "dot", 0.9],
   };
-  const shown = (trial) => {
-    if (!filter) return true;
-    const form = new FormData(filter), option = form.get("option"), value = form.get("value");
-    if (!form.getAll("status").includes(trial.g)) return false;
-    if (!option) return true;
+  const chosenTrials = () => { // those that the filter lets through
+    if (!filter) return data.trials;
+    const form = new FormData(filter), groups = form.getAll("status"), option = form.get("option"), value = form.get("value");
     const at = data.options.findIndex((item) => item.name === option);
-    return value ? trial.r[at] === Number(value) : trial.r[at] >= 0;
+    const suits = (trial) => !option || (value ? trial.r[at] === Number(value) : trial.r[at] >= 0);
+    return data.trials.filter((trial) => groups.includes(trial.g) && suits(trial));
   };
   const lines = (trials) => {
     const x = [], y = [], numbers = [];
@@ -112,7 +111,7 @@
     return { x, y, trials: numbers };
   };
   const curves = () => {
-    const trials = data.trials.filter((trial) => trial.e.length && shown(trial)), traces = [];
+    const trials = chosenTrials().filter((trial) => trial.e.length), traces = [];
     const faded = picked.size ? 0.25 : 1;
     for (const [group, [name, colour, dash, opacity]] of Object.entries(STYLES)) {
       const members = trials.filter((trial) => trial.g === group);
@@ -128,7 +127,7 @@
     }
     for (const [number, name, colour, dash] of [[data.default, "default recipe", "--muted", "dash"], [data.winner, "winner", "--winner", "solid"]]) {
       const trial = byNumber.get(number);
-      if (trial && trial.e.length && shown(trial)) {
+      if (trial && trials.includes(trial)) {
         traces.push({ type: "scatter", mode: "lines", name, ...lines([trial]), line: { color: `var(${colour})`, width: 2.5, dash } });
       }
     }
@@ -143,7 +142,7 @@
       yaxis: { title: { text: data.score }, ...(trials.length ? {} : { range: [0, 1] }) } } };
   };
   const refreshTrials = () => {
-    const visible = new Set(data.trials.filter(shown).map((trial) => trial.n));
+    const visible = new Set(chosenTrials().map((trial) => trial.n));
     for (const row of table.tBodies[0].rows) {
       const number = Number(row.dataset.trial);
       row.hidden = !visible.has(number);
@@ -166,21 +165,20 @@
     if (!picked.size) return;
     const chosen = [...picked].map((n) => byNumber.get(n)), recipes = chosen.map((trial) => new Map(recipeOf(trial)));
     const grid = document.createElement("table");
-    const add = (cells, name) => {
+    const add = (texts, isHead) => {
       const row = grid.insertRow();
-      cells.forEach((text, at) => {
-        const cell = document.createElement(at && name === "td" ? "td" : "th");
-        cell.scope = at && name === "td" ? "" : name === "td" ? "row" : "col";
-        if (cell.tagName === "TD") cell.removeAttribute("scope");
+      texts.forEach((text, at) => {
+        const cell = document.createElement(isHead || at === 0 ? "th" : "td");
+        if (cell.tagName === "TH") cell.scope = isHead ? "col" : "row";
         cell.textContent = text;
         row.append(cell);
       });
     };
     grid.createCaption().textContent = "Recipes of the trials picked: options in which they differ";
-    add(["option", ...chosen.map((trial) => `trial ${trial.n}`)], "th");
+    add(["option", ...chosen.map((trial) => `trial ${trial.n}`)], true);
     for (const { name } of data.options) {
       const values = recipes.map((recipe) => recipe.get(name) ?? "inactive");
-      if (new Set(values).size > 1 || values.length === 1) add([name, ...values], "td");
+      if (new Set(values).size > 1 || values.length === 1) add([name, ...values], false);
     }
     const box = document.createElement("div");
     box.className = "scroll";
