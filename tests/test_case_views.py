@@ -139,6 +139,10 @@ def test_predictions_of_another_model_are_not_shown_and_are_replaced(
     assert all(view.images is not None for view in case_views(run, images="make", quiet=True))
     assert json.loads(index.read_text()) == other
     assert not stale.exists()
+    for file in index.parent.glob("*.nii.gz"):  # by hand
+        file.unlink()
+    assert all(view.images is None for view in case_views(run, images="kept"))
+    assert all(view.images is not None for view in case_views(run, images="make", quiet=True))
 
 
 def test_what_cannot_be_shown_is_said_without_naming_it(training: Path, data: Data, tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def read_kept(model: ShownModel) -> dict[str, KeptPrediction]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         index = json.loads((model.folder / INDEX).read_text())
         if (index["model"], index["label"]) == (model.digest(), model.label):
-            return {name: KeptPrediction(**entry) for name, entry in index["cases"].items()}
+            kept = {name: KeptPrediction(**entry) for name, entry in index["cases"].items()}
+            return {name: entry for name, entry in kept.items() if (model.folder / entry.file).is_file()}
     return {}
 
 
@@ -100,8 +101,9 @@ def make_predictions(model: ShownModel, names: Sequence[str], *, quiet: bool = F
     missing = [name for name in names if name not in kept]
     if missing:
         with lock_folder(model.folder):
+            digest = model.digest()  # before: if a sweep replaces the model meanwhile, these are not of the new one
             kept |= _predict(model, missing, quiet=quiet)
-            index = {"model": model.digest(), "label": model.label, "cases": {n: asdict(k) for n, k in kept.items()}}
+            index = {"model": digest, "label": model.label, "cases": {n: asdict(k) for n, k in kept.items()}}
             atomic_write_text(model.folder / INDEX, json.dumps(index, indent=2) + "\n")
             current = {entry.file for entry in kept.values()}
             for file in model.folder.glob("*.nii.gz"):

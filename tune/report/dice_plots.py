@@ -70,11 +70,17 @@ def dice_section_of_confirmation(folder: Path, *, cache: Path, anonymous: bool, 
     sections = []
     for part, title in (("val", "validation"), ("test", "test")):
         arms = list(read_confirm_scores(ConfirmDir(folder).scores, part).items())
-        recipes = [Recipe(arm.replace("_", " "), arm.replace("_", " "), scores) for arm, scores in reversed(arms)]
+        recipes = [Recipe(arm_label(arm), arm_label(arm), scores) for arm, scores in reversed(arms)]
         if recipes:  # the file has the default first and the winner last
             strips = Strips(title, recipes, cache, recipes[0].label, "recipe, mean over its trainings")
             sections.append(strips_html(strips, anonymous=anonymous, name=f"{name}_{title}"))
     return "\n".join(sections)
+
+
+def arm_label(arm: str) -> str:
+    """Return what a recipe of a confirmation is called: "trial 12" for trial_0012, else its name."""
+    number = arm.removeprefix("trial_")
+    return f"trial {int(number)}" if number != arm and number.isdigit() else arm
 
 
 def read_confirm_scores(path: Path, part: str) -> dict[str, dict[str, Scores]]:

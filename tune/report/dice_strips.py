@@ -99,7 +99,7 @@ def strip_figure(strips: Strips, region: str, titles: Mapping[str, str], name: s
     spoken = ", ".join(f"{strips.recipes[column].label} {mean:.3f}" for column, mean in known)
     return {
         "name": name,
-        "title": f"Dice of {region}",
+        "title": f"Dice of {region}, {strips.part} cases",
         "summary": f"Dice of {region} of {len(titles)} {strips.part} cases. Mean: {spoken}",
         "spec": {"data": traces(region, points, known), "layout": layout(strips, min(points.y, default=0))},
     }
