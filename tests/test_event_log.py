@@ -33,7 +33,7 @@ def texts(run: Run) -> list[str]:
 
 
 def test_a_decision_is_an_event_only_if_it_stops_a_trial_or_would_have(run: Run) -> None:
-    events = EventLog(run)
+    events = EventLog(run.dir)
     events.decided(1, 3, RungDecision(0.5, CONTINUE, "", 0.4, 3))
     events.decided(1, 9, RungDecision(0.17, STOP, "", 0.448, 4))
     events.decided(2, 3, RungDecision(0.1, CONTINUE, "default", 0.4, 3))
@@ -49,7 +49,7 @@ def test_a_decision_is_an_event_only_if_it_stops_a_trial_or_would_have(run: Run)
 
 def test_a_start_says_on_which_gpus_of_which_machine_and_after_which_epoch(run: Run) -> None:
     where = make_report(0, 0.0) | {"host": "node1"}
-    events = EventLog(run)
+    events = EventLog(run.dir)
     events.started(1, where | {"gpus": []}, 0)  # type: ignore[arg-type]
     events.started(1, where | {"gpus": [2, 3]}, 5)  # type: ignore[arg-type]
     assert texts(run) == ["started on node1", "goes on after epoch 5 on GPU 2, 3 of node1"]
@@ -57,29 +57,39 @@ def test_a_start_says_on_which_gpus_of_which_machine_and_after_which_epoch(run: 
 
 
 def test_a_winner_of_an_earlier_attempt_is_no_new_best(run: Run) -> None:
-    events = EventLog(run)
-    events.ended(run.trial(0), run)
-    assert [event.kind for event in read_events(run.dir.events)] == [EventKind.TRIAL_ENDED]
-    EventLog(Run(run.dir, run.config, [])).ended(run.trial(0), run)
-    assert texts(run)[1:] == ["complete at epoch 9/9, val_dice_mean 0.5000", "new best, val_dice_mean 0.5000"]
+    events = EventLog(run.dir)
+    with events.attempt(run, lambda: "all is done"):
+        events.ended(run.trial(0), run)
+    assert texts(run) == ["launched", "complete at epoch 9/9, val_dice_mean 0.5000", "all is done"]
+    with events.attempt(Run(run.dir, run.config, []), lambda: "all is done"):
+        events.ended(run.trial(0), run)
+    assert texts(run)[3:6] == ["launched", texts(run)[1], "new best, val_dice_mean 0.5000"]
 
 
-def test_the_end_of_an_attempt_that_was_killed_is_noted_by_the_next_one(run: Run) -> None:
+def test_what_a_killed_driver_could_not_note_is_noted_by_the_next_one(run: Run) -> None:
     append_event(run.dir.events, Event(100.0, EventKind.SWEEP_STARTED, "launched"))
+    append_event(run.dir.events, Event(101.0, EventKind.TRIAL_STARTED, "started on node1", 0))
     write_live_state(run.dir.live, LiveState(130.0, 100.0, "node1", 7))
     heard: list[Event] = []
-    with EventLog(run, heard.append).attempt(lambda: "all is done"):
+    with EventLog(run.dir, heard.append).attempt(run, lambda: "all is done"):
         pass
-    _, killed, *rest = read_events(run.dir.events)
+    _, _, ended, killed, *rest = read_events(run.dir.events)
+    assert (ended.trial, ended.time, ended.status) == (0, 130.0, "complete")
     assert (killed.kind, killed.time, killed.text) == (EventKind.SWEEP_ENDED, 130.0, "was killed")
     assert [(event.kind, event.text) for event in rest] == [
         (EventKind.SWEEP_STARTED, "launched"),
         (EventKind.SWEEP_ENDED, "all is done"),
     ]
     assert heard == rest  # nobody is told anew of what is long past
-    with pytest.raises(KeyError), EventLog(run).attempt(lambda: "not this"):
+    with pytest.raises(KeyError), EventLog(run.dir).attempt(run, lambda: "not this"):
         raise KeyError("a bug")
-    assert texts(run)[4:] == ["launched", "stopped by KeyError: 'a bug'"]
+    assert texts(run)[6:] == ["launched", "stopped by KeyError: 'a bug'"]
+
+
+def test_nothing_is_made_up_for_a_run_that_older_code_began(run: Run) -> None:
+    with EventLog(run.dir).attempt(run, lambda: "all is done"):
+        pass
+    assert texts(run) == ["launched", "all is done"]
 
 
 def test_a_file_that_cannot_be_written_is_said_once_and_listeners_hear_all_the_same(
@@ -87,7 +97,7 @@ def test_a_file_that_cannot_be_written_is_said_once_and_listeners_hear_all_the_s
 ) -> None:
     run.dir.events.mkdir()
     heard: list[Event] = []
-    events = EventLog(run, heard.append)
+    events = EventLog(run.dir, heard.append)
     events.retried(1, "RuntimeError: x")
     events.retried(1, "RuntimeError: y")
     assert [event.text for event in heard] == [f"started again after RuntimeError: {name}" for name in "xy"]

@@ -6,16 +6,20 @@ What becomes of one report, in Ray's order of calls (tests/test_ray_compat.py as
  2. (Ray)                          copies the checkpoint into the run's storage, then hands the report to the driver
  3. sweep_stopper.SweepStopper     __call__: counts GPU seconds, notes a full disk and the best finished score
  4. rung_scheduler.RungScheduler   on_trial_result, in this order:
-      recorder.Recorder.write        appends to metrics.csv, case_scores.csv, TensorBoard and stdout.log
+      recorder.Recorder.write        appends to metrics.csv, case_scores.csv, TensorBoard and stdout.log; the first
+                                     report of a process says where it runs: an event
       Journal.record                 score, epoch and checkpoint of the trial
-      RungScheduler.decide           STOP or CONTINUE, in the journal before it is returned
+      RungScheduler.decide           STOP or CONTINUE, in the journal before it is returned; a stop is an event
       on_report                      the caller's hook of launch and resume
  5. searcher.OptunaSearcher        on_trial_result, only after CONTINUE: does nothing
  6. watchdog.HangWatchdog          on_trial_result, a callback: the trial has reported in time
  7. CONTINUE                       `send` returns in the trial's process, which trains on
     STOP, or the trial has ended   `send` raises SystemExit; OptunaSearcher.on_trial_complete reports to Optuna,
                                    then Recorder.on_trial_complete announces the end
- 8. on_step_end, stop_all          the live table, a sync of RUN/best in the background, hung trials; the budgets
+ 8. on_step_end, stop_all          the screen, RUN/live.json, the report's process, a sync of RUN/best in background,
+                                   hung trials; the budgets
+
+Between two reports a trial sends its progress to progress_board.ProgressBoard, which live_recorder.LiveRecorder reads.
 
 When a trial fails, Ray decides whether to restart it (max_failures), then calls RungScheduler.on_trial_error. If it is
 not restarted, OptunaSearcher.on_trial_complete(error=True) and Recorder.on_trial_error follow.

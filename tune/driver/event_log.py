@@ -25,14 +25,12 @@ class EventLog:
 
     A file that cannot be written is said once, and the sweep goes on: what it needs is in its journal.
 
-    run: as it is when the attempt starts. listeners: called with each event.
+    run_dir: the folder of the run. listeners: called with each event.
     """
 
-    def __init__(self, run: Run, *listeners: Callable[[Event], None]) -> None:
-        self.dir, self.listeners = run.dir, listeners
-        self.attempts = len(run.config.record.attempts)
-        self.epochs, self.score_name = run.config.fixed("epochs"), run.config.objective.score
-        self.best = best_finished(run)
+    def __init__(self, run_dir: RunDir, *listeners: Callable[[Event], None]) -> None:
+        self.dir, self.listeners = run_dir, listeners
+        self.best: int | None = None
         self.warned = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -61,15 +59,18 @@ class EventLog:
             self.warned = True
 
     @contextmanager
-    def attempt(self, why_ended: Callable[[], str]) -> Iterator[None]:
-        """Note in this context that an attempt starts and ends; before that the end of an earlier one that was killed.
+    def attempt(self, run: Run, why_ended: Callable[[], str]) -> Iterator[None]:
+        """Note in this context that an attempt starts and ends; before that what an earlier one that was killed missed.
 
-        why_ended: returns why it has ended, in words; not called if an error ends the context.
+        Args:
+            run: as it is when the attempt starts.
+            why_ended: returns why it has ended, in words; not called if an error ends the context.
         """
-        if (killed := time_of_kill(self.dir)) is not None:
-            self.write(Event(killed, EventKind.SWEEP_ENDED, "was killed"))
-        resumed = f"resumed: attempt {self.attempts}" if self.attempts > 1 else "launched"
-        self.add(EventKind.SWEEP_STARTED, resumed)
+        for event in missed_events(run):
+            self.write(event)
+        self.best = best_finished(run)
+        attempts = len(run.config.record.attempts)
+        self.add(EventKind.SWEEP_STARTED, f"resumed: attempt {attempts}" if attempts > 1 else "launched")
         try:
             yield
         except BaseException as error:
@@ -109,13 +110,21 @@ class EventLog:
         """Note that a trial has ended, and whether it is the new best; nothing if it was only interrupted."""
         if trial.state == TrialState.RUNNING:
             return
-        score = "no score" if trial.score is None else f"{self.score_name} {trial.score:.4f}"
-        why = f": {first_sentence(trial.error)}" if trial.error else ""
-        text = f"{trial.status} at epoch {trial.epoch}/{self.epochs}, {score}{why}"
-        self.add(EventKind.TRIAL_ENDED, text, trial.number, status=trial.status)
+        self.add(EventKind.TRIAL_ENDED, end_text(trial, run), trial.number, status=trial.status)
         if (best := best_finished(run)) is not None and best != self.best:
-            self.add(EventKind.NEW_BEST, f"new best, {score}", trial.number)
+            self.add(EventKind.NEW_BEST, f"new best, {score_text(trial, run)}", trial.number)
             self.best = best
+
+
+def end_text(trial: TrialResult, run: Run) -> str:
+    """Return how a trial has ended, in words."""
+    why = f": {first_sentence(trial.error)}" if trial.error else ""
+    return f"{trial.status} at epoch {trial.epoch}/{run.config.fixed('epochs')}, {score_text(trial, run)}{why}"
+
+
+def score_text(trial: TrialResult, run: Run) -> str:
+    """Return a trial's best score with its name."""
+    return "no score" if trial.score is None else f"{run.config.objective.score} {trial.score:.4f}"
 
 
 def first_sentence(error: str) -> str:
@@ -128,10 +137,22 @@ def best_finished(run: Run) -> int | None:
     return next((trial.number for trial in run.ranking[:1] if trial.finished), None)
 
 
-def time_of_kill(run: RunDir) -> float | None:
-    """Return when the last attempt was last seen alive, in seconds since 1970; None if its end is noted."""
-    events = read_events(run.events)
-    if not events or events[-1].kind == EventKind.SWEEP_ENDED:
-        return None
-    live = read_live_state(run.live)
-    return max(events[-1].time, live.time if live else 0.0)
+def missed_events(run: Run) -> list[Event]:
+    """Return the events that are not noted since the driver was killed: the ends of trials, and that of the attempt.
+
+    Their time is when the attempt was last seen alive.
+    """
+    events = read_events(run.dir.events)
+    if not events:  # a new run, or one of an older version
+        return []
+    live = read_live_state(run.dir.live)
+    was_killed = events[-1].kind != EventKind.SWEEP_ENDED
+    seen = max(events[-1].time, live.time if live and was_killed else 0.0)
+    started = {event.trial for event in events if event.kind == EventKind.TRIAL_STARTED}
+    noted = {event.trial for event in events if event.kind == EventKind.TRIAL_ENDED}
+    missed = [
+        Event(seen, EventKind.TRIAL_ENDED, end_text(trial, run), trial.number, status=trial.status)
+        for trial in run.own_trials
+        if trial.state != TrialState.RUNNING and trial.number in started - noted
+    ]
+    return missed + [Event(seen, EventKind.SWEEP_ENDED, "was killed")] * was_killed

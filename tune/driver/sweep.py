@@ -238,7 +238,7 @@ def run_attempt(
     ):
         board = start_board()
         live = LiveRecorder(run.dir, slots, board)
-        events = EventLog(run, screen.event, hooks.notifier.event)
+        events = EventLog(run.dir, screen.event, hooks.notifier.event)
         recorder = Recorder(run, journal, stopper, snapshot, screen, live, events)
         attempt = config.record.attempts[-1]
         scheduler = RungScheduler(journal, config, recorder.write, attempt, hooks.on_report, events.decided)
@@ -248,7 +248,8 @@ def run_attempt(
             run, hooks.fit, board, searcher, scheduler, stopper,
             callbacks=[SignalKeeper(stopper), live, recorder, watchdog, waits, report],
         )  # fmt: skip
-        with events.attempt(lambda: stopper.why_ended(recorder.read_current())), live, recorder.worker:
+        before = recorder.read_current()
+        with events.attempt(before, lambda: stopper.why_ended(recorder.read_current())), live, recorder.worker:
             run_tuner(tuner, stopper)
 
 
