@@ -105,10 +105,8 @@ def found_lines(run: Run, epochs: int, dice: float, cases: int) -> list[str]:
         f"mean Dice {dice:.4f} on {counted(cases, 'test case')}",
     ]
     if (arm := default_on_test_cases(run)) is not None:
-        trainings = counted(arm.trainings, "training")
-        lines.append(
-            f"the default recipe on the same cases: {arm.mean['dice_mean']:.4f} over {trainings} as in the sweep"
-        )
+        scored = f"{arm.mean['dice_mean']:.4f} over {counted(arm.trainings, 'training')}"
+        lines.append(f"the default recipe, trained as in the sweep, on the same cases: {scored}")
     return lines
 
 
