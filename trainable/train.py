@@ -103,8 +103,7 @@ def train(
         check_files(config)
         data = data or prepare_data(config)
         check_regions(data.folder, data.split)
-        log = TrainingLog(paths.path)
-        seen = ""
+        log, seen = TrainingLog(paths.path), ""
 
         def on_start(training: TrainingState) -> None:
             nonlocal seen
