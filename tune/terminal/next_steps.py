@@ -24,7 +24,7 @@ def sweep_steps(run: Run) -> list[tuple[str, str]]:
         return [*steps, (f"voxtune best {folder}", "the best trials, and their recipes")]
     if not confirmation_text(run)[1]:
         steps.append((confirm_command(run.folder), "better than the default, or lucky?"))
-    steps.append((f"voxtune retrain {folder}", "train the winner again, score the test cases"))
+    steps.append((f"voxtune retrain {folder}", "train it again, score the test cases"))
     return steps[:3]
 
 

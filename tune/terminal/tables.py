@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainable.core.brats import REGIONS
-from trainable.core.console import make_console
+from trainable.core.console import make_console, wrap_prose
 from trainable.core.counted import counted
 from trainable.core.logger import logger
 from trainable.core.options import format_value, to_dict
@@ -118,7 +118,7 @@ def print_best(run: Run, top: int) -> None:
         InputError: if no trial has a score yet.
     """
     console, winner, objective = make_console(), run.best(), run.config.objective
-    logger.info(summary_lines(run))
+    logger.info(wrap_prose(summary_lines(run)))
     lines = dice_table(run, run.ranking[:top], console.width)
     if objective.cost:
         title = f"Pareto front: no other trial has more {objective.score} for fewer {objective.cost}"
