@@ -124,6 +124,7 @@ READERS = [
     "tune.run.importance",
     "tune.run.json_output.outputs",
     "tune.cli",
+    "tune.terminal.status",
     "trainable.core.options",
     "voxtune",
 ]

@@ -113,7 +113,7 @@ def test_a_sweep_whose_trials_see_no_reserved_gpu_ends_with_the_reason_and_can_b
     assert f"but torch sees none there (torch {torch.__version__}, " in line
     assert "--set resources.gpu=0 to train on the CPU; go on with: " in line
     [trial] = read_run(tmp_path / "run").trials
-    assert (trial.status, trial.epoch) == ("running", 0)
+    assert (trial.status, trial.epoch) == ("interrupted", 0)
     assert "torch sees none there" in (tmp_path / "run" / "trials" / "0000" / "stdout.log").read_text()
 
 

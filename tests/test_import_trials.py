@@ -88,7 +88,12 @@ def test_a_changed_space_imports_what_is_in_it_under_the_same_numbers(run: Path,
     assert "imports 3 of 4 trials\n  not trial 1: lr is 0.005, not of 0.0001 to 0.003" in capsys.readouterr().out
     result = read_run(run)
     assert [trial.state.name for trial in result.trials] == ["COMPLETE", "FAIL", "COMPLETE", "RUNNING"]
-    assert [trial.status for trial in result.trials] == ["complete", "outside the space", "out of memory", "running"]
+    assert [trial.status for trial in result.trials] == [
+        "complete",
+        "outside the space",
+        "out of memory",
+        "interrupted",
+    ]
     assert result.trials[0].values == {"lr": 3e-4, "optimizer": "adam", "dropout": 0.0}
     assert (result.trials[0].score, result.trials[0].checkpoint) == (0.5, "run-1/0000/checkpoint_000003")
     frozen = read_trials(run, "voxtune-2")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import SWEEP
@@ -17,21 +20,27 @@ from synthetic_run import make_synthetic_run
 from trainable.core.console import make_console
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
+from trainable.training.case_scores import SCORE_COLUMNS
 from tune.__main__ import main
+from tune.run.confirm_report import table_text
 from tune.run.curves import trial_curve
 from tune.run.events import Event, EventKind, read_events
 from tune.run.live_state import Activity, LiveState, read_live_state
 from tune.run.results import Run, read_run
 from tune.run.time_left import estimate_time_left
+from tune.run.training_progress import TrainingProgress
 from tune.run.trial_detail import trial_detail
+from tune.run.verdict import Arm
 from tune.spec.sweep_config import make_sweep_config
 from tune.terminal.live_screen import SweepScreen
 from tune.terminal.outcome import print_outcome
 from tune.terminal.recipe_words import RecipeWords, short_recipe
 from tune.terminal.sparkline import plot, sparkline
 from tune.terminal.status import print_status
+from tune.terminal.sweep_header import rough_range
 from tune.terminal.sweep_screen import sweep_screen
-from tune.terminal.text_lines import TICK, flow, progress_bar
+from tune.terminal.text_lines import TICK, as_lines, flow, progress_bar
+from tune.terminal.training_table import progress_lines
 from tune.terminal.trial_lines import activity_text
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +62,7 @@ def driven(folder: Path) -> Run:
 def drawn(run: Run, width: int, height: int, *, ascii_only: bool = False) -> list[str]:
     """The lines of the screen a minute after the last event."""
     live, events = read_live_state(run.dir.live), read_events(run.dir.events)
-    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=io.StringIO())
     now = events[-1].time + 60
     console.print(sweep_screen(run, live, events, width, height, now=now, ascii_only=ascii_only))
     return console.export_text().splitlines()
@@ -98,6 +107,14 @@ def test_the_screen_in_ascii_has_the_same_lines_without_unicode(driven: Run) -> 
     assert [len(line) for line in lines] == [len(line) for line in drawn(driven, 80, 24)]
 
 
+def test_the_note_of_a_launch_is_the_first_line(driven: Run) -> None:
+    config = driven.config.with_record(note="the first real run, " * 10)
+    lines = drawn(replace(driven, config=config), 80, 24)
+    assert lines[0].startswith("the first real run, the first")
+    assert len(lines[0]) == 80
+    assert lines[1].startswith("run: 40 of 40 trials")
+
+
 def test_more_running_trials_than_rows_are_counted(driven: Run) -> None:
     one = next(trial for trial in driven.trials if trial.status == "running")
     running = [replace(one, number=number) for number in range(100, 130)]
@@ -133,6 +150,17 @@ def test_a_large_sweep_shows_the_best_and_the_last_trials_and_says_how_to_see_al
     assert [int(line.split()[0].strip("*")) for line in lines[last : last + 15]] == ended[::-1][:15]
     print_status(driven, show_all=True)
     assert "--all" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "nan"])
+def test_a_watch_without_a_pause_is_refused(
+    folder: Path, every: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["voxtune", "status", str(folder), "--watch", "--every", every])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert f"error: --every {every}: expected at least 0.1 seconds" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
@@ -189,7 +217,8 @@ def test_the_end_says_what_it_cost_what_was_saved_and_what_was_found(
     print_outcome(driven)
     text = capsys.readouterr().out
     winner, default = driven.best(), driven.default_trial
-    assert default is not None and default.number == 0
+    assert default is not None
+    assert default.number == 0
     stopped = [trial for trial in driven.trials if trial.status == "stopped early"]
     assert f"early stopping saved {sum(100 - trial.epoch for trial in stopped)} of " in text
     assert f"winner {winner.number:>9}" in text
@@ -209,6 +238,37 @@ def test_tables_fit_the_columns_that_are_asked_for(
     verb([name, *words], monkeypatch, width)
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if str(folder) not in line) <= width
+
+
+def test_scores_of_cases_are_in_as_many_tables_as_fit_below_each_other() -> None:
+    from trainable.evaluate import score_table  # here, because it imports torch
+
+    regions = ("WT", "TC", "ET")
+    values = {f"{kind}_{region}": 0.5 for kind in ("dice", "hd95", "sensitivity", "specificity") for region in regions}
+    scores: Any = {f"BraTS2021_{number:05d}": {**values, "dice_mean": 0.5} for number in range(3)}
+    parts = dict.fromkeys(scores, "test")
+    wide, narrow = score_table(scores, parts), score_table(scores, parts, 80)
+    assert max(map(len, wide.splitlines())) > 120
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.count("0.5000") == wide.count("0.5000")
+    assert narrow.count("mean test") == 3
+
+
+def test_the_recipes_of_a_confirmation_fit_80_columns() -> None:
+    means = dict.fromkeys(SCORE_COLUMNS, 0.81234)
+    arms = [Arm(f"trial_{n:04d}", 12, means, dict.fromkeys(SCORE_COLUMNS, 0.0123), "", 0.9, -0.0123) for n in (3, 14)]
+    found: Any = SimpleNamespace(val=SimpleNamespace(arms=arms, comparison=None), plan=SimpleNamespace(folds=0))
+    lines = table_text(found).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split()[2:] == ["0.8123", "0.8123", "0.8123", "0.8123", "+-", "0.0123", "0.9000", "-0.0123"]
+
+
+def test_running_trainings_fit_80_columns() -> None:
+    training = TrainingProgress("trial_0012 seed_1000002 fold_3", 1000, 999, 0.81234, 998, 86399.0)
+    [heading, line] = as_lines(progress_lines([training]), 80)
+    assert line.plain == " 999/1000     998  0.8123 23:59:59 running  trial_0012 seed_1000002 fold_3"
+    assert heading.plain.index("training") == line.plain.index("trial_0012")
 
 
 def test_show_says_why_a_trial_was_stopped_and_what_was_needed(
@@ -259,7 +319,9 @@ def test_the_time_that_is_left_is_in_the_range(tmp_path: Path) -> None:
     assert high < 6 * low
     assert estimate_time_left(replace(run, trials=[]), slots=8) is None
     first = estimate_time_left(replace(run, trials=run.trials[:1]), slots=8)
-    assert first is not None and first[0] < low and first[1] > high
+    assert first is not None
+    assert first[0] < low
+    assert first[1] > high
 
 
 def test_a_sparkline_has_a_block_per_column_and_ticks_at_the_rungs_ahead() -> None:
@@ -314,6 +376,21 @@ def test_parts_flow_into_lines_without_being_split() -> None:
     assert flow(["a" * 30], 10) == ["a" * 9 + "…"]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (2901, 16503, "0.8 to 4.6 h"),
+        (30, 7100, "at most 118 min"),
+        (40, 110, "40 to 110 s"),
+        (7150, 7210, "about 2.0 h"),
+        (90000, 300000, "1.0 to 3.5 days"),
+        (0, 0.4, "at most 0 s"),
+    ],
+)
+def test_a_range_of_time_has_one_unit(low: float, high: float, text: str) -> None:
+    assert rough_range(low, high) == text
+
+
 def test_a_console_off_a_terminal_is_as_wide_as_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for columns, width in (("80", 80), ("0", 150), ("", 150), ("wide", 150)):
         monkeypatch.setenv("COLUMNS", columns)
@@ -324,7 +401,7 @@ def test_a_sweep_without_a_trial_has_a_screen(tmp_path: Path) -> None:
     make_synthetic_run(tmp_path / "run", trials=1, space="demo")
     run = replace(read_run(tmp_path / "run"), trials=[], driven=True)
     live = LiveState(1.0, 0.0, "node1", 1, 2)
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(sweep_screen(run, live, [], 80, 24, now=2.0))
     assert "no score yet" in console.export_text()
     assert make_sweep_config(SWEEP).fixed("epochs") == 9

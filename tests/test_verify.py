@@ -112,7 +112,7 @@ def test_scores_of_cases_that_are_lost_or_damaged(run: Path):
 
 def test_a_kill_may_leave_scores_per_case_of_an_epoch_that_nothing_else_has(run: Path):
     """They are written before metrics.csv, and that before the journal; the trial then repeats the epoch."""
-    running = next(trial for trial in read_run(run).trials if trial.status == "running")
+    running = next(trial for trial in read_run(run).trials if trial.status == "interrupted")
     path = run / "trials" / f"{running.number:04d}" / "case_scores.csv"
     path.write_text(path.read_text() + f"{running.epoch + 1},c,0.1,0.2,0.3,0.2\n")
     assert wrong(run) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from itertools import chain, count
 from pathlib import Path
@@ -25,7 +26,7 @@ from tune.run.race import DEFAULT
 from tune.run.results import Run, read_run
 from tune.run.verdict import Arm, Verdict
 from tune.spec.sweep_file import load_sweep_config
-from tune.terminal.next_steps import print_next, sweep_steps
+from tune.terminal.next_steps import print_next
 from tune.terminal.outcome import print_outcome
 
 CASES, SHAPE = 20, (64, 64, 48)
@@ -76,7 +77,14 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
     logger.info(f"\npictures: {out / 'predictions'}")
     if run.dir.report.exists():
         logger.info(f"open {run.dir.report}")
-    print_next(sweep_steps(run))
+    folder = shlex.quote(str(run.folder))
+    print_next(
+        [
+            (f"voxtune report {folder}", "all of it in one HTML file"),
+            (f"voxtune show {folder} {run.best().number}", "the winner in detail"),
+            ("voxtune launch brats --data DATA --out RUN", "a sweep on your own cases"),
+        ]
+    )
 
 
 def found_lines(run: Run, epochs: int, dice: float, cases: int) -> list[str]:
@@ -97,8 +105,8 @@ def found_lines(run: Run, epochs: int, dice: float, cases: int) -> list[str]:
         f"mean Dice {dice:.4f} on {counted(cases, 'test case')}",
     ]
     if (arm := default_on_test_cases(run)) is not None:
-        trainings = counted(arm.trainings, "training")
-        lines.append(f"the default recipe on the same cases: {arm.mean['dice_mean']:.4f}, the mean of {trainings}")
+        scored = f"{arm.mean['dice_mean']:.4f} over {counted(arm.trainings, 'training')}"
+        lines.append(f"the default recipe, trained as in the sweep, on the same cases: {scored}")
     return lines
 
 

@@ -26,7 +26,7 @@ def status(
     from tune.terminal.status import print_status
     from tune.terminal.status import watch as watch_run
 
-    if every < 0.1:
+    if not every >= 0.1:  # also for nan
         raise InputError(f"--every {every:g}: expected at least 0.1 seconds")
     result = read_run(run)
     if json_:

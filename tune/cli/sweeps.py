@@ -147,7 +147,7 @@ def resume(
 
 def finish(run: Run) -> None:
     """Print the counts of a sweep's trials and the winner; exit with code 1 if no trial has a score."""
-    print_outcome(run)
+    print_outcome(run, steps=run.config.confirm is None)  # a confirmation says itself what is next
     if not run.ranking:
         raise typer.Exit(1)
 

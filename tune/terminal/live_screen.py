@@ -8,6 +8,7 @@ from typing import Self
 
 from optuna.trial import TrialState
 from rich.live import Live
+from rich.text import Text
 
 from trainable.core.console import make_console
 from trainable.core.logger import logger
@@ -22,7 +23,8 @@ ENDS = (EventKind.TRIAL_ENDED, EventKind.TRIAL_STOPPED)
 
 
 class LiveScreen:
-    """A part of the terminal that is redrawn while something runs; none off a terminal, where `live` is None.
+    """A part of the terminal that is redrawn while something runs; none off a terminal or on one that
+    cannot redraw, where `live` is None.
 
     The logger's messages appear above it, because rich redirects sys.stdout meanwhile.
     """
@@ -30,7 +32,8 @@ class LiveScreen:
     def __init__(self) -> None:
         console = make_console()
         self.started = self.refreshed = time.monotonic()
-        self.live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        redraws = console.is_terminal and not console.is_dumb_terminal
+        self.live = Live(console=console, auto_refresh=False, transient=True) if redraws else None
 
     def __enter__(self) -> Self:
         if self.live:
@@ -57,6 +60,13 @@ class SweepScreen(LiveScreen):
         self.config, self.trials = config, trials
         self.run: Run | None = None
         self.events: list[Event] = []
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self.live is not None:
+            text = f"{self.trials} trials of up to {self.config.fixed('epochs')} epochs: the first ones start"
+            self.live.update(Text(text, no_wrap=True), refresh=True)
+        return self
 
     def refresh(self, run: Run, live: LiveState | None) -> None:
         """Draw the screen; off a terminal `run` is only what the next events are told against."""

@@ -18,13 +18,13 @@ def sweep_steps(run: Run) -> list[tuple[str, str]]:
     steps = [(resume_command(run.folder), "go on with the sweep")] * (run.unfinished and not run.target_reached)
     if not run.ranking:
         return [*steps, (f"voxtune show {folder} 0", "why a trial has ended, and the last lines of its log")]
-    steps.append((f"voxtune report {folder}", "all of it as one HTML file"))
+    steps.append((f"voxtune report {folder}", "all of it in one HTML file"))
     default = run.config.space.default_values()
     if not any(trial.finished and trial.values != default for trial in run.ranking):
         return [*steps, (f"voxtune best {folder}", "the best trials, and their recipes")]
     if not confirmation_text(run)[1]:
-        steps.append((confirm_command(run.folder), "is the winner better than the default recipe, or lucky?"))
-    steps.append((f"voxtune retrain {folder}", "train it again from the start, and score the test cases"))
+        steps.append((confirm_command(run.folder), "better than the default, or lucky?"))
+    steps.append((f"voxtune retrain {folder}", "train it again, score the test cases"))
     return steps[:3]
 
 

@@ -59,7 +59,7 @@ def effort_lines(effort: Effort, width: int) -> list[str]:
 def found_lines(run: Run, width: int) -> list[str]:
     """Return the winner's scores above those of the default recipe, its recipe and its model."""
     winner, default = run.best(), run.default_trial
-    lines = [f"{'':11}trial {'epoch':>8}   score{''.join(f'{region:>8}' for region in REGIONS)}"]
+    lines = [f"{'':11}trial {'best at':>8}   score{''.join(f'{region:>8}' for region in REGIONS)}"]
     lines.append(score_line("best so far" if not winner.finished else "winner", winner, run))
     if default is not None and default.number != winner.number:
         lines.append(score_line("default", default, run))

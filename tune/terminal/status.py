@@ -9,6 +9,7 @@ from optuna.trial import TrialState
 from rich.text import Text
 
 from trainable.core.console import make_console, wrap_prose
+from trainable.core.locks import is_locked
 from trainable.core.logger import logger
 from tune.run.confirm_status import confirmation_text
 from tune.run.events import Event, read_events
@@ -66,18 +67,29 @@ def chosen_trials(run: Run, events: Sequence[Event]) -> dict[str, list[TrialResu
 
 
 def watch(run: Run, seconds: float) -> Run:
-    """Show a sweep's screen on a terminal until it ends or nothing drives it; return the run as it is then.
+    """Show a sweep's screen on a terminal until nothing drives it any more; return the run as it is then.
 
-    Off a terminal nothing is shown meanwhile. The run is read again every `seconds`.
+    Off a terminal nothing is shown meanwhile.
+
+    Args:
+        seconds: between two looks at RUN; the journal is read again only if it has grown.
     """
+    size = journal_size(run)
     with LiveScreen() as screen:
         while True:
             if screen.live is not None:
-                size, ascii_only = screen.live.console.size, not screen.live.console.encoding.startswith("utf")
+                console = screen.live.console
                 live, events = read_live_state(run.dir.live), read_events(run.dir.events)
-                drawn = sweep_screen(run, live, events, size.width, size.height - 1, ascii_only=ascii_only)
+                ascii_only, height = not console.encoding.startswith("utf"), console.size.height - 1
+                drawn = sweep_screen(run, live, events, console.size.width, height, ascii_only=ascii_only)
                 screen.live.update(drawn, refresh=True)
             if not run.driven:
                 return run
             time.sleep(seconds)
-            run = read_run(run.folder)
+            if journal_size(run) != size or not is_locked(run.folder):
+                size, run = journal_size(run), read_run(run.folder)
+
+
+def journal_size(run: Run) -> int:
+    """Return the size of a run's journal in bytes, 0 if it is missing; a sweep only appends to it."""
+    return run.dir.journal.stat().st_size if run.dir.journal.exists() else 0

@@ -14,6 +14,7 @@ from tune.run.results import Run
 from tune.run.time_left import estimate_time_left
 from tune.terminal.text_lines import flow
 
+UNITS = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
 ORDER = ("running", "waiting", "interrupted", "complete", "out of patience", "stopped early")
 
 
@@ -27,6 +28,7 @@ def header_lines(run: Run, live: LiveState | None, events: Sequence[Event], widt
     """
     left = "no process drives it now" if run.unfinished and not run.driven else time_left_text(run, live, events, now)
     return [
+        *flow([run.config.record.note or ""], width),
         *flow([f"{run.folder.name}: {progress_text(run)}", ", ".join(state_counts(run))], width),
         *flow([elapsed_text(run, live, events, now), gpu_hours_text(run), left], width),
         *flow([best_text(run), running_best_text(run)], width),
@@ -97,7 +99,16 @@ def time_left_text(run: Run, live: LiveState | None, events: Sequence[Event], no
     if (budget := run.config.budget.time_budget) is not None:
         rest = max(0.0, budget - attempt_seconds(live, events, now))
         low, high = min(low, rest), min(high, rest)
-    return f"{duration(low)} to {duration(high)} left" if low >= 1 else f"at most {duration(high)} left"
+    return f"{rough_range(low, high)} left"
+
+
+def rough_range(low: float, high: float) -> str:
+    """Return a range of seconds as text, in one unit: "0.8 to 4.6 h", or "at most 20 min" if the least is next to 0."""
+    unit, size = next(((unit, size) for unit, size in UNITS if high >= 2 * size), UNITS[-1])
+    texts = [f"{value / size:.1f}" if size >= 3600 else f"{value / size:.0f}" for value in (low, high)]
+    if float(texts[0]) == 0:
+        return f"at most {texts[1]} {unit}"
+    return f"{texts[0]} to {texts[1]} {unit}" if texts[0] != texts[1] else f"about {texts[1]} {unit}"
 
 
 def best_text(run: Run) -> str:

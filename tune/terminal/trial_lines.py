@@ -23,6 +23,7 @@ COLOURS = {
     TrialState.FAIL: "red",
     TrialState.RUNNING: "cyan",
 }
+MAX_RUNGS = 6  # with a tick each; the median rule has a rung per validation
 KEPT: dict[Kept, str] = {"": "", "default": "protected", "audit": "audited"}  # notes on trials that were not stopped
 
 
@@ -48,7 +49,7 @@ def choose_widths(run: Run, total: int) -> Widths:
     validations = -(-epochs // run.config.fixed("val_freq"))
     return Widths(
         total,
-        number=max(5, len(str(len(run.trials)))),
+        number=max(5, len(str(len(run.trials))) + 1),
         epoch=max(5, 2 * len(str(epochs)) + 1),
         curve=min(max(validations, 5), max(8, total // 6)),
         state=min(28, max(18, total // 4)),
@@ -85,7 +86,8 @@ class TrialLines:
     def __init__(self, run: Run, live: LiveState | None, width: int) -> None:
         self.run, self.words, self.widths = run, RecipeWords(run), choose_widths(run, width)
         self.activities = {activity.number: activity for activity in live.activities} if live else {}
-        self.epochs, self.rungs = run.config.fixed("epochs"), rung_epochs(run.config)
+        self.epochs, rungs = run.config.fixed("epochs"), rung_epochs(run.config)
+        self.rungs = rungs if len(rungs) <= MAX_RUNGS else ()
         self.winner = run.ranking[0].number if run.ranking and run.ranking[0].finished else None
 
     def heading(self) -> Text:

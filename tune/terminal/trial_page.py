@@ -14,6 +14,7 @@ from tune.terminal.sparkline import plot
 from tune.terminal.sweep_screen import event_line, is_news
 from tune.terminal.tables import recipe_table
 from tune.terminal.text_lines import as_lines, fit, flow
+from tune.terminal.trial_lines import MAX_RUNGS
 
 PLOT_HEIGHT = 6
 MAX_PLOT_WIDTH = 100
@@ -62,6 +63,7 @@ def curve_lines(run: Run, detail: TrialDetail, width: int) -> list[str]:
     if not detail.curve:
         return []
     rungs = rung_epochs(run.config)
+    rungs = rungs if len(rungs) <= MAX_RUNGS else ()
     lines = plot(detail.curve, detail.epochs, width, PLOT_HEIGHT, rungs)
     axis = f"epoch 1{detail.epochs:>{width - 14}}"
     name = f"{run.config.objective.score} by epoch{', with ticks at the rungs' if rungs else ''}"
