@@ -4,7 +4,7 @@ A trial's outcome is its standing (tune/run/standing.py), so that trials that ea
 scores of different epochs could not be compared. Options are taken in turn, the most telling first: each explains a
 share of the differences that the options before it have left, by an analysis of variance over its values, or over
 ranges of a number. So an option that the searcher happened to vary together with a better one gets no credit for it.
-Shares are unbiased (epsilon squared: noise has 0 on average), and their intervals are of a bootstrap over trials. An
+From shares is taken what chance would explain (epsilon squared); intervals are of a bootstrap over trials. An
 option is said to matter only if its F-test, corrected for the number of options (Holm), excludes chance. One that is
 active in some trials only, as momentum with SGD, is judged by these alone.
 """
@@ -33,7 +33,7 @@ MIN_PER_VALUE = 3  # a value that was tried less often is not judged
 TRIALS_PER_RANGE, MAX_RANGES = 10, 8  # of a number: the ranges have equally many trials
 CONFIDENCE = 0.95
 SIGNIFICANCE = (
-    0.02  # measured: then 1 sweep in 20 says of an option of no effect that it matters (spreads differ, so F is lax)
+    0.02  # benchmarks/importance_calibration.py: then about 1 sweep in 20 claims too much; F is lax if spreads differ
 )
 LITTLE = 0.05  # an option hardly matters if the interval's upper end is at most this
 DRAWS = 300
