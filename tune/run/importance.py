@@ -32,9 +32,7 @@ MIN_TRIALS = 20  # with fewer, an F-test over a few values tells nothing that la
 MIN_PER_VALUE = 3  # a value that was tried less often is not judged
 TRIALS_PER_RANGE, MAX_RANGES = 10, 8  # of a number: the ranges have equally many trials
 CONFIDENCE = 0.95
-SIGNIFICANCE = (
-    0.02  # benchmarks/importance_calibration.py: then about 1 sweep in 20 claims too much; F is lax if spreads differ
-)
+SIGNIFICANCE = 0.02  # then about 1 sweep in 20 claims too much, see benchmarks/importance_calibration.py
 LITTLE = 0.05  # an option hardly matters if the interval's upper end is at most this
 DRAWS = 300
 
