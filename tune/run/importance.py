@@ -4,7 +4,7 @@ A trial's outcome is its standing (tune/run/standing.py), so that trials that ea
 scores of different epochs could not be compared. Options are taken in turn, the most telling first: each explains a
 share of the differences that the options before it have left, by an analysis of variance over its values, or over
 ranges of a number. So an option that the searcher happened to vary together with a better one gets no credit for it.
-Shares are unbiased (epsilon squared: noise has 0 on average), and their intervals are of a bootstrap over trials. An
+From shares is taken what chance would explain (epsilon squared); intervals are of a bootstrap over trials. An
 option is said to matter only if its F-test, corrected for the number of options (Holm), excludes chance. One that is
 active in some trials only, as momentum with SGD, is judged by these alone.
 """
@@ -32,9 +32,7 @@ MIN_TRIALS = 20  # with fewer, an F-test over a few values tells nothing that la
 MIN_PER_VALUE = 3  # a value that was tried less often is not judged
 TRIALS_PER_RANGE, MAX_RANGES = 10, 8  # of a number: the ranges have equally many trials
 CONFIDENCE = 0.95
-SIGNIFICANCE = (
-    0.02  # measured: then 1 sweep in 20 says of an option of no effect that it matters (spreads differ, so F is lax)
-)
+SIGNIFICANCE = 0.02  # then about 1 sweep in 20 claims too much, see benchmarks/importance_calibration.py
 LITTLE = 0.05  # an option hardly matters if the interval's upper end is at most this
 DRAWS = 300
 
@@ -72,8 +70,7 @@ class OptionImportance:
 
 @dataclass(frozen=True)
 class Importances:
-    """The importance of each searched option: first those that matter, by falling share, then the others in the
-    order of the space.
+    """The importance of each searched option: first those that matter, then the others, each by falling share.
 
     trials: number that were compared. left_out: number of other trials, by status. confidence: of the intervals.
     """
@@ -170,7 +167,7 @@ def group_trials(parameter: Parameter, trials: Sequence[TrialResult]) -> Ints:
 
 
 def explain(standings: Floats, groups: dict[str, Ints], seed: int = 0) -> dict[str, Share]:
-    """Return the share that each option explains: first those that matter, by falling share, then the others as given.
+    """Return the share that each option explains: first those that matter, then the others, each by falling share.
 
     Args:
         standings: (trials,).
@@ -193,10 +190,7 @@ def explain(standings: Floats, groups: dict[str, Ints], seed: int = 0) -> dict[s
         shares[name] = Share(float(np.clip(share[0], 0, 1)), float(low), float(high), name in mattering)
         if name in mattering:
             rest = rest - variance.fitted
-    ranked = [
-        *sorted(mattering, key=lambda name: -shares[name].share),
-        *(n for n in groups if n in shares.keys() - mattering),
-    ]
+    ranked = sorted(shares, key=lambda name: (name not in mattering, -shares[name].share))
     return {name: shares[name] for name in ranked}
 
 
@@ -206,25 +200,26 @@ def choose_order(standings: Floats, groups: dict[str, Ints]) -> tuple[dict[str, 
     Each option taken is the one whose F-test, of what the ones before have left, is the most significant. Once a first
     one is taken, the others are also tried within its groups: which optimizer is good depends on the lr.
     """
-    rest, weights = standings[None], np.ones((1, len(standings)))
+    rest, taken = standings[None], dict[str, Factor]()
     left = {name: [Factor(of)] for name, of in groups.items()}
-    taken = dict[str, Factor]()
     while left:
-        chances = {
-            name: min(
-                (len(factors) * analyse(rest, weights, factor).chance, place) for place, factor in enumerate(factors)
-            )
-            for name, factors in left.items()
-        }
-        name = min(left, key=lambda name: chances[name])
-        if chances[name][0] >= SIGNIFICANCE / len(left):
-            break
-        factor = left.pop(name)[chances[name][1]]
-        rest = rest - analyse(rest, weights, factor).fitted
+        best = {name: most_telling(rest, factors) for name, factors in left.items()}
+        name = min(best, key=lambda name: best[name][0])
+        chance, factor = best[name]
+        if chance >= SIGNIFICANCE / len(left):
+            return taken | {name: factor for name, (_, factor) in best.items()}, set(taken)
+        rest = rest - analyse(rest, np.ones_like(rest), factor).fitted
+        del left[name]
         if not taken:
             left = {other: [*factors, cross(groups[name], groups[other])] for other, factors in left.items()}
         taken[name] = factor
-    return taken | {name: factors[0] for name, factors in left.items()}, set(taken)
+    return taken, set(taken)
+
+
+def most_telling(values: Floats, factors: Sequence[Factor]) -> tuple[float, Factor]:
+    """Return the factor that explains values (1, trials) the most significantly, and its chance, for all of them."""
+    chances = [analyse(values, np.ones_like(values), factor).chance for factor in factors]
+    return len(factors) * min(chances), factors[chances.index(min(chances))]
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class ImportanceOutput(Document):
     left_out: dict[str, int] = Field(description="Number of the others, by status.")
     confidence: float = Field(description="Of the intervals.")
     enough: bool = Field(description="Whether there are enough trials to say anything.")
-    options: list[OptionItem] = Field(description="First those that matter, by falling share.")
+    options: list[OptionItem] = Field(description="First those that matter, then the others, each by falling share.")
 
 
 def importance_output(run: Run, found: Importances) -> ImportanceOutput:
