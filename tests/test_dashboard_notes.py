@@ -20,10 +20,12 @@ from optuna_dashboard.artifact._backend import list_trial_artifacts
 from PIL import Image
 from synthetic_run import make_synthetic_run
 
+from tune.run.dashboard_notes import trial_ids
 from tune.run.results import Run, read_run
 from tune.run.verify import verify
 from tune.run.viewers import begin_viewers, finish_viewers
 from tune.search.journal import Journal
+from tune.search.optuna_compat import set_study_attr
 from tune.spec.sweep_config import make_sweep_config
 
 
@@ -90,9 +92,9 @@ def test_nothing_is_written_twice_and_a_note_that_a_user_edits_stays(run: Run) -
     size = run.dir.journal.stat().st_size
     finish_viewers(journal, read_run(run.folder))
     assert run.dir.journal.stat().st_size == size
-    first = journal.trial_ids()[0]
-    journal.set_study_attr(f"dashboard:{first}:note_str:0", "mine")
-    journal.set_study_attr(f"dashboard:{first}:note_ver", 2)
+    first = trial_ids(journal)[0]
+    set_study_attr(journal.study, f"dashboard:{first}:note_str:0", "mine")
+    set_study_attr(journal.study, f"dashboard:{first}:note_ver", 2)
     finish_viewers(Journal(run.folder, run.config), read_run(run.folder))
     assert notes(run)[0] == "mine"
 

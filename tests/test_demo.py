@@ -30,6 +30,8 @@ def test_no_trials_are_refused_before_anything_is_written(tmp_path: Path, trials
     with pytest.raises(InputError, match=rf"study.trials is {trials}; expected a whole number >= 1"):
         run_demo(tmp_path / "new", trials)
     assert list(tmp_path.iterdir()) == []
+
+
 def test_the_end_names_the_default_recipe_as_the_baseline(tmp_path: Path):
     run = read_run(make_synthetic_run(tmp_path / "run", trials=6, space="demo"))
     winner, default = run.best(), run.default_trial

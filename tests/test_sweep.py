@@ -110,6 +110,15 @@ def test_the_driver_writes_each_trial_as_text(run: Path):
         assert len(list(run.glob(f"tensorboard/{trial.number:04d} */events.out.tfevents.*"))) == 1
 
 
+def test_viewers_have_the_winners_pictures_and_a_note_on_each_trial(run: Path):
+    best = read_run(run).best()
+    drawn = RunDir(run).trial(best.number).drawn()
+    assert [path.stem for path in drawn] == list(load_split(run / "split.json").val)
+    assert [path.read_bytes() for path in (run / "artifacts").iterdir()] == [path.read_bytes() for path in drawn]
+    assert len(list(run.glob(f"tensorboard/winner {best.number:04d} */events.out.tfevents.*"))) == 1
+    assert (run / "journal.log").read_text().count(":note_ver") == 6  # and one on the study
+
+
 def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):
     best = read_run(run).best()
     assert best.score == max(trial.value for trial in read_trials(run) if trial.state == TrialState.COMPLETE)

@@ -16,18 +16,24 @@ from trainable.core.files import atomic_copy
 from trainable.core.options import format_value
 from tune.run.results import Run, TrialResult
 from tune.search.journal import Journal
+from tune.search.optuna_compat import set_study_attr, study_attrs, trial_id
 
 MAX_NOTE = 2045  # characters in one attribute; the dashboard joins several, which no note here needs
 
 
 def write_notes(journal: Journal, run: Run, trials: Iterable[TrialResult]) -> None:
     """Write the note of each of these trials that has ended and has none; a note that a user has edited stays."""
-    known, attrs = journal.trial_ids(), journal.study_attrs()
+    known, attrs = trial_ids(journal), study_attrs(journal.study)
     for trial in trials:
         key = f"dashboard:{known[trial.number]}"
         if trial.state.is_finished() and f"{key}:note_ver" not in attrs:
-            journal.set_study_attr(f"{key}:note_str:0", note(run, trial)[:MAX_NOTE])
-            journal.set_study_attr(f"{key}:note_ver", 1)
+            set_study_attr(journal.study, f"{key}:note_str:0", note(run, trial)[:MAX_NOTE])
+            set_study_attr(journal.study, f"{key}:note_ver", 1)
+
+
+def trial_ids(journal: Journal) -> dict[int, int]:
+    """Return the id of each trial in Optuna's storage, which the dashboard's keys have, by its number."""
+    return {frozen.number: trial_id(frozen) for frozen in journal.trials()}
 
 
 def note(run: Run, trial: TrialResult) -> str:
@@ -63,25 +69,25 @@ def default_text(name: str, default: dict[str, object]) -> str:
 def attach_pictures(journal: Journal, run: Run, trial: TrialResult) -> None:
     """Copy a trial's pictures to RUN/artifacts and attach them to it; what was attached before, to any, is removed."""
     wanted = {}
-    prefix = f"dashboard:artifacts:{journal.trial_ids()[trial.number]}:"
+    prefix = f"dashboard:artifacts:{trial_ids(journal)[trial.number]}:"
     for path in run.dir.trial(trial.number).drawn():
         artifact = str(uuid.UUID(sha256(path.read_bytes()).hexdigest()[:32]))
         wanted[f"{prefix}{artifact}"] = (path, artifact)
-    attached = {key for key, text in journal.study_attrs().items() if "artifacts:" in key and text != "null"}
+    attached = {key for key, text in study_attrs(journal.study).items() if "artifacts:" in key and text != "null"}
     for key in attached - wanted.keys():
         (run.dir.artifacts / key.rpartition(":")[2]).unlink(missing_ok=True)
-        journal.set_study_attr(key, "null")
+        set_study_attr(journal.study, key, "null")
     for key in wanted.keys() - attached:
         path, artifact = wanted[key]
         run.dir.artifacts.mkdir(exist_ok=True)  # of a sweep that an older version began
         atomic_copy(path, run.dir.artifacts / artifact, fsync=False)
         meta = {"artifact_id": artifact, "filename": path.name, "mimetype": "image/png", "encoding": None}
-        journal.set_study_attr(key, json.dumps(meta))
+        set_study_attr(journal.study, key, json.dumps(meta))
 
 
 def describe_study(journal: Journal, run: Run) -> None:
     """Write the note on the sweep, unless it has one."""
-    if "dashboard:note_ver" in journal.study_attrs():
+    if "dashboard:note_ver" in study_attrs(journal.study):
         return
     folder = shlex.quote(str(run.folder))
     text = (
@@ -89,5 +95,5 @@ def describe_study(journal: Journal, run: Run) -> None:
         f"of up to {run.config.fixed('epochs')} epochs. Trials that ran out of memory count with 0.\n\n"
         f"Look closer: `voxtune status {folder}`, `voxtune report {folder}`"
     )
-    journal.set_study_attr("dashboard:note_str:0", text)
-    journal.set_study_attr("dashboard:note_ver", 1)
+    set_study_attr(journal.study, "dashboard:note_str:0", text)
+    set_study_attr(journal.study, "dashboard:note_ver", 1)

@@ -21,7 +21,7 @@ from trainable.training.epoch_result import EndReason
 from tune.search.asha import RungDecision
 from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
 from tune.search.journal_reader import load_trials
-from tune.search.optuna_compat import set_intermediate_value, set_study_attr, study_attrs, trial_id
+from tune.search.optuna_compat import set_intermediate_value, trial_id
 from tune.search.sampler import make_sampler, next_untried
 from tune.search.trial_progress import BestEpoch, Progress, stopped_at, with_decision
 from tune.spec.kinds import encode
@@ -116,18 +116,6 @@ class Journal:
     def own_trials(self) -> list[FrozenTrial]:
         """Return those of trials() that were not imported from another run."""
         return [frozen for frozen in self.trials() if "source" not in frozen.user_attrs]
-
-    def trial_ids(self) -> dict[int, int]:
-        """Return the id of each trial of trials() in Optuna's storage, by its number."""
-        return {frozen.number: trial_id(frozen) for frozen in self.trials()}
-
-    def study_attrs(self) -> dict[str, Any]:
-        """Return the system attributes of the study, which viewers read."""
-        return study_attrs(self.study)
-
-    def set_study_attr(self, key: str, value: Any) -> None:
-        """Set a system attribute of the study."""
-        set_study_attr(self.study, key, value)
 
     def enqueue_first(self, params: Sequence[dict[str, Any]]) -> None:
         """Have ask return these params first, one trial per item; options that an item leaves out are sampled.
