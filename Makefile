@@ -32,10 +32,12 @@ drill: .venv/installed
 	$(BIN)/python tests/drills/fault_drill.py
 	$(BIN)/python tests/drills/confirm_drill.py
 
-# docs/options.md and docs/cli.md from the code.
+# docs/options.md, docs/cli.md, docs/json.md and search_spaces/sweep.schema.json from the code.
 docs: .venv/installed
 	$(BIN)/python tests/proofs/option_proofs.py --docs
 	$(BIN)/python tests/proofs/cli_page.py
+	$(BIN)/python tests/proofs/json_page.py
+	$(BIN)/voxtune schema > search_spaces/sweep.schema.json
 
 lint: .venv/installed
 	$(BIN)/ruff check .
