@@ -18,6 +18,7 @@ from trainable.predict import predict_cases
 from trainable.training.training_dir import TrainingDir
 from tune.confirm import confirm
 from tune.driver.cluster import Cluster
+from tune.driver.report_keeper import write_last_report
 from tune.driver.sweep import launch
 from tune.retrain import retrain
 from tune.run.confirm_status import confirmation_text, confirmed_choice, load_result
@@ -72,15 +73,15 @@ def run_demo(out: Path | None, trials: int | None = None, epochs: int = 40) -> N
     chapter(5, "held-out cases, predicted from their folders, with pictures")
     cases = [out / "data" / name for name in run.split().test]
     predictions = predict_cases(model, cases, out / "predictions", pictures=True)
+    write_last_report(run)
     lines = found_lines(run, epochs, mean_scores(predictions.scores.values())["dice_mean"], len(cases))
     logger.info(wrap_prose("\n".join(["", f"done in {duration(time.monotonic() - started)}", "", *lines])))
     logger.info(f"\npictures: {out / 'predictions'}")
-    if run.dir.report.exists():
-        logger.info(f"open {run.dir.report}")
+    logger.info(f"all of it in one HTML file, to open in a browser: {run.dir.report}")
     folder = shlex.quote(str(run.folder))
     print_next(
         [
-            (f"voxtune report {folder}", "all of it in one HTML file"),
+            (f"voxtune best {folder}", "the best trials and the winner's recipe"),
             (f"voxtune show {folder} {run.best().number}", "the winner in detail"),
             ("voxtune launch brats --data DATA --out RUN", "a sweep on your own cases"),
         ]
