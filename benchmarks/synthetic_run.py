@@ -1,6 +1,6 @@
 """A run's folder as a sweep of many trials would have left it, made without training; for tests and benchmarks.
 
-    python tests/synthetic_run.py RUN [--trials 1000] [--space brats] [--gpus 8] [--cases 20] [--running 4]
+    python benchmarks/synthetic_run.py RUN [--trials 1000] [--space brats] [--gpus 8] [--cases 20] [--running 4]
 
 The curves rise to a plateau that depends on lr and optimizer, with noise; early stopping decides by the real rules on
 simulated GPUs that train at the same time. There are no checkpoints and no images.
