@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from tune.driver.cluster import Cluster
+    from tune.run.results import Run
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and what it starts, ignores Ctrl-C
@@ -44,6 +45,24 @@ def prepared(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """The same cases in a cache of their own: 6 to train, 1 to validate, 1 to test."""
     config = TrainConfig(data_dir=phantoms, cache_dir=tmp_path_factory.mktemp("cache"))
     return prepare_data(config, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def synthetic_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep of 40 trials of 20 options, of which some run; nothing drives it."""
+    from synthetic_run import make_synthetic_run
+
+    return make_synthetic_run(tmp_path_factory.mktemp("sweep") / "run", trials=40, running=4)
+
+
+@pytest.fixture
+def driven(synthetic_sweep: Path) -> Run:
+    """That sweep as it is read while a process drives it."""
+    from trainable.core.locks import lock_folder
+    from tune.run.results import read_run
+
+    with lock_folder(synthetic_sweep):
+        return read_run(synthetic_sweep)
 
 
 @pytest.fixture(scope="module")

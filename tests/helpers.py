@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 if TYPE_CHECKING:
     from trainable.core.config import TrainConfig
     from trainable.data.prepare import Data
@@ -142,6 +144,17 @@ def voxtune(*words: object, **environment: str) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "tune", *map(str, words), *without_report(words)],
         capture_output=True, text=True, check=False, env=clean_environment() | ONE_CORE | environment,
     )  # fmt: skip
+
+
+def verb(words: Sequence[object], monkeypatch: pytest.MonkeyPatch, columns: int = 80) -> None:
+    """Run a verb in this process, as if its output went into a file, `columns` wide."""
+    from tune.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["voxtune", *map(str, words)])
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 120) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from synthetic_run import make_synthetic_run
 
 from trainable.core.errors import InputError
+from trainable.core.locks import lock_folder
 from trainable.training.training_log import TrainingLog, read_rows
 from tune.cli import app
 from tune.exporters.mlflow_store import export_to_mlflow
@@ -23,7 +25,9 @@ from tune.run.results import Run, read_run
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A sweep of twelve trials: one failed, one ran out of memory, two run."""
-    return read_run(make_synthetic_run(tmp_path / "run", trials=12, running=2, failed_every=6, cases=2, gpus=2))
+    folder = make_synthetic_run(tmp_path / "run", trials=12, running=2, failed_every=6, cases=2, gpus=2)
+    with lock_folder(folder):
+        return read_run(folder)
 
 
 def runs_of(uri: str) -> tuple[Any, Any, list[Any]]:
@@ -143,6 +147,27 @@ def test_a_package_that_is_missing_is_named(tool: str, monkeypatch: pytest.Monke
 def test_a_store_that_does_not_answer_is_named(run: Run) -> None:
     with pytest.raises(InputError, match="MLflow at nowhere://x: .*nowhere"):
         export_to_mlflow(run, "nowhere://x", "brats")
+
+
+def test_a_trial_that_is_interrupted_is_killed_in_mlflow_until_it_goes_on(tmp_path: Path, run: Run) -> None:
+    uri = (tmp_path / "mlruns").as_uri()
+    going = [trial.number for trial in run.trials if trial.status == "running"]
+    for state, expected in ((run, "RUNNING"), (read_run(run.folder), "KILLED"), (run, "RUNNING")):
+        export_to_mlflow(state, uri, "brats")
+        _, parent, copies = runs_of(uri)
+        assert {copies[number].info.status for number in going} == {expected}
+        assert parent.info.status == expected
+
+
+def test_a_trial_that_starts_while_a_sweep_is_copied_is_left_for_the_next_copy(tmp_path: Path, run: Run) -> None:
+    read_before = replace(run, trials=run.trials[:-1])
+    assert export_to_mlflow(read_before, str(tmp_path / "mlruns"), "brats").startswith("11 trials copied")
+    assert export_to_mlflow(run, str(tmp_path / "mlruns"), "brats").startswith("1 trial copied")
+
+
+def test_wandb_is_written_to_a_folder_not_to_an_address(run: Run) -> None:
+    with pytest.raises(InputError, match=r"--uri https://wandb.example: expected a folder"):
+        app(["export", str(run.folder), "--to", "wandb", "--uri", "https://wandb.example"], standalone_mode=False)
 
 
 def test_one_destination_is_needed(run: Run) -> None:

@@ -17,7 +17,8 @@ from tune.run.importance import Importances, importances
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.trial_rows import trial_columns, trial_rows
 from tune.spec.sweep_config import SweepConfig
-from voxtune.summary_html import counts_text, summary_html
+from tune.terminal.tables import summary_line
+from voxtune.summary_html import summary_html
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -149,7 +150,7 @@ class RunReader:
         """Return the folder, the number of trials and the best score."""
         best = self._run.ranking[0] if self._run.ranking else None
         winner = f"; best {best.score:.4f} (trial {best.number})" if best else ""
-        return f"<run {self.folder}: {counts_text(self._run)}{winner}>"
+        return f"<run {self.folder}: {summary_line(self._run)}{winner}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""

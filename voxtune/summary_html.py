@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from trainable.core.counted import counted
 from trainable.core.options import format_value
 from tune.run.curves import trial_curve
 from tune.run.effort import measure_effort
 from tune.run.results import Run, TrialResult
 from tune.run.trial_detail import reason
+from tune.terminal.recipe_words import RecipeWords
+from tune.terminal.tables import summary_line
 
 SHOWN = 5  # best trials
 WIDTH, HEIGHT = 90, 18  # of a curve, in pixels
@@ -19,7 +20,7 @@ CELL = "padding:2px 10px;text-align:left"
 
 def summary_html(run: Run) -> str:
     """Return the summary of a run; it takes the colours of the page around it."""
-    head = f"<b>{escape(run.folder.name)}</b>: {escape(counts_text(run))}"
+    head = f"<b>{escape(run.folder.name)}</b>: {escape(summary_line(run))}"
     lines = [head, escape(effort_text(run))]
     if not run.ranking:
         return f"<div>{'<br>'.join([*lines, 'no trial has a score yet'])}</div>"
@@ -31,14 +32,6 @@ def summary_html(run: Run) -> str:
     return f"<div>{'<br>'.join(lines)}{table}</div>"
 
 
-def counts_text(run: Run) -> str:
-    """Return how many trials are in which state."""
-    statuses = [trial.status for trial in run.own_trials]
-    counts = ", ".join(f"{statuses.count(status)} {status}" for status in sorted(set(statuses)))
-    left = f"; {run.trials_left} to start" if run.trials_left else ""
-    return f"{counted(len(statuses), 'trial')}{f' ({counts})' if counts else ''}{left}"
-
-
 def effort_text(run: Run) -> str:
     """Return what the run has cost, and what early stopping has saved."""
     effort = measure_effort(run)
@@ -48,8 +41,7 @@ def effort_text(run: Run) -> str:
 
 def trial_row(run: Run, trial: TrialResult, highest: float) -> str:
     """Return a trial's row of the table; highest: score at the top of the curves."""
-    default = run.config.space.default_values()
-    options = [f"{name}={format_value(value)}" for name, value in trial.values.items() if default.get(name) != value]
+    options = [f"{name}={format_value(value)}" for name, value in RecipeWords(run).differing(trial).items()]
     curve = list(trial_curve(run, trial).values())
     score = "" if trial.score is None else f"{trial.score:.4f}"
     cells = [str(trial.number), score, None, str(trial.epoch), reason(run, trial), ", ".join(options)]

@@ -69,4 +69,6 @@ def export(
     else:
         from tune.exporters.wandb_store import export_to_wandb
 
+        if uri is not None and "://" in uri:
+            raise InputError(f"--uri {uri}: expected a folder, in which wandb/ is made; `wandb sync` uploads it")
         logger.info(export_to_wandb(run, Path(uri or "."), project))

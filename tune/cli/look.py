@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Annotated
 
 import typer
 
 from trainable.core.errors import InputError
+from trainable.core.logger import logger
 from tune.cli.command import RunFolder, app
 from tune.cli.json_flag import Json, print_json
 from tune.run.json_output.show import show_output
@@ -33,7 +35,12 @@ def status(
         print_json(status_output(result))
         return
     if watch:
-        result = watch_run(result, every)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            result = watch_run(result, every)
+        except KeyboardInterrupt:
+            logger.info("no longer watched; the sweep itself is not affected")
+            raise typer.Exit(130) from None
     print_status(result, show_all=show_all)
 
 

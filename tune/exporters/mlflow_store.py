@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -58,7 +59,7 @@ def export_to_mlflow(run: Run, uri: str | None, project: str) -> str:
         copy_sweep(client, run, parent)
     except MlflowException as error:
         raise InputError(f"MLflow at {uri or 'its default store'}: {str(error).splitlines()[0]}") from None
-    where = f" --backend-store-uri {uri}" if uri else ""
+    where = f" --backend-store-uri {shlex.quote(uri)}" if uri else ""
     return f"{counted(copied, 'trial')} copied to experiment {project}; look at them with: mlflow ui{where}"
 
 
@@ -116,7 +117,7 @@ def copy_trial(client: MlflowClient, run: Run, trial: TrialCopy, copy: Any) -> N
         client.log_batch(copy.info.run_id, metrics[start : start + BATCH], params if start == 0 else [])
     tags = trial.tags | {EPOCH: str(max(trial.epochs, default=0)), STAMP: trial.stamp}
     client.log_batch(copy.info.run_id, tags=[RunTag(name, value[:5000]) for name, value in tags.items()])
-    finish(client, copy, STATUS.get(trial.state, "FINISHED"), milliseconds(trial.end))
+    finish(client, copy, status_of(trial), milliseconds(trial.end))
 
 
 def copy_sweep(client: MlflowClient, run: Run, copy: Any) -> None:
@@ -126,7 +127,12 @@ def copy_sweep(client: MlflowClient, run: Run, copy: Any) -> None:
         client.set_tag(copy.info.run_id, "winner", str(run.best().number))
     for path in files_of_sweep(run):
         client.log_artifact(copy.info.run_id, str(path), "best" if path == run.dir.best_config else None)
-    finish(client, copy, "RUNNING" if run.unfinished else "FINISHED", None)
+    finish(client, copy, "RUNNING" if run.driven else "KILLED" if run.unfinished else "FINISHED", None)
+
+
+def status_of(trial: TrialCopy) -> str:
+    """Return the status of MLflow for a trial; that of an interrupted one is KILLED until it goes on."""
+    return "KILLED" if trial.tags["status"] == "interrupted" else STATUS.get(trial.state, "FINISHED")
 
 
 def finish(client: MlflowClient, copy: Any, status: str, end: int | None) -> None:

@@ -41,7 +41,7 @@ class TrialCopy:
     @property
     def stamp(self) -> str:
         """What changes when there is more to copy."""
-        return f"{self.state.name} {max(self.epochs, default=0)}"
+        return f"{self.tags['status']} {max(self.epochs, default=0)}"
 
 
 def sweep_id(run: Run) -> str:
@@ -51,9 +51,9 @@ def sweep_id(run: Run) -> str:
 
 def copies_of_trials(run: Run) -> list[TrialCopy]:
     """Return a copy of each trial of a run."""
-    frozen = read_trials(run.folder, run.config.record.study)
+    stored = {frozen.number: frozen for frozen in read_trials(run.folder, run.config.record.study)}
     default, copies = run.config.space.default_values(), []
-    for trial, stored in zip(run.trials, frozen, strict=True):
+    for trial in run.trials:
         recipe = to_dict(run.recipe(trial))
         copies.append(
             TrialCopy(
@@ -66,8 +66,8 @@ def copies_of_trials(run: Run) -> list[TrialCopy]:
                 },
                 score=trial.score,
                 tags=tags_of(trial),
-                start=stored.datetime_start,
-                end=stored.datetime_complete,
+                start=stored[trial.number].datetime_start,
+                end=stored[trial.number].datetime_complete,
             )
         )
     return copies

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -47,7 +48,8 @@ def export_to_wandb(run: Run, folder: Path, project: str) -> str:
     if changed:
         copy_sweep(run, folder, project)
     runs = folder / "wandb"
-    return f"{counted(len(changed), 'trial')} written to {runs}; upload them with: wandb sync {runs}/offline-run-*"
+    command = f"wandb sync {shlex.quote(str(runs))}/offline-run-*"
+    return f"{counted(len(changed), 'trial')} written to {runs}; upload them with: {command}"
 
 
 def run_id(run: Run, part: str) -> str:

@@ -111,6 +111,9 @@ def describe(
     values = [trial.values[name] for trial in trials if name in trial.values]
     winner = run.ranking[0] if run.ranking and run.ranking[0].finished else None
     value = winner.values.get(name) if winner else None
+    by_number = {trial.number: standing for trial, standing in zip(trials, standings, strict=True)}
+    if len(trials) == 1:  # there is no other that it could beat
+        by_number = {}
     return OptionImportance(
         name=name,
         verdict=share.verdict if share else "too few trials",
@@ -119,7 +122,7 @@ def describe(
         high=share.high if share else None,
         trials=len(values),
         when=parameter.condition(),
-        tries=count_tries(parameter, run.trials, {t.number: s for t, s in zip(trials, standings, strict=True)}),
+        tries=count_tries(parameter, run.trials, by_number),
         good=best_range(parameter, values, standings[active]) if len(values) >= MIN_TRIALS else None,
         winner=value,
         edge=None if value is None else find_edge(parameter, value),

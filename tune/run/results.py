@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -209,7 +210,8 @@ class Run:
             InputError: if no trial has a score yet.
         """
         if not self.ranking:
-            raise InputError(f"{self.folder}: no trial has a validated epoch yet; see `voxtune status {self.folder}`")
+            command = f"voxtune status {shlex.quote(str(self.folder))}"
+            raise InputError(f"{self.folder}: no trial has a validated epoch yet; see `{command}`")
         return self.ranking[0]
 
     def trial(self, number: int) -> TrialResult:
@@ -221,7 +223,8 @@ class Run:
         for trial in self.trials:
             if trial.number == number:
                 return trial
-        raise InputError(f"{self.folder} has no trial {number}; it has {len(self.trials)}, from 0 on")
+        known = f"it has {len(self.trials)}, from 0 on" if self.trials else "none has started"
+        raise InputError(f"{self.folder} has no trial {number}; {known}")
 
     def split(self) -> Split:
         """Return the cases of each part, read from split.json.

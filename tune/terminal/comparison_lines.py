@@ -21,7 +21,7 @@ NAME_WIDTH, MIN_COLUMN, GAP = 20, 12, 2
 MAX_FACT = 22  # longer values of two runs do not fit beside each other
 ONE_TRAINING = (
     "one training of each does not tell which recipe is better: another seed may give",
-    "the opposite. To train the best ones again with new seeds:",
+    "the opposite.",
 )
 ONE_SWEEP = (
     "two sweeps differ by luck too: one of each does not show which space or searcher",
@@ -48,7 +48,10 @@ def trial_comparison_lines(run: Run, found: TrialComparison) -> list[str]:
         lines += ["", *case_lines(trials, difference)]
     if not found.differences:
         lines += ["", "no scores per case of both, so nothing is known of single cases"]
-    return [*lines, "", *ONE_TRAINING, f"  {confirm_command(run.folder)}"]
+    lines += ["", *ONE_TRAINING]
+    if run.ranking and run.best().finished:
+        lines += ["To train the best ones again with new seeds:", f"  {confirm_command(run.folder)}"]
+    return lines
 
 
 def score_text(trial: TrialResult) -> str:
@@ -103,7 +106,6 @@ def run_comparison_lines(found: RunComparison) -> list[str]:
         "",
         *meaning_lines(found),
         *search_lines(found),
-        "",
         *milestone_lines(found),
     ]
     if found.recipes:
@@ -159,14 +161,16 @@ def fact_text(value: Any) -> str:
 
 
 def milestone_lines(found: RunComparison) -> list[str]:
-    """Return the best score of each run after the same effort."""
+    """Return the best score of each run after the same effort, below an empty line; none if a run has no effort."""
+    if not all(found.hours):
+        return []
     unit = "GPU hours" if found.on_gpu else "hours of training"
     rows = [["after", *found.names, *["ahead"] * found.comparable]]
     for item in found.milestones:
         scores = ["-" if score is None else f"{score:.4f}" for score in item.best]
         ahead = "-" if item.ahead is None else found.names[item.ahead]
         rows.append([f"{item.hours:.2f} h", *scores, *[ahead] * found.comparable])
-    return [f"best score of a finished trial, after the same number of {unit}:", *columns(rows)]
+    return ["", f"best score of a finished trial, after the same number of {unit}:", *columns(rows)]
 
 
 def importance_rows(found: RunComparison) -> list[list[str]]:

@@ -24,6 +24,8 @@ def importance_lines(run: Run, found: Importances) -> list[str]:
     lines = [head + (f"; left out: {left_out}" if left_out else "")]
     if not found.enough:
         lines += [f"too few trials to tell what matters: at least {MIN_TRIALS} are needed; stopped ones count"]
+        if not run.trials:
+            return lines
     else:
         lines += ["", *share_lines(found)]
     lines += ["", "tries per value, and the mean share of other trials that these beat:", *tries_lines(found)]

@@ -13,7 +13,7 @@ from trainable.core.locks import is_locked
 from trainable.core.logger import logger
 from tune.run.confirm_status import confirmation_text
 from tune.run.events import Event, read_events
-from tune.run.live_state import read_live_state
+from tune.run.live_state import LiveState, read_live_state
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import resume_command
 from tune.run.stop_audit import audit_lines
@@ -35,15 +35,9 @@ def print_status(run: Run, *, show_all: bool = False) -> None:
     """
     console = make_console()
     live, events = read_live_state(run.dir.live) if run.driven else None, read_events(run.dir.events)
-    lines = TrialLines(run, live, console.width)
-    drawn: list[Text | str] = [*header_lines(run, live, events, console.width, time.time()), ""]
-    if show_all or len(run.trials) <= MAX_TRIALS:
-        drawn += [lines.heading(), *lines.draw(run.trials)]
-    else:
-        for title, trials in chosen_trials(run, events).items():
-            drawn += [Text(title, "italic"), lines.heading(), *lines.draw(trials), ""]
-        drawn.append(f"{len(run.trials)} trials in all: --all shows each")
-    for line in as_lines(drawn, console.width, ascii_only=not console.encoding.startswith("utf")):
+    head = header_lines(run, live, events, console.width, time.time())
+    trials = trial_table(run, live, events, console.width, show_all=show_all)
+    for line in as_lines([*head, *trials], console.width, ascii_only=not console.encoding.startswith("utf")):
         console.print(line)
     confirmed = "" if run.unfinished and not run.target_reached else confirmation_text(run)[0]
     logger.info(wrap_prose("\n".join(["", *filter(None, [run.seen_line(), confirmed, *audit_lines(run)])])))
@@ -51,6 +45,21 @@ def print_status(run: Run, *, show_all: bool = False) -> None:
         logger.info(f"no process drives it now; go on with: {resume_command(run.folder)}")
     elif not run.unfinished:
         print_next(sweep_steps(run))
+
+
+def trial_table(
+    run: Run, live: LiveState | None, events: Sequence[Event], width: int, *, show_all: bool
+) -> list[Text | str]:
+    """Return the trials that are shown as lines, the first one empty; none before the first trial."""
+    if not run.trials:
+        return []
+    lines = TrialLines(run, live, width)
+    if show_all or len(run.trials) <= MAX_TRIALS:
+        return ["", lines.heading(), *lines.draw(run.trials)]
+    drawn: list[Text | str] = []
+    for title, trials in chosen_trials(run, events).items():
+        drawn += ["", Text(title, "italic"), lines.heading(), *lines.draw(trials)]
+    return [*drawn, "", f"{len(run.trials)} trials in all: --all shows each"]
 
 
 def chosen_trials(run: Run, events: Sequence[Event]) -> dict[str, list[TrialResult]]:

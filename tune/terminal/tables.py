@@ -70,7 +70,7 @@ def recipe_table(run: Run, trial: TrialResult) -> Table:
 
 def exact_value(value: object) -> str:
     """Return a value of a recipe as text: a float with 6 significant digits."""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else format_value(value)
 
 
 def print_space(config: SweepConfig) -> None:
@@ -97,6 +97,8 @@ def print_space(config: SweepConfig) -> None:
 
 def summary_line(run: Run) -> str:
     """Return how many own trials are in which state, how many were imported, and the epochs of the own ones."""
+    if not run.own_trials:
+        return progress_text(run)
     epochs = counted(sum(trial.epoch for trial in run.own_trials), "epoch")
     return f"{progress_text(run)}: {', '.join(state_counts(run))}; {epochs}"
 

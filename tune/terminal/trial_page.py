@@ -5,7 +5,7 @@ from __future__ import annotations
 from trainable.core.brats import REGIONS
 from trainable.core.console import duration, make_console, wrap_prose
 from trainable.core.logger import logger
-from trainable.core.options import path_options
+from trainable.core.options import format_value, path_options
 from tune.run.events import EventKind
 from tune.run.results import Run
 from tune.run.trial_detail import RungResult, TrialDetail
@@ -19,8 +19,8 @@ from tune.terminal.trial_lines import MAX_RUNGS
 PLOT_HEIGHT = 6
 MAX_PLOT_WIDTH = 100
 KEPT = {
-    "default": "went on, though to be stopped: the default recipe is protected",
-    "audit": "went on, though to be stopped: audited",
+    "default": "went on, as the default recipe is protected",
+    "audit": "went on, audited instead of stopped",
 }
 
 
@@ -37,7 +37,7 @@ def print_trial(run: Run, detail: TrialDetail) -> None:
         console.print()
         console.print(recipe_table(run, run.trial(detail.number)))
     paths = path_options()
-    fixed = [f"{name}={value}" for name, value in run.config.train.items() if name not in paths]
+    fixed = [f"{name}={format_value(value)}" for name, value in run.config.train.items() if name not in paths]
     events = [event for event in detail.events if is_news(event) or event.kind == EventKind.TRIAL_STARTED]
     lines = flow(["fixed:", *fixed], width, between=" ", indent="    ")
     logger.info("\n".join(["", *lines, *[""] * bool(events), *(fit(event_line(event), width) for event in events)]))
