@@ -11,7 +11,7 @@ import numpy as np
 
 from trainable.core.brats import REGIONS
 from tune.report.case_causes import likely_cause, truth_ml
-from tune.report.fragments import render, static_text
+from tune.report.rendering import render, static_text
 
 if TYPE_CHECKING:  # it imports torch, and a report does without it
     from trainable.evaluation.metrics import Scores

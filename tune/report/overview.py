@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import option_info
 from tune.report.blocks import Block, Code, Facts, Note, Section, Table
+from tune.report.confirm_scores import arm_names
 from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, value_text
 from tune.run.confirm_status import confirmation_text, load_result
 from tune.run.export import recipe_text
@@ -59,11 +59,6 @@ def confirmed_text(data: SweepData) -> str:
     text = arm_names(text)
     missing = "" if tells else " One seed and one split may be luck: `voxtune confirm RUN` trains it again."
     return f"{text[0].upper()}{text[1:]}.{missing}"
-
-
-def arm_names(text: str) -> str:
-    """Return a text in which trial_0012 is called trial 12."""
-    return re.sub(r"trial_0*(\d+)", "trial\N{NO-BREAK SPACE}\\1", text)
 
 
 def score_tables(data: SweepData) -> list[Block]:
