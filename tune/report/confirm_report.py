@@ -41,7 +41,7 @@ def confirm_page(run: Run, *, anonymous: bool) -> Page:
     return Page(
         title=f"Confirmation of {run_name(run.folder)}",
         subtitle="Trainings with new seeds",
-        facts=Facts(confirm_facts(content, plan)),
+        facts=Facts([(name, data.privacy.text(text)) for name, text in confirm_facts(content, plan)]),
         privacy=privacy_text([], anonymous=anonymous),
         sections=confirm_sections(data, content, plan),
         trials={},
@@ -65,9 +65,9 @@ def confirm_sections(data: SweepData, content: dict[str, Any], plan: ConfirmPlan
     """Return the verdicts, the scores of each training, and the recipes."""
     parts = {name: Verdict.from_json(content[name]) for name in ("validation", "test") if content.get(name)}
     lead = " ".join(f"{name.capitalize()} cases: {arm_names(sentence(verdict))}." for name, verdict in parts.items())
-    chosen = f" Chosen: {arm_names(content['chosen'])}; {parts['validation'].reason}."
-    tables: list[Block] = [verdict_table(name, verdict) for name, verdict in parts.items()]
-    sections = [Section("verdict", "Verdict", lead + chosen, tables)]
+    lead += f" Chosen: {arm_names(content['chosen'])}; {parts['validation'].reason}."
+    tables: list[Block] = [verdict_table(name, verdict, data.privacy) for name, verdict in parts.items()]
+    sections = [Section("verdict", "Verdict", data.privacy.text(lead), tables)]
     rows = read_case_rows(data.run.dir.confirm.scores)
     for part, title in (("val", "validation"), ("test", "test")):
         if of_part := [row for row in rows if row.part == part]:

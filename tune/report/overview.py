@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
@@ -11,11 +13,15 @@ from trainable.core.errors import InputError
 from trainable.core.options import option_info
 from tune.report.blocks import Block, Code, Facts, Note, Section, Table
 from tune.report.confirm_scores import arm_names
+from tune.report.privacy import Privacy
 from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, value_text
 from tune.run.confirm_status import confirmation_text, load_result
 from tune.run.export import recipe_text
 from tune.run.results import TrialResult
 from tune.run.verdict import Verdict
+
+if TYPE_CHECKING:
+    from trainable.evaluation.comparison import Comparison
 
 
 def verdict_section(data: SweepData) -> Section:
@@ -56,7 +62,7 @@ def confirmed_text(data: SweepData) -> str:
         return data.privacy.text(f"The confirmation cannot be read: {error}")
     if not text:
         return ""
-    text = arm_names(text)
+    text = arm_names(data.privacy.text(text))
     missing = "" if tells else " One seed and one split may be luck: `voxtune confirm RUN` trains it again."
     return f"{text[0].upper()}{text[1:]}.{missing}"
 
@@ -74,7 +80,7 @@ def score_tables(data: SweepData) -> list[Block]:
         return blocks
     if content:
         parts = [(name, content[name]) for name in ("validation", "test") if content.get(name)]
-        blocks += [verdict_table(name, Verdict.from_json(part)) for name, part in parts]
+        blocks += [verdict_table(name, Verdict.from_json(part), data.privacy) for name, part in parts]
     return blocks
 
 
@@ -89,21 +95,27 @@ def sweep_table(data: SweepData, trials: list[TrialResult]) -> Table:
     return Table("In the sweep: one training each, validation cases", columns, rows, "lrrrrrl")
 
 
-def verdict_table(cases: str, verdict: Verdict) -> Table:
+def verdict_table(cases: str, verdict: Verdict, privacy: Privacy) -> Table:
     """Return the scores of a confirmation: mean and deviation over seeds, and the winner's difference."""
     names = [f"dice_{name}" for name in (*REGIONS, "mean")]
-    rows, dropped = [], any(arm.dropped for arm in verdict.arms)
+    columns = ["recipe", "trainings", *(f"Dice {region}" for region in REGIONS), "mean Dice"]
+    rows = []
     for arm in verdict.arms:
         means = [plus_minus(arm.mean.get(name), arm.sd.get(name)) for name in names]
-        rows.append([arm_names(arm.name), str(arm.trainings), *means, *[arm.dropped] * dropped])
+        rows.append([arm_names(arm.name), str(arm.trainings), *means])
     if verdict.comparisons:
-        differences = [difference(verdict.comparisons[name]) for name in names]
-        rows.append([f"{arm_names(verdict.winner)} minus default", "", *differences, *[""] * dropped])
+        found = [verdict.comparisons[name] for name in names]
+        rows.append([f"{arm_names(verdict.winner)} minus default", "", *(f"{of.difference:+.3f}" for of in found)])
+        rows.append([f"its {share_text(found[0].confidence)} interval", "", *map(interval_text, found)])
+    align = "l" + "r" * (len(columns) - 1)
+    if any(arm.dropped for arm in verdict.arms):
+        columns, align = [*columns, "dropped"], align + "l"
+        reasons = [privacy.text(arm.dropped) for arm in verdict.arms]
+        rows = [[*row, reason] for row, reason in zip_longest(rows, reasons, fillvalue="")]
     caption = f"Confirmed: mean \N{PLUS-MINUS SIGN} deviation over seeds, {cases} cases"
     if cases == "test":
         caption += "; nothing was selected by these"
-    columns = ["recipe", "trainings", *(f"Dice {region}" for region in REGIONS), "mean Dice", *["dropped"] * dropped]
-    return Table(caption, columns, rows, "lrrrrrl")
+    return Table(caption, columns, rows, align)
 
 
 def plus_minus(mean: float | None, deviation: float | None) -> str:
@@ -114,10 +126,9 @@ def plus_minus(mean: float | None, deviation: float | None) -> str:
     return f"{mean:.3f}" + (f" \N{PLUS-MINUS SIGN} {deviation:.3f}" if known else "")
 
 
-def difference(comparison: Any) -> str:
-    """Return a difference with its interval, if it has one."""
-    known = comparison.low == comparison.low
-    return f"{comparison.difference:+.3f}" + (f" [{comparison.low:+.3f}, {comparison.high:+.3f}]" if known else "")
+def interval_text(comparison: Comparison) -> str:
+    """Return the interval of a difference; a dash if it cannot be estimated."""
+    return DASH if math.isnan(comparison.low) else f"{comparison.low:+.3f} to {comparison.high:+.3f}"
 
 
 def cost_facts(data: SweepData) -> list[tuple[str, str]]:

@@ -63,7 +63,7 @@
       .map((k) => [k, { gridcolor: line, linecolor: line, zeroline: false, automargin: true, ...layout[k],
         title: { standoff: 6, font: { size: 12 }, ...(layout[k] || {}).title } }]));
     return { margin: { l: 52, r: 12, t: 26, b: 42 }, hovermode: "closest", dragmode: fine ? "zoom" : false,
-      legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 },
+      legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
       ...layout, ...axes, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
       hoverlabel: { align: "left", bgcolor: style.getPropertyValue("--bg").trim(), bordercolor: ink, font: { color: ink, size: 12 } } };
@@ -188,7 +188,7 @@
   };
   const sortBy = (column, head) => {
     const rows = [...table.tBodies[0].rows], ascending = head.getAttribute("aria-sort") === "descending";
-    const key = (row) => { const text = row.cells[column].textContent.trim(), number = parseFloat(text);
+    const key = (row) => { const text = row.cells[column].textContent.trim(), number = parseFloat(text.replaceAll(",", ""));
       return Number.isNaN(number) ? text : number; };
     rows.sort((a, b) => { const [x, y] = [key(a), key(b)], [nx, ny] = [typeof x === "number", typeof y === "number"];
       if (nx !== ny) return nx ? -1 : 1;
