@@ -94,6 +94,10 @@ def test_a_column_can_be_sorted(page: Page, report: Path) -> None:
     page.get_by_role("button", name="trial", exact=True).click()
     numbers = [int(text) for text in page.locator("#trial_table tbody th").all_inner_texts()]
     assert numbers == sorted(numbers, reverse=True)
+    page.evaluate("document.querySelectorAll('#trial_table td:nth-child(6)')[3].textContent = '1,234.5'")
+    page.get_by_role("button", name="minutes", exact=True).click()
+    minutes = page.locator("#trial_table tbody td:nth-child(6)").all_inner_texts()
+    assert minutes[0] == "1,234.5"
 
 
 def test_the_theme_is_chosen_by_a_button_and_colours_the_charts(page: Page, report: Path) -> None:

@@ -9,7 +9,7 @@ from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
 from tune.report.blocks import Block, Facts, Figure, Note, Section, Table
 from tune.report.cases_section import privacy_text
-from tune.report.chart_style import axis
+from tune.report.chart_style import axis, chart_text
 from tune.report.overview import confirmed_text, run_name
 from tune.report.page import Page
 from tune.report.sweep_data import DASH, SweepData, hours_text, read_sweep, score_text, share_text, value_text
@@ -122,7 +122,7 @@ def progress_section(found: RunComparison, names: Sequence[str]) -> Section | No
         colour, dash = LINES[place % len(LINES)]
         points = {"x": [round(spent, 4) for spent, _ in curve], "y": [round(score, 4) for _, score in curve]}
         line = {"color": colour, "dash": dash, "width": 2, "shape": "hv"}
-        traces.append({"type": "scatter", "mode": "lines", "name": name, "line": line, **points})
+        traces.append({"type": "scatter", "mode": "lines", "name": chart_text(name), "line": line, **points})
     if not any(trace["x"] for trace in traces):
         return None
     unit = "GPU hours" if found.on_gpu else "hours of training, summed over trials"

@@ -12,7 +12,7 @@ from trainable.core.errors import InputError
 from trainable.core.options import to_dict
 from tune.report.blocks import Block, Code, Facts, Figure, Section, Table
 from tune.report.cases_section import cases_section, privacy_text
-from tune.report.chart_style import axis
+from tune.report.chart_style import axis, chart_text
 from tune.report.confirm_scores import CaseRow, arm_names, read_case_rows
 from tune.report.dice_plots import dice_section_of_confirmation
 from tune.report.overview import run_name, verdict_table
@@ -99,7 +99,9 @@ def seed_figure(rows: Sequence[CaseRow], part: str) -> Figure:
                 y += [round(sum(row.dice[column] for row in scored) / len(scored), 4) for column in columns]
         colour = ("var(--muted)", "var(--winner)", "var(--complete)", "var(--accent)", "var(--stopped)")[place % 5]
         marker = {"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 9, "color": colour, "opacity": 0.8}
-        traces.append({"type": "scatter", "mode": "markers", "name": arm_names(arm), "x": x, "y": y, "marker": marker})
+        traces.append(
+            {"type": "scatter", "mode": "markers", "name": chart_text(arm_names(arm)), "x": x, "y": y, "marker": marker}
+        )
     names = [*REGIONS, "mean"]
     layout = {
         "xaxis": {"tickvals": list(range(len(names))), "ticktext": names},

@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from trainable.core.options import format_value, to_dict
+from trainable.core.options import format_value, option_info, to_dict
 from trainable.training.training_log import read_rows
 from tune.report.privacy import Privacy, privacy_of
 from tune.run.effort import Effort, measure_effort
@@ -65,8 +65,9 @@ class SweepData:
         return to_dict(self.run.config.base_config())
 
     def changes(self, trial: TrialResult) -> dict[str, Any]:
-        """Return the searched options of a trial that differ from the default recipe."""
-        return {name: value for name, value in trial.values.items() if value != self.default_recipe[name]}
+        """Return the searched options of a trial that differ from the default recipe; of one outside the space all."""
+        values = {name: value for name, value in trial.recipe.items() if option_info(name).role == "recipe"}
+        return {n: value for n, value in (values or trial.values).items() if value != self.default_recipe[n]}
 
     def recipe_line(self, trial: TrialResult) -> str:
         """Return a trial's recipe where it differs from the default one, in one line."""

@@ -48,7 +48,7 @@
       const lines = recipeOf(trial).filter(([name, value]) => base.get(name) !== value).map(([n, v]) => `${n} ${v}`);
       const head = `<b>trial ${number}</b> ${escaped(trial.s)}${number === data.winner ? ", winner" : ""}`;
       const needed = trial.needed ? [escaped(trial.needed)] : [];
-      trial.text = [head, ...needed, ...(lines.length ? lines.map(escaped) : ["the default recipe"])].join("<br>");
+      trial.text = [head, ...needed, ...(lines.length ? lines.map(escaped) : ["searched options as in the default recipe"])].join("<br>");
     }
     return trial.text;
   };
