@@ -34,6 +34,8 @@ def test_all_charts_are_drawn_with_no_error_and_no_request(page: Page, page_log:
     assert page.locator(".chart.js-plotly-plot").count() == charts > 10
     assert page_log.errors == []
     assert page_log.requests == [report.as_uri()]
+    titles = "[...new Set([...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title))]"
+    assert page.evaluate(titles) == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -72,8 +72,9 @@
     const spec = figure.id === "curves_chart" ? curves() : JSON.parse(figure.querySelector("script").textContent);
     const style = getComputedStyle(root), chart = figure.querySelector(".chart");
     const traces = coloured(spec.data, style).map(withRecipes);
-    const config = { displaylogo: false, responsive: true, displayModeBar: fine ? "hover" : false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"] };
+    const config = { displaylogo: false, responsive: true, plotlyServerURL: "", // no button sends a chart away
+      displayModeBar: fine && !figure.closest(".grid") ? "hover" : false, // in a grid they would be 50 stops of Tab
+      modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"] };
     Plotly.react(chart, traces, layoutOf(coloured(spec.layout || {}, style), style), config);
     if (figure.id === "curves_chart" && !drawn.has(figure)) chart.on("plotly_click", pickFromChart);
     drawn.add(figure);
