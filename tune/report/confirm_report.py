@@ -17,7 +17,7 @@ from tune.report.confirm_scores import CaseRow, arm_names, read_case_rows
 from tune.report.dice_plots import dice_section_of_confirmation
 from tune.report.overview import run_name, verdict_table
 from tune.report.page import Page
-from tune.report.sweep_data import SweepData, hours_text, read_sweep, value_text
+from tune.report.sweep_data import SweepData, read_sweep, time_text, value_text
 from tune.run.confirm_status import load_result, sentence
 from tune.run.confirmation import ConfirmPlan, load_plan
 from tune.run.results import Run
@@ -56,7 +56,7 @@ def confirm_facts(content: dict[str, Any], plan: ConfirmPlan) -> list[tuple[str,
         ("compared", f"{counted(len(plan.arms), 'recipe')}, up to {counted(len(plan.seeds), 'seed')} each"),
         ("trained", f"{counted(content['trainings'], 'training')} of {plan.epochs} epochs{failed}"),
         ("scored on", on),
-        ("training time", hours_text(content["seconds"])),
+        ("training time", time_text(content["seconds"])),
         ("state", f"ended: {content['ended']}" if content["ended"] else "not ended: what follows may change"),
     ]
 

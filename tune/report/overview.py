@@ -14,7 +14,7 @@ from trainable.core.options import option_info
 from tune.report.blocks import Block, Code, Facts, Note, Section, Table
 from tune.report.confirm_scores import arm_names
 from tune.report.privacy import Privacy
-from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, value_text
+from tune.report.sweep_data import DASH, SweepData, score_text, share_text, time_text, value_text
 from tune.run.confirm_status import confirmation_text, load_result
 from tune.run.export import recipe_text
 from tune.run.results import TrialResult
@@ -134,11 +134,11 @@ def interval_text(comparison: Comparison) -> str:
 def cost_facts(data: SweepData) -> list[tuple[str, str]]:
     """Return what the sweep has cost so far, and what early stopping saved."""
     effort = data.effort
-    facts = [("elapsed", hours_text(effort.elapsed))] if effort.elapsed else []
+    facts = [("elapsed", time_text(effort.elapsed))] if effort.elapsed else []
     if effort.gpu_hours:
         facts.append(("GPU time", f"{effort.gpu_hours:,.2f} GPU hours"))
     else:
-        facts.append(("training time", f"{hours_text(effort.trial_seconds)} summed over trials, on the CPU"))
+        facts.append(("training time", f"{time_text(effort.trial_seconds)} summed over trials, on the CPU"))
     facts.append(("epochs trained", f"{effort.epochs:,}"))
     if effort.saved_epochs:
         facts.append(

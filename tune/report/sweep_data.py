@@ -14,6 +14,7 @@ from trainable.training.training_log import read_rows
 from tune.report.privacy import Privacy, privacy_of
 from tune.run.effort import Effort, measure_effort
 from tune.run.events import Event, EventKind, read_events
+from tune.run.option_range import value_label
 from tune.run.results import Run, TrialResult
 
 DASH = "\N{EN DASH}"  # for what is not known
@@ -100,7 +101,7 @@ def read_sweep(run: Run, *, anonymous: bool) -> SweepData:
 
 def value_text(value: Any) -> str:
     """Return a value of a recipe as short text."""
-    return format_value(tuple(value) if isinstance(value, list) else value)
+    return value_label(list(value)) if isinstance(value, list | tuple) else format_value(value)
 
 
 def score_text(score: float | None) -> str:
@@ -113,7 +114,7 @@ def share_text(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def hours_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """Return a time in its natural unit: 12 s, 5.2 min, 3.4 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"

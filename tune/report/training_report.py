@@ -21,7 +21,7 @@ from tune.report.chart_style import axis
 from tune.report.dice_plots import dice_section_of_training
 from tune.report.page import Page
 from tune.report.privacy import Privacy
-from tune.report.sweep_data import hours_text, score_text, value_text
+from tune.report.sweep_data import score_text, time_text, value_text
 from tune.report.training_scores import member_folders, read_test_scores
 
 WORST_HD95 = 373.1287  # as in trainable/evaluation/metrics.py, which imports torch
@@ -87,7 +87,7 @@ def result_section(folder: Path) -> Section:
     if not rows:
         return Section("result", "Training", "No epoch has ended yet.")
     last, seconds = rows[-1], sum(float(row.get(kind) or 0) for row in rows for kind in ("epoch_time", "val_time"))
-    lead = f"{counted(len(rows), 'epoch')} in {hours_text(seconds)}"
+    lead = f"{counted(len(rows), 'epoch')} in {time_text(seconds)}"
     best = next((row for row in rows if row["epoch"] == last["best_epoch"] and row.get("val_dice_mean")), None)
     if best is None:
         return Section("result", "Training", f"{lead}; none was validated.", [loss_figure(rows)])
