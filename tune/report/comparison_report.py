@@ -135,15 +135,8 @@ def progress_section(found: RunComparison, names: Sequence[str]) -> Section | No
         + [DASH if milestone.ahead is None else names[milestone.ahead]] * found.comparable
         for milestone in found.milestones
     ]
-    columns = [unit, *names, *["ahead"] * found.comparable]
-    blocks.append(
-        Table(
-            "After the same effort, up to the end of the shortest",
-            columns,
-            rows,
-            "r" * (1 + len(names)) + "l" * found.comparable,
-        )
-    )
+    columns, align = [unit, *names, *["ahead"] * found.comparable], "r" * (1 + len(names)) + "l" * found.comparable
+    blocks.append(Table("After the same effort, up to the end of the shortest", columns, rows, align))
     lead = "The best score of the trials that had trained to their end, over the time that all trials had taken."
     return Section("progress", "Progress", lead, blocks)
 
