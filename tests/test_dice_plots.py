@@ -81,7 +81,7 @@ def test_a_run_without_scores_has_no_section(tmp_path: Path, run: Run) -> None:
 def test_a_confirmation_shows_the_mean_over_the_trainings_of_each_recipe(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text(CONFIRMED)
     validation, _, _, test, _, _ = charts(dice_section_of_confirmation(tmp_path, cache=tmp_path, anonymous=True))
-    assert validation["layout"]["xaxis"]["ticktext"] == ["trial 12", "default"]
+    assert validation["layout"]["xaxis"]["ticktext"] == ["trial\N{NO-BREAK SPACE}12", "default"]
     assert validation["data"][0]["y"] == [0.9, 0.6]
     assert test["layout"]["xaxis"]["ticktext"] == ["default"]
     assert test["data"][0]["y"] == [0.2]

@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 from synthetic_run import make_synthetic_run
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
+from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.train import train
 from trainable.training.training_log import read_rows
+from tune.report.overview import verdict_table
 from tune.report.privacy import Privacy
 from tune.report.report import write_report
 from tune.report.sweep_data import read_sweep
 from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_spans
+from tune.report.trials import trial_data
 from tune.run.events import Event, EventKind, append_event
 from tune.run.results import Run, read_run
+from tune.run.verdict import Arm, Verdict
 
 SECTIONS = [
     *("verdict", "recipe", "history", "trials", "rungs", "importance", "space", "cases", "timeline", "effort"),
@@ -274,7 +280,11 @@ def test_trials_that_share_a_gpu_are_in_lanes_of_their_own(run: Run) -> None:
         ("in /home/alice", "in ..."),
         ("~/data/x.py", ".../x.py"),
         ("DATA is /data/brats and /data/brats2/x/y", "DATA is DATA and .../y"),
+        ("[Errno 2] No such file: '/data/Ward 7/x.pt'", "[Errno 2] No such file: '.../x.pt'"),
+        ("cannot read:/home/alice/x.pt, no file", "cannot read:.../x.pt, no file"),
+        ("PATH=/home/alice/bin:/home/alice/a#1/b", "PATH=.../bin:.../b"),
         ("s3://ward/bucket?key=1 failed", "s3://... failed"),
+        ("raylet at 10.0.12.7:6379, torch 2.13.0, 1.2.3.4.5", "raylet at IP:6379, torch 2.13.0, 1.2.3.4.5"),
         ("BraTS_1: BraTS_12_flair.nii.gz", "CASE_1: CASE_2_flair.nii.gz"),
         ("died on ward7.hospital", "died on node 1"),
         ("epoch 3/9, lr 1e-3, 1/2", "epoch 3/9, lr 1e-3, 1/2"),
@@ -325,6 +335,53 @@ def test_what_is_no_run_and_what_cannot_be_written_is_refused(folder: Path, tmp_
         write_report([folder], tmp_path / "none" / "x.html")
     with pytest.raises(InputError, match="give -o the name of a file"):
         write_report([folder], tmp_path)
+
+
+def test_a_trial_outside_a_changed_space_is_shown_with_its_own_recipe(run: Run) -> None:
+    default = run.recipe(run.trials[0])
+    recipe = {**to_dict(default), "lr": 0.5, "depth": default.depth + 1}
+    outside = replace(
+        run.trials[1],
+        state=TrialState.FAIL,
+        outside_space="lr is 0.5",
+        values={},
+        recipe=recipe,
+        imported_from="/a/b 1",
+    )
+    data = read_sweep(replace(run, trials=[run.trials[0], outside]), anonymous=True)
+    assert data.changes(outside) == {"lr": 0.5, "depth": default.depth + 1}
+    shown = trial_data(data)
+    at = [option["name"] for option in shown["options"]].index("lr")
+    assert shown["options"][at]["values"][shown["trials"][1]["r"][at]] == "0.5"
+
+
+def test_why_a_confirmation_dropped_a_recipe_names_nobody() -> None:
+    means = {f"dice_{name}": 0.5 for name in ("WT", "TC", "ET", "mean")}
+    failed = Arm("trial_0012", 1, {}, {}, "failed: cannot read /home/alice/BraTS_1/BraTS_1_flair.nii.gz")
+    verdict = Verdict(
+        "validation",
+        "dice_mean",
+        "",
+        "default",
+        "",
+        "",
+        {},
+        (Arm("default", 2, means, dict.fromkeys(means, 0.1)), failed),
+        "",
+    )
+    table = verdict_table("validation", verdict, Privacy(True, ("BraTS_1",)))
+    assert table.rows[0] == ["default", "2", *["0.500 \N{PLUS-MINUS SIGN} 0.100"] * 4, ""]
+    assert table.rows[1][0] == "trial\N{NO-BREAK SPACE}12"
+    assert table.rows[1][-1] == "failed: cannot read .../CASE_1_flair.nii.gz"
+    assert len(table.columns) == len(table.align) == len(table.rows[0])
+
+
+def test_names_in_charts_are_plain_text(folder: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "lr<b>1 & '2'"
+    shutil.copytree(folder, odd)
+    stored = re.findall(r'<script type="application/json">(.*?)</script>', report_text(odd, folder), re.S)
+    names = [trace["name"] for trace in json.loads(stored[0])["data"]]
+    assert names == ["lr&lt;b&gt;1 &amp; '2'", "night_run"]
 
 
 @pytest.mark.slow

@@ -34,6 +34,8 @@ def test_all_charts_are_drawn_with_no_error_and_no_request(page: Page, page_log:
     assert page.locator(".chart.js-plotly-plot").count() == charts > 10
     assert page_log.errors == []
     assert page_log.requests == [report.as_uri()]
+    titles = "[...new Set([...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title))]"
+    assert page.evaluate(titles) == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -94,6 +96,10 @@ def test_a_column_can_be_sorted(page: Page, report: Path) -> None:
     page.get_by_role("button", name="trial", exact=True).click()
     numbers = [int(text) for text in page.locator("#trial_table tbody th").all_inner_texts()]
     assert numbers == sorted(numbers, reverse=True)
+    page.evaluate("document.querySelectorAll('#trial_table td:nth-child(6)')[3].textContent = '1,234.5'")
+    page.get_by_role("button", name="minutes", exact=True).click()
+    minutes = page.locator("#trial_table tbody td:nth-child(6)").all_inner_texts()
+    assert minutes[0] == "1,234.5"
 
 
 def test_the_theme_is_chosen_by_a_button_and_colours_the_charts(page: Page, report: Path) -> None:

@@ -1,11 +1,10 @@
-"""What a report consists of: sections of tables, figures, code and notes, which templates/ turns into HTML.
+"""What a report consists of: sections of tables, figures, code and notes. Each has a macro in templates/, of its name.
 
 All text is plain text: the template escapes it. Only a Fragment is HTML already.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,14 +104,3 @@ class Section:
     title: str
     lead: str
     blocks: Sequence[Block] = field(default_factory=tuple)
-
-
-def kind(block: Block) -> str:
-    """Return the name of the template's macro for a block."""
-    return type(block).__name__
-
-
-def json_for_script(value: Any) -> str:
-    """Return a value as JSON that can stand in a <script> element: nothing in it ends the element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

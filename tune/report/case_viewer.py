@@ -10,7 +10,7 @@ from trainable.core.brats import REGIONS, Labels, labels_to_regions
 from trainable.core.counted import counted
 from tune.report.case_pictures import PLANES, draw_planes
 from tune.report.case_views import CaseImages, CaseView
-from tune.report.fragments import render, static_text
+from tune.report.rendering import render, static_text
 from tune.report.volumes import COARSE_MM, EncodedCase, encode_case, webp_uri
 
 MAX_BYTES = 6_000_000  # of all cases of a section together

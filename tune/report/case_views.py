@@ -130,7 +130,8 @@ def ranked_views(scores: Mapping[str, Scores], part: str, model: str) -> list[Ca
     else:
         middle = {"median": order[(len(order) - 1) // 2]} if len(order) > 2 else {}
         chosen = {"worst": order[0], **middle, "best": order[-1]}
-    return [CaseView(name, part, rank, len(order), model, scores[name]) for rank, name in chosen.items()]
+    dice = {name: {column: scores[name][column] for column in SCORE_COLUMNS} for name in chosen.values()}
+    return [CaseView(name, part, rank, len(order), model, dice[name]) for rank, name in chosen.items()]
 
 
 def with_images(views: list[CaseView], model: ShownModel, images: ImageChoice, *, quiet: bool) -> list[CaseView]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from optuna.trial import TrialState
@@ -74,6 +75,11 @@ def winner_mark(x: Any, y: float, number: int) -> dict[str, Any]:
     star = {"symbol": "star", "size": 13, "color": "var(--winner)", "line": {"width": 1, "color": "var(--fg)"}}
     trace = {"type": "scatter", "mode": "markers", "name": "winner", "x": [x], "y": [round(y, 4)]}
     return {**trace, "marker": star, "trials": [number]}
+
+
+def chart_text(text: str) -> str:
+    """Return a text as it is put into a chart, where plotly.js would take <b> and the like for its own."""
+    return escape(text, quote=False)
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
 from tune.report.blocks import Block, Facts, Figure, Note, Section, Table
 from tune.report.cases_section import privacy_text
-from tune.report.chart_style import axis
+from tune.report.chart_style import axis, chart_text
 from tune.report.overview import confirmed_text, run_name
 from tune.report.page import Page
-from tune.report.sweep_data import DASH, SweepData, hours_text, read_sweep, score_text, share_text, value_text
+from tune.report.sweep_data import DASH, SweepData, read_sweep, score_text, share_text, time_text, value_text
 from tune.run.importance import OptionImportance
+from tune.run.option_range import setting_text
 from tune.run.results import Run
 from tune.run.run_comparison import RunComparison, best_so_far, compare_runs
 
@@ -68,7 +69,7 @@ def result_section(found: RunComparison, sweeps: Sequence[SweepData], names: Seq
         "confirmed": confirmed_text,
         "trained to the end": lambda data: str(sum(trial.finished for trial in data.run.own_trials)),
         "GPU hours": lambda data: f"{data.effort.gpu_hours:,.2f}" if data.effort.gpu_hours else "0, on the CPU",
-        "training time": lambda data: hours_text(data.effort.trial_seconds),
+        "training time": lambda data: time_text(data.effort.trial_seconds),
         "saved by early stopping": lambda data: share_text(data.effort.saved_share),
     }
     rows = [[title, *(cell(data) or DASH for data in sweeps)] for title, cell in cells.items()]
@@ -98,7 +99,7 @@ def protocol_section(found: RunComparison, sweeps: Sequence[SweepData], names: S
 
     def rows_of(values: dict[str, tuple[Any, ...]]) -> list[list[str]]:
         return [
-            [name, *(data.privacy.text(value_text(of)) for data, of in zip(sweeps, values_of, strict=True))]
+            [name, *(data.privacy.text(setting_text(of)) for data, of in zip(sweeps, values_of, strict=True))]
             for name, values_of in values.items()
         ]
 
@@ -122,7 +123,7 @@ def progress_section(found: RunComparison, names: Sequence[str]) -> Section | No
         colour, dash = LINES[place % len(LINES)]
         points = {"x": [round(spent, 4) for spent, _ in curve], "y": [round(score, 4) for _, score in curve]}
         line = {"color": colour, "dash": dash, "width": 2, "shape": "hv"}
-        traces.append({"type": "scatter", "mode": "lines", "name": name, "line": line, **points})
+        traces.append({"type": "scatter", "mode": "lines", "name": chart_text(name), "line": line, **points})
     if not any(trace["x"] for trace in traces):
         return None
     unit = "GPU hours" if found.on_gpu else "hours of training, summed over trials"
@@ -131,13 +132,11 @@ def progress_section(found: RunComparison, names: Sequence[str]) -> Section | No
     blocks: list[Block] = [Figure("progress_chart", "Best score so far", summary, {"data": traces, "layout": layout})]
     rows = [
         [f"{milestone.hours:.2f}", *map(score_text, milestone.best)]
-        + [DASH if milestone.ahead is None else names[milestone.ahead]]
+        + [DASH if milestone.ahead is None else names[milestone.ahead]] * found.comparable
         for milestone in found.milestones
     ]
-    columns = [unit, *names, "ahead"]
-    blocks.append(
-        Table("After the same effort, up to the end of the shortest", columns, rows, "r" * (1 + len(names)) + "l")
-    )
+    columns, align = [unit, *names, *["ahead"] * found.comparable], "r" * (1 + len(names)) + "l" * found.comparable
+    blocks.append(Table("After the same effort, up to the end of the shortest", columns, rows, align))
     lead = "The best score of the trials that had trained to their end, over the time that all trials had taken."
     return Section("progress", "Progress", lead, blocks)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from trainable.core.errors import InputError
 from trainable.core.options import to_dict
 from tune.report.blocks import Block, Code, Facts, Figure, Section, Table
 from tune.report.cases_section import cases_section, privacy_text
-from tune.report.chart_style import axis
+from tune.report.chart_style import axis, chart_text
+from tune.report.confirm_scores import CaseRow, arm_names, read_case_rows
 from tune.report.dice_plots import dice_section_of_confirmation
-from tune.report.overview import arm_names, run_name, verdict_table
+from tune.report.overview import run_name, verdict_table
 from tune.report.page import Page
-from tune.report.sweep_data import SweepData, hours_text, read_sweep, value_text
+from tune.report.sweep_data import SweepData, read_sweep, time_text, value_text
 from tune.run.confirm_status import load_result, sentence
 from tune.run.confirmation import ConfirmPlan, load_plan
 from tune.run.results import Run
@@ -41,7 +41,7 @@ def confirm_page(run: Run, *, anonymous: bool) -> Page:
     return Page(
         title=f"Confirmation of {run_name(run.folder)}",
         subtitle="Trainings with new seeds",
-        facts=Facts(confirm_facts(content, plan)),
+        facts=Facts([(name, data.privacy.text(text)) for name, text in confirm_facts(content, plan)]),
         privacy=privacy_text([], anonymous=anonymous),
         sections=confirm_sections(data, content, plan),
         trials={},
@@ -56,7 +56,7 @@ def confirm_facts(content: dict[str, Any], plan: ConfirmPlan) -> list[tuple[str,
         ("compared", f"{counted(len(plan.arms), 'recipe')}, up to {counted(len(plan.seeds), 'seed')} each"),
         ("trained", f"{counted(content['trainings'], 'training')} of {plan.epochs} epochs{failed}"),
         ("scored on", on),
-        ("training time", hours_text(content["seconds"])),
+        ("training time", time_text(content["seconds"])),
         ("state", f"ended: {content['ended']}" if content["ended"] else "not ended: what follows may change"),
     ]
 
@@ -65,12 +65,12 @@ def confirm_sections(data: SweepData, content: dict[str, Any], plan: ConfirmPlan
     """Return the verdicts, the scores of each training, and the recipes."""
     parts = {name: Verdict.from_json(content[name]) for name in ("validation", "test") if content.get(name)}
     lead = " ".join(f"{name.capitalize()} cases: {arm_names(sentence(verdict))}." for name, verdict in parts.items())
-    chosen = f" Chosen: {arm_names(content['chosen'])}; {parts['validation'].reason}."
-    tables: list[Block] = [verdict_table(name, verdict) for name, verdict in parts.items()]
-    sections = [Section("verdict", "Verdict", lead + chosen, tables)]
-    rows = read_scores(data)
+    lead += f" Chosen: {arm_names(content['chosen'])}; {parts['validation'].reason}."
+    tables: list[Block] = [verdict_table(name, verdict, data.privacy) for name, verdict in parts.items()]
+    sections = [Section("verdict", "Verdict", data.privacy.text(lead), tables)]
+    rows = read_case_rows(data.run.dir.confirm.scores)
     for part, title in (("val", "validation"), ("test", "test")):
-        if of_part := [row for row in rows if row["part"] == part]:
+        if of_part := [row for row in rows if row.part == part]:
             text = f"Each mark is the mean over the {title} cases of one training: the spread is that between seeds."
             sections.append(Section(f"seeds_{part}", f"Trainings, {title} cases", text, [seed_figure(of_part, part)]))
     cache, anonymous = Path(data.run.config.record.cache_dir or ""), data.privacy.anonymous
@@ -83,21 +83,12 @@ def confirm_sections(data: SweepData, content: dict[str, Any], plan: ConfirmPlan
     return sections
 
 
-def read_scores(data: SweepData) -> list[dict[str, str]]:
-    """Return the rows of scores.csv; none before it is written."""
-    path = data.run.dir.confirm.scores
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def seed_figure(rows: Sequence[dict[str, str]], part: str) -> Figure:
+def seed_figure(rows: Sequence[CaseRow], part: str) -> Figure:
     """Return the mean Dice of each training, by region, with a symbol per recipe."""
     columns = [f"dice_{name}" for name in (*REGIONS, "mean")]
-    by_training: dict[tuple[str, str], list[dict[str, str]]] = {}
+    by_training: dict[tuple[str, str], list[CaseRow]] = {}
     for row in rows:
-        by_training.setdefault((row["arm"], row["seed"]), []).append(row)
+        by_training.setdefault((row.arm, row.seed), []).append(row)
     arms = list(dict.fromkeys(arm for arm, _ in by_training))
     traces = []
     for place, arm in enumerate(arms):
@@ -105,10 +96,12 @@ def seed_figure(rows: Sequence[dict[str, str]], part: str) -> Figure:
         for (of, _), scored in by_training.items():
             if of == arm:
                 x += [index + 0.5 * ((place + 0.5) / len(arms) - 0.5) for index in range(len(columns))]
-                y += [round(sum(float(row[column]) for row in scored) / len(scored), 4) for column in columns]
+                y += [round(sum(row.dice[column] for row in scored) / len(scored), 4) for column in columns]
         colour = ("var(--muted)", "var(--winner)", "var(--complete)", "var(--accent)", "var(--stopped)")[place % 5]
         marker = {"symbol": SYMBOLS[place % len(SYMBOLS)], "size": 9, "color": colour, "opacity": 0.8}
-        traces.append({"type": "scatter", "mode": "markers", "name": arm_names(arm), "x": x, "y": y, "marker": marker})
+        traces.append(
+            {"type": "scatter", "mode": "markers", "name": chart_text(arm_names(arm)), "x": x, "y": y, "marker": marker}
+        )
     names = [*REGIONS, "mean"]
     layout = {
         "xaxis": {"tickvals": list(range(len(names))), "ticktext": names},

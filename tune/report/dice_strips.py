@@ -11,7 +11,8 @@ import numpy as np
 
 from trainable.core.brats import REGIONS
 from tune.report.case_causes import likely_cause, truth_ml
-from tune.report.fragments import render, static_text
+from tune.report.chart_style import chart_text
+from tune.report.rendering import render, static_text
 
 if TYPE_CHECKING:  # it imports torch, and a report does without it
     from trainable.evaluation.metrics import Scores
@@ -92,7 +93,7 @@ def strip_figure(strips: Strips, region: str, titles: Mapping[str, str], name: s
                 points.x.append(round(column + SPREAD * (number / last - 0.5), 3))
                 points.y.append(round(recipe.scores[case][f"dice_{region}"], 4))
                 points.cases.append(number)
-                points.texts.append(f"{title}, {recipe.label}")
+                points.texts.append(chart_text(f"{title}, {recipe.label}"))
         of_recipe = [scores[f"dice_{region}"] for scores in recipe.scores.values()]
         means.append(round(float(np.mean(of_recipe)), 4) if of_recipe else None)
     known = [(column, mean) for column, mean in enumerate(means) if mean is not None]
@@ -130,7 +131,11 @@ def traces(region: str, points: Points, means: Sequence[tuple[int, float]]) -> l
 def layout(strips: Strips, lowest: float) -> dict[str, Any]:
     """Return the layout of a figure; lowest: Dice that must be seen."""
     count = len(strips.recipes)
-    ticks = {"tickvals": list(range(count)), "ticktext": [recipe.tick for recipe in strips.recipes], "tickangle": 0}
+    ticks = {
+        "tickvals": list(range(count)),
+        "ticktext": [chart_text(recipe.tick) for recipe in strips.recipes],
+        "tickangle": 0,
+    }
     across = {**ticks, "range": [-0.6, count - 0.4], "showgrid": False, "title": {"text": strips.axis}}
     return {"xaxis": across, "yaxis": {"range": [max(-0.02, lowest - 0.05), 1.02]}, "showlegend": False}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tune.report.blocks import Figure, Section, Table
 from tune.report.chart_style import MARKS, axis, bar_style, group_of
-from tune.report.sweep_data import SweepData, hours_text, share_text
+from tune.report.sweep_data import SweepData, share_text, time_text
 
 
 def effort_section(data: SweepData) -> Section | None:
@@ -35,10 +35,8 @@ def effort_parts(data: SweepData) -> list[tuple[str, str, list[int], float]]:
 def effort_sentence(data: SweepData) -> str:
     """Return the cost, what went into stopped trials and what stopping them saved."""
     effort = data.effort
-    cost = (
-        f"{effort.gpu_hours:,.2f} GPU hours" if effort.gpu_hours else f"{hours_text(effort.trial_seconds)} on the CPU"
-    )
-    stopped = f"{share_text(effort.stopped_share)} of them went into trials that were stopped early"
+    cost = f"{effort.gpu_hours:,.2f} GPU hours" if effort.gpu_hours else f"{time_text(effort.trial_seconds)} on the CPU"
+    stopped = f"{share_text(effort.stopped_share)} of that went into trials that were stopped early"
     saved = f"stopping them saved {effort.saved_epochs:,} of {effort.full_epochs:,} epochs"
     if not effort.saved_epochs:
         return f"The trials took {cost}."
@@ -49,10 +47,10 @@ def effort_table(data: SweepData, parts: list[tuple[str, str, list[int], float]]
     """Return a row per part: number of trials, time and its share."""
     total, gpus = data.effort.trial_seconds, data.effort.gpus_per_trial
     rows = [
-        [name, str(len(numbers)), hours_text(seconds * (gpus or 1)), share_text(seconds / total)]
+        [name, str(len(numbers)), time_text(seconds * (gpus or 1)), share_text(seconds / total)]
         for name, _, numbers, seconds in parts
     ]
-    rows.append(["all trials", str(len(data.run.own_trials)), hours_text(total * (gpus or 1)), "100 %"])
+    rows.append(["all trials", str(len(data.run.own_trials)), time_text(total * (gpus or 1)), "100 %"])
     return Table(
         "Training time by how trials ended", ["trials", "number", "GPU time" if gpus else "time", "share"], rows, "lrrr"
     )

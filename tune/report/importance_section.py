@@ -64,7 +64,7 @@ def importance_figure(found: Importances) -> Figure:
         },
     }
     layout = {
-        "xaxis": axis("share of the differences between trials, %", rangemode="tozero"),
+        "xaxis": axis("share of the differences, %", rangemode="tozero"),
         "yaxis": {"autorange": "reversed", "automargin": True, "ticks": ""},
         "showlegend": False,
     }

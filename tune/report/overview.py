@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import re
+import math
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import option_info
 from tune.report.blocks import Block, Code, Facts, Note, Section, Table
-from tune.report.sweep_data import DASH, SweepData, hours_text, score_text, share_text, value_text
+from tune.report.confirm_scores import arm_names
+from tune.report.privacy import Privacy
+from tune.report.sweep_data import DASH, SweepData, score_text, share_text, time_text, value_text
 from tune.run.confirm_status import confirmation_text, load_result
 from tune.run.export import recipe_text
 from tune.run.results import TrialResult
 from tune.run.verdict import Verdict
+
+if TYPE_CHECKING:
+    from trainable.evaluation.comparison import Comparison
 
 
 def verdict_section(data: SweepData) -> Section:
@@ -56,14 +62,9 @@ def confirmed_text(data: SweepData) -> str:
         return data.privacy.text(f"The confirmation cannot be read: {error}")
     if not text:
         return ""
-    text = arm_names(text)
+    text = arm_names(data.privacy.text(text))
     missing = "" if tells else " One seed and one split may be luck: `voxtune confirm RUN` trains it again."
     return f"{text[0].upper()}{text[1:]}.{missing}"
-
-
-def arm_names(text: str) -> str:
-    """Return a text in which trial_0012 is called trial 12."""
-    return re.sub(r"trial_0*(\d+)", "trial\N{NO-BREAK SPACE}\\1", text)
 
 
 def score_tables(data: SweepData) -> list[Block]:
@@ -79,7 +80,7 @@ def score_tables(data: SweepData) -> list[Block]:
         return blocks
     if content:
         parts = [(name, content[name]) for name in ("validation", "test") if content.get(name)]
-        blocks += [verdict_table(name, Verdict.from_json(part)) for name, part in parts]
+        blocks += [verdict_table(name, Verdict.from_json(part), data.privacy) for name, part in parts]
     return blocks
 
 
@@ -94,21 +95,27 @@ def sweep_table(data: SweepData, trials: list[TrialResult]) -> Table:
     return Table("In the sweep: one training each, validation cases", columns, rows, "lrrrrrl")
 
 
-def verdict_table(cases: str, verdict: Verdict) -> Table:
+def verdict_table(cases: str, verdict: Verdict, privacy: Privacy) -> Table:
     """Return the scores of a confirmation: mean and deviation over seeds, and the winner's difference."""
     names = [f"dice_{name}" for name in (*REGIONS, "mean")]
-    rows, dropped = [], any(arm.dropped for arm in verdict.arms)
+    columns = ["recipe", "trainings", *(f"Dice {region}" for region in REGIONS), "mean Dice"]
+    rows = []
     for arm in verdict.arms:
         means = [plus_minus(arm.mean.get(name), arm.sd.get(name)) for name in names]
-        rows.append([arm_names(arm.name), str(arm.trainings), *means, *[arm.dropped] * dropped])
+        rows.append([arm_names(arm.name), str(arm.trainings), *means])
     if verdict.comparisons:
-        differences = [difference(verdict.comparisons[name]) for name in names]
-        rows.append([f"{arm_names(verdict.winner)} minus default", "", *differences, *[""] * dropped])
+        found = [verdict.comparisons[name] for name in names]
+        rows.append([f"{arm_names(verdict.winner)} minus default", "", *(f"{of.difference:+.3f}" for of in found)])
+        rows.append([f"its {share_text(found[0].confidence)} interval", "", *map(interval_text, found)])
+    align = "l" + "r" * (len(columns) - 1)
+    if any(arm.dropped for arm in verdict.arms):
+        columns, align = [*columns, "dropped"], align + "l"
+        reasons = [privacy.text(arm.dropped) for arm in verdict.arms]
+        rows = [[*row, reason] for row, reason in zip_longest(rows, reasons, fillvalue="")]
     caption = f"Confirmed: mean \N{PLUS-MINUS SIGN} deviation over seeds, {cases} cases"
     if cases == "test":
         caption += "; nothing was selected by these"
-    columns = ["recipe", "trainings", *(f"Dice {region}" for region in REGIONS), "mean Dice", *["dropped"] * dropped]
-    return Table(caption, columns, rows, "lrrrrrl")
+    return Table(caption, columns, rows, align)
 
 
 def plus_minus(mean: float | None, deviation: float | None) -> str:
@@ -119,20 +126,19 @@ def plus_minus(mean: float | None, deviation: float | None) -> str:
     return f"{mean:.3f}" + (f" \N{PLUS-MINUS SIGN} {deviation:.3f}" if known else "")
 
 
-def difference(comparison: Any) -> str:
-    """Return a difference with its interval, if it has one."""
-    known = comparison.low == comparison.low
-    return f"{comparison.difference:+.3f}" + (f" [{comparison.low:+.3f}, {comparison.high:+.3f}]" if known else "")
+def interval_text(comparison: Comparison) -> str:
+    """Return the interval of a difference; a dash if it cannot be estimated."""
+    return DASH if math.isnan(comparison.low) else f"{comparison.low:+.3f} to {comparison.high:+.3f}"
 
 
 def cost_facts(data: SweepData) -> list[tuple[str, str]]:
     """Return what the sweep has cost so far, and what early stopping saved."""
     effort = data.effort
-    facts = [("elapsed", hours_text(effort.elapsed))] if effort.elapsed else []
+    facts = [("elapsed", time_text(effort.elapsed))] if effort.elapsed else []
     if effort.gpu_hours:
         facts.append(("GPU time", f"{effort.gpu_hours:,.2f} GPU hours"))
     else:
-        facts.append(("training time", f"{hours_text(effort.trial_seconds)} summed over trials, on the CPU"))
+        facts.append(("training time", f"{time_text(effort.trial_seconds)} summed over trials, on the CPU"))
     facts.append(("epochs trained", f"{effort.epochs:,}"))
     if effort.saved_epochs:
         facts.append(

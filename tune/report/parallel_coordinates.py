@@ -28,7 +28,7 @@ def coordinates_figure(
     bar = {"title": {"text": "share of other trials beaten", "side": "right"}, "thickness": 10, "tickformat": ".0%"}
     line = {"color": colours, "colorscale": SCALE, "cmin": 0, "cmax": 1, "showscale": True, "colorbar": bar}
     spec = {
-        "data": [{"type": "parcoords", "line": line, "dimensions": dimensions}],
+        "data": [{"type": "parcoords", "line": line, "dimensions": dimensions, "labelangle": -12}],
         "layout": {"margin": {"t": 60, "l": 70, "r": 10, "b": 24}},
     }
     title = "Recipes as lines; drag along an axis to pick those that pass there"
@@ -40,9 +40,8 @@ def coordinate(parameter: Parameter, trials: Sequence[TrialResult]) -> dict[str,
     """Return an axis of parallel coordinates; trials in which the option does not act are at its lower end."""
     kind, name = parameter.kind, parameter.name
     if isinstance(kind, Choice):
-        positions = {repr(value): index for index, value in enumerate(kind.values)}
         ticks = [(float(index), value_text(value)) for index, value in enumerate(kind.values)]
-        values = [float(positions[repr(t.values[name])]) if name in t.values else -1.0 for t in trials]
+        values = [float(kind.values.index(t.values[name])) if name in t.values else -1.0 for t in trials]
     else:
         ends = [kind.from_unit(share) for share in (0, 0.25, 0.5, 0.75, 1 - 1e-12)]
         log = isinstance(kind, LogUniform)

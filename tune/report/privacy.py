@@ -7,12 +7,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from trainable.data.split import load_split
 from tune.run.events import Event
 from tune.run.results import Run
 
-# An absolute path of two parts at least, or a URI; what follows "://" or a letter is not the beginning of a path.
-PATH = re.compile(r"(?<![\w./:])(?:~|/[\w.@+~-]+)(?:/[\w.@+~-]+)+/?")
+# An absolute path of two parts at least; within quotes it may have spaces. A "/" after a letter begins none.
+QUOTED_PATH = re.compile(r"""(['"`])(?:~|/[^/'"`\n]+)(?:/[^/'"`\n]+)+/?(?=\1)""")
+PATH = re.compile(r"(?<![\w./])(?:~|/[^\s/'\"`:;,()<>|]+)(?:/[^\s/'\"`:;,()<>|]+)+/?")
 URI = re.compile(r"\b(\w+)://[^\s'\"]+")
+IP_ADDRESS = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.]*\w)")
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,15 @@ class Privacy:
         return f"node {self.hosts.index(name) + 1}" if self.anonymous and name in self.hosts else name
 
     def text(self, text: str) -> str:
-        """Return a text in which cases, machines, paths and URIs are replaced; of a path its last part stays."""
+        """Return a text in which names of cases and machines, paths and URIs are replaced; of a path its end stays."""
         if not self.anonymous:
             return text
         for path in sorted(self.folders, key=len, reverse=True):
             text = re.sub(re.escape(path) + r"(?![\w.-])", self.folders[path], text)
         text = URI.sub(r"\1://...", text)
+        text = QUOTED_PATH.sub(lambda match: match[1] + _last_part(match[0][1:]), text)
         text = PATH.sub(lambda match: _last_part(match[0]), text)
+        text = IP_ADDRESS.sub("IP", text)
         if self._names is not None:
             text = self._names.sub(lambda match: self.host(self.case(match[0])), text)
         return text
@@ -67,7 +72,7 @@ def _last_part(path: str) -> str:
 def privacy_of(run: Run, events: Iterable[Event], *, anonymous: bool) -> Privacy:
     """Return what a report on a run may name. A run whose split.json is missing has no names of cases to hide."""
     config, record = run.config, run.config.record
-    cases = [*(run.split().names if run.dir.split.exists() else ()), *record.skipped_cases]
+    cases = [*(load_split(run.dir.split).names if run.dir.split.exists() else ()), *record.skipped_cases]
     cases += [name for names in record.seen_cases.values() for name in names]
     hosts = dict.fromkeys(event.host for event in events if event.host)
     known = {str(run.folder): "RUN", str(run.folder.resolve()): "RUN", str(config.fixed("data_dir")): "DATA"}

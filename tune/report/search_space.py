@@ -75,9 +75,10 @@ def slice_figure(data: SweepData, parameter: Parameter, trials: Sequence[TrialRe
         "xaxis": option_axis(parameter),
         "yaxis": axis("trials beaten", range=[-0.05, 1.05], tickformat=".0%"),
         "showlegend": False,
+        "margin": {"l": 52, "r": 12, "t": 10, "b": 26},
     }
     summary = f"Standing of {len(active)} trials over {parameter.name}."
-    return Figure(f"slice_{parameter.name}", parameter.name, summary, {"data": traces, "layout": layout}, 230)
+    return Figure(f"slice_{parameter.name}", parameter.name, summary, {"data": traces, "layout": layout}, 200)
 
 
 def slice_trace(make: Any, parameter: Parameter, trials: Sequence[TrialResult], standings: Standings) -> dict[str, Any]:

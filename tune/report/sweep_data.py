@@ -9,11 +9,12 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from trainable.core.options import format_value, to_dict
+from trainable.core.options import format_value, option_info, to_dict
 from trainable.training.training_log import read_rows
 from tune.report.privacy import Privacy, privacy_of
 from tune.run.effort import Effort, measure_effort
 from tune.run.events import Event, EventKind, read_events
+from tune.run.option_range import value_label
 from tune.run.results import Run, TrialResult
 
 DASH = "\N{EN DASH}"  # for what is not known
@@ -65,8 +66,9 @@ class SweepData:
         return to_dict(self.run.config.base_config())
 
     def changes(self, trial: TrialResult) -> dict[str, Any]:
-        """Return the searched options of a trial that differ from the default recipe."""
-        return {name: value for name, value in trial.values.items() if value != self.default_recipe[name]}
+        """Return the searched options of a trial that differ from the default recipe; of one outside the space all."""
+        values = {name: value for name, value in trial.recipe.items() if option_info(name).role == "recipe"}
+        return {n: value for n, value in (values or trial.values).items() if value != self.default_recipe[n]}
 
     def recipe_line(self, trial: TrialResult) -> str:
         """Return a trial's recipe where it differs from the default one, in one line."""
@@ -99,7 +101,7 @@ def read_sweep(run: Run, *, anonymous: bool) -> SweepData:
 
 def value_text(value: Any) -> str:
     """Return a value of a recipe as short text."""
-    return format_value(tuple(value) if isinstance(value, list) else value)
+    return value_label(list(value)) if isinstance(value, list | tuple) else format_value(value)
 
 
 def score_text(score: float | None) -> str:
@@ -112,7 +114,7 @@ def share_text(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def hours_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """Return a time in its natural unit: 12 s, 5.2 min, 3.4 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"

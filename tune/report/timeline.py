@@ -10,7 +10,7 @@ from typing import Any
 from trainable.core.counted import counted
 from tune.report.blocks import Block, Figure, Note, Section
 from tune.report.chart_style import MARKS, axis, bar_style, group_of
-from tune.report.sweep_data import SweepData, hours_text, share_text
+from tune.report.sweep_data import SweepData, share_text, time_text
 from tune.run.events import Event, EventKind
 
 ENDS = {EventKind.TRIAL_ENDED, EventKind.TRIAL_RETRIED, EventKind.TRIAL_WAITS}
@@ -116,7 +116,7 @@ def timeline_sentence(lanes: Sequence[Lane], attempts: Sequence[tuple[float, flo
     runs = f" in {counted(len(attempts), 'attempt')}" if len(attempts) > 1 else ""
     at_once = f"{counted(len(lanes), 'trial')} at once at most"
     idle = share_text(idle_share(lanes, attempts))
-    return f"{at_once}, over {hours_text(elapsed)}{runs}; places for trials were idle {idle} of that time."
+    return f"{at_once}, over {time_text(elapsed)}{runs}; places for trials were idle {idle} of that time."
 
 
 def timeline_figure(data: SweepData, lanes: Sequence[Lane]) -> Figure:

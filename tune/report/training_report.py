@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
-from trainable.core.errors import InputError
 from trainable.core.option_files import dump_yaml, load_options
 from trainable.core.options import OPTIONS, make_config, to_dict
 from trainable.data.split import load_split
@@ -23,8 +21,8 @@ from tune.report.chart_style import axis
 from tune.report.dice_plots import dice_section_of_training
 from tune.report.page import Page
 from tune.report.privacy import Privacy
-from tune.report.sweep_data import hours_text, score_text, value_text
-from tune.report.training_scores import member_folders
+from tune.report.sweep_data import score_text, time_text, value_text
+from tune.report.training_scores import member_folders, read_test_scores
 
 WORST_HD95 = 373.1287  # as in trainable/evaluation/metrics.py, which imports torch
 METRICS = {"dice": "Dice", "hd95": "HD95 (mm)", "sensitivity": "sensitivity", "specificity": "specificity"}
@@ -89,7 +87,7 @@ def result_section(folder: Path) -> Section:
     if not rows:
         return Section("result", "Training", "No epoch has ended yet.")
     last, seconds = rows[-1], sum(float(row.get(kind) or 0) for row in rows for kind in ("epoch_time", "val_time"))
-    lead = f"{counted(len(rows), 'epoch')} in {hours_text(seconds)}"
+    lead = f"{counted(len(rows), 'epoch')} in {time_text(seconds)}"
     best = next((row for row in rows if row["epoch"] == last["best_epoch"] and row.get("val_dice_mean")), None)
     if best is None:
         return Section("result", "Training", f"{lead}; none was validated.", [loss_figure(rows)])
@@ -151,28 +149,9 @@ def members_section(members: Sequence[Path]) -> Section:
     )
 
 
-def read_all_test_scores(folder: Path) -> dict[str, dict[str, float]]:
-    """Return every kind of score of the test cases, by case; {} if they have not been scored.
-
-    Cases that the model was trained on all the same are left out.
-
-    Raises:
-        InputError: if the file is damaged.
-    """
-    path = TrainingDir(folder).test_scores.with_suffix(".json")
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-        parts = content.get("parts", {})
-        return {name: scores for name, scores in content["cases"].items() if parts.get(name, "test") == "test"}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({error}); restore or delete it") from None
-
-
 def test_section(folder: Path, *, anonymous: bool) -> Section | None:
     """Return the scores of the test cases, worst first; None if they have not been scored."""
-    scores = read_all_test_scores(folder)
+    scores = read_test_scores(folder).scores
     if not scores:
         return None
     means = {

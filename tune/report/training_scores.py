@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # it imports torch, and a report does without it
 class TestScores:
     """What a training's test_scores.json says: the scores of the test cases, the epoch and options of the prediction.
 
-    epoch: None for an ensemble. Cases that the model was trained on all the same are left out.
+    scores: those of SCORE_COLUMNS at least, by case; cases that the model was trained on all the same are left out.
+    epoch: None for an ensemble.
     """
 
     __test__ = False  # no test of pytest's
@@ -62,7 +63,9 @@ def read_test_scores(folder: Path) -> TestScores:
         content = json.loads(path.read_text())
         parts = content.get("parts", {})
         tested = {name: scores for name, scores in content["cases"].items() if parts.get(name, "test") == "test"}
-        scores = {name: {column: of[column] for column in SCORE_COLUMNS} for name, of in tested.items()}
+        scores = {name: {column: float(value) for column, value in of.items()} for name, of in tested.items()}
+        if missing := [name for name, of in scores.items() if not of.keys() >= set(SCORE_COLUMNS)]:
+            raise ValueError(f"no Dice of {missing[0]}")
     except FileNotFoundError:
         return TestScores()
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -74,8 +74,9 @@ def trial_data(data: SweepData) -> dict[str, Any]:
     texts: dict[str, dict[str, int]] = {name: {} for name in options}
     trials = []
     for trial in data.run.trials:
+        values = trial.recipe or trial.values
         recipe = [
-            texts[name].setdefault(value_text(trial.values[name]), len(texts[name])) if name in trial.values else -1
+            texts[name].setdefault(value_text(values[name]), len(texts[name])) if name in values else -1
             for name in options
         ]
         stop = trial.rungs.get(trial.stop_epoch) if trial.stop_epoch is not None else None

@@ -98,6 +98,16 @@ def value_label(value: Any) -> str:
     return f"{value:.2g}" if isinstance(value, float) else format_value(value)
 
 
+def setting_text(value: Any) -> str:
+    """Return a value of study.yaml on one line; a hash is cut to 12 digits."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {setting_text(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(map(value_label, value)) + "]"
+    text = "-" if value is None else format_value(value)
+    return text[:12] if len(text) >= 32 and " " not in text else text
+
+
 def position(kind: Kind, value: float) -> float:
     """Return where a number is in its range, from 0 to 1, in the range's own scale."""
     assert not isinstance(kind, Choice)

@@ -10,7 +10,7 @@ from trainable.core.console import duration
 from trainable.core.counted import counted
 from trainable.core.options import format_value
 from trainable.evaluation.comparison import Comparison
-from tune.run.option_range import value_label
+from tune.run.option_range import setting_text, value_label
 from tune.run.results import Run, TrialResult
 from tune.run.run_comparison import RunComparison
 from tune.run.run_dir import confirm_command
@@ -135,29 +135,19 @@ def meaning_lines(found: RunComparison) -> Iterator[str]:
         yield "same data, split and protocol: yes, scores can be compared"
         return
     yield "same data, split and protocol: NO, scores cannot be compared; different are:"
-    yield from columns([[name, *map(fact_text, values)] for name, values in found.meaning.items()])
+    yield from columns([[name, *map(setting_text, values)] for name, values in found.meaning.items()])
 
 
 def search_lines(found: RunComparison) -> Iterator[str]:
     """Yield how they searched differently."""
     if found.search:
         yield "searched differently:"
-        facts = {name: [fact_text(value) for value in values] for name, values in found.search.items()}
+        facts = {name: [setting_text(value) for value in values] for name, values in found.search.items()}
         short = {name: texts for name, texts in facts.items() if max(map(len, texts)) <= MAX_FACT}
         yield from columns([[name, *texts] for name, texts in short.items()])
         for name in (name for name in facts if name not in short):  # too long for columns
             yield f"  {name}"
             yield from (f"    {run}: {text}" for run, text in zip(found.names, facts[name], strict=True))
-
-
-def fact_text(value: Any) -> str:
-    """Return a value of study.yaml on one line; a hash is cut to 12 digits."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {fact_text(part)}" for key, part in value.items())
-    if isinstance(value, list):
-        return "[" + ", ".join(map(value_label, value)) + "]"
-    text = "-" if value is None else format_value(value)
-    return text[:12] if len(text) >= 32 and " " not in text else text
 
 
 def milestone_lines(found: RunComparison) -> list[str]:

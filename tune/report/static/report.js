@@ -48,7 +48,7 @@
       const lines = recipeOf(trial).filter(([name, value]) => base.get(name) !== value).map(([n, v]) => `${n} ${v}`);
       const head = `<b>trial ${number}</b> ${escaped(trial.s)}${number === data.winner ? ", winner" : ""}`;
       const needed = trial.needed ? [escaped(trial.needed)] : [];
-      trial.text = [head, ...needed, ...(lines.length ? lines.map(escaped) : ["the default recipe"])].join("<br>");
+      trial.text = [head, ...needed, ...(lines.length ? lines.map(escaped) : ["searched options as in the default recipe"])].join("<br>");
     }
     return trial.text;
   };
@@ -63,7 +63,7 @@
       .map((k) => [k, { gridcolor: line, linecolor: line, zeroline: false, automargin: true, ...layout[k],
         title: { standoff: 6, font: { size: 12 }, ...(layout[k] || {}).title } }]));
     return { margin: { l: 52, r: 12, t: 26, b: 42 }, hovermode: "closest", dragmode: fine ? "zoom" : false,
-      legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0 },
+      legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
       ...layout, ...axes, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
       hoverlabel: { align: "left", bgcolor: style.getPropertyValue("--bg").trim(), bordercolor: ink, font: { color: ink, size: 12 } } };
@@ -72,8 +72,9 @@
     const spec = figure.id === "curves_chart" ? curves() : JSON.parse(figure.querySelector("script").textContent);
     const style = getComputedStyle(root), chart = figure.querySelector(".chart");
     const traces = coloured(spec.data, style).map(withRecipes);
-    const config = { displaylogo: false, responsive: true, displayModeBar: fine ? "hover" : false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"] };
+    const config = { displaylogo: false, responsive: true, plotlyServerURL: "", // no button sends a chart away
+      displayModeBar: fine && !figure.closest(".grid") ? "hover" : false, // in a grid they would be 50 stops of Tab
+      modeBarButtonsToRemove: ["sendChartToCloud", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"] };
     Plotly.react(chart, traces, layoutOf(coloured(spec.layout || {}, style), style), config);
     if (figure.id === "curves_chart" && !drawn.has(figure)) chart.on("plotly_click", pickFromChart);
     drawn.add(figure);
@@ -188,7 +189,7 @@
   };
   const sortBy = (column, head) => {
     const rows = [...table.tBodies[0].rows], ascending = head.getAttribute("aria-sort") === "descending";
-    const key = (row) => { const text = row.cells[column].textContent.trim(), number = parseFloat(text);
+    const key = (row) => { const text = row.cells[column].textContent.trim(), number = parseFloat(text.replaceAll(",", ""));
       return Number.isNaN(number) ? text : number; };
     rows.sort((a, b) => { const [x, y] = [key(a), key(b)], [nx, ny] = [typeof x === "number", typeof y === "number"];
       if (nx !== ny) return nx ? -1 : 1;
