@@ -95,7 +95,7 @@ def make_synthetic_run(
         space: a YAML, or the name of a shipped one.
         gpus: on which the trials ran, one each.
         cases: number of validation cases; as many test cases, and four times as many to train on.
-        running: number of trials, the last ones to start, that have not ended.
+        running: number of trials, the last ones to start, that have not ended; fewer if some of these end early.
         failed_every: one in so many trials fails, and one runs out of memory.
         overrides: SECTION.KEY=VALUE of the YAML.
     """

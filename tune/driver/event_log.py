@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from trainable.core.logger import logger
-from tune.run.events import Event, EventKind, append_event, read_events
+from tune.run.events import Event, EventKind, append_event, has_ended, read_events
 from tune.run.live_state import read_live_state
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
@@ -58,6 +58,11 @@ class EventLog:
                 logger.warning(f"{self.dir.events} is not up to date: {error}")
             self.warned = True
 
+    def catch_up(self, run: Run) -> None:
+        """Append the events that were missed; nobody is told, since they are past."""
+        for event in missed_events(run):
+            self.write(event)
+
     @contextmanager
     def attempt(self, run: Run, why_ended: Callable[[], str]) -> Iterator[None]:
         """Note in this context that an attempt starts and ends; before that what an earlier one that was killed missed.
@@ -66,8 +71,7 @@ class EventLog:
             run: as it is when the attempt starts.
             why_ended: returns why it has ended, in words; not called if an error ends the context.
         """
-        for event in missed_events(run):
-            self.write(event)
+        self.catch_up(run)
         self.best = best_finished(run)
         attempts = len(run.config.record.attempts)
         self.add(EventKind.SWEEP_STARTED, f"resumed: attempt {attempts}" if attempts > 1 else "launched")
@@ -138,7 +142,7 @@ def best_finished(run: Run) -> int | None:
 
 
 def missed_events(run: Run) -> list[Event]:
-    """Return the events that are not noted since the driver was killed: the ends of trials, and that of the attempt.
+    """Return the events that the last attempt did not note: ends of trials, and its own end if its driver was killed.
 
     Their time is when the attempt was last seen alive.
     """
@@ -146,7 +150,7 @@ def missed_events(run: Run) -> list[Event]:
     if not events:  # a new run, or one of an older version
         return []
     live = read_live_state(run.dir.live)
-    was_killed = events[-1].kind != EventKind.SWEEP_ENDED
+    was_killed = not has_ended(events)
     seen = max(events[-1].time, live.time if live and was_killed else 0.0)
     started = {event.trial for event in events if event.kind == EventKind.TRIAL_STARTED}
     noted = {event.trial for event in events if event.kind == EventKind.TRIAL_ENDED}

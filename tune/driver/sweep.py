@@ -254,10 +254,11 @@ def run_attempt(
 
 
 def finalize(run: Run, snapshot: Snapshot) -> Run:
-    """Delete checkpoints that are not needed, bring RUN/best and the snapshot up to date; return the given run.
+    """Delete checkpoints that are not needed, bring events, RUN/best and the snapshot up to date; return the given run.
 
     If the winner's checkpoint is lost, this says so: the scores stand, and the recipe can be trained again.
     """
+    EventLog(run.dir).catch_up(run)
     try:
         sync_outputs(run, snapshot, Retention(run))
     except LostCheckpointError as error:

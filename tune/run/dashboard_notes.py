@@ -11,6 +11,7 @@ import shlex
 import uuid
 from collections.abc import Iterable
 from hashlib import sha256
+from pathlib import Path
 
 from trainable.core.files import atomic_copy
 from trainable.core.options import format_value
@@ -18,6 +19,7 @@ from tune.run.results import Run, TrialResult
 from tune.search.journal import Journal
 from tune.search.optuna_compat import set_study_attr, study_attrs, trial_id
 
+ARTIFACTS = "dashboard:artifacts:"  # begins an attribute that attaches a file to a trial
 MAX_NOTE = 2045  # characters in one attribute; the dashboard joins several, which no note here needs
 
 
@@ -67,13 +69,16 @@ def default_text(name: str, default: dict[str, object]) -> str:
 
 
 def attach_pictures(journal: Journal, run: Run, trial: TrialResult) -> None:
-    """Copy a trial's pictures to RUN/artifacts and attach them to it; what was attached before, to any, is removed."""
+    """Copy a trial's pictures to RUN/artifacts and attach them to it; those attached before, to any, are removed.
+
+    What a user has uploaded stays.
+    """
     wanted = {}
-    prefix = f"dashboard:artifacts:{trial_ids(journal)[trial.number]}:"
+    prefix = f"{ARTIFACTS}{trial_ids(journal)[trial.number]}:"
     for path in run.dir.trial(trial.number).drawn():
-        artifact = str(uuid.UUID(sha256(path.read_bytes()).hexdigest()[:32]))
+        artifact = picture_id(path)
         wanted[f"{prefix}{artifact}"] = (path, artifact)
-    attached = {key for key, text in study_attrs(journal.study).items() if "artifacts:" in key and text != "null"}
+    attached = {key for key, text in study_attrs(journal.study).items() if is_picture(key) and text != "null"}
     for key in attached - wanted.keys():
         (run.dir.artifacts / key.rpartition(":")[2]).unlink(missing_ok=True)
         set_study_attr(journal.study, key, "null")
@@ -83,6 +88,19 @@ def attach_pictures(journal: Journal, run: Run, trial: TrialResult) -> None:
         atomic_copy(path, run.dir.artifacts / artifact, fsync=False)
         meta = {"artifact_id": artifact, "filename": path.name, "mimetype": "image/png", "encoding": None}
         set_study_attr(journal.study, key, json.dumps(meta))
+
+
+def picture_id(path: Path) -> str:
+    """Return the id of a picture as an artifact, by its content; a UUID of version 5, uploads have one of version 4."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, sha256(path.read_bytes()).hexdigest()))
+
+
+def is_picture(key: str) -> bool:
+    """Return whether an attribute of the study attaches a picture of picture_id."""
+    try:
+        return key.startswith(ARTIFACTS) and uuid.UUID(key.rpartition(":")[2]).version == 5
+    except ValueError:
+        return False
 
 
 def describe_study(journal: Journal, run: Run) -> None:

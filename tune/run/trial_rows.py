@@ -80,7 +80,7 @@ def trial_row(run: Run, trial: TrialResult, times: TrialTimes) -> Row:
         "end_reason": str(trial.end_reason),
         "reason": reason(run, trial),
         "state": trial.state.name,
-        "gpu_hours": gpu_hours(run, trial),
+        "gpu_hours": run.gpu_hours(trial),
         "started": times.started,
         "ended": times.ended,
         **{f"dice_{region}": score for region, score in trial.dice.items()},
@@ -91,11 +91,6 @@ def trial_row(run: Run, trial: TrialResult, times: TrialTimes) -> Row:
         },
         **{f"params_{name}": value for name, value in trial.values.items()},
     }
-
-
-def gpu_hours(run: Run, trial: TrialResult) -> float:
-    """Return the GPU hours of a trial; 0 on a CPU. One that shares a GPU counts with its share."""
-    return trial.seconds * run.config.resources.gpu_share / 3600
 
 
 def trial_times(events: Sequence[Event]) -> dict[int, TrialTimes]:
