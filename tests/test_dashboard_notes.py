@@ -73,14 +73,14 @@ def test_each_ended_trial_says_how_it_ended_and_where_its_recipe_differs(run: Ru
         if not trial.state.is_finished():
             assert note == ""
             continue
-        assert note.startswith(f"**{trial.status}** at epoch {trial.epoch} of")
+        assert note.startswith(f"**{trial.status}** at epoch {trial.epoch} of 100")
         assert f"voxtune show '{run.folder}' {trial.number}" in note
         assert ("The default recipe." in note) == (trial.number == 0)
         if trial.status == "failed":
             assert trial.error in note
         if trial.status == "stopped early":
             decided = trial.rungs[trial.stop_epoch]
-            assert f"{decided.value:.4f} at rung {trial.stop_epoch}, where {decided.needed:.4f} was needed" in note
+            assert f"of 100: {decided.value:.4f}, {decided.needed:.4f} was needed" in note
         if trial.values.get("optimizer", "adam") != "adam":
             assert f"| optimizer | {trial.values['optimizer']} | adam |" in note
     assert {trial.status for trial in run.trials} >= {"failed", "stopped early", "complete", "interrupted"}

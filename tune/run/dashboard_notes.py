@@ -16,6 +16,7 @@ from pathlib import Path
 from trainable.core.files import atomic_copy
 from trainable.core.options import format_value
 from tune.run.results import Run, TrialResult
+from tune.run.trial_detail import reason
 from tune.search.journal import Journal
 from tune.search.optuna_compat import set_study_attr, study_attrs, trial_id
 
@@ -40,7 +41,7 @@ def trial_ids(journal: Journal) -> dict[int, int]:
 
 def note(run: Run, trial: TrialResult) -> str:
     """Return how a trial ended and where its recipe differs from the default one, in Markdown."""
-    lines = [f"**{trial.status}** at epoch {trial.epoch} of {run.config.fixed('epochs')}{reason(trial)}"]
+    lines = [f"**{trial.status}**{reason(run, trial).removeprefix(trial.status)}"]
     if trial.score is not None:
         dice = ", ".join(f"{region} {value:.4f}" for region, value in trial.dice.items())
         lines.append(f"{run.config.objective.score} {trial.score:.4f} at epoch {trial.best_epoch} ({dice})")
@@ -53,19 +54,9 @@ def note(run: Run, trial: TrialResult) -> str:
     return "\n\n".join(lines)
 
 
-def reason(trial: TrialResult) -> str:
-    """Return why a trial ended before its last epoch, to append to where it did; "" if there is nothing to say."""
-    if trial.error:
-        return f": {trial.error}"
-    if (epoch := trial.stop_epoch) is None or (decided := trial.rungs[epoch]).needed is None:
-        return ""
-    kept = {"": "", "default": " (protected: it went on)", "audit": " (audited: it went on)"}[decided.kept]
-    return f": {decided.value:.4f} at rung {epoch}, where {decided.needed:.4f} was needed{kept}"
-
-
 def default_text(name: str, default: dict[str, object]) -> str:
-    """Return the default of an option; that it does not act in the default recipe if it has none there."""
-    return format_value(default[name]) if name in default else "not searched"
+    """Return the default of an option, as text; "inactive" if it does not act in the default recipe."""
+    return format_value(default[name]) if name in default else "inactive"
 
 
 def attach_pictures(journal: Journal, run: Run, trial: TrialResult) -> None:
