@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from trainable.core.brats import REGIONS
 from tune.run.events import Event, EventKind, read_events
 from tune.run.results import Run, TrialResult
+from tune.run.table_files import Row
 from tune.run.trial_detail import reason
 from tune.search.asha import rung_epochs
 from tune.spec.sweep_config import SweepConfig
 
-Row = dict[str, Any]
 RUNG_FIELDS = ("value", "needed", "decision")
 # What each column means, for docs/json.md; <epoch> stands for each rung, <option> for each searched option.
 COLUMN_MEANINGS = {
