@@ -12,6 +12,7 @@ from tune.driver.sweep import finalize
 from tune.run.events import Event, EventKind, append_event, read_events
 from tune.run.live_state import LiveState, write_live_state
 from tune.run.results import Run, read_run
+from tune.run.run_dir import RunDir
 from tune.run.snapshot import Snapshot
 from tune.search.asha import CONTINUE, STOP, RungDecision
 from tune.spec.sweep_config import make_sweep_config
@@ -102,6 +103,19 @@ def test_an_end_of_a_trial_that_is_noted_after_that_of_its_attempt_is_no_kill(ru
     for _ in range(2):
         EventLog(run.dir).catch_up(run)
         assert [event.kind for event in read_events(run.dir.events)[3:]] == [EventKind.TRIAL_ENDED]
+
+
+def test_the_end_in_a_folder_that_was_moved_is_noted_by_the_next_attempt(run: Run, tmp_path: Path) -> None:
+    moved = RunDir(tmp_path.with_name("moved"))
+
+    def fails() -> str:
+        raise FileNotFoundError("journal.log")
+
+    with EventLog(run.dir).attempt(run, fails):
+        run.folder.rename(moved.path)
+    with EventLog(moved).attempt(Run(moved, run.config, run.trials), lambda: "all is done"):
+        pass
+    assert [event.text for event in read_events(moved.events)] == ["launched", "was killed", "launched", "all is done"]
 
 
 def test_nothing_is_made_up_for_a_run_that_older_code_began(run: Run) -> None:

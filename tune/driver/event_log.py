@@ -69,7 +69,7 @@ class EventLog:
 
         Args:
             run: as it is when the attempt starts.
-            why_ended: returns why it has ended, in words; not called if an error ends the context.
+            why_ended: returns why it has ended, in words; not called if an error ends the context, or RUN is gone.
         """
         self.catch_up(run)
         self.best = best_finished(run)
@@ -80,7 +80,8 @@ class EventLog:
         except BaseException as error:
             self.add(EventKind.SWEEP_ENDED, f"stopped by {type(error).__name__}: {error}")
             raise
-        self.add(EventKind.SWEEP_ENDED, why_ended())
+        if self.dir.config.exists():  # else the folder was moved or deleted, and there is no journal to tell why
+            self.add(EventKind.SWEEP_ENDED, why_ended())
 
     def started(self, number: int, report: Report, epoch: int) -> None:
         """Note that a trial starts, or goes on.
