@@ -202,8 +202,9 @@ def sweep(run: Run, slots: Slots, hooks: Hooks, *, params: tuple[dict[str, Any],
             )
         try:
             journal.finalize_ended()
-            run = finalize(read_run(run.folder), snapshot)
-            finish_viewers(journal, run)
+            run = read_run(run.folder)
+            finish_viewers(journal, run)  # before the last snapshot, which has the journal
+            finalize(run, snapshot)
         except (OSError, InputError) as error:
             if isinstance(error, InputError) and not storage.lost():
                 raise
