@@ -95,7 +95,7 @@ def make_synthetic_run(
         space: a YAML, or the name of a shipped one.
         gpus: on which the trials ran, one each.
         cases: number of validation cases; as many test cases, and four times as many to train on.
-        running: number of trials, the last ones to start, that have not ended.
+        running: number of trials, the last ones to start, that have not ended; fewer if some of these end early.
         failed_every: one in so many trials fails, and one runs out of memory.
         overrides: SECTION.KEY=VALUE of the YAML.
     """
@@ -120,7 +120,7 @@ def make_synthetic_run(
     events = simulate(config, made, gpus, running, failed_every)
     for event in events:
         append_event(paths.events, event)
-    journal.study.add_trials([finished(trial) for trial in made])
+    journal.study.add_trials([finished(trial, config) for trial in made])
     for trial in made:
         write_files(paths, config, trial)
     if running:
@@ -195,18 +195,20 @@ def simulate(
     return events
 
 
-def finished(trial: SyntheticTrial) -> FrozenTrial:
+def finished(trial: SyntheticTrial, config: SweepConfig) -> FrozenTrial:
     """The trial as the driver would have left it in the journal."""
     states = {"complete": TrialState.COMPLETE, "stopped early": TrialState.PRUNED, "failed": TrialState.FAIL}
     state = states.get(trial.status, TrialState.COMPLETE if trial.status == "out of memory" else TrialState.RUNNING)
     score = {"complete": (trial.best or {}).get("score"), "out of memory": 0.0}.get(trial.status)
+    cost = [config.cost_of(trial.progress("")["seconds"])] if config.objective.cost else []
+    scores = {} if cost else {row["epoch"]: row["val_dice_mean"] for row in trial.rows}
     return create_trial(
         state=state,
-        value=score,
+        values=None if score is None else [score, *cost],
         params=trial.frozen.params,
         distributions=trial.frozen.distributions,
         user_attrs={"progress": trial.progress(""), **trial.attrs},
-        intermediate_values={row["epoch"]: row["val_dice_mean"] for row in trial.rows},
+        intermediate_values=scores,
     )
 
 

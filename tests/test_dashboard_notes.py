@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -25,7 +26,7 @@ from tune.run.results import Run, read_run
 from tune.run.verify import verify
 from tune.run.viewers import begin_viewers, finish_viewers
 from tune.search.journal import Journal
-from tune.search.optuna_compat import set_study_attr
+from tune.search.optuna_compat import set_study_attr, study_attrs
 from tune.spec.sweep_config import make_sweep_config
 
 
@@ -72,17 +73,17 @@ def test_each_ended_trial_says_how_it_ended_and_where_its_recipe_differs(run: Ru
         if not trial.state.is_finished():
             assert note == ""
             continue
-        assert note.startswith(f"**{trial.status}** at epoch {trial.epoch} of")
+        assert note.startswith(f"**{trial.status}** at epoch {trial.epoch} of 100")
         assert f"voxtune show '{run.folder}' {trial.number}" in note
         assert ("The default recipe." in note) == (trial.number == 0)
         if trial.status == "failed":
             assert trial.error in note
         if trial.status == "stopped early":
             decided = trial.rungs[trial.stop_epoch]
-            assert f"{decided.value:.4f} at rung {trial.stop_epoch}, where {decided.needed:.4f} was needed" in note
+            assert f"of 100: {decided.value:.4f}, {decided.needed:.4f} was needed" in note
         if trial.values.get("optimizer", "adam") != "adam":
             assert f"| optimizer | {trial.values['optimizer']} | adam |" in note
-    assert {trial.status for trial in run.trials} >= {"failed", "stopped early", "complete", "running"}
+    assert {trial.status for trial in run.trials} >= {"failed", "stopped early", "complete", "interrupted"}
     assert verify(read_run(run.folder)) == verify(run)
 
 
@@ -105,16 +106,25 @@ def test_notes_add_little_to_a_journal(run: Run) -> None:
     assert run.dir.journal.stat().st_size - before < 1500 * ended
 
 
-def test_the_winner_alone_has_its_pictures(run: Run) -> None:
+def test_the_winner_alone_has_its_pictures_and_uploads_stay(run: Run) -> None:
     first, second = run.ranking[:2]
     finish_viewers(Journal(run.folder, run.config), run)
     path = run.dir.trial(first.number).pictures / "case_0.png"
     assert pictures(run) == {first.number: [("case_0.png", path.read_bytes())]}
+    uploaded = (
+        f"dashboard:artifacts:study:{uuid.uuid4()}",
+        f"artifacts:{uuid.uuid4()}",
+        "artifacts:of another tool",
+    )
+    for key in uploaded:
+        set_study_attr(Journal(run.folder, run.config).study, key, "{}")
     others = Run(run.dir, run.config, [trial for trial in run.trials if trial.number != first.number])
     finish_viewers(Journal(run.folder, run.config), others)
     path = run.dir.trial(second.number).pictures / "case_1.png"
     assert pictures(run) == {second.number: [("case_1.png", path.read_bytes())]}
     assert len(list(run.dir.artifacts.iterdir())) == 1
+    attrs = study_attrs(opened(run))
+    assert [attrs[key] for key in uploaded] == ["{}"] * 3
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ import pytest
 from helpers import SWEEP, make_report, report_all, start_journal
 
 from tune.driver.event_log import EventLog
+from tune.driver.sweep import finalize
 from tune.run.events import Event, EventKind, append_event, read_events
 from tune.run.live_state import LiveState, write_live_state
 from tune.run.results import Run, read_run
+from tune.run.run_dir import RunDir
+from tune.run.snapshot import Snapshot
 from tune.search.asha import CONTINUE, STOP, RungDecision
 from tune.spec.sweep_config import make_sweep_config
 from tune.spec.sweep_file import dump
@@ -84,6 +87,35 @@ def test_what_a_killed_driver_could_not_note_is_noted_by_the_next_one(run: Run) 
     with pytest.raises(KeyError), EventLog(run.dir).attempt(run, lambda: "not this"):
         raise KeyError("a bug")
     assert texts(run)[6:] == ["launched", "stopped by KeyError: 'a bug'"]
+
+
+def test_a_resume_of_a_killed_sweep_without_trials_left_notes_its_end(run: Run) -> None:
+    append_event(run.dir.events, Event(100.0, EventKind.SWEEP_STARTED, "launched"))
+    append_event(run.dir.events, Event(101.0, EventKind.TRIAL_STARTED, "started on node1", 0))
+    for _ in range(2):
+        finalize(run, Snapshot(run))
+        assert texts(run)[2:] == ["complete at epoch 9/9, val_dice_mean 0.5000", "was killed"]
+
+
+def test_an_end_of_a_trial_that_is_noted_after_that_of_its_attempt_is_no_kill(run: Run) -> None:
+    for kind in (EventKind.SWEEP_STARTED, EventKind.TRIAL_STARTED, EventKind.SWEEP_ENDED):
+        append_event(run.dir.events, Event(100.0, kind, "", 0 if kind == EventKind.TRIAL_STARTED else None))
+    for _ in range(2):
+        EventLog(run.dir).catch_up(run)
+        assert [event.kind for event in read_events(run.dir.events)[3:]] == [EventKind.TRIAL_ENDED]
+
+
+def test_the_end_in_a_folder_that_was_moved_is_noted_by_the_next_attempt(run: Run, tmp_path: Path) -> None:
+    moved = RunDir(tmp_path.with_name("moved"))
+
+    def fails() -> str:
+        raise FileNotFoundError("journal.log")
+
+    with EventLog(run.dir).attempt(run, fails):
+        run.folder.rename(moved.path)
+    with EventLog(moved).attempt(Run(moved, run.config, run.trials), lambda: "all is done"):
+        pass
+    assert [event.text for event in read_events(moved.events)] == ["launched", "was killed", "launched", "all is done"]
 
 
 def test_nothing_is_made_up_for_a_run_that_older_code_began(run: Run) -> None:

@@ -70,6 +70,7 @@ def trial(prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
     monkeypatch.setattr(worker.ray_tune, "report", lambda report, checkpoint=None: reports.append(report))
     monkeypatch.setattr(worker, "restore_checkpoint", lambda *_: None)
     monkeypatch.setattr(worker, "freeze_imports", lambda: None)
+    monkeypatch.setattr(worker, "reserved_gpus", lambda: [1])
     monkeypatch.setattr(worker, "TAKEN_MEMORY_PAUSE", 0.0)
     save_split(prepared.split, tmp_path / "split.json")
     recipe = make_config({"device": "cpu", "cache_dir": prepared.folder, "split_file": tmp_path / "split.json"})
@@ -96,7 +97,8 @@ def test_a_trial_whose_memory_others_hold_fails_to_be_restarted_and_reports_no_e
     with pytest.raises(worker.GpuMemoryTakenError, match="^other processes hold 9 GiB: pid 7$"):
         worker.run_trial(spec, run_out_of_memory)
     assert asked == [0.5]
-    assert reports == []
+    [start] = reports
+    assert (start["gpus"], start["sign_of_life"], start["end_reason"]) == ([1], True, "")
 
 
 def test_a_trial_that_needs_more_than_its_share_reports_that(
@@ -105,7 +107,7 @@ def test_a_trial_that_needs_more_than_its_share_reports_that(
     spec, reports = trial
     monkeypatch.setattr(worker, "memory_taken_by_others", lambda share: "")
     worker.run_trial(spec, run_out_of_memory)
-    [report] = reports
+    _, report = reports
     assert (report["epoch"], report["end_reason"]) == (0, "oom")
 
 

@@ -24,6 +24,7 @@ def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> Recor
 
     monkeypatch.setattr(recorder, "sync_outputs", work)
     monkeypatch.setattr(recorder, "Retention", lambda run: None)
+    monkeypatch.setattr(recorder, "write_notes", lambda journal, run, trials: None)
     monkeypatch.setattr(Recorder, "read_current", lambda self: self.run)
     run: Any = SimpleNamespace(dir=RunDir(Path("run")), trial=lambda number: None)
     screen: Any = SimpleNamespace(due=lambda: False, refresh=lambda run, live: None)

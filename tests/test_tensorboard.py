@@ -139,3 +139,4 @@ def test_a_trial_keeps_its_folder_when_the_default_changes(tmp_path: Path) -> No
     (tmp_path / "0007 sgd").mkdir()
     assert named_folder(tmp_path, "0007 sgd lr=0.1") == tmp_path / "0007 sgd"
     assert named_folder(tmp_path, "0008 sgd") == tmp_path / "0008 sgd"
+    assert named_folder(tmp_path, "00071 sgd") == tmp_path / "00071 sgd"

@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from trainable.core.logger import logger
-from tune.run.events import Event, EventKind, append_event, read_events
+from tune.run.events import Event, EventKind, append_event, has_ended, read_events
 from tune.run.live_state import read_live_state
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
@@ -58,16 +58,20 @@ class EventLog:
                 logger.warning(f"{self.dir.events} is not up to date: {error}")
             self.warned = True
 
+    def catch_up(self, run: Run) -> None:
+        """Append the events that were missed; nobody is told, since they are past."""
+        for event in missed_events(run):
+            self.write(event)
+
     @contextmanager
     def attempt(self, run: Run, why_ended: Callable[[], str]) -> Iterator[None]:
         """Note in this context that an attempt starts and ends; before that what an earlier one that was killed missed.
 
         Args:
             run: as it is when the attempt starts.
-            why_ended: returns why it has ended, in words; not called if an error ends the context.
+            why_ended: returns why it has ended, in words; not called if an error ends the context, or RUN is gone.
         """
-        for event in missed_events(run):
-            self.write(event)
+        self.catch_up(run)
         self.best = best_finished(run)
         attempts = len(run.config.record.attempts)
         self.add(EventKind.SWEEP_STARTED, f"resumed: attempt {attempts}" if attempts > 1 else "launched")
@@ -76,7 +80,8 @@ class EventLog:
         except BaseException as error:
             self.add(EventKind.SWEEP_ENDED, f"stopped by {type(error).__name__}: {error}")
             raise
-        self.add(EventKind.SWEEP_ENDED, why_ended())
+        if self.dir.config.exists():  # else the folder was moved or deleted, and there is no journal to tell why
+            self.add(EventKind.SWEEP_ENDED, why_ended())
 
     def started(self, number: int, report: Report, epoch: int) -> None:
         """Note that a trial starts, or goes on.
@@ -138,7 +143,7 @@ def best_finished(run: Run) -> int | None:
 
 
 def missed_events(run: Run) -> list[Event]:
-    """Return the events that are not noted since the driver was killed: the ends of trials, and that of the attempt.
+    """Return the events that the last attempt did not note: ends of trials, and its own end if its driver was killed.
 
     Their time is when the attempt was last seen alive.
     """
@@ -146,7 +151,7 @@ def missed_events(run: Run) -> list[Event]:
     if not events:  # a new run, or one of an older version
         return []
     live = read_live_state(run.dir.live)
-    was_killed = events[-1].kind != EventKind.SWEEP_ENDED
+    was_killed = not has_ended(events)
     seen = max(events[-1].time, live.time if live and was_killed else 0.0)
     started = {event.trial for event in events if event.kind == EventKind.TRIAL_STARTED}
     noted = {event.trial for event in events if event.kind == EventKind.TRIAL_ENDED}

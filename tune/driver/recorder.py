@@ -193,11 +193,12 @@ class Recorder(ray_tune.Callback):
     def finish(self, ray_trial: Trial) -> None:
         """Drop a trial's TrainingLog, announce the trial's end, and have RUN synced soon."""
         number, run = ray_trial.config["number"], self.read_current()
-        if log := self.logs.pop(number, None):
-            log.end(failed=run.trial(number).state == TrialState.FAIL)
-        write_notes(self.journal, run, [run.trial(number)])
+        trial, log = run.trial(number), self.logs.pop(number, None)
+        if log is not None and trial.state.is_finished():  # it may have been interrupted only
+            log.end(failed=trial.status in ("failed", "not finite"))
+        write_notes(self.journal, run, [trial])
         self.screen.refresh(run, self.live.state())
-        self.events.ended(run.trial(number), run)
+        self.events.ended(trial, run)
         self.next_sync = min(self.next_sync, self.last_sync + PAUSE_SECONDS)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:

@@ -202,8 +202,9 @@ def sweep(run: Run, slots: Slots, hooks: Hooks, *, params: tuple[dict[str, Any],
             )
         try:
             journal.finalize_ended()
-            run = finalize(read_run(run.folder), snapshot)
-            finish_viewers(journal, run)
+            run = read_run(run.folder)
+            finish_viewers(journal, run)  # before the last snapshot, which has the journal
+            finalize(run, snapshot)
         except (OSError, InputError) as error:
             if isinstance(error, InputError) and not storage.lost():
                 raise
@@ -254,10 +255,11 @@ def run_attempt(
 
 
 def finalize(run: Run, snapshot: Snapshot) -> Run:
-    """Delete checkpoints that are not needed, bring RUN/best and the snapshot up to date; return the given run.
+    """Delete checkpoints that are not needed, bring events, RUN/best and the snapshot up to date; return the given run.
 
     If the winner's checkpoint is lost, this says so: the scores stand, and the recipe can be trained again.
     """
+    EventLog(run.dir).catch_up(run)
     try:
         sync_outputs(run, snapshot, Retention(run))
     except LostCheckpointError as error:

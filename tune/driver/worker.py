@@ -91,9 +91,7 @@ def run_trial(spec: TrialSpec, fit: Fit, board: ActorHandle | None = None) -> No
             ray_tune.report(dict(sweep_error(missing)))
             return
         share_memory(spec["gpu_share"])
-    assert recipe.cache_dir is not None
-    assert recipe.split_file is not None
-    data = Data(recipe.cache_dir, load_split(recipe.split_file))
+    data = cases_of(recipe)
     with (
         scratch_dir("voxtune-") as scratch,
         capture_stdout() as text,
@@ -102,10 +100,8 @@ def run_trial(spec: TrialSpec, fit: Fit, board: ActorHandle | None = None) -> No
         failure: Report | None = None
         taken = ""
         recipe = recipe.model_copy(update={"output_dir": scratch, "save_freq": recipe.epochs + 1})
-        pictures = TrialDir(Path(spec["stdout_log"]).parent).pictures
-        trial = TrialReports(recipe, text, dump, spec["report_timeout"], pictures)
-        trial.say_where(spec["gpu_share"])
-        progress = ProgressSender(board, spec["number"])
+        trial = TrialReports(spec, recipe, text, dump, ProgressSender(board, spec["number"]))
+        trial.say_where()
         try:
             trial.data = check_cases(data, spec)
             restored = restore_checkpoint(spec, scratch)
@@ -113,7 +109,7 @@ def run_trial(spec: TrialSpec, fit: Fit, board: ActorHandle | None = None) -> No
                 if trial.repeat(restored):
                     return
                 recipe = recipe.model_copy(update={"resume": restored})
-            run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, progress.send))
+            run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
         except torch.cuda.OutOfMemoryError as error:
             logger.info(f"out of GPU memory: {str(error).splitlines()[0]}")
             taken = memory_taken_by_others(spec["gpu_share"])
@@ -130,6 +126,13 @@ def run_trial(spec: TrialSpec, fit: Fit, board: ActorHandle | None = None) -> No
                 time.sleep(TAKEN_MEMORY_PAUSE)
                 raise GpuMemoryTakenError(taken)
             trial.send(failure)
+
+
+def cases_of(recipe: TrainConfig) -> Data:
+    """Return the prepared cases and the split that the driver has put into a recipe."""
+    assert recipe.cache_dir is not None
+    assert recipe.split_file is not None
+    return Data(recipe.cache_dir, load_split(recipe.split_file))
 
 
 def sweep_error(reason: str) -> Report:
@@ -153,17 +156,18 @@ def check_cases(data: Data, spec: TrialSpec) -> str:
 
 
 class TrialReports:
-    """Sends the reports of a trial to Ray, each with what the trial has printed since the last one.
+    """Sends the reports of a trial to Ray, each with what the trial has printed since the last one, and its progress.
 
     data: hash of the cases that it is trained and scored on; "" before it is known. pictures: the folder for those of
     the best epoch.
     """
 
     def __init__(
-        self, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None, timeout: float | None, pictures: Path
+        self, spec: TrialSpec, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None, progress: ProgressSender
     ) -> None:
-        self.recipe, self.text, self.dump, self.timeout, self.data = recipe, text, dump, timeout, ""
-        self.pictures = pictures
+        self.recipe, self.text, self.dump, self.progress, self.data = recipe, text, dump, progress, ""
+        self.gpu_share, self.timeout = spec["gpu_share"], spec["report_timeout"]
+        self.pictures = TrialDir(Path(spec["stdout_log"]).parent).pictures
         self.last_report = self.last_message = time.monotonic()
 
     def send(self, report: Report, checkpoints: Path | None = None) -> None:
@@ -184,9 +188,9 @@ class TrialReports:
         if self.dump is not None:
             self.dump.restart()
 
-    def say_where(self, gpu_share: float) -> None:
+    def say_where(self) -> None:
         """Report the machine and the GPUs that this process runs on."""
-        where: Report = {**SIGN_OF_LIFE, "host": platform.node(), "gpus": reserved_gpus() if gpu_share else []}
+        where: Report = {**SIGN_OF_LIFE, "host": platform.node(), "gpus": reserved_gpus() if self.gpu_share else []}
         self.deliver(where)
 
     def repeat(self, restored: Path) -> bool:

@@ -13,7 +13,7 @@ from trainable.core.options import format_value, option_info, to_dict
 from trainable.training.training_log import read_rows
 from tune.report.privacy import Privacy, privacy_of
 from tune.run.effort import Effort, measure_effort
-from tune.run.events import Event, EventKind, read_events
+from tune.run.events import Event, has_ended, read_events
 from tune.run.option_range import value_label
 from tune.run.results import Run, TrialResult
 
@@ -93,7 +93,7 @@ class SweepData:
 def read_sweep(run: Run, *, anonymous: bool) -> SweepData:
     """Return a run with what its report needs."""
     events = read_events(run.dir.events)
-    if events and events[-1].kind == EventKind.SWEEP_ENDED:  # its driver holds the lock to have this report written
+    if has_ended(events):  # its driver holds the lock to have this report written
         trials = [replace(trial, interrupted=trial.state == TrialState.RUNNING) for trial in run.trials]
         run = replace(run, trials=trials, driven=False)
     return SweepData(run, events, privacy_of(run, events, anonymous=anonymous))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from trainable.training.epoch_result import row_columns
 from trainable.training.training_log import read_rows
 from tune.run.results import Run
+from tune.run.table_files import Row
 
-Row = dict[str, Any]
 INTEGERS = {"epoch", "best_epoch", "steps"}
 
 

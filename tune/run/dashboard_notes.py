@@ -11,13 +11,16 @@ import shlex
 import uuid
 from collections.abc import Iterable
 from hashlib import sha256
+from pathlib import Path
 
 from trainable.core.files import atomic_copy
 from trainable.core.options import format_value
 from tune.run.results import Run, TrialResult
+from tune.run.trial_detail import reason
 from tune.search.journal import Journal
 from tune.search.optuna_compat import set_study_attr, study_attrs, trial_id
 
+ARTIFACTS = "dashboard:artifacts:"  # begins an attribute that attaches a file to a trial
 MAX_NOTE = 2045  # characters in one attribute; the dashboard joins several, which no note here needs
 
 
@@ -38,7 +41,7 @@ def trial_ids(journal: Journal) -> dict[int, int]:
 
 def note(run: Run, trial: TrialResult) -> str:
     """Return how a trial ended and where its recipe differs from the default one, in Markdown."""
-    lines = [f"**{trial.status}** at epoch {trial.epoch} of {run.config.fixed('epochs')}{reason(trial)}"]
+    lines = [f"**{trial.status}**{reason(run, trial).removeprefix(trial.status)}"]
     if trial.score is not None:
         dice = ", ".join(f"{region} {value:.4f}" for region, value in trial.dice.items())
         lines.append(f"{run.config.objective.score} {trial.score:.4f} at epoch {trial.best_epoch} ({dice})")
@@ -51,29 +54,22 @@ def note(run: Run, trial: TrialResult) -> str:
     return "\n\n".join(lines)
 
 
-def reason(trial: TrialResult) -> str:
-    """Return why a trial ended before its last epoch, to append to where it did; "" if there is nothing to say."""
-    if trial.error:
-        return f": {trial.error}"
-    if (epoch := trial.stop_epoch) is None or (decided := trial.rungs[epoch]).needed is None:
-        return ""
-    kept = {"": "", "default": " (protected: it went on)", "audit": " (audited: it went on)"}[decided.kept]
-    return f": {decided.value:.4f} at rung {epoch}, where {decided.needed:.4f} was needed{kept}"
-
-
 def default_text(name: str, default: dict[str, object]) -> str:
-    """Return the default of an option; that it does not act in the default recipe if it has none there."""
-    return format_value(default[name]) if name in default else "not searched"
+    """Return the default of an option, as text; "inactive" if it does not act in the default recipe."""
+    return format_value(default[name]) if name in default else "inactive"
 
 
 def attach_pictures(journal: Journal, run: Run, trial: TrialResult) -> None:
-    """Copy a trial's pictures to RUN/artifacts and attach them to it; what was attached before, to any, is removed."""
+    """Copy a trial's pictures to RUN/artifacts and attach them to it; those attached before, to any, are removed.
+
+    What a user has uploaded stays.
+    """
     wanted = {}
-    prefix = f"dashboard:artifacts:{trial_ids(journal)[trial.number]}:"
+    prefix = f"{ARTIFACTS}{trial_ids(journal)[trial.number]}:"
     for path in run.dir.trial(trial.number).drawn():
-        artifact = str(uuid.UUID(sha256(path.read_bytes()).hexdigest()[:32]))
+        artifact = picture_id(path)
         wanted[f"{prefix}{artifact}"] = (path, artifact)
-    attached = {key for key, text in study_attrs(journal.study).items() if "artifacts:" in key and text != "null"}
+    attached = {key for key, text in study_attrs(journal.study).items() if is_picture(key) and text != "null"}
     for key in attached - wanted.keys():
         (run.dir.artifacts / key.rpartition(":")[2]).unlink(missing_ok=True)
         set_study_attr(journal.study, key, "null")
@@ -83,6 +79,19 @@ def attach_pictures(journal: Journal, run: Run, trial: TrialResult) -> None:
         atomic_copy(path, run.dir.artifacts / artifact, fsync=False)
         meta = {"artifact_id": artifact, "filename": path.name, "mimetype": "image/png", "encoding": None}
         set_study_attr(journal.study, key, json.dumps(meta))
+
+
+def picture_id(path: Path) -> str:
+    """Return the id of a picture as an artifact, by its content; a UUID of version 5, uploads have one of version 4."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, sha256(path.read_bytes()).hexdigest()))
+
+
+def is_picture(key: str) -> bool:
+    """Return whether an attribute of the study attaches a picture of picture_id."""
+    try:
+        return key.startswith(ARTIFACTS) and uuid.UUID(key.rpartition(":")[2]).version == 5
+    except ValueError:
+        return False
 
 
 def describe_study(journal: Journal, run: Run) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
-from tune.run.events import Event, EventKind, read_events
+from tune.run.events import Event, EventKind, has_ended, read_events
+from tune.run.live_state import read_live_state
 from tune.run.results import Run
 
 
@@ -14,7 +16,7 @@ from tune.run.results import Run
 class Effort:
     """What the trials of a run, but for imported ones, have cost so far.
 
-    elapsed: seconds in which a driver was running, over all attempts; None if the run has no events, as an older one.
+    elapsed: seconds in which a driver was running, over all attempts; None if it is not known, see elapsed_seconds.
     trial_seconds: training time summed over trials and attempts. gpus_per_trial: 0 on a CPU. stopped_seconds: of
     trial_seconds, those of trials that early stopping ended. failed_seconds: those of trials that failed, diverged or
     ran out of memory. epochs: trained. full_epochs: what those trials that have ended would have trained without early
@@ -53,12 +55,12 @@ def measure_effort(run: Run) -> Effort:
     ended = [trial for trial in own if trial.state != TrialState.RUNNING]
     stopped = [trial for trial in ended if trial.status == "stopped early"]
     failed = [trial for trial in ended if trial.status in ("failed", "not finite", "out of memory")]
-    gpu = run.config.resources.gpu
+    live = read_live_state(run.dir.live)
     saved = sum(epochs - trial.epoch for trial in stopped)
     return Effort(
-        elapsed=elapsed_seconds(read_events(run.dir.events)),
+        elapsed=elapsed_seconds(run, read_events(run.dir.events), live.time if live else 0.0),
         trial_seconds=sum(trial.seconds for trial in own),
-        gpus_per_trial=0.0 if gpu == "auto" else float(gpu or 0),
+        gpus_per_trial=run.config.resources.gpu_share,
         stopped_seconds=sum(trial.seconds for trial in stopped),
         failed_seconds=sum(trial.seconds for trial in failed),
         epochs=sum(trial.epoch for trial in own),
@@ -67,14 +69,23 @@ def measure_effort(run: Run) -> Effort:
     )
 
 
-def elapsed_seconds(events: list[Event]) -> float | None:
-    """Return how long the attempts lasted, each from its start to its last event; None without an event."""
-    if not events:
+def elapsed_seconds(run: Run, events: Sequence[Event], seen: float = 0.0) -> float | None:
+    """Return how long the attempts of a run lasted, each from its start to its last event.
+
+    Args:
+        run: its trials tell whether the events are all there.
+        events: in their order.
+        seen: when the last attempt was known to be running, if that was after its last event.
+
+    Returns:
+        None if a trial has trained whose start is no event: an older version, which noted none, began the run.
+    """
+    started = {event.trial for event in events if event.kind == EventKind.TRIAL_STARTED}
+    if not events or any(trial.epoch and trial.number not in started for trial in run.own_trials):
         return None
-    total, began, last = 0.0, None, 0.0
+    total, began, last = 0.0, events[0].time, events[0].time
     for event in events:
         if event.kind == EventKind.SWEEP_STARTED:
-            total += last - began if began is not None else 0.0
-            began = event.time
+            total, began = total + last - began, event.time
         last = event.time
-    return total + (last - began if began is not None else 0.0)
+    return total + (last if has_ended(events) else max(last, seen)) - began

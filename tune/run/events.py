@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
@@ -52,7 +52,8 @@ def append_event(path: Path, event: Event) -> None:
     Raises:
         OSError: it cannot be written, as on a full disk.
     """
-    line = json.dumps({name: value for name, value in asdict(event).items() if value not in (None, "", ())})
+    values = ((field, getattr(event, field.name)) for field in fields(event))
+    line = json.dumps({field.name: value for field, value in values if value != field.default})
     with path.open("ab+") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
         cut = file.read(1) not in (b"", b"\n")  # by a crash or a full disk, within the last line
@@ -62,6 +63,12 @@ def append_event(path: Path, event: Event) -> None:
 def read_events(path: Path) -> list[Event]:
     """Return the events in their order, without lines that cannot be read, as after a crash; [] without the file."""
     return list(_events(path.read_text(errors="replace"))) if path.exists() else []
+
+
+def has_ended(events: Sequence[Event]) -> bool:
+    """Return whether the last attempt has ended as far as its driver could note it; False before the first one."""
+    kinds = [event.kind for event in events if event.kind in (EventKind.SWEEP_STARTED, EventKind.SWEEP_ENDED)]
+    return bool(kinds) and kinds[-1] == EventKind.SWEEP_ENDED
 
 
 def _events(text: str) -> Iterator[Event]:

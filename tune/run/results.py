@@ -190,6 +190,10 @@ class Run:
         default = self.config.space.default_values()
         return next((t for t in self.own_trials if not t.outside_space and t.values == default), None)
 
+    def gpu_hours(self, trial: TrialResult) -> float:
+        """Return the GPU hours of a trial; 0 on a CPU. One that shares a GPU counts with its share."""
+        return trial.seconds * self.config.resources.gpu_share / 3600
+
     def pareto_front(self) -> list[TrialResult]:
         """Return the finished trials that score higher than every cheaper or equally cheap one, cheapest first.
 

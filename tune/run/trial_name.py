@@ -49,4 +49,5 @@ def named_folder(parent: Path, name: str) -> Path:
 
     A resumed sweep may have another default recipe, and with it other names.
     """
-    return next(parent.glob(f"{name[:4]} *"), parent / name)
+    number = name.partition(" ")[0]
+    return next(parent.glob(f"{number} *"), parent / name)

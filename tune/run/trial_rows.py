@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from trainable.core.brats import REGIONS
 from tune.run.events import Event, EventKind, read_events
 from tune.run.results import Run, TrialResult
+from tune.run.table_files import Row
 from tune.run.trial_detail import reason
 from tune.search.asha import rung_epochs
 from tune.spec.sweep_config import SweepConfig
 
-Row = dict[str, Any]
 RUNG_FIELDS = ("value", "needed", "decision")
 # What each column means, for docs/json.md; <epoch> stands for each rung, <option> for each searched option.
 COLUMN_MEANINGS = {
@@ -80,7 +79,7 @@ def trial_row(run: Run, trial: TrialResult, times: TrialTimes) -> Row:
         "end_reason": str(trial.end_reason),
         "reason": reason(run, trial),
         "state": trial.state.name,
-        "gpu_hours": gpu_hours(run, trial),
+        "gpu_hours": run.gpu_hours(trial),
         "started": times.started,
         "ended": times.ended,
         **{f"dice_{region}": score for region, score in trial.dice.items()},
@@ -91,11 +90,6 @@ def trial_row(run: Run, trial: TrialResult, times: TrialTimes) -> Row:
         },
         **{f"params_{name}": value for name, value in trial.values.items()},
     }
-
-
-def gpu_hours(run: Run, trial: TrialResult) -> float:
-    """Return the GPU hours of a trial; 0 on a CPU. One that shares a GPU counts with its share."""
-    return trial.seconds * run.config.resources.gpu_share / 3600
 
 
 def trial_times(events: Sequence[Event]) -> dict[int, TrialTimes]:

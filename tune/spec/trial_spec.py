@@ -37,10 +37,10 @@ class Report(TypedDict):
     disk, and on which machine; it ends the sweep, and the trial goes on when the sweep is resumed. sign_of_life: the
     trial is between two validations, or has just started; of this report nothing but the log is recorded. host, gpus:
     in the first report of a trial's process only, the machine's name and the indices of the GPUs there that Ray has
-    reserved for it; none on a CPU. data: hash of the cases that the
-    trial was trained and scored on. case_scores: the epoch's rows of case_scores.csv, as text. time_this_iter_s:
-    seconds since the last report that is no sign of life, by a clock that nobody sets. The scores and statistics of the
-    epoch have the names of metrics.csv, also those that are not listed here.
+    reserved for it; none on a CPU. data: hash of the cases that the trial was trained and scored on. case_scores: the
+    epoch's rows of case_scores.csv, as text. time_this_iter_s: seconds since the last report that is no sign of life,
+    by a clock that nobody sets. The scores and statistics of the epoch have the names of metrics.csv, also those that
+    are not listed here.
     """
 
     epoch: int

@@ -15,7 +15,6 @@ from tune.run.results import Run, TrialResult
 from tune.run.run_comparison import RunComparison
 from tune.run.run_dir import confirm_command
 from tune.run.trial_comparison import CaseDifference, TrialComparison
-from tune.run.trial_rows import gpu_hours
 
 NAME_WIDTH, MIN_COLUMN, GAP = 20, 12, 2
 MAX_FACT = 22  # longer values of two runs do not fit beside each other
@@ -40,7 +39,7 @@ def trial_comparison_lines(run: Run, found: TrialComparison) -> list[str]:
         *([f"at rung {epoch}", *(rung_text(trial, epoch) for trial in trials)] for epoch in found.rungs),
         ["epochs", *(f"{trial.epoch} of {run.config.fixed('epochs')}" for trial in trials)],
         ["time", *(duration(trial.seconds) for trial in trials)],
-        *[["GPU hours", *(f"{gpu_hours(run, trial):.2f}" for trial in trials)]] * bool(run.config.resources.gpu_share),
+        *[["GPU hours", *(f"{run.gpu_hours(trial):.2f}" for trial in trials)]] * bool(run.config.resources.gpu_share),
     ]
     options = [[name, *map(option_text, values)] for name, values in found.options.items()]
     lines = [*columns(rows), "", "recipe, where it differs:", *(columns(options) or ["  nowhere"])]

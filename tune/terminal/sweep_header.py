@@ -54,12 +54,11 @@ def elapsed_text(run: Run, live: LiveState | None, events: Sequence[Event], now:
 
     "" for a run without events, such as one of an older version.
     """
-    seconds = elapsed_seconds(list(events))
+    seconds = elapsed_seconds(run, events, now if run.driven else 0.0)
     if seconds is None:
         return ""
     if not run.driven:
         return f"elapsed {duration(seconds)}"
-    seconds += max(0.0, now - events[-1].time)
     text, budget = f"elapsed {duration(seconds)}", run.config.budget.time_budget
     if budget is None:
         return text

@@ -9,7 +9,7 @@ from pydantic import Field
 from tune.run.json_output.document import Document
 from tune.run.results import Run, TrialResult
 from tune.run.trial_detail import reason
-from tune.run.trial_rows import TrialTimes, gpu_hours
+from tune.run.trial_rows import TrialTimes
 
 
 class RungItem(Document):
@@ -67,7 +67,7 @@ class TrialItem(Document):
             **{name: getattr(trial, name) for name in (*names, "error", "imported_from")},
             reason=reason(run, trial),
             rungs=rungs,
-            gpu_hours=gpu_hours(run, trial),
+            gpu_hours=run.gpu_hours(trial),
             started=times.started,
             ended=times.ended,
             params=trial.values,
