@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable.evaluation.comparison import compare_predictions, compare_recipes
-from tune.run.race import DEFAULT, ArmScores, Race, race
+from tune.confirmation.race import DEFAULT, ArmScores, Race, race
 
 COLUMNS = (
     "challengers", "seeds", "cases", "noise", "better, no difference", "better, 1 sd", "better, 2 sd", "coverage",

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from trainable.training.epoch_result import EndReason
-from tune.run.importance import importances
+from tune.analysis.importance import importances
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
 from tune.search.asha import STOP, Rungs, rung_epochs

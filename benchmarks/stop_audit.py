@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from trainable.core.console import make_console
+from tune.analysis.stop_audit import StopAudit, audit_stops
 from tune.driver.rung_scheduler import RungScheduler
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
-from tune.run.stop_audit import StopAudit, audit_stops
 from tune.search.asha import STOP
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig, make_sweep_config

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 from trainable.core.errors import InputError
 from trainable.core.logger import init_logger
 from trainable.training.case_scores import read_case_scores
+from tune.analysis.json_output.compare import CompareOutput
+from tune.analysis.run_comparison import best_so_far, compare_runs
+from tune.analysis.trial_comparison import compare_trials, differing
+from tune.analysis.trial_rows import trial_rows
 from tune.cli import app
-from tune.run.json_output.compare import CompareOutput
 from tune.run.results import Run, read_run
-from tune.run.run_comparison import best_so_far, compare_runs
-from tune.run.trial_comparison import compare_trials, differing
-from tune.run.trial_rows import trial_rows
 
 
 def compare(*words: object) -> Result:

@@ -20,17 +20,11 @@ from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
 from trainable.training.case_scores import read_case_scores
 from trainable.training.training_dir import TrainingDir
+from tune.analysis.json_output.confirm import ConfirmOutput, confirm_output
 from tune.cli.sweeps import confirm_if_asked
 from tune.confirm import ConfirmTrainings, confirm, make_plan
-from tune.driver.cluster import Cluster
-from tune.driver.sweep import launch
-from tune.driver.training_plan import earlier_outcome
-from tune.model_bundle import export_model
-from tune.retrain import choose_recipe
-from tune.run.confirm_report import evaluate_confirmation
-from tune.run.confirm_scores import ConfirmScores, best_epoch
-from tune.run.confirm_status import confirmation_line, confirmed_choice
-from tune.run.confirmation import (
+from tune.confirmation.export import export_recipe
+from tune.confirmation.plan import (
     Arm,
     ConfirmPlan,
     choose_arms,
@@ -41,12 +35,18 @@ from tune.run.confirmation import (
     save_plan,
     unused_seeds,
 )
-from tune.run.export import export_recipe
-from tune.run.json_output.confirm import ConfirmOutput, confirm_output
-from tune.run.recipe_files import read_recipe
+from tune.confirmation.recipe_files import read_recipe
+from tune.confirmation.report import evaluate_confirmation
+from tune.confirmation.scores import ConfirmScores, best_epoch
+from tune.confirmation.status import confirmation_line, confirmed_choice
+from tune.confirmation.verify import verify_confirmation
+from tune.driver.cluster import Cluster
+from tune.driver.sweep import launch
+from tune.driver.training_plan import earlier_outcome
+from tune.model_bundle import export_model
+from tune.retrain import choose_recipe
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import RunDir
-from tune.run.verify_confirmation import verify_confirmation
 from tune.spec.sections import Confirm
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import SweepConfig, make_sweep_config

@@ -21,13 +21,13 @@ from optuna_dashboard.artifact._backend import list_trial_artifacts
 from PIL import Image
 from synthetic_run import make_synthetic_run
 
-from tune.run.dashboard_notes import trial_ids
 from tune.run.results import Run, read_run
 from tune.run.verify import verify
-from tune.run.viewers import begin_viewers, finish_viewers
 from tune.search.journal import Journal
 from tune.search.optuna_compat import set_study_attr, study_attrs
 from tune.spec.sweep_config import make_sweep_config
+from tune.viewers.dashboard_notes import trial_ids
+from tune.viewers.sweep_viewers import begin_viewers, finish_viewers
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from synthetic_run import make_synthetic_run
 
 from trainable.core.errors import InputError
+from tune.confirmation.status import VERSION
+from tune.confirmation.verdict import Arm, Verdict
 from tune.demo import found_lines, free_folder, run_demo
-from tune.run.confirm_status import VERSION
 from tune.run.results import read_run
-from tune.run.verdict import Arm, Verdict
 
 
 def test_a_second_demo_gets_a_new_folder(tmp_path: Path):

@@ -16,10 +16,10 @@ from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
 from trainable.training.training_log import TrainingLog, read_rows
 from tune.cli import app
-from tune.exporters.mlflow_store import export_to_mlflow
-from tune.exporters.sweep_copy import require_package
-from tune.exporters.wandb_store import export_to_wandb
 from tune.run.results import Run, read_run
+from tune.viewers.mlflow_store import export_to_mlflow
+from tune.viewers.sweep_copy import require_package
+from tune.viewers.wandb_store import export_to_wandb
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def wandb_run(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("tool", ["mlflow", "wandb"])
 def test_a_package_that_is_missing_is_named(tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune.exporters.sweep_copy.find_spec", lambda _: None)
+    monkeypatch.setattr("tune.viewers.sweep_copy.find_spec", lambda _: None)
     with pytest.raises(InputError, match=rf"needs the package {tool}: pip install 'voxtune\[{tool}\]'"):
         require_package(tool)
 

@@ -13,11 +13,11 @@ from helpers import SWEEP, voxtune
 from optuna.trial import TrialState
 from synthetic_run import make_synthetic_run
 
-from tune.run.importance import Importances, explain, importances
-from tune.run.option_range import find_edge, part_labels, part_of, widen
+from tune.analysis.importance import Importances, explain, importances
+from tune.analysis.option_range import find_edge, part_labels, part_of, widen
+from tune.analysis.standing import comparable, measure_standings
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import RunDir
-from tune.run.standing import comparable, measure_standings
 from tune.search.asha import CONTINUE, STOP, RungDecision
 from tune.spec.kinds import LogUniform, QUniform, RandInt, Uniform
 from tune.spec.space import Parameter

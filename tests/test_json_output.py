@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from trainable.core.errors import InputError
 from trainable.core.logger import init_logger
 from trainable.evaluation.comparison import Comparison
+from tune.analysis.json_output.difference import DifferenceItem
+from tune.analysis.json_output.document import Document
+from tune.analysis.json_output.outputs import OUTPUTS, json_schema
+from tune.analysis.trial_rows import COLUMN_MEANINGS, trial_columns
 from tune.cli import app
-from tune.run.json_output.difference import DifferenceItem
-from tune.run.json_output.document import Document
-from tune.run.json_output.outputs import OUTPUTS, json_schema
 from tune.run.results import read_run
-from tune.run.trial_rows import COLUMN_MEANINGS, trial_columns
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from tune.run.race import DEFAULT, ArmScores, Race, confidence_of, race
+from tune.confirmation.race import DEFAULT, ArmScores, Race, confidence_of, race
 
 CHALLENGERS = ("trial 7", "trial 3")
 

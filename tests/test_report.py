@@ -22,6 +22,7 @@ from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.train import train
 from trainable.training.training_log import read_rows
+from tune.confirmation.verdict import Arm, Verdict
 from tune.report.overview import verdict_table
 from tune.report.privacy import Privacy
 from tune.report.report import write_report
@@ -30,7 +31,6 @@ from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_sp
 from tune.report.trials import trial_data
 from tune.run.events import Event, EventKind, append_event
 from tune.run.results import Run, read_run
-from tune.run.verdict import Arm, Verdict
 
 SECTIONS = [
     *("verdict", "recipe", "history", "trials", "rungs", "importance", "space", "cases", "timeline", "effort"),

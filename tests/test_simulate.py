@@ -16,10 +16,10 @@ import pytest
 from helpers import make_report, report_all, start_journal, voxtune
 
 from trainable.core.errors import InputError
+from tune.analysis.simulate import Simulation, highest_bar, lowest_bar, simulate, simulation_lines
 from tune.run.import_trials import change_space, warm_start
 from tune.run.journal_entries import read_entries
 from tune.run.results import Run, read_run
-from tune.run.simulate import Simulation, highest_bar, lowest_bar, simulate, simulation_lines
 from tune.search.asha import cutoff
 from tune.search.journal import Journal
 from tune.search.journal_file import CREATE_TRIAL

@@ -13,8 +13,7 @@ import pytest
 from helpers import make_report, report_all, start_journal
 from scipy.stats import binomtest, spearmanr
 
-from tune.run.results import read_run
-from tune.run.stop_audit import (
+from tune.analysis.stop_audit import (
     StopAudit,
     audit_lines,
     audit_stops,
@@ -22,6 +21,7 @@ from tune.run.stop_audit import (
     weighted_spearman,
     wilson_interval,
 )
+from tune.run.results import read_run
 from tune.terminal.status import print_status
 
 BENCHMARK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "stop_audit.py"), run_name="stop_audit")

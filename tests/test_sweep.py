@@ -26,13 +26,13 @@ from trainable.core.options import make_config
 from trainable.data.prepare import Data
 from trainable.data.split import Split, load_split, save_split
 from trainable.training import checkpoint
+from tune.confirmation.export import recipe_text
 from tune.driver import recorder, report_keeper
 from tune.driver.cluster import Cluster
 from tune.driver.dry_run import dry_run
 from tune.driver.sweep import launch, resume, with_absolute_paths
 from tune.retrain import retrain
 from tune.run.events import EventKind, read_events
-from tune.run.export import recipe_text
 from tune.run.live_state import read_live_state
 from tune.run.results import Run, read_run, resolve_checkpoint
 from tune.run.run_dir import RunDir

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from synthetic_run import make_synthetic_run
 
+from tune.analysis.time_left import estimate_time_left
 from tune.run.events import Event, EventKind, read_events
 from tune.run.live_state import LiveState, read_live_state
 from tune.run.results import Run, read_run
-from tune.run.time_left import estimate_time_left
 from tune.terminal.live_screen import SweepScreen
 from tune.terminal.recipe_words import RecipeWords
 from tune.terminal.sweep_screen import sweep_screen

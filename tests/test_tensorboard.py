@@ -23,8 +23,8 @@ from trainable.training.epoch_result import row_columns
 from trainable.training.tensorboard_tags import TAGS
 from trainable.training.training_log import TrainingLog
 from tune.run.results import read_run
-from tune.run.tensorboard_runs import trial_log, write_searched_options, write_winner
-from tune.run.trial_name import MAX_LENGTH, named_folder, trial_name
+from tune.viewers.tensorboard_runs import trial_log, write_searched_options, write_winner
+from tune.viewers.trial_name import MAX_LENGTH, named_folder, trial_name
 
 DEFAULT = {"optimizer": "adam", "lr": 3e-4, "augment": True, "loss_weights": [1.0, 1.0], "amp": "bf16"}
 

@@ -10,10 +10,10 @@ import pytest
 
 from trainable.core.console import make_console
 from trainable.training.case_scores import SCORE_COLUMNS
-from tune.run.confirm_report import table_text
+from tune.confirmation.report import table_text
+from tune.confirmation.verdict import Arm
 from tune.run.live_state import Activity
 from tune.run.training_progress import TrainingProgress
-from tune.run.verdict import Arm
 from tune.terminal.recipe_words import short_recipe
 from tune.terminal.sparkline import plot, sparkline
 from tune.terminal.sweep_header import rough_range

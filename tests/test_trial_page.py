@@ -10,9 +10,9 @@ from helpers import verb
 from synthetic_run import make_synthetic_run
 
 from trainable.core.errors import InputError
+from tune.analysis.trial_detail import trial_detail
 from tune.run.curves import trial_curve
 from tune.run.results import Run, read_run
-from tune.run.trial_detail import trial_detail
 from tune.terminal.recipe_words import RecipeWords
 
 

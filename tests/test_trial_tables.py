@@ -16,9 +16,9 @@ from helpers import voxtune
 from synthetic_run import make_synthetic_run
 
 import voxtune as vt
+from tune.analysis.table_files import csv_text, json_text
+from tune.analysis.trial_rows import trial_columns, trial_rows
 from tune.run.results import read_run
-from tune.run.table_files import csv_text, json_text
-from tune.run.trial_rows import trial_columns, trial_rows
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 
 from trainable.core.errors import InputError
 from trainable.evaluation.comparison import Comparison
-from tune.run.race import DEFAULT, ArmScores, race
-from tune.run.verdict import Verdict, describe, make_test_verdict, make_verdict
+from tune.confirmation.race import DEFAULT, ArmScores, race
+from tune.confirmation.verdict import Verdict, describe, make_test_verdict, make_verdict
 
 NAN = float("nan")
 TRIAL, OTHER = "trial_0031", "trial_0002"

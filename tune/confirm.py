@@ -1,7 +1,7 @@
 """Confirms the winner of a sweep: trains the best recipes and the default again, with seeds that the sweep has not had.
 
-The race (tune/run/race.py) decides by validation scores which trainings are wanted next; the test cases are scored when
-it has ended, so nothing is decided by them.
+The race (tune/confirmation/race.py) decides by validation scores which trainings are wanted next; the test cases are
+scored when it has ended, so nothing is decided by them.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from trainable.core.locks import is_locked, lock_folder
 from trainable.core.logger import logger
 from trainable.data.prepare import Data
 from trainable.data.split import load_split, save_split
+from tune.confirmation.plan import Arm, ConfirmPlan, choose_arms, extend_plan, load_plan, save_plan, unused_seeds
+from tune.confirmation.race import Race
+from tune.confirmation.recipe_files import read_recipe
+from tune.confirmation.report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
+from tune.confirmation.scores import ConfirmScores, has_tested, replay_race
 from tune.driver.cluster import Cluster
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import divide_into_folds, prepare_same_cases, scale_to_epochs
 from tune.run.confirm_dir import ConfirmDir
-from tune.run.confirm_report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
-from tune.run.confirm_scores import ConfirmScores, has_tested, replay_race
-from tune.run.confirmation import Arm, ConfirmPlan, choose_arms, extend_plan, load_plan, save_plan, unused_seeds
-from tune.run.race import Race
-from tune.run.recipe_files import read_recipe
 from tune.run.results import Run, read_run
 from tune.run.run_dir import confirm_command
 

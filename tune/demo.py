@@ -17,15 +17,15 @@ from trainable.evaluation.metrics import mean_scores
 from trainable.predict import predict_cases
 from trainable.training.training_dir import TrainingDir
 from tune.confirm import confirm
+from tune.confirmation.export import export_recipe
+from tune.confirmation.race import DEFAULT
+from tune.confirmation.status import confirmation_text, confirmed_choice, load_result
+from tune.confirmation.verdict import Arm, Verdict
 from tune.driver.cluster import Cluster
 from tune.driver.report_keeper import write_last_report
 from tune.driver.sweep import launch
 from tune.retrain import retrain
-from tune.run.confirm_status import confirmation_text, confirmed_choice, load_result
-from tune.run.export import export_recipe
-from tune.run.race import DEFAULT
 from tune.run.results import Run, read_run
-from tune.run.verdict import Arm, Verdict
 from tune.spec.sweep_file import load_sweep_config
 from tune.terminal.next_steps import print_next
 from tune.terminal.outcome import print_outcome

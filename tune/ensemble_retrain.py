@@ -18,6 +18,7 @@ from trainable.data.prepare import Data
 from trainable.data.split import Split, fold_splits, load_split, save_split
 from trainable.evaluate import as_chosen, evaluate
 from trainable.training.training_dir import EnsembleDir, TrainingDir
+from tune.confirmation.plan import unused_seeds
 from tune.driver.cluster import Cluster
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import (
@@ -31,7 +32,6 @@ from tune.retrain import (
     with_val_trained,
     without_plateau,
 )
-from tune.run.confirmation import unused_seeds
 from tune.run.results import Run, read_run
 
 # From the sweep's seed to those of members: not those of a confirmation, whose scores may have chosen the recipe.

@@ -8,12 +8,12 @@ from trainable.bundle.contents import check_files, read_record
 from trainable.core.config import TrainConfig
 from trainable.core.counted import counted
 from trainable.core.options import make_config
-from tune.run.confirm_status import has_ended, load_result
-from tune.run.confirmation import Arm, ConfirmPlan, load_plan, recipe_values
-from tune.run.race import DEFAULT
+from tune.confirmation.plan import Arm, ConfirmPlan, load_plan, recipe_values
+from tune.confirmation.race import DEFAULT
+from tune.confirmation.status import has_ended, load_result
+from tune.confirmation.verdict import Verdict
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir
-from tune.run.verdict import Verdict
 
 OF_THE_SCHEDULE = ("scheduler", "milestones", "step_gamma")  # what a retraining without validation writes for plateau
 

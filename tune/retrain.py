@@ -27,7 +27,7 @@ from trainable.training import checkpoint
 from trainable.training.ensemble import is_ensemble
 from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
-from tune.run.confirm_status import confirmed_choice
+from tune.confirmation.status import confirmed_choice
 from tune.run.provenance import digest_of, load_contents
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import RunDir

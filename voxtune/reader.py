@@ -10,12 +10,12 @@ from trainable.core.config import TrainConfig
 from trainable.core.files import user_path
 from trainable.training.case_scores import COLUMNS as CASE_COLUMNS
 from trainable.training.case_scores import read_case_scores
-from tune.run.curve_rows import curve_columns, curve_rows
+from tune.analysis.curve_rows import curve_columns, curve_rows
+from tune.analysis.importance import Importances, importances
+from tune.analysis.trial_rows import trial_columns, trial_rows
 from tune.run.effort import Effort, measure_effort
 from tune.run.events import Event, read_events
-from tune.run.importance import Importances, importances
 from tune.run.results import Run, TrialResult, read_run
-from tune.run.trial_rows import trial_columns, trial_rows
 from tune.spec.sweep_config import SweepConfig
 from tune.terminal.tables import summary_line
 from voxtune.summary_html import summary_html

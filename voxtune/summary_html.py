@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from html import escape
 
 from trainable.core.options import format_value
+from tune.analysis.trial_detail import reason
 from tune.run.curves import trial_curve
 from tune.run.effort import measure_effort
 from tune.run.results import Run, TrialResult
-from tune.run.trial_detail import reason
 from tune.terminal.recipe_words import RecipeWords
 from tune.terminal.tables import summary_line
 

@@ -27,9 +27,9 @@ from helpers import SPACE, start, voxtune  # noqa: E402
 from trainable.core.locks import is_locked  # noqa: E402
 from trainable.data.phantom import write_phantoms  # noqa: E402
 from trainable.training.training_log import read_rows  # noqa: E402
+from tune.confirmation.verify import verify_confirmation  # noqa: E402
 from tune.run.results import read_run  # noqa: E402
 from tune.run.verify import verify  # noqa: E402
-from tune.run.verify_confirmation import verify_confirmation  # noqa: E402
 
 TWO_CORES = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}', "PYTHONPATH": str(ROOT)}
 OPTIONS = ("--top", "2", "--seeds", "3", "--epochs", "10")

@@ -1,4 +1,4 @@
-"""The page docs/json.md: what the verbs print with --json, from the models in tune/run/json_output.
+"""The page docs/json.md: what the verbs print with --json, from the models in tune/analysis/json_output.
 
 python tests/proofs/json_page.py     write docs/json.md
 """
@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tune.run.json_output.outputs import OUTPUTS, json_schema
-from tune.run.trial_rows import COLUMN_MEANINGS
+from tune.analysis.json_output.outputs import OUTPUTS, json_schema
+from tune.analysis.trial_rows import COLUMN_MEANINGS
 
 PAGE = Path(__file__).parents[2] / "docs/json.md"
 HEAD = """# Output for programs
@@ -25,7 +25,7 @@ voxtune status RUN --json | jq '.trials[] | select(.status == "failed") | .error
 voxtune trials RUN --json - | jq -r '.rows[] | [.number, .score, .params_lr] | @tsv'
 ```
 
-This page is made by `make docs` from `tune/run/json_output`; do not edit it.
+This page is made by `make docs` from `tune/analysis/json_output`; do not edit it.
 """
 TABLE_HEAD = "| key | type | meaning |\n| --- | --- | --- |"
 

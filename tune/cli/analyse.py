@@ -11,17 +11,17 @@ import typer
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
+from tune.analysis.curve_rows import curve_columns, curve_rows
+from tune.analysis.importance import importances
+from tune.analysis.json_output.compare import runs_compared, trials_compared
+from tune.analysis.json_output.importance import importance_output
+from tune.analysis.run_comparison import compare_runs
+from tune.analysis.table_files import STDOUT, Format, write_table
+from tune.analysis.trial_comparison import compare_trials
+from tune.analysis.trial_rows import trial_columns, trial_rows
 from tune.cli.command import RunFolder, app
 from tune.cli.json_flag import Json, print_json
-from tune.run.curve_rows import curve_columns, curve_rows
-from tune.run.importance import importances
-from tune.run.json_output.compare import runs_compared, trials_compared
-from tune.run.json_output.importance import importance_output
 from tune.run.results import read_run
-from tune.run.run_comparison import compare_runs
-from tune.run.table_files import STDOUT, Format, write_table
-from tune.run.trial_comparison import compare_trials
-from tune.run.trial_rows import trial_columns, trial_rows
 from tune.terminal.comparison_lines import run_comparison_lines, trial_comparison_lines
 from tune.terminal.importance_lines import importance_lines
 

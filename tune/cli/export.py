@@ -63,11 +63,11 @@ def export(
 
     run = read_run(source.resolve())
     if to == Store.MLFLOW:
-        from tune.exporters.mlflow_store import export_to_mlflow
+        from tune.viewers.mlflow_store import export_to_mlflow
 
         logger.info(export_to_mlflow(run, uri, project))
     else:
-        from tune.exporters.wandb_store import export_to_wandb
+        from tune.viewers.wandb_store import export_to_wandb
 
         if uri is not None and "://" in uri:
             raise InputError(f"--uri {uri}: expected a folder, in which wandb/ is made; `wandb sync` uploads it")

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tune.run.json_output.document import Document
-from tune.run.table_files import print_all
+from tune.analysis.json_output.document import Document
+from tune.analysis.table_files import print_all
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON, see docs/json.md; messages go to the standard error then.")

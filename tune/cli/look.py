@@ -9,10 +9,10 @@ import typer
 
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
+from tune.analysis.json_output.show import show_output
+from tune.analysis.json_output.status import status_output
 from tune.cli.command import RunFolder, app
 from tune.cli.json_flag import Json, print_json
-from tune.run.json_output.show import show_output
-from tune.run.json_output.status import status_output
 from tune.run.results import read_run
 
 
@@ -51,7 +51,7 @@ def show(
     json_: Json = False,
 ) -> None:
     """Show a trial: why it ended, its scores at the rungs, its curve, its recipe, its files, the end of its log."""
-    from tune.run.trial_detail import trial_detail
+    from tune.analysis.trial_detail import trial_detail
     from tune.terminal.trial_page import print_trial
 
     result = read_run(run)

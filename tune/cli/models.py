@@ -83,7 +83,7 @@ def confirm(
             address=address,
         )
     if json_:
-        from tune.run.json_output.confirm import confirm_output
+        from tune.analysis.json_output.confirm import confirm_output
 
         print_json(confirm_output(read_run(run.resolve()), found))
 

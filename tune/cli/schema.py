@@ -23,7 +23,7 @@ def schema(
 
         typer.echo(json.dumps(sweep_schema(), indent=1))
         return
-    from tune.run.json_output.outputs import OUTPUTS, json_schema
+    from tune.analysis.json_output.outputs import OUTPUTS, json_schema
 
     if output not in OUTPUTS:
         raise InputError(f"--output {output}: expected a verb that has --json: {', '.join(OUTPUTS)}")

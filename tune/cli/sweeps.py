@@ -14,14 +14,14 @@ from trainable.core.errors import InputError
 from trainable.core.idle_options import idle_text
 from trainable.core.logger import logger, outlive_reader
 from trainable.core.options import format_value
+from tune.analysis.json_output.best import best_output
+from tune.analysis.json_output.check import check_output
+from tune.analysis.json_output.verify import verify_output
 from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
-from tune.run.confirm_status import confirmed_choice
-from tune.run.confirmation import ONLY_THE_DEFAULT, challengers
-from tune.run.export import export_recipe
-from tune.run.json_output.best import best_output
-from tune.run.json_output.check import check_output
-from tune.run.json_output.verify import verify_output
+from tune.confirmation.export import export_recipe
+from tune.confirmation.plan import ONLY_THE_DEFAULT, challengers
+from tune.confirmation.status import confirmed_choice
 from tune.run.results import Run, read_run
 from tune.run.run_dir import confirm_command
 from tune.search.sampler import first_recipes
@@ -232,8 +232,8 @@ def verify(
         return
     if data is not None:
         raise InputError(f"--data is for a bundle, which {run} is not; leave it out")
+    from tune.confirmation.verify import verify_confirmation
     from tune.run.verify import verify as verify_run
-    from tune.run.verify_confirmation import verify_confirmation
 
     with messages_on_stderr(json_):
         result = read_run(run)
@@ -258,8 +258,8 @@ def finish_checks(path: Path, checks: Mapping[str, Sequence[str]], *, json_: boo
 @app.command(epilog="Example: voxtune simulate RUN --set early_stopping.reduction_factor=4")
 def simulate(run: RunFolder, set_: Set = None) -> None:
     """Replay a sweep's recorded curves under other early_stopping settings: what would be stopped, lost and saved."""
-    from tune.run.simulate import simulate as simulate_run
-    from tune.run.simulate import simulation_lines
+    from tune.analysis.simulate import simulate as simulate_run
+    from tune.analysis.simulate import simulation_lines
 
     result = read_run(run)
     lines = simulation_lines(simulate_run(result, set_ or []))

@@ -20,19 +20,19 @@ from trainable.core.option_files import dump_yaml
 from trainable.core.parallel import BackgroundWorker
 from trainable.training import checkpoint
 from trainable.training.training_log import TrainingLog
+from tune.confirmation.export import recipe_text
 from tune.driver.event_log import EventLog
 from tune.driver.live_recorder import LiveRecorder
 from tune.driver.sweep_stopper import SweepStopper
-from tune.run.dashboard_notes import write_notes
-from tune.run.export import recipe_text
 from tune.run.results import Run, TrialResult, resolve_checkpoint
 from tune.run.retention import Retention
 from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
-from tune.run.tensorboard_runs import trial_log
 from tune.search.journal import Journal
 from tune.spec.trial_spec import Report
 from tune.terminal.live_screen import SweepScreen
+from tune.viewers.dashboard_notes import write_notes
+from tune.viewers.tensorboard_runs import trial_log
 
 PAUSE_SECONDS = 1.0  # at least between two syncs of RUN
 RETRY_SECONDS = 30.0  # after a sync that failed

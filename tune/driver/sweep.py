@@ -41,11 +41,11 @@ from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import resume_command
 from tune.run.snapshot import Snapshot
-from tune.run.viewers import begin_viewers, finish_viewers
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 from tune.terminal.live_screen import SweepScreen
+from tune.viewers.sweep_viewers import begin_viewers, finish_viewers
 
 WORKER_EXIT_TIMEOUT = 60  # seconds that the processes of a killed driver's trials may take to end
 

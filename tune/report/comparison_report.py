@@ -7,16 +7,16 @@ from typing import Any
 
 from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
+from tune.analysis.importance import OptionImportance
+from tune.analysis.option_range import setting_text
+from tune.analysis.run_comparison import RunComparison, best_so_far, compare_runs
 from tune.report.blocks import Block, Facts, Figure, Note, Section, Table
 from tune.report.cases_section import privacy_text
 from tune.report.chart_style import axis, chart_text
 from tune.report.overview import confirmed_text, run_name
 from tune.report.page import Page
 from tune.report.sweep_data import DASH, SweepData, read_sweep, score_text, share_text, time_text, value_text
-from tune.run.importance import OptionImportance
-from tune.run.option_range import setting_text
 from tune.run.results import Run
-from tune.run.run_comparison import RunComparison, best_so_far, compare_runs
 
 LINES = (
     ("var(--accent)", "solid"),

@@ -10,6 +10,9 @@ from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import to_dict
+from tune.confirmation.plan import ConfirmPlan, load_plan
+from tune.confirmation.status import load_result, sentence
+from tune.confirmation.verdict import Verdict
 from tune.report.blocks import Block, Code, Facts, Figure, Section, Table
 from tune.report.cases_section import cases_section, privacy_text
 from tune.report.chart_style import axis, chart_text
@@ -18,11 +21,8 @@ from tune.report.dice_plots import dice_section_of_confirmation
 from tune.report.overview import run_name, verdict_table
 from tune.report.page import Page
 from tune.report.sweep_data import SweepData, read_sweep, time_text, value_text
-from tune.run.confirm_status import load_result, sentence
-from tune.run.confirmation import ConfirmPlan, load_plan
 from tune.run.results import Run
 from tune.run.run_dir import confirm_command
-from tune.run.verdict import Verdict
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from trainable.core.counted import counted
+from tune.analysis.importance import MIN_TRIALS, Importances, OptionImportance
 from tune.report.blocks import Block, Figure, Note, Section, Table
 from tune.report.chart_style import axis
 from tune.report.sweep_data import DASH, share_text, value_text
-from tune.run.importance import MIN_TRIALS, Importances, OptionImportance
 
 MAX_BARS = 10  # the table has all options
 VERDICT_COLOURS = {"matters": "var(--accent)", "hardly matters": "var(--muted)", "too few trials": "var(--muted)"}

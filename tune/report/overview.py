@@ -11,14 +11,14 @@ from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import option_info
+from tune.confirmation.export import recipe_text
+from tune.confirmation.status import confirmation_text, load_result
+from tune.confirmation.verdict import Verdict
 from tune.report.blocks import Block, Code, Facts, Note, Section, Table
 from tune.report.confirm_scores import arm_names
 from tune.report.privacy import Privacy
 from tune.report.sweep_data import DASH, SweepData, score_text, share_text, time_text, value_text
-from tune.run.confirm_status import confirmation_text, load_result
-from tune.run.export import recipe_text
 from tune.run.results import TrialResult
-from tune.run.verdict import Verdict
 
 if TYPE_CHECKING:
     from trainable.evaluation.comparison import Comparison

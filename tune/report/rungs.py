@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from tune.analysis.stop_audit import audit_lines, audit_stops
 from tune.report.blocks import Block, Note, Section, Table
 from tune.report.sweep_data import DASH, SweepData, numbers_text, score_text
-from tune.run.stop_audit import audit_lines, audit_stops
 from tune.search.asha import Rungs, cutoff, rung_epochs
 
 WRONG_STOPS = (

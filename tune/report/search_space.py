@@ -1,7 +1,7 @@
 """How well trials did across the search space: slices, parallel coordinates, and pairs of options.
 
 Trials are placed by their standing, the share of the other trials that each one beats at the last epoch that both
-reached, so that stopped trials are shown next to those that trained to their end (tune/run/standing.py).
+reached, so that stopped trials are shown next to those that trained to their end (tune/analysis/standing.py).
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from tune.analysis.standing import comparable, measure_standings
 from tune.report.blocks import Block, Figure, FigureGrid, Section
 from tune.report.chart_style import MARKS, axis, group_of, winner_mark
 from tune.report.option_pairs import pair_figure
 from tune.report.parallel_coordinates import coordinates_figure
 from tune.report.sweep_data import SweepData, value_text
 from tune.run.results import TrialResult
-from tune.run.standing import comparable, measure_standings
 from tune.spec.kinds import Choice, LogUniform
 from tune.spec.space import Parameter
 

@@ -11,10 +11,10 @@ from optuna.trial import TrialState
 
 from trainable.core.options import format_value, option_info, to_dict
 from trainable.training.training_log import read_rows
+from tune.analysis.option_range import value_label
 from tune.report.privacy import Privacy, privacy_of
 from tune.run.effort import Effort, measure_effort
 from tune.run.events import Event, has_ended, read_events
-from tune.run.option_range import value_label
 from tune.run.results import Run, TrialResult
 
 DASH = "\N{EN DASH}"  # for what is not known

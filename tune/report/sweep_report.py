@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from optuna.trial import TrialState
 
 from trainable.core.counted import counted
+from tune.analysis.importance import importances
 from tune.report.blocks import Facts, Section
 from tune.report.case_views import CaseView, ImageChoice, case_views
 from tune.report.cases_section import cases_section, privacy_text
@@ -24,7 +25,6 @@ from tune.report.search_space import space_section
 from tune.report.sweep_data import SweepData, read_sweep
 from tune.report.timeline import timeline_section
 from tune.report.trials import trial_data, trials_section
-from tune.run.importance import importances
 from tune.run.results import Run
 
 STATES = {

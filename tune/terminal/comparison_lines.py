@@ -10,11 +10,11 @@ from trainable.core.console import duration
 from trainable.core.counted import counted
 from trainable.core.options import format_value
 from trainable.evaluation.comparison import Comparison
-from tune.run.option_range import setting_text, value_label
+from tune.analysis.option_range import setting_text, value_label
+from tune.analysis.run_comparison import RunComparison
+from tune.analysis.trial_comparison import CaseDifference, TrialComparison
 from tune.run.results import Run, TrialResult
-from tune.run.run_comparison import RunComparison
 from tune.run.run_dir import confirm_command
-from tune.run.trial_comparison import CaseDifference, TrialComparison
 
 NAME_WIDTH, MIN_COLUMN, GAP = 20, 12, 2
 MAX_FACT = 22  # longer values of two runs do not fit beside each other

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trainable.core.counted import counted
-from tune.run.importance import LITTLE, MIN_TRIALS, Importances, OptionImportance
-from tune.run.option_range import value_label
+from tune.analysis.importance import LITTLE, MIN_TRIALS, Importances, OptionImportance
+from tune.analysis.option_range import value_label
 from tune.run.results import Run
 from tune.run.run_dir import resume_command
 from tune.terminal.text_lines import progress_bar

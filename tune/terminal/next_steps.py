@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from trainable.core.console import make_console
 from trainable.core.logger import logger
-from tune.run.confirm_status import confirmation_text
+from tune.confirmation.status import confirmation_text
 from tune.run.results import Run
 from tune.run.run_dir import confirm_command, resume_command
 

@@ -6,10 +6,10 @@ from trainable.core.brats import REGIONS
 from trainable.core.console import duration, make_console, wrap_prose
 from trainable.core.counted import counted
 from trainable.core.logger import logger
-from tune.run.confirm_status import confirmation_text
+from tune.analysis.stop_audit import audit_lines
+from tune.confirmation.status import confirmation_text
 from tune.run.effort import Effort, measure_effort
 from tune.run.results import Run, TrialResult
-from tune.run.stop_audit import audit_lines
 from tune.terminal.next_steps import print_next, sweep_steps
 from tune.terminal.recipe_words import RecipeWords
 from tune.terminal.sweep_header import progress_text, state_counts

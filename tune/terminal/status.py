@@ -11,12 +11,12 @@ from rich.text import Text
 from trainable.core.console import make_console, wrap_prose
 from trainable.core.locks import is_locked
 from trainable.core.logger import logger
-from tune.run.confirm_status import confirmation_text
+from tune.analysis.stop_audit import audit_lines
+from tune.confirmation.status import confirmation_text
 from tune.run.events import Event, read_events
 from tune.run.live_state import LiveState, read_live_state
 from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import resume_command
-from tune.run.stop_audit import audit_lines
 from tune.terminal.live_screen import LiveScreen
 from tune.terminal.next_steps import print_next, sweep_steps
 from tune.terminal.sweep_header import header_lines

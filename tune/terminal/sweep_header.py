@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from optuna.trial import TrialState
 
 from trainable.core.console import duration
+from tune.analysis.time_left import estimate_time_left
 from tune.run.effort import elapsed_seconds
 from tune.run.events import Event, EventKind
 from tune.run.live_state import LiveState
 from tune.run.results import Run
-from tune.run.time_left import estimate_time_left
 from tune.terminal.text_lines import flow
 
 UNITS = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))

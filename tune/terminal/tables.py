@@ -12,7 +12,7 @@ from trainable.core.console import make_console, wrap_prose
 from trainable.core.counted import counted
 from trainable.core.logger import logger
 from trainable.core.options import format_value, to_dict
-from tune.run.confirm_status import confirmation_line
+from tune.confirmation.status import confirmation_line
 from tune.run.results import Run, TrialResult
 from tune.search.asha import rung_epochs
 from tune.spec.sweep_config import SweepConfig

@@ -6,9 +6,9 @@ from trainable.core.brats import REGIONS
 from trainable.core.console import duration, make_console, wrap_prose
 from trainable.core.logger import logger
 from trainable.core.options import format_value, path_options
+from tune.analysis.trial_detail import RungResult, TrialDetail
 from tune.run.events import EventKind
 from tune.run.results import Run
-from tune.run.trial_detail import RungResult, TrialDetail
 from tune.search.asha import STOP, rung_epochs
 from tune.terminal.sparkline import plot
 from tune.terminal.sweep_screen import event_line, is_news

@@ -1,0 +1,58 @@
+"""Recipes in files that are compared with a sweep's: a user's own, or one that is shipped, such as nnunet."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.logger import logger
+from trainable.core.option_errors import did_you_mean
+from trainable.core.option_files import load_options
+from trainable.core.options import make_config, option_names, to_dict
+from tune.confirmation.plan import Arm, recipe_values
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the files of the recipes that are shipped with voxtune, by name."""
+    folder = Path(str(resources.files("search_spaces"))) / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(path: Path) -> Path:
+    """Return the file of a recipe, given as a path or as the bare name of a shipped one, which a file hides.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    shipped = shipped_recipes()
+    if path.is_file():
+        return path
+    if len(path.parts) == 1 and path.name.removesuffix(".yaml") in shipped:
+        return shipped[path.name.removesuffix(".yaml")]
+    close = did_you_mean(path.name.removesuffix(".yaml"), list(shipped))
+    raise InputError(f"--recipe {path}: no such file{close}; shipped are {', '.join(shipped)}")
+
+
+def read_recipe(path: Path, base: TrainConfig) -> Arm:
+    """Return the recipe in a file as an arm: its options of role recipe in place of the sweep's.
+
+    Options of the protocol (epochs, cases, validation) and of one machine are the sweep's for all arms; those in which
+    the file differs are named in a message, and ignored.
+
+    Args:
+        path: as for find_recipe.
+        base: the sweep's default recipe.
+
+    Raises:
+        InputError: if there is no such file, or its options do not make a recipe.
+    """
+    file = find_recipe(path)
+    values = load_options(file)
+    config = make_config({**to_dict(base), **values}, str(file))
+    recipe, now, sweep = option_names(role="recipe"), to_dict(config), to_dict(base)
+    if ignored := [name for name in values if name in now and name not in recipe and now[name] != sweep[name]]:
+        kept = ", ".join(f"{name} ({sweep[name]})" for name in ignored)
+        logger.info(f"{file}: the sweep's own values are kept for {kept}")
+    return Arm(file.stem, recipe_values(config))
