@@ -1,1 +1,1 @@
-"""Copies of a sweep in the stores of other tools, made after the fact."""
+"""What other tools show of a sweep: TensorBoard and optuna-dashboard as it runs; MLflow and W&B get copies afterwards."""
