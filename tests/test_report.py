@@ -388,3 +388,16 @@ def test_names_in_charts_are_plain_text(folder: Path, tmp_path: Path) -> None:
 def test_a_report_of_1000_trials_is_below_12_megabytes(tmp_path: Path) -> None:
     run = make_synthetic_run(tmp_path / "run", trials=1000)
     assert write_report([run], images="none", quiet=True).stat().st_size < 12e6
+
+
+def test_a_damaged_file_of_scores_takes_its_section_out_of_the_report_and_nothing_else(
+    folder: Path, run: Run, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    scores = damaged / run.dir.trial(run.best().number).case_scores.relative_to(run.folder)
+    scores.write_bytes(scores.read_bytes()[:200])
+    page = PageParser(text := report_text(damaged))
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == SECTIONS
+    reason = r"case_scores\.csv: line \d+ is damaged \(expected 6 values, found \d\)"
+    assert re.search(rf"Left out, as a file is damaged: RUN/trials/\d+/{reason}", text)

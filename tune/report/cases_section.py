@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainable.core.counted import counted
+from trainable.core.errors import InputError
 from tune.report.blocks import Block, Fragment, Section
 from tune.report.case_viewer import case_section
 from tune.report.case_views import CaseView
+from tune.report.privacy import Privacy
 
 
 def cases_section(views: Sequence[CaseView], dice: str, *, anonymous: bool) -> Section | None:
@@ -20,6 +22,11 @@ def cases_section(views: Sequence[CaseView], dice: str, *, anonymous: bool) -> S
     return Section("cases", "Cases", cases_sentence(views), blocks)
 
 
+def damaged_section(error: InputError, privacy: Privacy) -> Section:
+    """Return what stands in place of the section if a file of scores is damaged."""
+    return Section("cases", "Cases", privacy.text(f"Left out, as a file is damaged: {error}."))
+
+
 def cases_sentence(views: Sequence[CaseView]) -> str:
     """Return what the worst and the best case score."""
     sentences = []
@@ -29,7 +36,7 @@ def cases_sentence(views: Sequence[CaseView]) -> str:
             low, high = (by_rank[rank].dice["dice_mean"] for rank in ("worst", "best"))
             count = by_rank["worst"].count
             sentences.append(f"Among {count} {part} cases the mean Dice of a case is {low:.3f} to {high:.3f}.")
-    return " ".join(sentences) or "How well the cases are segmented."
+    return " ".join(sentences) or "Dice by region of each case."
 
 
 def privacy_text(views: Sequence[CaseView], *, anonymous: bool) -> str:
@@ -38,6 +45,6 @@ def privacy_text(views: Sequence[CaseView], *, anonymous: bool) -> str:
     images = f"the images of {counted(shown, 'case')}" if shown else "no images"
     holds = f"This file has scores and {images}."
     if anonymous:
-        still = " Images of a head can still tell who it is." * bool(shown)
+        still = " A person may be recognised from images of the head." * bool(shown)
         return f"{holds} Names of cases, machines and folders are left out; cases are numbered.{still}"
     return f"{holds} Names of cases, machines and folders are shown: check before you pass it on."
