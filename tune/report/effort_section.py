@@ -36,7 +36,7 @@ def effort_sentence(data: SweepData) -> str:
     """Return the cost, what went into stopped trials and what stopping them saved."""
     effort = data.effort
     cost = f"{effort.gpu_hours:,.2f} GPU hours" if effort.gpu_hours else f"{time_text(effort.trial_seconds)} on the CPU"
-    stopped = f"{share_text(effort.stopped_share)} of that went into trials that were stopped early"
+    stopped = f"{share_text(effort.stopped_share)} of that time went into trials that were stopped early"
     saved = f"stopping them saved {effort.saved_epochs:,} of {effort.full_epochs:,} epochs"
     if not effort.saved_epochs:
         return f"The trials took {cost}."
