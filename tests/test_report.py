@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -20,10 +21,11 @@ from trainable.core.locks import lock_folder
 from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
+from trainable.evaluation.comparison import Comparison
 from trainable.train import train
 from trainable.training.training_log import read_rows
 from tune.confirmation.verdict import Arm, Verdict
-from tune.report.overview import verdict_table
+from tune.report.overview import result_sentence, verdict_table
 from tune.report.privacy import Privacy
 from tune.report.report import write_report
 from tune.report.sweep_data import read_sweep
@@ -374,6 +376,26 @@ def test_why_a_confirmation_dropped_a_recipe_names_nobody() -> None:
     assert table.rows[1][0] == "trial\N{NO-BREAK SPACE}12"
     assert table.rows[1][-1] == "failed: cannot read .../CASE_1_flair.nii.gz"
     assert len(table.columns) == len(table.align) == len(table.rows[0])
+
+
+def test_an_interval_of_a_confirmation_is_printed_within_the_differences_that_two_dice_can_have() -> None:
+    names = [f"dice_{name}" for name in ("WT", "TC", "ET", "mean")]
+    wide, unknown = Comparison(0.5, -1.2, 1.4, 0.94, 2, None), Comparison(0.5, *[math.nan] * 3, None, None)
+    found = dict(zip(names, (wide, unknown, wide, wide), strict=True))
+    verdict = Verdict("validation", "dice_mean", "trial_0012", "default", "", "", found, (), "")
+    rows = {row[0]: row[2:] for row in verdict_table("validation", verdict, Privacy()).rows}
+    assert rows["its 95 % interval"][:2] == ["-1.000 to +1.000", "\N{EN DASH}"]
+    assert rows["likely to be better"][:2] == ["94 %", "\N{EN DASH}"]
+
+
+@pytest.mark.parametrize(
+    ("driven", "start"),
+    [(True, "40 of 40 trials have started; trial {} is the best so far: "), (False, "Of 40 trials, ")],
+)
+def test_the_best_trial_of_a_running_sweep_is_the_best_so_far(run: Run, driven: bool, start: str) -> None:
+    data = read_sweep(run, anonymous=True)
+    sentence = result_sentence(replace(data, run=replace(data.run, driven=driven)))
+    assert sentence.startswith(start.format(run.best().number))
 
 
 def test_names_in_charts_are_plain_text(folder: Path, tmp_path: Path) -> None:
