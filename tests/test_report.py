@@ -24,10 +24,14 @@ from trainable.data.split import save_split
 from trainable.evaluation.comparison import Comparison
 from trainable.train import train
 from trainable.training.training_log import read_rows
+from tune.analysis.importance import MIN_PER_VALUE, importances
+from tune.analysis.standing import comparable
 from tune.confirmation.verdict import Arm, Verdict
+from tune.report.option_pairs import pair_figure
 from tune.report.overview import result_sentence, verdict_table
 from tune.report.privacy import Privacy
 from tune.report.report import write_report
+from tune.report.search_space import order_text, ordered_options
 from tune.report.sweep_data import read_sweep
 from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_spans
 from tune.report.trials import trial_data
@@ -423,3 +427,33 @@ def test_a_damaged_file_of_scores_takes_its_section_out_of_the_report_and_nothin
     assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == SECTIONS
     reason = r"case_scores\.csv: line \d+ is damaged \(expected 6 values, found \d\)"
     assert re.search(rf"Left out, as a file is damaged: RUN/trials/\d+/{reason}", text)
+
+
+def test_of_options_of_which_too_few_trials_tell_no_number_is_shown(text: str, run: Run) -> None:
+    found = importances(run)
+    told = {option.name for option in found.options if option.verdict != "too few trials"}
+    assert {option.name for option in found.options} > told
+    for name, share, interval, verdict, _, good, _ in PageParser(text).table("By the")[1:]:
+        untold = verdict == "too few trials".replace(" ", "\N{NO-BREAK SPACE}")
+        assert untold == (name.split(" (")[0] not in told)
+        assert (share == interval == good == "\N{EN DASH}") == untold
+
+
+def test_options_are_in_the_order_of_the_space_but_for_those_that_matter(run: Run) -> None:
+    parameters = run.config.space.parameters
+    names = [parameter.name for parameter in parameters]
+    assert [option.name for option in ordered_options(parameters, [])] == names
+    ordered = [option.name for option in ordered_options(parameters, [names[2]])]
+    assert ordered == [names[2], *names[:2], *names[3:]]
+    assert "none is shown to matter" in order_text([])
+
+
+def test_a_pair_of_values_that_few_trials_had_is_grey(run: Run) -> None:
+    trials = [trial for trial in run.trials if comparable(trial)]
+    first, second = run.config.space.parameters[:2]
+    figure = pair_figure(first, second, trials, dict.fromkeys((t.number for t in trials), 1.0))
+    enough, few = ([text for row in trace["text"] for text in row if text] for trace in figure.spec["data"])
+    assert enough
+    assert few
+    assert all(int(text) >= MIN_PER_VALUE for text in enough)
+    assert all(0 < int(text) < MIN_PER_VALUE for text in few)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from tune.analysis.importance import Importances
 from tune.analysis.standing import comparable, measure_standings
 from tune.report.blocks import Block, Figure, FigureGrid, Section
 from tune.report.chart_style import MARKS, axis, group_of, winner_mark
@@ -26,18 +27,15 @@ MAX_SLICES, MAX_COORDINATES, MAX_PAIRS = 9, 9, 3
 Standings = dict[int, float]
 
 
-def space_section(data: SweepData, ordered: Sequence[str]) -> Section | None:
-    """Return the section; None with fewer than MIN_TRIALS trials that can be compared.
-
-    ordered: names of the options, the most important first.
-    """
+def space_section(data: SweepData, found: Importances) -> Section | None:
+    """Return the section; None with fewer than MIN_TRIALS trials that can be compared."""
     trials = [trial for trial in data.run.trials if comparable(trial)]
     if len(trials) < MIN_TRIALS:
         return None
     values = measure_standings(trials)
     standings = {trial.number: round(float(value), 3) for trial, value in zip(trials, values, strict=True)}
-    parameters = {parameter.name: parameter for parameter in data.run.config.space.parameters}
-    chosen = [parameters[name] for name in ordered]
+    mattering = [option.name for option in found.options if option.verdict == "matters"]
+    chosen = ordered_options(data.run.config.space.parameters, mattering)
     slices = [slice_figure(data, parameter, trials, standings) for parameter in chosen[:MAX_SLICES]]
     blocks: list[Block] = [FigureGrid(slices)]
     if len(chosen) > 1:
@@ -46,10 +44,21 @@ def space_section(data: SweepData, ordered: Sequence[str]) -> Section | None:
     if pairs:
         blocks.append(FigureGrid([pair_figure(*pair, trials, standings) for pair in pairs]))
     lead = (
-        f"{len(trials)} trials by the values of their options, the most important options first. Trials are placed by "
-        "the share of the others that each one beats at the last epoch that both reached, so stopped ones count too."
+        f"{len(trials)} trials by the values of their options, {order_text(mattering)}. Trials are placed by the share "
+        "of the others that each one beats at the last epoch that both reached, so stopped ones count too."
     )
     return Section("space", "Search space", lead, blocks)
+
+
+def ordered_options(parameters: Sequence[Parameter], mattering: Sequence[str]) -> list[Parameter]:
+    """Return the options that matter, in that order, then the others in the order of the space."""
+    by_name = {parameter.name: parameter for parameter in parameters}
+    return [by_name[name] for name in dict.fromkeys([*mattering, *by_name])]
+
+
+def order_text(mattering: Sequence[str]) -> str:
+    """Return in which order the options are."""
+    return "those that matter first" if mattering else "in the order of the space, as none is shown to matter"
 
 
 def together(pair: Sequence[Parameter], trials: Sequence[TrialResult]) -> int:

@@ -70,7 +70,7 @@ def sweep_sections(data: SweepData, cases: Section | None) -> list[Section]:
         trials_section(data),
         rungs_section(data),
         importance_section(found, has_winner=data.winner is not None) if found.trials else None,
-        space_section(data, [option.name for option in found.options]),
+        space_section(data, found),
         cases,
         timeline_section(data),
         effort_section(data),
