@@ -73,6 +73,6 @@ def effort_figure(data: SweepData, parts: list[tuple[str, str, list[int], float]
     }
     layout["showlegend"] = True
     shares = ", ".join(f"{name} {share_text(seconds / data.effort.trial_seconds)}" for name, _, _, seconds in parts)
-    return Figure(
-        "effort_chart", "Training time", f"A bar divided into: {shares}.", {"data": traces, "layout": layout}, 150
-    )
+    height = 120 + 22 * len(parts)  # the legend has a line per part on a narrow screen
+    summary = f"A bar divided into: {shares}."
+    return Figure("effort_chart", "Training time", summary, {"data": traces, "layout": layout}, height)
