@@ -31,12 +31,13 @@ from tune.report.option_pairs import pair_figure
 from tune.report.overview import result_sentence, verdict_table
 from tune.report.privacy import Privacy
 from tune.report.report import write_report
-from tune.report.search_space import order_text, ordered_options
+from tune.report.search_space import order_text, ordered_options, slice_figure
 from tune.report.sweep_data import read_sweep
 from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_spans
 from tune.report.trials import trial_data
 from tune.run.events import Event, EventKind, append_event
 from tune.run.results import Run, read_run
+from tune.spec.kinds import Choice
 
 SECTIONS = [
     *("verdict", "recipe", "history", "trials", "rungs", "importance", "space", "cases", "timeline", "effort"),
@@ -446,6 +447,14 @@ def test_options_are_in_the_order_of_the_space_but_for_those_that_matter(run: Ru
     ordered = [option.name for option in ordered_options(parameters, [names[2]])]
     assert ordered == [names[2], *names[:2], *names[3:]]
     assert "none is shown to matter" in order_text([])
+
+
+def test_the_star_of_the_winner_is_at_its_value(run: Run) -> None:
+    data, winner = read_sweep(run, anonymous=True), run.best()
+    trials = [trial for trial in run.trials if comparable(trial)]
+    parameter = next(p for p in run.config.space.parameters if isinstance(p.kind, Choice) and p.name in winner.values)
+    figure = slice_figure(data, parameter, trials, dict.fromkeys((trial.number for trial in trials), 0.5))
+    assert figure.spec["data"][-1]["x"] == [parameter.kind.values.index(winner.values[parameter.name])]
 
 
 def test_a_pair_of_values_that_few_trials_had_is_grey(run: Run) -> None:

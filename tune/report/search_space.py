@@ -78,7 +78,7 @@ def slice_figure(data: SweepData, parameter: Parameter, trials: Sequence[TrialRe
         if shown:
             traces.append(slice_trace(mark.trace, parameter, shown, standings))
     if best := [trial for trial in active if trial.number == winner]:
-        trace = slice_trace(MARKS["complete"].trace, parameter, best, standings)
+        trace = slice_trace(MARKS["complete"].trace, parameter, best, standings, spread=0)
         traces.append(winner_mark(trace["x"][0], trace["y"][0], best[0].number))
     layout = {
         "xaxis": option_axis(parameter),
@@ -90,14 +90,16 @@ def slice_figure(data: SweepData, parameter: Parameter, trials: Sequence[TrialRe
     return Figure(f"slice_{parameter.name}", parameter.name, summary, {"data": traces, "layout": layout}, 200)
 
 
-def slice_trace(make: Any, parameter: Parameter, trials: Sequence[TrialResult], standings: Standings) -> dict[str, Any]:
+def slice_trace(
+    make: Any, parameter: Parameter, trials: Sequence[TrialResult], standings: Standings, spread: float = 0.6
+) -> dict[str, Any]:
     """Return marks of trials; those of a choice are spread around their value, to tell them apart."""
     numbers = [trial.number for trial in trials]
     if isinstance(parameter.kind, Choice):
-        spread = [((number * 0.618034) % 1 - 0.5) * 0.6 for number in numbers]
+        shifts = [((number * 0.618034) % 1 - 0.5) * spread for number in numbers]
         x = [
-            round(parameter.kind.values.index(t.values[parameter.name]) + s, 3)
-            for t, s in zip(trials, spread, strict=True)
+            round(parameter.kind.values.index(t.values[parameter.name]) + shift, 3)
+            for t, shift in zip(trials, shifts, strict=True)
         ]
     else:
         x = [float(f"{trial.values[parameter.name]:.4g}") for trial in trials]
