@@ -29,6 +29,7 @@ from tune.analysis.standing import comparable
 from tune.confirmation.verdict import Arm, Verdict
 from tune.report.option_pairs import pair_figure
 from tune.report.overview import result_sentence, verdict_table
+from tune.report.parallel_coordinates import coordinates_figure
 from tune.report.privacy import Privacy
 from tune.report.report import write_report
 from tune.report.search_space import order_text, ordered_options, slice_figure
@@ -455,6 +456,15 @@ def test_the_star_of_the_winner_is_at_its_value(run: Run) -> None:
     parameter = next(p for p in run.config.space.parameters if isinstance(p.kind, Choice) and p.name in winner.values)
     figure = slice_figure(data, parameter, trials, dict.fromkeys((trial.number for trial in trials), 0.5))
     assert figure.spec["data"][-1]["x"] == [parameter.kind.values.index(winner.values[parameter.name])]
+
+
+def test_no_tick_of_parallel_coordinates_is_beyond_its_axis(run: Run) -> None:
+    trials = [trial for trial in run.trials if comparable(trial)][:5]
+    parameters = run.config.space.parameters
+    figure = coordinates_figure(parameters, trials, dict.fromkeys((trial.number for trial in trials), 0.5))
+    for axis in figure.spec["data"][0]["dimensions"]:
+        low, high = axis["range"]
+        assert all(low <= value <= high for value in (*axis["values"], *axis["tickvals"]))
 
 
 def test_a_pair_of_values_that_few_trials_had_is_grey(run: Run) -> None:

@@ -56,9 +56,11 @@ def coordinate(parameter: Parameter, trials: Sequence[TrialResult]) -> dict[str,
         values = [below if v is None else round(float(np.log10(v) if log else v), 4) for v in placed]
     if any(name not in trial.values for trial in trials):
         ticks = [(min(values), INACTIVE), *ticks]
+    ends_of_axis = [*values, *(at for at, _ in ticks)]
     return {
         "label": name,
         "values": values,
+        "range": [min(ends_of_axis), max(ends_of_axis)],  # else ticks that no trial reaches are drawn over the title
         "tickvals": [at for at, _ in ticks],
         "ticktext": [text for _, text in ticks],
     }
