@@ -52,9 +52,12 @@ def test_rows_of_repeated_and_later_epochs_are_replaced_also_by_an_epoch_without
     ("text", "message"),
     [
         ("epoch,case\n1,a\n", "line 1 is damaged .expected the columns epoch,case,dice_WT"),
-        ("epoch,case,dice_WT,dice_TC,dice_ET,dice_mean\n1,a,0.5,0.5\n", "line 2 is damaged"),
+        (
+            "epoch,case,dice_WT,dice_TC,dice_ET,dice_mean\n1,a,0.5,0.5\n",
+            "line 2 is damaged .expected 6 values, found 4",
+        ),
         ("epoch,case,dice_WT,dice_TC,dice_ET,dice_mean\n1,a,0.5,0.5,x,0.5\n", "line 2 is damaged"),
-        ("epoch,case,dice_WT,dice_TC,dice_ET,dice_mean\n\n", "line 2 is damaged"),
+        ("epoch,case,dice_WT,dice_TC,dice_ET,dice_mean\n\n", "line 2 is damaged .expected 6 values, found 0"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -20,17 +21,24 @@ from trainable.core.locks import lock_folder
 from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
+from trainable.evaluation.comparison import Comparison
 from trainable.train import train
 from trainable.training.training_log import read_rows
+from tune.analysis.importance import MIN_PER_VALUE, importances
+from tune.analysis.standing import comparable
 from tune.confirmation.verdict import Arm, Verdict
-from tune.report.overview import verdict_table
+from tune.report.option_pairs import pair_figure
+from tune.report.overview import result_sentence, verdict_table
+from tune.report.parallel_coordinates import coordinates_figure
 from tune.report.privacy import Privacy
 from tune.report.report import write_report
+from tune.report.search_space import order_text, ordered_options, slice_figure
 from tune.report.sweep_data import read_sweep
 from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_spans
 from tune.report.trials import trial_data
 from tune.run.events import Event, EventKind, append_event
 from tune.run.results import Run, read_run
+from tune.spec.kinds import Choice
 
 SECTIONS = [
     *("verdict", "recipe", "history", "trials", "rungs", "importance", "space", "cases", "timeline", "effort"),
@@ -376,6 +384,26 @@ def test_why_a_confirmation_dropped_a_recipe_names_nobody() -> None:
     assert len(table.columns) == len(table.align) == len(table.rows[0])
 
 
+def test_an_interval_of_a_confirmation_is_printed_within_the_differences_that_two_dice_can_have() -> None:
+    names = [f"dice_{name}" for name in ("WT", "TC", "ET", "mean")]
+    wide, unknown = Comparison(0.5, -1.2, 1.4, 0.94, 2, None), Comparison(0.5, *[math.nan] * 3, None, None)
+    found = dict(zip(names, (wide, unknown, wide, wide), strict=True))
+    verdict = Verdict("validation", "dice_mean", "trial_0012", "default", "", "", found, (), "")
+    rows = {row[0]: row[2:] for row in verdict_table("validation", verdict, Privacy()).rows}
+    assert rows["its 95 % interval"][:2] == ["-1.000 to +1.000"] * 2
+    assert rows["likely to be better"] == ["94 %", "94 %", "\N{EN DASH}", "94 %"]
+
+
+@pytest.mark.parametrize(
+    ("driven", "start"),
+    [(True, "40 of 40 trials have started; trial {} is the best so far: "), (False, "Of 40 trials, ")],
+)
+def test_the_best_trial_of_a_running_sweep_is_the_best_so_far(run: Run, driven: bool, start: str) -> None:
+    data = read_sweep(run, anonymous=True)
+    sentence = result_sentence(replace(data, run=replace(data.run, driven=driven)))
+    assert sentence.startswith(start.format(run.best().number))
+
+
 def test_names_in_charts_are_plain_text(folder: Path, tmp_path: Path) -> None:
     odd = tmp_path / "lr<b>1 & '2'"
     shutil.copytree(folder, odd)
@@ -388,3 +416,63 @@ def test_names_in_charts_are_plain_text(folder: Path, tmp_path: Path) -> None:
 def test_a_report_of_1000_trials_is_below_12_megabytes(tmp_path: Path) -> None:
     run = make_synthetic_run(tmp_path / "run", trials=1000)
     assert write_report([run], images="none", quiet=True).stat().st_size < 12e6
+
+
+def test_a_damaged_file_of_scores_takes_its_section_out_of_the_report_and_nothing_else(
+    folder: Path, run: Run, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    scores = damaged / run.dir.trial(run.best().number).case_scores.relative_to(run.folder)
+    scores.write_bytes(scores.read_bytes()[:200])
+    page = PageParser(text := report_text(damaged))
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == SECTIONS
+    reason = r"case_scores\.csv: line \d+ is damaged \(expected 6 values, found \d\)"
+    assert re.search(rf"Left out, as a file is damaged: RUN/trials/\d+/{reason}", text)
+
+
+def test_of_options_of_which_too_few_trials_tell_no_number_is_shown(text: str, run: Run) -> None:
+    found = importances(run)
+    told = {option.name for option in found.options if option.verdict != "too few trials"}
+    assert {option.name for option in found.options} > told
+    for name, share, interval, verdict, _, good, _ in PageParser(text).table("By the")[1:]:
+        untold = verdict == "too few trials".replace(" ", "\N{NO-BREAK SPACE}")
+        assert untold == (name.split(" (")[0] not in told)
+        assert (share == interval == good == "\N{EN DASH}") == untold
+
+
+def test_options_are_in_the_order_of_the_space_but_for_those_that_matter(run: Run) -> None:
+    parameters = run.config.space.parameters
+    names = [parameter.name for parameter in parameters]
+    assert [option.name for option in ordered_options(parameters, [])] == names
+    ordered = [option.name for option in ordered_options(parameters, [names[2]])]
+    assert ordered == [names[2], *names[:2], *names[3:]]
+    assert "none is shown to matter" in order_text([])
+
+
+def test_the_star_of_the_winner_is_at_its_value(run: Run) -> None:
+    data, winner = read_sweep(run, anonymous=True), run.best()
+    trials = [trial for trial in run.trials if comparable(trial)]
+    parameter = next(p for p in run.config.space.parameters if isinstance(p.kind, Choice) and p.name in winner.values)
+    figure = slice_figure(data, parameter, trials, dict.fromkeys((trial.number for trial in trials), 0.5))
+    assert figure.spec["data"][-1]["x"] == [parameter.kind.values.index(winner.values[parameter.name])]
+
+
+def test_no_tick_of_parallel_coordinates_is_beyond_its_axis(run: Run) -> None:
+    trials = [trial for trial in run.trials if comparable(trial)][:5]
+    parameters = run.config.space.parameters
+    figure = coordinates_figure(parameters, trials, dict.fromkeys((trial.number for trial in trials), 0.5))
+    for axis in figure.spec["data"][0]["dimensions"]:
+        low, high = axis["range"]
+        assert all(low <= value <= high for value in (*axis["values"], *axis["tickvals"]))
+
+
+def test_a_pair_of_values_that_few_trials_had_is_grey(run: Run) -> None:
+    trials = [trial for trial in run.trials if comparable(trial)]
+    first, second = run.config.space.parameters[:2]
+    figure = pair_figure(first, second, trials, dict.fromkeys((t.number for t in trials), 1.0))
+    enough, few = ([text for row in trace["text"] for text in row if text] for trace in figure.spec["data"])
+    assert enough
+    assert few
+    assert all(int(text) >= MIN_PER_VALUE for text in enough)
+    assert all(0 < int(text) < MIN_PER_VALUE for text in few)

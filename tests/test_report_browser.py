@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,15 @@ def test_filters_leave_those_trials_in_table_and_chart(page: Page, report: Path)
     page.locator("select[name=value]").select_option(label="sgd")
     assert all("optimizer=sgd" in text for text in rows.all_inner_texts())
     assert page.locator("#trial_count").inner_text() == f"{rows.count()} of {everything} trials"
+    page.locator("select[name=option]").select_option("lr")
+    quarters = page.locator("select[name=value] option").all_inner_texts()
+    assert len(quarters) == 5
+    page.locator("select[name=value]").select_option(label=quarters[2])
+    low, high = map(float, quarters[2].split(" to "))
+    shown = [re.search(r"lr=(\S+)", text) for text in rows.all_inner_texts()]
+    assert all(low <= float(found[1]) <= high for found in shown if found)
+    assert any(shown)
+    assert len(shown) < some
     page.get_by_role("button", name="All", exact=True).click()
     page.wait_for_function(f"document.querySelectorAll('#trial_table tbody tr:not([hidden])').length === {everything}")
 

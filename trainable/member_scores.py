@@ -133,7 +133,7 @@ class MemberScores:
 
 def gain_text(gain: Comparison) -> str:
     """Return a difference with its interval: "+0.012 [0.004, 0.021]"; without one if one case gives none."""
-    interval = "" if math.isnan(gain.low) else f" [{gain.low:+.3f}, {gain.high:+.3f}]"
+    interval = "" if math.isnan(gain.low) else f" [{gain.dice_low:+.3f}, {gain.dice_high:+.3f}]"
     return f"{gain.difference:+.3f}{interval}"
 
 

@@ -51,6 +51,16 @@ class Comparison:
     confidence: float = 0.95
 
     @property
+    def dice_low(self) -> float:
+        """The lower end to print if the scores are Dice: no difference of these is beyond -1."""
+        return max(self.low, -1.0)
+
+    @property
+    def dice_high(self) -> float:
+        """The upper end to print if the scores are Dice: no difference of these is beyond 1."""
+        return min(self.high, 1.0)
+
+    @property
     def verdict(self) -> Words:
         """What the interval says: "better" or "worse" if it excludes 0, else "not shown"."""
         return "better" if self.low > 0 else "worse" if self.high < 0 else "not shown"

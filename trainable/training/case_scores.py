@@ -52,9 +52,11 @@ def read_case_scores(path: Path) -> dict[int, dict[str, Scores]]:
         try:
             if tuple(next(reader, ())) != COLUMNS:
                 raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-            for epoch, case, *dice in reader:
-                numbers = zip(SCORE_COLUMNS, map(float, dice), strict=True)
-                scores.setdefault(int(epoch), {})[case] = dict(numbers)
+            for row in reader:
+                if len(row) != len(COLUMNS):
+                    raise ValueError(f"expected {len(COLUMNS)} values, found {len(row)}")
+                epoch, case, *dice = row
+                scores.setdefault(int(epoch), {})[case] = dict(zip(SCORE_COLUMNS, map(float, dice), strict=True))
         except (ValueError, csv.Error) as error:
             raise InputError(f"{path}: line {reader.line_num} is damaged ({error}); restore or delete it") from None
     return scores

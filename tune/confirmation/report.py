@@ -202,14 +202,14 @@ def difference_text(comparison: Comparison) -> str:
     difference = f"{comparison.difference:+.4f}"
     if math.isnan(comparison.low):
         return f"{difference}, no interval"
-    interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}] ({comparison.confidence:.1%} interval)"
+    interval = f"[{comparison.dice_low:+.4f}, {comparison.dice_high:+.4f}] ({comparison.confidence:.1%} interval)"
     return f"{difference} {interval}, {comparison.probability:.1%} likely to be better"
 
 
 def region_text(verdict: Verdict, column: str) -> str:
     """Return the difference to the default of one region, with its interval."""
     comparison = verdict.comparisons[column]
-    interval = "" if math.isnan(comparison.low) else f" [{comparison.low:+.4f}, {comparison.high:+.4f}]"
+    interval = "" if math.isnan(comparison.low) else f" [{comparison.dice_low:+.4f}, {comparison.dice_high:+.4f}]"
     return f"{comparison.difference:+.4f}{interval}"
 
 

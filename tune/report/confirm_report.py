@@ -14,9 +14,9 @@ from tune.confirmation.plan import ConfirmPlan, load_plan
 from tune.confirmation.status import load_result, sentence
 from tune.confirmation.verdict import Verdict
 from tune.report.blocks import Block, Code, Facts, Figure, Section, Table
-from tune.report.cases_section import cases_section, privacy_text
+from tune.report.cases_section import cases_section, privacy_text, range_sentence
 from tune.report.chart_style import axis, chart_text
-from tune.report.confirm_scores import CaseRow, arm_names, read_case_rows
+from tune.report.confirm_scores import CaseRow, arm_names, mean_scores, read_case_rows
 from tune.report.dice_plots import dice_section_of_confirmation
 from tune.report.overview import run_name, verdict_table
 from tune.report.page import Page
@@ -75,12 +75,22 @@ def confirm_sections(data: SweepData, content: dict[str, Any], plan: ConfirmPlan
             sections.append(Section(f"seeds_{part}", f"Trainings, {title} cases", text, [seed_figure(of_part, part)]))
     cache, anonymous = Path(data.run.config.record.cache_dir or ""), data.privacy.anonymous
     dice = dice_section_of_confirmation(data.run.dir.confirm.path, cache=cache, anonymous=anonymous)
-    if (cases := cases_section([], dice, anonymous=anonymous)) is not None:
+    lead = case_range(rows, content["chosen"])
+    if (cases := cases_section([], dice, anonymous=anonymous, lead=lead)) is not None:
         sections.append(cases)
     sections.append(
         Section("recipes", "Recipes", "Where the recipes differ from each other.", recipe_blocks(data, plan))
     )
     return sections
+
+
+def case_range(rows: Sequence[CaseRow], arm: str) -> str:
+    """Return in what range the mean Dice of a case is, over the trainings of a recipe."""
+    sentences = []
+    for part, title in (("val", "validation"), ("test", "test")):
+        if dice := [scores["dice_mean"] for scores in mean_scores(rows, part).get(arm, {}).values()]:
+            sentences.append(range_sentence(title, len(dice), min(dice), max(dice)))
+    return " ".join([*sentences, f"This is over the trainings of the chosen recipe, {arm_names(arm)}."])
 
 
 def seed_figure(rows: Sequence[CaseRow], part: str) -> Figure:

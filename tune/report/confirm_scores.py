@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,7 @@ def dice_of(row: dict[str, str]) -> Scores:
     return {column: float(row[column]) for column in SCORE_COLUMNS}
 
 
-def mean_scores(rows: list[CaseRow], part: str) -> dict[str, dict[str, Scores]]:
+def mean_scores(rows: Sequence[CaseRow], part: str) -> dict[str, dict[str, Scores]]:
     """Return the mean score of each case over the trainings of each recipe, by recipe and case."""
     found: dict[str, dict[str, list[list[float]]]] = {}
     for row in rows:

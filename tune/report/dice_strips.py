@@ -102,7 +102,7 @@ def strip_figure(strips: Strips, region: str, titles: Mapping[str, str], name: s
         "name": name,
         "title": f"Dice of {region}, {strips.part} cases",
         "summary": f"Dice of {region} of {len(titles)} {strips.part} cases. Mean: {spoken}",
-        "spec": {"data": traces(region, points, known), "layout": layout(strips, min(points.y, default=0))},
+        "spec": {"data": traces(region, points, known), "layout": layout(strips)},
     }
 
 
@@ -128,8 +128,10 @@ def traces(region: str, points: Points, means: Sequence[tuple[int, float]]) -> l
     return [dots, bars, line]
 
 
-def layout(strips: Strips, lowest: float) -> dict[str, Any]:
-    """Return the layout of a figure; lowest: Dice that must be seen."""
+def layout(strips: Strips) -> dict[str, Any]:
+    """Return the layout of a figure; the axis of Dice is the same in those of all regions."""
+    cases = [scores for recipe in strips.recipes for scores in recipe.scores.values()]
+    lowest = min((scores[f"dice_{region}"] for scores in cases for region in REGIONS), default=0.0)
     count = len(strips.recipes)
     ticks = {
         "tickvals": list(range(count)),
@@ -137,7 +139,7 @@ def layout(strips: Strips, lowest: float) -> dict[str, Any]:
         "tickangle": 0,
     }
     across = {**ticks, "range": [-0.6, count - 0.4], "showgrid": False, "title": {"text": strips.axis}}
-    return {"xaxis": across, "yaxis": {"range": [max(-0.02, lowest - 0.05), 1.02]}, "showlegend": False}
+    return {"xaxis": across, "yaxis": {"range": [round(max(-0.02, lowest - 0.05), 3), 1.02]}, "showlegend": False}
 
 
 def worst_row(strips: Strips, case: str, title: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def effort_sentence(data: SweepData) -> str:
     """Return the cost, what went into stopped trials and what stopping them saved."""
     effort = data.effort
     cost = f"{effort.gpu_hours:,.2f} GPU hours" if effort.gpu_hours else f"{time_text(effort.trial_seconds)} on the CPU"
-    stopped = f"{share_text(effort.stopped_share)} of that went into trials that were stopped early"
+    stopped = f"{share_text(effort.stopped_share)} of that time went into trials that were stopped early"
     saved = f"stopping them saved {effort.saved_epochs:,} of {effort.full_epochs:,} epochs"
     if not effort.saved_epochs:
         return f"The trials took {cost}."
@@ -73,6 +73,6 @@ def effort_figure(data: SweepData, parts: list[tuple[str, str, list[int], float]
     }
     layout["showlegend"] = True
     shares = ", ".join(f"{name} {share_text(seconds / data.effort.trial_seconds)}" for name, _, _, seconds in parts)
-    return Figure(
-        "effort_chart", "Training time", f"A bar divided into: {shares}.", {"data": traces, "layout": layout}, 150
-    )
+    height = 120 + 22 * len(parts)  # the legend has a line per part on a narrow screen
+    summary = f"A bar divided into: {shares}."
+    return Figure("effort_chart", "Training time", summary, {"data": traces, "layout": layout}, height)

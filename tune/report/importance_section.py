@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trainable.core.counted import counted
 from tune.analysis.importance import MIN_TRIALS, Importances, OptionImportance
 from tune.report.blocks import Block, Figure, Note, Section, Table
@@ -9,14 +11,13 @@ from tune.report.chart_style import axis
 from tune.report.sweep_data import DASH, share_text, value_text
 
 MAX_BARS = 10  # the table has all options
-VERDICT_COLOURS = {"matters": "var(--accent)", "hardly matters": "var(--muted)", "too few trials": "var(--muted)"}
 
 
 def importance_section(found: Importances, *, has_winner: bool) -> Section:
     """Return the section. has_winner: a trial has trained to its end."""
     blocks: list[Block] = []
-    if any(option.share is not None for option in found.options):
-        blocks.append(importance_figure(found))
+    if options := [option for option in found.options if option.verdict != "too few trials"][:MAX_BARS]:
+        blocks.append(importance_figure(options, found.confidence))
     blocks.append(importance_table(found, has_winner=has_winner))
     if edges := [option for option in found.options if option.edge]:
         texts = [
@@ -47,9 +48,8 @@ def importance_sentence(found: Importances) -> str:
     return f"What explains most of the differences between trials: {', '.join(matter)}{open_ones}."
 
 
-def importance_figure(found: Importances) -> Figure:
-    """Return a bar per option with its interval, the most important at the top."""
-    options = [option for option in found.options if option.share is not None][:MAX_BARS]
+def importance_figure(options: Sequence[OptionImportance], confidence: float) -> Figure:
+    """Return a bar per option with its interval, the first at the top. confidence: of the intervals."""
     names = [option.name for option in options]
     shares = [round(100 * (option.share or 0), 1) for option in options]
     up = [round(100 * ((option.high or 0) - (option.share or 0)), 1) for option in options]
@@ -59,16 +59,16 @@ def importance_figure(found: Importances) -> Figure:
         **{"type": "bar", "orientation": "h", "x": shares, "y": names, "hovertemplate": "%{y}: %{x} %<extra></extra>"},
         "error_x": {"type": "data", "array": up, "arrayminus": down, "color": "var(--fg)", "thickness": 1, "width": 4},
         "marker": {
-            "color": [VERDICT_COLOURS[option.verdict] for option in options],
+            "color": ["var(--accent)" if option.verdict == "matters" else "var(--muted)" for option in options],
             "pattern": {"shape": solid, "size": 5, "solidity": 0.3, "fgcolor": "var(--bg)"},
         },
     }
     layout = {
-        "xaxis": axis("share of the differences, %", rangemode="tozero"),
+        "xaxis": axis("share, %", rangemode="tozero"),
         "yaxis": {"autorange": "reversed", "automargin": True, "ticks": ""},
         "showlegend": False,
     }
-    title = f"Importance, with {share_text(found.confidence)} intervals; hatched: not shown to matter"
+    title = f"Importance, with {share_text(confidence)} intervals; hatched: hardly matters"
     listed = ", ".join(f"{name} {share} %" for name, share in zip(names, shares, strict=True))
     return Figure(
         "importance_chart", title, f"Bars: {listed}.", {"data": [bar], "layout": layout}, 110 + 22 * len(options)
@@ -85,13 +85,13 @@ def importance_table(found: Importances, *, has_winner: bool) -> Table:
 
 
 def option_row(option: OptionImportance, *, has_winner: bool) -> list[str]:
-    """Return an option's row."""
-
-    known = option.low is not None and option.high is not None
+    """Return an option's row; of one for which there are too few trials to tell, no number that was estimated."""
+    told = option.verdict != "too few trials"
+    known = told and option.low is not None and option.high is not None
     interval = f"{share_text(option.low or 0)} to {share_text(option.high or 0)}" if known else DASH
     tries = ", ".join(f"{item.label}: {item.tries}" for item in option.tries)
-    good = " to ".join(value_text(value) for value in option.good) if option.good else DASH
-    share = DASH if option.share is None else share_text(option.share)
+    good = " to ".join(value_text(value) for value in option.good) if told and option.good else DASH
+    share = share_text(option.share) if told and option.share is not None else DASH
     winner = ("inactive" if has_winner else DASH) if option.winner is None else value_text(option.winner)
     name = f"{option.name} ({option.when})" if option.when else option.name
     return [name, share, interval, option.verdict.replace(" ", "\N{NO-BREAK SPACE}"), tries, good, winner]

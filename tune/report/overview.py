@@ -37,14 +37,17 @@ def verdict_section(data: SweepData) -> Section:
 def result_sentence(data: SweepData) -> str:
     """Return what the best trial reached, next to the default recipe, in a sentence."""
     winner, default, trials = data.winner, data.run.default_trial, len(data.run.own_trials)
-    tried = counted(trials, "trial") + f" of {data.run.config.budget.trials}" * (trials < data.run.config.budget.trials)
+    budget = data.run.config.budget.trials
+    started = f"{trials} of {counted(budget, 'trial')} {'has' if trials == 1 else 'have'} started"
     if winner is None:
         if not data.run.ranking:
-            return f"No trial has a score yet; {tried} have started."
+            return f"No trial has a score yet; {started}."
         best = data.run.ranking[0]
         so_far = f"so far trial {best.number} has a {data.score_name} of {score_text(best.score)} at epoch"
         return f"No trial has trained to its end yet; {so_far} {best.best_epoch} of {data.epochs}."
-    found = f"Of {tried}, trial {winner.number} is the best: {data.score_name} {score_text(winner.score)} on the"
+    going = f"{started}; trial {winner.number} is the best so far"
+    found = going if data.state == "running" else f"Of {counted(trials, 'trial')}, trial {winner.number} is the best"
+    found += f": {data.score_name} {score_text(winner.score)} on the"
     found += f" validation cases at epoch {winner.best_epoch} of {data.epochs}"
     if default is None:
         return f"{found}; the default recipe was not tried."
@@ -97,8 +100,8 @@ def sweep_table(data: SweepData, trials: list[TrialResult]) -> Table:
 
 def verdict_table(cases: str, verdict: Verdict, privacy: Privacy) -> Table:
     """Return the scores of a confirmation: mean and deviation over seeds, and the winner's difference."""
-    names = [f"dice_{name}" for name in (*REGIONS, "mean")]
-    columns = ["recipe", "trainings", *(f"Dice {region}" for region in REGIONS), "mean Dice"]
+    names = [f"dice_{name}" for name in ("mean", *REGIONS)]  # the one that decides must not be cut off
+    columns = ["recipe", "trainings", "mean Dice", *(f"Dice {region}" for region in REGIONS)]
     rows = []
     for arm in verdict.arms:
         means = [plus_minus(arm.mean.get(name), arm.sd.get(name)) for name in names]
@@ -107,6 +110,7 @@ def verdict_table(cases: str, verdict: Verdict, privacy: Privacy) -> Table:
         found = [verdict.comparisons[name] for name in names]
         rows.append([f"{arm_names(verdict.winner)} minus default", "", *(f"{of.difference:+.3f}" for of in found)])
         rows.append([f"its {share_text(found[0].confidence)} interval", "", *map(interval_text, found)])
+        rows.append(["likely to be better", "", *map(probability_text, found)])
     align = "l" + "r" * (len(columns) - 1)
     if any(arm.dropped for arm in verdict.arms):
         columns, align = [*columns, "dropped"], align + "l"
@@ -128,7 +132,12 @@ def plus_minus(mean: float | None, deviation: float | None) -> str:
 
 def interval_text(comparison: Comparison) -> str:
     """Return the interval of a difference; a dash if it cannot be estimated."""
-    return DASH if math.isnan(comparison.low) else f"{comparison.low:+.3f} to {comparison.high:+.3f}"
+    return DASH if math.isnan(comparison.low) else f"{comparison.dice_low:+.3f} to {comparison.dice_high:+.3f}"
+
+
+def probability_text(comparison: Comparison) -> str:
+    """Return how likely the difference is above 0; a dash if it cannot be estimated."""
+    return DASH if math.isnan(comparison.probability) else share_text(comparison.probability)
 
 
 def cost_facts(data: SweepData) -> list[tuple[str, str]]:

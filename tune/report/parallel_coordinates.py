@@ -24,16 +24,18 @@ def coordinates_figure(
     ordered = sorted(trials, key=lambda trial: standings[trial.number])
     colours = [standings[trial.number] for trial in ordered]
     dimensions = [coordinate(parameter, ordered) for parameter in parameters]
-    dimensions.append({"label": "standing", "values": colours, "range": [0, 1], "tickformat": ".0%"})
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    shares = {"tickvals": ticks, "ticktext": [f"{tick:.0%}" for tick in ticks]}
+    dimensions.append({"label": "standing", "values": colours, "range": [0, 1], **shares})
     bar = {"title": {"text": "share of other trials beaten", "side": "right"}, "thickness": 10, "tickformat": ".0%"}
     line = {"color": colours, "colorscale": SCALE, "cmin": 0, "cmax": 1, "showscale": True, "colorbar": bar}
     spec = {
-        "data": [{"type": "parcoords", "line": line, "dimensions": dimensions, "labelangle": -12}],
-        "layout": {"margin": {"t": 60, "l": 70, "r": 10, "b": 24}},
+        "data": [{"type": "parcoords", "line": line, "dimensions": dimensions, "labelangle": -25}],
+        "layout": {"margin": {"t": 90, "l": 70, "r": 10, "b": 24}},
     }
     title = "Recipes as lines; drag along an axis to pick those that pass there"
     summary = f"Parallel coordinates of {len(trials)} trials over {', '.join(p.name for p in parameters)}."
-    return Figure("coordinates_chart", title, summary, spec, 360)
+    return Figure("coordinates_chart", title, summary, spec, 390)
 
 
 def coordinate(parameter: Parameter, trials: Sequence[TrialResult]) -> dict[str, Any]:
@@ -54,9 +56,11 @@ def coordinate(parameter: Parameter, trials: Sequence[TrialResult]) -> dict[str,
         values = [below if v is None else round(float(np.log10(v) if log else v), 4) for v in placed]
     if any(name not in trial.values for trial in trials):
         ticks = [(min(values), INACTIVE), *ticks]
+    ends_of_axis = [*values, *(at for at, _ in ticks)]
     return {
         "label": name,
         "values": values,
+        "range": [min(ends_of_axis), max(ends_of_axis)],  # else ticks that no trial reaches are drawn over the title
         "tickvals": [at for at, _ in ticks],
         "ticktext": [text for _, text in ticks],
     }

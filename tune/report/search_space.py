@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from tune.analysis.importance import Importances
 from tune.analysis.standing import comparable, measure_standings
 from tune.report.blocks import Block, Figure, FigureGrid, Section
 from tune.report.chart_style import MARKS, axis, group_of, winner_mark
@@ -26,18 +27,15 @@ MAX_SLICES, MAX_COORDINATES, MAX_PAIRS = 9, 9, 3
 Standings = dict[int, float]
 
 
-def space_section(data: SweepData, ordered: Sequence[str]) -> Section | None:
-    """Return the section; None with fewer than MIN_TRIALS trials that can be compared.
-
-    ordered: names of the options, the most important first.
-    """
+def space_section(data: SweepData, found: Importances) -> Section | None:
+    """Return the section; None with fewer than MIN_TRIALS trials that can be compared."""
     trials = [trial for trial in data.run.trials if comparable(trial)]
     if len(trials) < MIN_TRIALS:
         return None
     values = measure_standings(trials)
     standings = {trial.number: round(float(value), 3) for trial, value in zip(trials, values, strict=True)}
-    parameters = {parameter.name: parameter for parameter in data.run.config.space.parameters}
-    chosen = [parameters[name] for name in ordered]
+    mattering = [option.name for option in found.options if option.verdict == "matters"]
+    chosen = ordered_options(data.run.config.space.parameters, mattering)
     slices = [slice_figure(data, parameter, trials, standings) for parameter in chosen[:MAX_SLICES]]
     blocks: list[Block] = [FigureGrid(slices)]
     if len(chosen) > 1:
@@ -46,10 +44,21 @@ def space_section(data: SweepData, ordered: Sequence[str]) -> Section | None:
     if pairs:
         blocks.append(FigureGrid([pair_figure(*pair, trials, standings) for pair in pairs]))
     lead = (
-        f"{len(trials)} trials by the values of their options, the most important options first. Trials are placed by "
-        "the share of the others that each one beats at the last epoch that both reached, so stopped ones count too."
+        f"{len(trials)} trials by the values of their options, {order_text(mattering)}. Trials are placed by the share "
+        "of the others that each one beats at the last epoch that both reached, so stopped ones count too."
     )
     return Section("space", "Search space", lead, blocks)
+
+
+def ordered_options(parameters: Sequence[Parameter], mattering: Sequence[str]) -> list[Parameter]:
+    """Return the options that matter, in that order, then the others in the order of the space."""
+    by_name = {parameter.name: parameter for parameter in parameters}
+    return [by_name[name] for name in dict.fromkeys([*mattering, *by_name])]
+
+
+def order_text(mattering: Sequence[str]) -> str:
+    """Return in which order the options are."""
+    return "those that matter first" if mattering else "in the order of the space, as none is shown to matter"
 
 
 def together(pair: Sequence[Parameter], trials: Sequence[TrialResult]) -> int:
@@ -69,7 +78,7 @@ def slice_figure(data: SweepData, parameter: Parameter, trials: Sequence[TrialRe
         if shown:
             traces.append(slice_trace(mark.trace, parameter, shown, standings))
     if best := [trial for trial in active if trial.number == winner]:
-        trace = slice_trace(MARKS["complete"].trace, parameter, best, standings)
+        trace = slice_trace(MARKS["complete"].trace, parameter, best, standings, spread=0)
         traces.append(winner_mark(trace["x"][0], trace["y"][0], best[0].number))
     layout = {
         "xaxis": option_axis(parameter),
@@ -81,14 +90,16 @@ def slice_figure(data: SweepData, parameter: Parameter, trials: Sequence[TrialRe
     return Figure(f"slice_{parameter.name}", parameter.name, summary, {"data": traces, "layout": layout}, 200)
 
 
-def slice_trace(make: Any, parameter: Parameter, trials: Sequence[TrialResult], standings: Standings) -> dict[str, Any]:
+def slice_trace(
+    make: Any, parameter: Parameter, trials: Sequence[TrialResult], standings: Standings, spread: float = 0.6
+) -> dict[str, Any]:
     """Return marks of trials; those of a choice are spread around their value, to tell them apart."""
     numbers = [trial.number for trial in trials]
     if isinstance(parameter.kind, Choice):
-        spread = [((number * 0.618034) % 1 - 0.5) * 0.6 for number in numbers]
+        shifts = [((number * 0.618034) % 1 - 0.5) * spread for number in numbers]
         x = [
-            round(parameter.kind.values.index(t.values[parameter.name]) + s, 3)
-            for t, s in zip(trials, spread, strict=True)
+            round(parameter.kind.values.index(t.values[parameter.name]) + shift, 3)
+            for t, shift in zip(trials, shifts, strict=True)
         ]
     else:
         x = [float(f"{trial.values[parameter.name]:.4g}") for trial in trials]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from optuna.trial import TrialState
 
 from trainable.core.counted import counted
+from trainable.core.errors import InputError
 from tune.analysis.importance import importances
 from tune.report.blocks import Facts, Section
-from tune.report.case_views import CaseView, ImageChoice, case_views
-from tune.report.cases_section import cases_section, privacy_text
+from tune.report.case_views import ImageChoice, case_views
+from tune.report.cases_section import cases_section, damaged_section, privacy_text
 from tune.report.dice_plots import dice_section
 from tune.report.effort_section import effort_section
 from tune.report.failures import failures_section
@@ -44,20 +44,25 @@ def sweep_page(run: Run, *, images: ImageChoice, anonymous: bool, quiet: bool) -
         quiet: no progress bar while cases are predicted.
     """
     data = read_sweep(run, anonymous=anonymous)
-    views = case_views(run, images=images, quiet=quiet)
+    try:
+        dice = dice_section(run, anonymous=anonymous)
+        views = case_views(run, images=images, quiet=quiet)
+        cases = cases_section(views, dice, anonymous=anonymous)
+    except InputError as error:
+        views, cases = [], damaged_section(error, data.privacy)
     return Page(
         title=run_name(run.folder),
         subtitle="Search for a training recipe",
         facts=Facts(sweep_facts(data)),
         privacy=privacy_text(views, anonymous=anonymous),
-        sections=sweep_sections(data, views),
+        sections=sweep_sections(data, cases),
         trials=trial_data(data),
     )
 
 
-def sweep_sections(data: SweepData, views: Sequence[CaseView]) -> list[Section]:
-    """Return the sections that have something to show."""
-    found, anonymous = importances(data.run), data.privacy.anonymous
+def sweep_sections(data: SweepData, cases: Section | None) -> list[Section]:
+    """Return the sections that have something to show. cases: the one about single cases."""
+    found = importances(data.run)
     sections = [
         verdict_section(data),
         recipe_section(data),
@@ -65,8 +70,8 @@ def sweep_sections(data: SweepData, views: Sequence[CaseView]) -> list[Section]:
         trials_section(data),
         rungs_section(data),
         importance_section(found, has_winner=data.winner is not None) if found.trials else None,
-        space_section(data, [option.name for option in found.options]),
-        cases_section(views, dice_section(data.run, anonymous=anonymous), anonymous=anonymous),
+        space_section(data, found),
+        cases,
         timeline_section(data),
         effort_section(data),
         failures_section(data),

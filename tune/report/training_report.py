@@ -9,6 +9,7 @@ from typing import Any
 
 from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
+from trainable.core.errors import InputError
 from trainable.core.option_files import dump_yaml, load_options
 from trainable.core.options import OPTIONS, make_config, to_dict
 from trainable.data.split import load_split
@@ -16,7 +17,7 @@ from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
 from tune.report.blocks import Block, Code, Facts, Figure, Section, Table
 from tune.report.case_views import ImageChoice, case_views_of_training
-from tune.report.cases_section import cases_section, privacy_text
+from tune.report.cases_section import cases_section, damaged_section, privacy_text
 from tune.report.chart_style import axis
 from tune.report.dice_plots import dice_section_of_training
 from tune.report.page import Page
@@ -45,11 +46,16 @@ def training_page(folder: Path, *, images: ImageChoice, anonymous: bool, quiet: 
     first = members[0] if members else folder
     options = load_options(TrainingDir(first).config)
     privacy = privacy_of_training(folder, options, anonymous=anonymous)
-    views = case_views_of_training(folder, images=images, quiet=quiet)
+    try:
+        dice = dice_section_of_training(folder, anonymous=anonymous)
+        views = case_views_of_training(folder, images=images, quiet=quiet)
+        cases = cases_section(views, dice, anonymous=anonymous)
+    except InputError as error:
+        views, cases = [], damaged_section(error, privacy)
     sections = [
         members_section(members) if members else result_section(folder),
         test_section(folder, anonymous=anonymous),
-        cases_section(views, dice_section_of_training(folder, anonymous=anonymous), anonymous=anonymous),
+        cases,
         recipe_section(options, privacy),
     ]
     return Page(

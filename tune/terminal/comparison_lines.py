@@ -93,7 +93,7 @@ def interval_text(comparison: Comparison) -> str:
     if comparison.low != comparison.low:
         return f"{comparison.difference:+.4f}, no interval from one case"
     return (
-        f"{comparison.difference:+.4f} [{comparison.low:+.4f}, {comparison.high:+.4f}]"
+        f"{comparison.difference:+.4f} [{comparison.dice_low:+.4f}, {comparison.dice_high:+.4f}]"
         f" {comparison.confidence:.0%} interval over cases"
     )
 

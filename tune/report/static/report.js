@@ -100,7 +100,9 @@
     if (!filter) return data.trials;
     const form = new FormData(filter), groups = form.getAll("status"), option = form.get("option"), value = form.get("value");
     const at = data.options.findIndex((item) => item.name === option);
-    const suits = (trial) => !option || (value ? trial.r[at] === Number(value) : trial.r[at] >= 0);
+    const [low, high] = (value || "").split(":").map(Number); // of a range; of one value, its index
+    const within = (index) => (high === undefined ? index === low : low <= data.options[at].values[index] && data.options[at].values[index] <= high);
+    const suits = (trial) => !option || (trial.r[at] >= 0 && (!value || within(trial.r[at])));
     return data.trials.filter((trial) => groups.includes(trial.g) && suits(trial));
   };
   const lines = (trials) => {
@@ -138,7 +140,7 @@
       line: { color: ["var(--accent)", "var(--failed)", "var(--complete)", "var(--winner)", "var(--stopped)"][at % 5], width: 2 } }));
     const shapes = data.rungs.map((epoch) => ({ type: "line", x0: epoch, x1: epoch, yref: "paper", y0: 0, y1: 1,
       layer: "below", line: { color: "var(--muted)", width: 1, dash: "dot" } }));
-    return { data: traces, layout: { shapes, showlegend: true, xaxis: { title: { text: "epoch" }, range: [0, data.epochs * 1.02],
+    return { data: traces, layout: { shapes, showlegend: true, xaxis: { title: { text: "epoch" }, range: [1 - 0.02 * data.epochs, 1.02 * data.epochs],
       ...(data.epochs <= 16 ? { dtick: 1 } : {}) },
       yaxis: { title: { text: data.score }, ...(trials.length ? {} : { range: [0, 1] }) } } };
   };
@@ -198,6 +200,16 @@
     head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     table.tBodies[0].append(...rows);
   };
+  const MAX_VALUES = 8; // of a number, to choose from one by one
+  const choicesOf = (option) => { // what one filters an option by: its values, or quarters of its trials
+    const values = option.values.map((value, at) => new Option(value, at));
+    if (values.some((item) => Number.isNaN(Number(item.text)))) return values;
+    if (values.length <= MAX_VALUES) return values.sort((a, b) => a.text - b.text);
+    const at = data.options.indexOf(option);
+    const tried = data.trials.filter((trial) => trial.r[at] >= 0).map((trial) => option.values[trial.r[at]]).sort((a, b) => a - b);
+    const ends = [...new Set([0, 0.25, 0.5, 0.75, 1].map((share) => tried[Math.round(share * (tried.length - 1))]))];
+    return ends.slice(1).map((end, i) => new Option(`${ends[i]} to ${end}`, `${ends[i]}:${end}`));
+  };
   const prepareTable = () => {
     for (const row of table.tBodies[0].rows) {
       const cell = row.cells[0], number = Number(cell.textContent), label = document.createElement("label");
@@ -216,9 +228,7 @@
       if (event.target.name === "option") {
         const option = data.options.find((item) => item.name === event.target.value), select = filter.elements.value;
         select.disabled = !option;
-        const values = option ? option.values.map((value, at) => new Option(value, at)) : [];
-        if (values.length && values.every((item) => !Number.isNaN(Number(item.text)))) values.sort((a, b) => a.text - b.text);
-        select.replaceChildren(new Option("any value", ""), ...values);
+        select.replaceChildren(new Option("any value", ""), ...(option ? choicesOf(option) : []));
       }
       refreshTrials();
     });
