@@ -125,7 +125,10 @@ def test_a_notebook_shows_the_best_trials_of_a_run_with_their_curves(run_dir: Pa
     assert [len(points.split()) for points in curves] == [2, 1]
     assert curves[0].split()[1].endswith(",2.0")  # the highest score is at the top
     assert "1 interrupted, 1 complete" in html
-    assert repr(run) == f"<run {run_dir}: 2 of 2 trials: 1 interrupted, 1 complete; 3 epochs; best 0.4000 (trial 0)>"
+    assert (
+        repr(run)
+        == f"<run {run_dir}: 2 of 2 trials started: 1 interrupted, 1 complete; 3 epochs; best 0.4000 (trial 0)>"
+    )
 
 
 def test_a_run_tells_its_importances_its_cost_and_its_events(run_dir: Path) -> None:

@@ -82,6 +82,11 @@ def test_trials_without_scores_per_case_are_compared_all_the_same(folders: dict[
     assert "no scores per case of both" in done.stdout
 
 
+def test_a_sweep_is_not_compared_with_itself(folders: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="one is given twice; expected different sweeps"):
+        raise compare(folders["one"], folders["longer"], folders["one"].parent / "." / folders["one"].name).exception
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -89,6 +94,7 @@ def test_trials_without_scores_per_case_are_compared_all_the_same(folders: dict[
         (["3", "3"], "have a number twice"),
         (["3", "999"], "has no trial 999"),
         (["nowhere"], "nowhere: no study.yaml there"),
+        (["4", "nowhere"], "4 is the number of a trial, the others are folders of sweeps; expected trials of one"),
     ],
 )
 def test_what_cannot_be_compared_is_an_input_error(folders: dict[str, Path], words: list[str], message: str) -> None:

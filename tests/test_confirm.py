@@ -38,7 +38,7 @@ from tune.confirmation.plan import (
 from tune.confirmation.recipe_files import read_recipe
 from tune.confirmation.report import evaluate_confirmation
 from tune.confirmation.scores import ConfirmScores, best_epoch
-from tune.confirmation.status import confirmation_line, confirmed_choice
+from tune.confirmation.status import confirmation_line, confirmed_choice, recipe_name
 from tune.confirmation.verify import verify_confirmation
 from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch
@@ -253,7 +253,7 @@ def test_a_confirmation_scores_each_recipe_with_the_same_new_seeds(confirmed: Pa
         assert [float(row[name]) for name in ("dice_WT", "dice_mean")] == [scores["dice_WT"], scores["dice_mean"]]
     text = (confirmed / "confirm/verdict.txt").read_text()
     assert "; wild failed: diverged in epoch 1\n" in text
-    assert f"validation cases: {winner}" in text
+    assert f"validation cases: {recipe_name(winner)} scored " in text
     assert "reported only: nothing was selected by the test cases" in text
     assert "chosen: default; no challenger is shown to be better\n" in text, "one validation case shows nothing"
     assert not any(verify_confirmation(run).values())
@@ -352,8 +352,8 @@ def test_the_run_says_whether_its_winner_is_confirmed(swept: Path, copy: Path) -
     before, run = read_run(swept), read_run(copy)
     assert confirmation_line(before) == f"winner not confirmed: `voxtune confirm {swept}`"
     winner = f"trial_{run.best().number:04d}"
-    assert confirmation_line(run).startswith(f"winner not confirmed: {winner}: not shown: ")
-    assert confirmation_line(run).endswith("; chosen: default")
+    assert confirmation_line(run).startswith(f"winner not confirmed: trial {run.best().number} scored ")
+    assert confirmation_line(run).endswith(" the default is chosen")
     export_recipe(run, run.best(), copy.with_name("best.yaml"))
     assert f"# {confirmation_line(run)}\n" in copy.with_name("best.yaml").read_text()
     assert confirmed_choice(run) == ("default", 0)
@@ -378,9 +378,7 @@ def test_the_run_says_whether_its_winner_is_confirmed(swept: Path, copy: Path) -
     better["validation"]["comparisons"]["dice_mean"] |= {"low": 0.01, "high": 0.02}
     better["validation"]["words"] = "better than the default by 0.015 [0.010, 0.020]"
     result.write_text(json.dumps({**better, "chosen_trial": 1}))
-    assert confirmation_line(default_won).startswith(
-        "another recipe than the winner is confirmed: trial_0001 is better"
-    )
+    assert confirmation_line(default_won).startswith("another recipe than the winner is confirmed: trial 1 is better")
     result.write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         confirmation_line(run)
@@ -393,7 +391,7 @@ def test_an_extended_confirmation_says_nothing_until_it_has_ended(copy: Path) ->
     assert plan is not None
     save_plan(replace(plan, seeds=(*plan.seeds, 1_000_009)), run.dir.confirm.plan)  # then killed
     assert confirmed_choice(run) is None
-    assert confirmation_line(run).startswith("the confirmation has not ended; so far: trial_")
+    assert confirmation_line(run).startswith("the confirmation has not ended; so far: trial ")
     with lock_folder(run.dir.confirm.path):
         assert confirmation_line(run) == "the winner is being confirmed now"
 
@@ -579,7 +577,7 @@ def test_a_sweep_that_asks_for_it_ends_with_a_confirmation(space: Path, phantoms
     assert done.returncode == 0, done.stdout + done.stderr
     assert "chosen: default" in done.stdout
     for verb in ("status", "best"):
-        assert "winner not confirmed: trial_0001: not shown" in voxtune(verb, run).stdout
+        assert "winner not confirmed: trial 1 scored" in voxtune(verb, run).stdout
     again = voxtune("resume", run)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "trainings ended" not in again.stdout

@@ -22,6 +22,7 @@ from tune.search.asha import CONTINUE, STOP, RungDecision
 from tune.spec.kinds import LogUniform, QUniform, RandInt, Uniform
 from tune.spec.space import Parameter
 from tune.spec.sweep_config import make_sweep_config
+from tune.terminal.importance_lines import good_text, share_lines
 
 
 def make_trial(number: int, score: float | None, **changes: Any) -> TrialResult:
@@ -101,6 +102,18 @@ def test_the_options_that_scores_depend_on_come_out_on_top_and_no_other(found: t
     assert 1e-4 < lr.good[0] < lr.good[1] < 0.03
     assert sum(part.tries for part in optimizer.tries) == 120
     assert max(option.share or 0 for option in others) < 0.2
+
+
+def test_if_nothing_matters_it_is_told_where_the_best_trials_lie(found: tuple[Path, Importances]) -> None:
+    _, result = found
+    unknown = replace(result, options=tuple(replace(option, verdict="too few trials") for option in result.options))
+    lines = list(share_lines(unknown))
+    at = lines.index("  none can be told from chance")
+    assert lines[at + 1] == "where most of the best quarter of the trials lies:"
+    lr = next(line for line in lines[at + 2 :] if line.split()[0] == "lr")
+    assert lr.split(maxsplit=1)[1] == good_text(result.options[0].good or ())
+    assert not any(line.split()[0] == "optimizer" for line in lines[at + 2 :]), "which is no number"
+    assert "best quarter" not in "\n".join(share_lines(result))
 
 
 def sample(trials: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -128,7 +128,9 @@ def test_importance_has_the_shares_of_the_text(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["trials", "curves"])
 def test_tables_are_right_by_their_schema(run_dir: Path, verb: str) -> None:
-    content = read(voxtune(verb, run_dir, "--json", "-"), verb)
+    done = voxtune(verb, run_dir, "--json")
+    content = read(done, verb)
+    assert done.stdout == voxtune(verb, run_dir, "--json", "-").stdout
     assert all(list(row) == content["columns"] for row in content["rows"])
 
 

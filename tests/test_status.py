@@ -133,7 +133,7 @@ def test_a_sweep_without_a_trial_has_a_head_and_no_table(
     run_dir = make_synthetic_run(tmp_path / "a run", trials=0, space="demo", overrides=["study.trials=8"])
     verb(["status", run_dir], monkeypatch)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "a run: 0 of 8 trials"
+    assert lines[0] == "a run: 0 of 8 trials started"
     assert lines[2:] == [
         "no score yet",
         "",
@@ -142,7 +142,7 @@ def test_a_sweep_without_a_trial_has_a_head_and_no_table(
     verb(["importance", run_dir], monkeypatch)
     assert len(capsys.readouterr().out.splitlines()) == 2
     verb(["verify", run_dir], monkeypatch)
-    assert capsys.readouterr().out.splitlines()[0] == "0 of 8 trials"
+    assert capsys.readouterr().out.splitlines()[0] == "0 of 8 trials started"
     run = read_run(run_dir)
     with pytest.raises(InputError, match=f"see `voxtune status '{run_dir}'`"):
         run.best()

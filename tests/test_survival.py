@@ -279,8 +279,9 @@ def test_a_sweep_that_ray_ends_by_itself_is_not_taken_for_finished(tmp_path: Pat
     with pytest.raises(SystemExit) as caught:
         SweepStopper(run, StorageWatch("")).exit(run)
     assert caught.value.code == 1
-    line = f"stopped by Ray, before the last trial; go on with: voxtune resume {tmp_path}\n"
-    assert capsys.readouterr().out == line
+    counts, reason = capsys.readouterr().out.splitlines()
+    assert counts == f"{tmp_path.name}: 0 of {run.trials_left} trials started; no score yet"
+    assert reason == f"stopped by Ray, before the last trial; go on with: voxtune resume {tmp_path}"
 
 
 def test_the_last_report_of_a_trial_is_counted_once(tmp_path: Path, prepared, phantoms):

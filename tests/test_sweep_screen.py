@@ -63,7 +63,7 @@ def test_the_screen_in_ascii_has_the_same_lines_without_unicode(driven: Run) -> 
 def test_the_note_of_a_launch_is_the_first_line(driven: Run) -> None:
     config = driven.config.with_record(note="the first real run, " * 10)
     lines = drawn(replace(driven, config=config), 80, 24)
-    assert lines[0].startswith("the first real run, the first")
+    assert lines[0].startswith("note: the first real run, the first")
     assert len(lines[0]) == 80
     assert lines[1].startswith("run: 40 of 40 trials")
 

@@ -106,7 +106,16 @@ def test_what_csv_and_json_lack_is_written_so_that_they_can_be_read() -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(run_dir: Path, tmp_path: Path) -> None:
-    done = voxtune("trials", run_dir, "--parquet", tmp_path / "none" / "trials.parquet")
-    assert done.returncode == 2
-    assert str(tmp_path / "none") in done.stderr
-    assert "Traceback" not in done.stderr
+    missing = voxtune("trials", run_dir, "--parquet", tmp_path / "none" / "trials.parquet")
+    assert missing.returncode == 2
+    assert missing.stderr == (
+        f"error: {tmp_path}/none: no such folder; make it, or choose another place with --parquet\n"
+    )
+    folder = voxtune("curves", run_dir, "--csv", tmp_path)
+    assert folder.returncode == 2
+    assert folder.stderr == (
+        f"error: {tmp_path} is a folder; give --csv the name of a file, such as {tmp_path}/table.csv\n"
+    )
+    unwritable = voxtune("trials", run_dir, "--csv", "/proc/trials.csv")
+    assert unwritable.returncode == 2
+    assert unwritable.stderr.startswith("error: /proc/trials.csv: cannot be written (")

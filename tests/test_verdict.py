@@ -11,7 +11,8 @@ import pytest
 from trainable.core.errors import InputError
 from trainable.evaluation.comparison import Comparison
 from tune.confirmation.race import DEFAULT, ArmScores, race
-from tune.confirmation.verdict import Verdict, describe, make_test_verdict, make_verdict
+from tune.confirmation.status import unconfirmed_text
+from tune.confirmation.verdict import Arm, Verdict, describe, make_test_verdict, make_verdict
 
 NAN = float("nan")
 TRIAL, OTHER = "trial_0031", "trial_0002"
@@ -75,6 +76,39 @@ def test_the_verdict_in_words(comparison: Comparison, words: str):
 def test_too_few_cases_are_named_as_such():
     comparison = Comparison(0.31, NAN, NAN, NAN, None, None)
     assert describe(comparison, 2) == "not shown: 0.310 against the default, by too few cases"
+
+
+@pytest.mark.parametrize(
+    ("comparison", "trainings", "text"),
+    [
+        (
+            Comparison(0.357, -0.163, 0.839, 0.94, 2, None),
+            3,
+            "trial 31 scored 0.357 more than the default, but with 3 trainings each the true difference may be -0.163 "
+            "to 0.839; about 2 more trainings per recipe would tell: voxtune confirm RUN --seeds 5; until then the "
+            "default is chosen",
+        ),
+        (
+            Comparison(-0.01, -0.04, 0.021, 0.3, 1, None),  # it left the race of three trainings after the first two
+            2,
+            "trial 31 scored 0.010 less than the default, but with 2 trainings each the true difference may be -0.040 "
+            "to 0.021; about 1 more training per recipe would tell; the default is chosen",
+        ),
+        (
+            Comparison(0.31, NAN, NAN, NAN, None, None),
+            1,
+            "trial 31 scored 0.310 more than the default, which shows nothing with one training per recipe: train at "
+            "least two; the default is chosen",
+        ),
+    ],
+)
+def test_why_a_winner_is_not_confirmed_and_the_command_that_would_tell(
+    comparison: Comparison, trainings: int, text: str
+):
+    arms = (Arm(TRIAL, trainings, {}, {}),)
+    words = describe(comparison, trainings)
+    verdict = Verdict("validation", "dice_mean", TRIAL, DEFAULT, "", "", {"dice_mean": comparison}, arms, words)
+    assert unconfirmed_text(verdict, seeds=3) == text
 
 
 def test_a_challenger_that_is_shown_to_be_better_is_the_final_recipe():

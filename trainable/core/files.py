@@ -50,7 +50,31 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object], *, fsync: bool
             raise OSError(cause.errno, cause.strerror, str(path)) from None
         raise
     finally:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a read-only file system, also if there is none
+            temp.unlink(missing_ok=True)
+
+
+def refuse_unusable(path: Path, option: str, example: str) -> None:
+    """Raise InputError if a file cannot be made at a path that a user has given: a folder, or one that is missing.
+
+    Args:
+        path: of the file.
+        option: that gave it, such as -o.
+        example: a name for the file.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give {option} the name of a file, such as {path / example}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder; make it, or choose another place with {option}")
+
+
+@contextlib.contextmanager
+def unwritable_as_input_error(path: Path, option: str) -> Iterator[None]:
+    """Raise InputError, with the path that a user has given by an option, for an OSError in this context."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place with {option}") from None
 
 
 def atomic_write_text(path: Path, text: str, *, fsync: bool = True) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_write, atomic_write_text
+from trainable.core.files import atomic_write, atomic_write_text, refuse_unusable, unwritable_as_input_error
 
 Row = dict[str, Any]
 Format = Literal["csv", "json", "parquet"]
@@ -31,9 +31,18 @@ def write_table(path: Path, form: Format, rows: Sequence[Row], columns: Sequence
         schema: name and version of the table, for JSON.
 
     Raises:
-        InputError: Parquet is to go to a terminal.
-        OSError: the file cannot be written.
+        InputError: Parquet is to go to a terminal, or the file cannot be written.
     """
+    if path == STDOUT:
+        write_to(path, form, rows, columns, schema)
+        return
+    refuse_unusable(path, f"--{form}", f"table.{form}")
+    with unwritable_as_input_error(path, f"--{form}"):
+        write_to(path, form, rows, columns, schema)
+
+
+def write_to(path: Path, form: Format, rows: Sequence[Row], columns: Sequence[str], schema: str) -> None:
+    """Write a table, as write_table does, except that a file that cannot be written raises OSError."""
     if form == "parquet":
         write_parquet(path, rows, columns, schema)
         return

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
@@ -25,9 +27,22 @@ from tune.run.results import read_run
 from tune.terminal.comparison_lines import run_comparison_lines, trial_comparison_lines
 from tune.terminal.importance_lines import importance_lines
 
-CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write CSV; - is standard output.")]
+FORMAT_OPTIONS = ("--csv", "--json", "--parquet")
+CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write CSV; without FILE on the screen.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write JSON, see docs/json.md.")]
 ParquetFile = Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write Parquet.")]
+
+
+class TableVerb(TyperCommand):
+    """A verb whose --csv, --json and --parquet may stand without FILE, for standard output."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Return what is left of the words of the command line when options are taken from them."""
+        words = []
+        for word, following in pairwise([*args, "--end"]):
+            no_file = following.startswith("-") and following != str(STDOUT)
+            words += [word, str(STDOUT)] if word in FORMAT_OPTIONS and no_file else [word]
+        return super().parse_args(ctx, words)
 
 
 @app.command(epilog="Example: voxtune importance RUN")
@@ -41,14 +56,14 @@ def importance(run: RunFolder, json_: Json = False) -> None:
         logger.info("\n".join(importance_lines(result, found)))
 
 
-@app.command(epilog="Example: voxtune trials RUN --csv trials.csv")
+@app.command(cls=TableVerb, epilog="Example: voxtune trials RUN --csv trials.csv")
 def trials(run: RunFolder, csv: CsvFile = None, json: JsonFile = None, parquet: ParquetFile = None) -> None:
     """Write all trials as a table: scores, reasons, rung decisions, times, options; by default CSV on the screen."""
     result = read_run(run)
     write_tables("trials", trial_rows(result), trial_columns(result.config), csv, json, parquet)
 
 
-@app.command(epilog="Example: voxtune curves RUN --csv curves.csv")
+@app.command(cls=TableVerb, epilog="Example: voxtune curves RUN --csv curves.csv")
 def curves(run: RunFolder, csv: CsvFile = None, json: JsonFile = None, parquet: ParquetFile = None) -> None:
     """Write the reported epochs of all trials as a table, one row per trial and epoch; by default CSV on the screen."""
     rows = curve_rows(read_run(run))
@@ -91,9 +106,23 @@ def compare(
         trials = compare_trials(result, [int(word) for word in others])
         output, lines = trials_compared(result, trials), trial_comparison_lines(result, trials)
     else:
+        refuse_unlike(run, others)
         runs = compare_runs([read_run(folder) for folder in (run, *map(Path, others))])
         output, lines = runs_compared(runs), run_comparison_lines(runs)
     if json_:
         print_json(output)
     else:
         logger.info("\n".join(lines))
+
+
+def refuse_unlike(run: Path, others: Sequence[str]) -> None:
+    """Raise InputError if a number of a trial stands among folders of sweeps, or a sweep is given twice."""
+    if numbers := [word for word in others if word.isdecimal() and not Path(word).is_dir()]:
+        raise InputError(
+            f"{numbers[0]} is the number of a trial, the others are folders of sweeps; expected trials of one sweep, "
+            f"such as `voxtune compare {run} 3 1`, or sweeps only"
+        )
+    folders = [run, *map(Path, others)]
+    for place, folder in enumerate(folders):
+        if folder.resolve() in [earlier.resolve() for earlier in folders[:place]]:
+            raise InputError(f"{folder} is given twice; expected different sweeps")

@@ -31,7 +31,13 @@ def export(
     bundle: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write a bundle of MONAI: a new folder, or an earlier bundle.")
     ] = None,
-    to: Annotated[Store | None, typer.Option(help="Copy a sweep with all its trials to a store of this tool.")] = None,
+    to: Annotated[
+        Store | None,
+        typer.Option(
+            help="Copy a sweep with all its trials to a store of this tool, such as: voxtune export RUN --to mlflow "
+            "--uri sqlite:///mlflow.db"
+        ),
+    ] = None,
     uri: Annotated[
         str | None,
         typer.Option(

@@ -104,6 +104,9 @@ def launch(
     set_: Set = None,
 ) -> None:
     """Run a sweep in a new folder."""
+    from tune.driver.launch_arguments import check_arguments, check_notify
+
+    check_notify(notify)
     overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}", *(set_ or [])]
     if cache_dir is not None:
         overrides.append(f"train.cache_dir={json.dumps(str(cache_dir.resolve()), ensure_ascii=False)}")
@@ -114,9 +117,11 @@ def launch(
     config = load_sweep_config(space, overrides)
     if confirm and config.confirm is None:
         config = config.model_copy(update={"confirm": Confirm()})
+    check_arguments(config, out.resolve())
     earlier = [folder.resolve() for folder in warm_start or []]
     with outlive_reader(f"the sweep goes on, see: voxtune status {out}"):
         print_space(config)
+        logger.info(f"\n{'starting Ray' if address is None else f'connecting to Ray at {address}'}")
         from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
 
         with Cluster(address) as cluster:  # which starts while torch is imported
@@ -162,6 +167,9 @@ def resume(
     set_: Set = None,
 ) -> None:
     """Continue a sweep that was interrupted, or extend it: more trials, another budget or target."""
+    from tune.driver.launch_arguments import check_notify
+
+    check_notify(notify)
     from tune.driver.sweep import resume as resume_sweep
     from tune.run.snapshot import restore_snapshot
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.files import refuse_unusable, unwritable_as_input_error
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from trainable.core.options import option_names, path_options, to_dict, words_of
@@ -35,13 +36,9 @@ def export_recipe(run: Run, trial: TrialResult, path: Path) -> None:
     is_winner = bool(run.ranking) and trial.number == run.best().number
     notes = [line] if is_winner and (line := confirmation_text(run)[0]) else []
     text = recipe_text(run, trial, split_file.name, notes)
-    try:
+    with unwritable_as_input_error(path, "--export"):
         save_split(split, split_file)
         path.write_text(text)
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot be written ({error.strerror}); choose another place for --export"
-        ) from None
     instead = ", in place of an earlier export" if again else ""
     logger.info(
         f"wrote {path}{instead}: voxtune train --config {shlex.quote(str(path))} --data_dir DIR --output_dir OUT"
@@ -59,10 +56,7 @@ def refuse_other_files(path: Path, split_file: Path) -> bool:
     Raises:
         InputError: if it is anything else that exists, such as a file of the run, or its folder is missing.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give --export the name of a file, such as {path / 'best.yaml'}")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder; make it, or choose another place for --export")
+    refuse_unusable(path, "--export", "best.yaml")
     if not path.exists():
         return False
     if not is_export(path, split_file.name):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.locks import is_locked
 from tune.confirmation.plan import load_plan
 from tune.confirmation.race import DEFAULT
-from tune.confirmation.verdict import Verdict
+from tune.confirmation.verdict import Verdict, lacking, what_would_tell
 from tune.run.confirm_dir import ConfirmDir
 from tune.run.results import Run
 from tune.run.run_dir import confirm_command
@@ -91,11 +93,47 @@ def confirmation_text(run: Run) -> tuple[str, bool]:
         return f"{'winner' if of_winner else 'another recipe than the winner is'} confirmed: {sentence(verdict)}", True
     if verdict.chosen == DEFAULT and of_winner:
         return f"the winner is the default recipe, and no other is shown to be better: {sentence(verdict)}", True
-    return f"winner not confirmed: {sentence(verdict)}; chosen: {verdict.chosen}", True
+    return f"winner not confirmed: {unconfirmed_text(verdict, len(content['seeds']))}", True
+
+
+def unconfirmed_text(verdict: Verdict, seeds: int) -> str:
+    """Return why a challenger is not shown to be better, the command that would tell, and what is chosen meanwhile.
+
+    seeds: trainings per recipe, at most, of the confirmation.
+    """
+    text, chosen = sentence(verdict), f"{recipe_name(verdict.chosen)} is chosen"
+    more = verdict.comparison.more_trainings if verdict.comparison else None
+    wanted = judged_trainings(verdict) + (more or 0)
+    if not more or wanted <= seeds:  # it left the race before its last training
+        return f"{text}; {chosen}"
+    return f"{text}: voxtune confirm RUN --seeds {wanted}; until then {chosen}"
 
 
 def sentence(verdict: Verdict) -> str:
-    """Return a verdict with its subject."""
-    if not verdict.winner or verdict.words.startswith("not shown"):
-        return f"{verdict.winner}{': ' * bool(verdict.winner)}{verdict.words}"
-    return f"{verdict.winner} is {verdict.words}"
+    """Return a verdict with its subject, without what was chosen."""
+    comparison, name = verdict.comparison, recipe_name(verdict.winner)
+    if comparison is None:
+        return verdict.words
+    if comparison.verdict != "not shown":
+        return f"{name} is {verdict.words}"
+    difference = f"{abs(comparison.difference):.3f} {'more' if comparison.difference >= 0 else 'less'}"
+    scored = f"{name} scored {difference} than the default"
+    if math.isnan(comparison.low):
+        return f"{scored}, which shows nothing with {lacking(judged_trainings(verdict))}"
+    return (
+        f"{scored}, but with {counted(judged_trainings(verdict), 'training')} each the true difference may be "
+        f"{comparison.low:.3f} to {comparison.high:.3f}; {what_would_tell(comparison)}"
+    )
+
+
+def judged_trainings(verdict: Verdict) -> int:
+    """Return the number of trainings of the winner that a verdict is by."""
+    return next((arm.trainings for arm in verdict.arms if arm.name == verdict.winner), 0)
+
+
+def recipe_name(arm: str) -> str:
+    """Return what a recipe of a confirmation is called in a sentence: "the default", "trial 12" or its own name."""
+    if arm == DEFAULT:
+        return "the default"
+    number = arm.removeprefix("trial_")
+    return f"trial {int(number)}" if number != arm and number.isdecimal() else arm

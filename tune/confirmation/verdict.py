@@ -152,8 +152,7 @@ def describe(comparison: Comparison, trainings: int) -> str:
     """
     number = f"{comparison.difference:.3f}"
     if math.isnan(comparison.low):
-        lacks = "one training per recipe: train at least two" if trainings == 1 else "too few cases"
-        return f"not shown: {number} against the default, by {lacks}"
+        return f"not shown: {number} against the default, by {lacking(trainings)}"
     interval = f"[{comparison.low:.3f}, {comparison.high:.3f}]"
     match comparison.verdict:
         case "better":
@@ -161,10 +160,15 @@ def describe(comparison: Comparison, trainings: int) -> str:
         case "worse":
             interval = f"[{-comparison.high:.3f}, {-comparison.low:.3f}]"
             return f"worse than the default by {-comparison.difference:.3f} {interval}"
-    return f"not shown: {number} {interval} against the default; {_what_would_tell(comparison)}"
+    return f"not shown: {number} {interval} against the default; {what_would_tell(comparison)}"
 
 
-def _what_would_tell(comparison: Comparison) -> str:
+def lacking(trainings: int) -> str:
+    """Return what a difference without an interval has too few of; trainings: per recipe."""
+    return "one training per recipe: train at least two" if trainings == 1 else "too few cases"
+
+
+def what_would_tell(comparison: Comparison) -> str:
     """Return how many more trainings or cases would tell, if the difference stays."""
     more = []
     if (trainings := comparison.more_trainings) is not None:

@@ -9,10 +9,9 @@ import time
 import urllib.error
 import urllib.request
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
-from trainable.core.errors import InputError
 from trainable.core.logger import logger
+from tune.driver.launch_arguments import check_notify
 from tune.driver.sweep_stopper import SweepStopper
 from tune.run.events import Event, EventKind
 from tune.run.results import Run
@@ -38,12 +37,11 @@ class Notifier:
         Raises:
             InputError: if it is not one of http or https.
         """
+        check_notify(url)
         self.url, self.run = url, run
         self.notices: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self.thread: threading.Thread | None = None
         self.warned = False
-        if url is not None and not is_web_address(url):
-            raise InputError("--notify: expected a URL such as https://HOST/PATH, of http or https")
 
     def __enter__(self) -> Self:
         return self
@@ -103,15 +101,6 @@ class Notifier:
         if not self.warned:
             logger.warning(f"--notify: the post has failed ({status}); the sweep goes on")
         self.warned = True
-
-
-def is_web_address(url: str) -> bool:
-    """Return whether a text is a URL of http or https with a host."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # a port that is no number
-        return False
 
 
 def best_trial(run: Run) -> dict[str, Any] | None:

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text, user_path
 from trainable.core.options import absolute_path, path_options
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
+from tune.driver.launch_arguments import check_arguments
 from tune.run.import_trials import warm_start
 from tune.run.provenance import provenance, save_contents
 from tune.run.results import Run
-from tune.run.run_dir import RunDir, resume_command
+from tune.run.run_dir import RunDir
 from tune.run.snapshot import check_storage, is_uri, name_of
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
@@ -30,34 +30,15 @@ def check_launch(config: SweepConfig, run_dir: Path, storage: str | None) -> str
     Raises:
         InputError: if the folder, the storage, the folder of the cases or the pretrained weights cannot be used.
     """
-    ensure_new(run_dir)
+    config = with_absolute_paths(config)
+    check_arguments(config, run_dir)  # before the lock makes RUN, which may be the folder of the cases
     if storage is not None and is_uri(storage):
         check_storage(storage, run_dir.name)
     elif storage is not None:
         storage = str(user_path(storage).resolve())
-    config = with_absolute_paths(config)
-    cases = config.fixed("data_dir")
-    if cases is not None and not Path(cases).is_dir():  # before the lock makes RUN, which may be the same
-        raise InputError(f"{cases}: no such folder; give the folder of the cases with --data")
     if (pretrained := config.fixed("pretrained")) is not None:
         checkpoint.load_weights(Path(pretrained))
     return storage
-
-
-def ensure_new(run_dir: Path) -> None:
-    """Raise InputError if a folder has a study.yaml, a sub-folder, or a split.json without a journal.
-
-    It may have other files, such as a log, and the journal and split of a launch that failed before its first trial.
-    """
-    paths = RunDir(run_dir)
-    if paths.config.exists():
-        raise InputError(
-            f"{run_dir} holds a sweep already; go on with `{resume_command(run_dir)}` or take another --out"
-        )
-    other = sorted(path.name for path in run_dir.glob("*") if path.is_dir())
-    other += [paths.split.name] * (paths.split.exists() and not paths.journal.exists())
-    if other:
-        raise InputError(f"{run_dir} holds {other[0]} already, which is of something else; take another --out")
 
 
 def begin_run(

@@ -21,6 +21,7 @@ from trainable.data.prepare import prepare_data
 from trainable.training.seen_cases import cases_by_part, history_of_pretrained
 from tune.driver.cluster import Cluster, Slots, resolve_gpu, running_or_new
 from tune.driver.event_log import EventLog
+from tune.driver.launch_arguments import ensure_new
 from tune.driver.live_recorder import LiveRecorder
 from tune.driver.notifier import Notifier
 from tune.driver.progress_board import start_board
@@ -28,7 +29,7 @@ from tune.driver.recorder import LostCheckpointError, Recorder, sync_outputs
 from tune.driver.report_keeper import ReportKeeper, write_last_report
 from tune.driver.resource_wait import ResourceWait
 from tune.driver.resumable import check_resumable, refuse_unchangeable, with_prepared_data
-from tune.driver.run_files import begin_run, check_launch, ensure_new, start_attempt, with_absolute_paths, write_config
+from tune.driver.run_files import begin_run, check_launch, start_attempt, with_absolute_paths, write_config
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch

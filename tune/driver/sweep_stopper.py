@@ -15,6 +15,8 @@ from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run
 from tune.run.run_dir import resume_command
 from tune.spec.trial_spec import Report
+from tune.terminal.sweep_header import best_text
+from tune.terminal.tables import summary_line
 
 
 class SignalKeeper(ray_tune.Callback):
@@ -114,6 +116,8 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
     def exit(self, run: Run) -> None:
         """Print why the sweep ended before its last trial, and how to go on; nothing if all trials have ended.
 
+        After a signal or an error the counts of its trials and the best one are printed first.
+
         Args:
             run: as it is at the end.
 
@@ -122,6 +126,8 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
         """
         if run.unfinished and not self.reason():
             self.error = "Ray, before the last trial"
+        if self.signal or self.error:  # nothing else tells then how far it is
+            logger.info(f"{run.folder.name}: {summary_line(run)}; {best_text(run)}")
         if self.reason() and (self.signal or self.error or run.unfinished):
             logger.info(self.message())
         self.exit_if_ended_early()

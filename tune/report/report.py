@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainable.core.errors import InputError
+from trainable.core.files import refuse_unusable, unwritable_as_input_error
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.report.case_views import ImageChoice
 from tune.report.page import Page, write_page
@@ -43,15 +44,10 @@ def write_report(
     if missing := [folder for folder in folders if not folder.is_dir()]:
         raise InputError(f"{missing[0]}: no such folder; {EXPECTED}")
     path = output or folders[0] / NAME
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give -o the name of a file, such as {path / NAME}")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder; make it, or choose another place with -o")
+    refuse_unusable(path, "-o", NAME)
     page = make_page(folders, images=images, anonymous=anonymous, quiet=quiet)
-    try:
+    with unwritable_as_input_error(path, "-o"):
         write_page(page, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place with -o") from None
     return path
 
 

@@ -31,7 +31,7 @@ STATES = {
     "running": "running; this file is what was known when it was made",
     "ended": "ended",
     "ended early": "ended before all trials were tried, as a budget was spent or it was stopped",
-    "interrupted": "interrupted: `voxtune resume RUN` goes on",
+    "interrupted": "interrupted; continue with: `voxtune resume RUN`",
 }
 
 

@@ -34,7 +34,10 @@ def importance_lines(run: Run, found: Importances) -> list[str]:
 
 
 def share_lines(found: Importances) -> Iterator[str]:
-    """Yield a bar per option that matters, and the names of those that hardly do and of those nothing is known of."""
+    """Yield a bar per option that matters, and the names of those that hardly do and of those nothing is known of.
+
+    If none matters, where the best trials lie is yielded of each number.
+    """
     by_verdict: dict[str, list[OptionImportance]] = {"matters": [], "hardly matters": [], "too few trials": []}
     for option in found.options:
         by_verdict[option.verdict].append(option)
@@ -49,6 +52,11 @@ def share_lines(found: Importances) -> Iterator[str]:
             yield f"  {'':{width}} of the {option.trials} trials with {option.when}"
     if not by_verdict["matters"]:
         yield "  none can be told from chance"
+        ranges = [option for option in found.options if option.good and len(option.good) > 1]
+        if ranges:
+            yield "where most of the best quarter of the trials lies:"
+        width = max((len(option.name) for option in ranges), default=0)
+        yield from (f"  {option.name:{width}} {good_text(option.good)}" for option in ranges if option.good)
     yield from listed(f"hardly matter (at most {LITTLE:g}): ", [option.name for option in by_verdict["hardly matters"]])
     yield from listed("too few trials to tell: ", [option.name for option in by_verdict["too few trials"]])
 

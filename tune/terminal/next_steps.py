@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from trainable.core.console import make_console
 from trainable.core.logger import logger
-from tune.confirmation.status import confirmation_text
+from tune.confirmation.status import confirmation_text, confirmed_choice, recipe_name
 from tune.run.results import Run
 from tune.run.run_dir import confirm_command, resume_command
 
@@ -24,7 +24,9 @@ def sweep_steps(run: Run) -> list[tuple[str, str]]:
         return [*steps, (f"voxtune best {folder}", "the best trials, and their recipes")]
     if not confirmation_text(run)[1]:
         steps.append((confirm_command(run.folder), "better than the default, or lucky?"))
-    steps.append((f"voxtune retrain {folder}", "train it again, score the test cases"))
+    choice = confirmed_choice(run)
+    recipe = "it" if choice is None else f"the chosen recipe ({recipe_name(choice[0])})"
+    steps.append((f"voxtune retrain {folder}", f"train {recipe} again, score the test cases"))
     return steps[:3]
 
 

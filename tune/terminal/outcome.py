@@ -12,7 +12,7 @@ from tune.run.effort import Effort, measure_effort
 from tune.run.results import Run, TrialResult
 from tune.terminal.next_steps import print_next, sweep_steps
 from tune.terminal.recipe_words import RecipeWords
-from tune.terminal.sweep_header import progress_text, state_counts
+from tune.terminal.sweep_header import count_lines
 from tune.terminal.text_lines import flow
 from tune.terminal.trial_lines import state_text
 
@@ -23,8 +23,7 @@ def print_outcome(run: Run, *, steps: bool = True) -> None:
     Without a score it prints where to look why. steps: print what to type next.
     """
     width = make_console().width
-    counts = flow([f"{run.folder.name}: {progress_text(run)}", ", ".join(state_counts(run))], width)
-    logger.info("\n".join(["", *counts, *effort_lines(measure_effort(run), width)]))
+    logger.info("\n".join(["", *count_lines(run, width), *effort_lines(measure_effort(run), width)]))
     if skipped := run.config.record.skipped_cases:
         logger.info(f"{len(skipped)} bad cases were left out, see {run.dir.config}")
     if not run.unfinished and len(run.own_trials) < run.config.budget.trials:

@@ -28,18 +28,24 @@ def header_lines(run: Run, live: LiveState | None, events: Sequence[Event], widt
     """
     left = "no process drives it now" if run.unfinished and not run.driven else time_left_text(run, live, events, now)
     return [
-        *flow([run.config.record.note or ""], width),
-        *flow([f"{run.folder.name}: {progress_text(run)}", ", ".join(state_counts(run))], width),
+        *flow([f"note: {note}" if (note := run.config.record.note) else ""], width),
+        *count_lines(run, width),
         *flow([elapsed_text(run, live, events, now), gpu_hours_text(run), left], width),
         *flow([best_text(run), running_best_text(run)], width),
     ]
 
 
+def count_lines(run: Run, width: int) -> list[str]:
+    """Return how many trials there are, and how many are in each state, after the sweep's name."""
+    head, counts = f"{run.folder.name}: {progress_text(run)}", ", ".join(state_counts(run))
+    return flow([f"{head}:", counts] if counts else [head], width, between=" ")
+
+
 def progress_text(run: Run) -> str:
-    """Return how many of the trials have begun, and how many were imported."""
+    """Return how many of the trials have started, as long as some have not ended, and how many were imported."""
     own = len(run.own_trials)
     imported = f", {len(run.trials) - own} more of earlier runs" if own < len(run.trials) else ""
-    return f"{own} of {own + run.trials_left} trials{imported}"
+    return f"{own} of {own + run.trials_left} trials{' started' * run.unfinished}{imported}"
 
 
 def state_counts(run: Run) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ def export_to_mlflow(run: Run, uri: str | None, project: str) -> str:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+    for name in ("mlflow", "alembic"):  # that they make the tables of a new store says nothing to the user
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client = MlflowClient(uri)
         experiment = find_experiment(client, uri, project)
