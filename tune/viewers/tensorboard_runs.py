@@ -31,7 +31,7 @@ def trial_log(paths: RunDir, config: SweepConfig, number: int, values: dict[str,
 
 
 def write_searched_options(paths: RunDir, config: SweepConfig) -> None:
-    """Write what the sweep searches for the HParams tab, as a run "sweep", in place of what an earlier attempt wrote."""
+    """Write what the sweep searches for the HParams tab as a run "sweep", in place of what an earlier attempt wrote."""
     options: dict[str, Interval | list[Any]] = {}
     for parameter in config.space.parameters:
         ends = parameter.kind.to_list()
