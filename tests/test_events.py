@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 from synthetic_run import START, make_synthetic_run
 
-from tune.run.effort import elapsed_seconds, measure_effort
-from tune.run.events import Event, EventKind, append_event, has_ended, read_events
+from tune.run.effort import elapsed_seconds, events_lost, measure_effort
+from tune.run.events import Event, EventKind, append_event, has_ended, is_damaged, read_events
 from tune.run.live_state import Activity, LiveState, read_live_state, write_live_state
 from tune.run.results import Run, read_run
+from tune.terminal.sweep_header import elapsed_text
 
 
 def test_events_come_back_in_order_without_half_a_line(tmp_path: Path) -> None:
@@ -25,6 +26,10 @@ def test_events_come_back_in_order_without_half_a_line(tmp_path: Path) -> None:
     append_event(path, events[0])
     append_event(path, events[1])
     assert read_events(path) == [*events, *events[:2]]
+    assert not is_damaged(path)  # a crash may do that
+    with path.open("a") as file:
+        file.write("garbage\n")
+    assert is_damaged(path)
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +96,22 @@ def test_a_live_state_comes_back_and_a_damaged_one_is_none(tmp_path: Path) -> No
     assert read_live_state(path) == state
     path.write_text("{")
     assert read_live_state(path) is None
+
+
+@pytest.mark.parametrize("damage", ["second half lost", "first half lost", "garbage", "line overwritten"])
+def test_damaged_events_give_no_elapsed_time_and_say_so(tmp_path: Path, damage: str) -> None:
+    run = read_run(make_synthetic_run(tmp_path / "run", trials=12, cases=1, gpus=1))
+    assert elapsed_text(run, None, read_events(run.dir.events), START).startswith("elapsed ")
+    text = run.dir.events.read_text()
+    half = len(text) // 2
+    damaged = {
+        "second half lost": text[:half],
+        "first half lost": text[half:],
+        "garbage": text + "\0\0garbage\n" + text.splitlines()[-1] + "\n",
+        "line overwritten": text.replace('"kind": "trial_started"', '"kind"##', 1),
+    }
+    run.dir.events.write_text(damaged[damage])
+    events = read_events(run.dir.events)
+    assert events_lost(run, events)
+    assert measure_effort(run).elapsed is None
+    assert elapsed_text(run, None, events, START) == "events.jsonl is damaged: elapsed time not known"

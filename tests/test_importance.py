@@ -13,7 +13,7 @@ from helpers import SWEEP, voxtune
 from optuna.trial import TrialState
 from synthetic_run import make_synthetic_run
 
-from tune.analysis.importance import Importances, explain, importances
+from tune.analysis.importance import Importances, explain, importances, trend_chance
 from tune.analysis.option_range import find_edge, part_labels, part_of, widen
 from tune.analysis.standing import comparable, measure_standings
 from tune.run.results import Run, TrialResult, read_run
@@ -194,24 +194,53 @@ def test_numbers_are_counted_by_thirds_in_their_own_scale_and_a_few_values_each(
 
 def test_a_winner_at_an_edge_is_told_with_a_range_that_goes_on_as_far_as_the_option_allows() -> None:
     lr = Parameter("lr", LogUniform(1e-5, 1e-1), {})
-    assert find_edge(lr, 1e-3) is None
-    edge = find_edge(lr, 0.09)
+    none = np.empty(0)
+    assert find_edge(lr, 1e-3, [], none) is None
+    edge = find_edge(lr, 0.09, [], none)
     assert edge is not None
     assert (edge.side, edge.wider) == ("high", {"loguniform": [1e-5, 1.0]})
     momentum = Parameter("momentum", Uniform(0.8, 0.95), {"optimizer": ("sgd",)})
-    edge = find_edge(momentum, 0.95)
+    edge = find_edge(momentum, 0.95, [], none)
     assert edge is not None
     assert edge.wider == {"uniform": [0.8, 0.99], "when": {"optimizer": ["sgd"]}}
     assert widen("dropout", QUniform(0.0, 0.3, 0.1), "high") == [0.0, 0.4, 0.1]
-    assert find_edge(Parameter("dropout", QUniform(0.0, 0.3, 0.1), {}), 0.0) is None  # no option below 0
+    assert find_edge(Parameter("dropout", QUniform(0.0, 0.3, 0.1), {}), 0.0, [], none) is None  # no option below 0
     assert widen("plateau_patience", RandInt(1, 10), "high") == [1, 12]
+
+
+def test_the_best_trials_pile_up_at_an_edge_also_if_the_winner_is_not_there() -> None:
+    lr = Parameter("lr", LogUniform(1e-5, 1e-1), {})
+    low, high = [10 ** (-5 + 0.05 * step) for step in range(60)], [0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095]
+    values = [*low, *high]
+    edge = find_edge(lr, 1e-3, values, np.arange(len(values), dtype=float))
+    assert edge is not None
+    assert (edge.side, edge.value, edge.piled) == ("high", None, (0.05, 0.095))
+    edge = find_edge(lr, 1e-3, values, -np.arange(len(values), dtype=float))
+    assert edge is not None
+    assert edge.side == "low"
+    rng = np.random.default_rng(0)
+    spread = [10 ** rng.uniform(-5, -1) for _ in range(80)]
+    assert not any(find_edge(lr, 1e-3, spread, rng.random(80)) for _ in range(50))
+    assert not any(find_edge(lr, 1e-3, [0.09] * 80, rng.random(80)) for _ in range(50))  # as often as the others
+
+
+def test_a_trend_over_trials_that_crowd_at_good_numbers_is_found_and_noise_is_not() -> None:
+    """As TPE draws them: the ranges of the analysis of variance are then narrow, and blur the trend."""
+    rng = np.random.default_rng(0)
+    ranks = np.arange(100, dtype=float)
+    assert trend_chance(0.004 * ranks + rng.normal(0, 0.25, 100), ranks) < 1e-4
+    chances = [trend_chance(rng.normal(0, 1, 100), ranks) for _ in range(400)]
+    assert 0.02 < np.mean(np.array(chances) < 0.05) < 0.08
+    assert trend_chance(ranks, np.full(100, np.nan)) == trend_chance(np.ones(100), ranks) == 1.0
 
 
 def test_the_verb_fits_80_columns_and_names_what_was_never_tried(found: tuple[Path, Importances]) -> None:
     run, result = found
     done = voxtune("importance", run)
     assert done.returncode == 0, done.stderr
-    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("voxtune resume")) <= 80
+    text = done.stdout.partition("voxtune resume")[0]  # the command has the path of the run
+    assert max(map(len, text.splitlines())) <= 80
     lr = result.options[0]
     assert f"{lr.share:.2f} [{lr.low:.2f}, {lr.high:.2f}]" in done.stdout
     assert "never tried: " in done.stdout
+    assert "where the best quarter of the trials lies:\n  lr " in done.stdout

@@ -96,6 +96,10 @@ def test_a_sweep_shows_what_it_searches_and_each_trial_with_its_score(tmp_path: 
         log.end(failed=trial.number == 3)
     experiment, groups = hparams(run.dir.tensorboard)
     assert {info.name for info in experiment.hparam_infos} == {p.name for p in run.config.space.parameters}
+    assert [info.name for info in experiment.hparam_infos][:2] == ["lr", "optimizer"]
+    runs = EventMultiplexer().AddRunsFromDirectory(str(run.dir.tensorboard)).Runs()
+    assert "." not in runs
+    assert "sweep" in runs
     assert experiment.metric_infos[0].display_name == "score"
     assert [group.name[:4] for group in groups] == ["0000", "0001", "0002", "0003"]
     assert [group.sessions[0].status for group in groups] == [api_pb2.STATUS_SUCCESS] * 3 + [api_pb2.STATUS_FAILURE]

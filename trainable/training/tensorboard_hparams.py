@@ -17,6 +17,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 
 from trainable.training.tensorboard_tags import SCORE, SCORES
 
+SHOWN_FIRST = ("lr", "optimizer")  # the tab shows five; it sorts by whether an option "differs", then by name
 Interval = tuple[float, float]
 
 
@@ -44,7 +45,9 @@ def searched(options: Mapping[str, Interval | Sequence[Any]]) -> Summary.Value:
     for name, values in options.items():
         first = _value(values[0]).WhichOneof("kind")
         kinds = {"bool_value": api_pb2.DATA_TYPE_BOOL, "number_value": api_pb2.DATA_TYPE_FLOAT64}
-        info = api_pb2.HParamInfo(name=name, type=kinds.get(first or "", api_pb2.DATA_TYPE_STRING))
+        info = api_pb2.HParamInfo(
+            name=name, differs=name in SHOWN_FIRST, type=kinds.get(first or "", api_pb2.DATA_TYPE_STRING)
+        )
         if isinstance(values, tuple):
             info.domain_interval.CopyFrom(api_pb2.Interval(min_value=values[0], max_value=values[1]))
         else:

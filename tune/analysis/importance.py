@@ -1,17 +1,18 @@
 """Which searched options explain how well trials did, and how sure that is.
 
-A trial's outcome is its standing (standing.py), so that trials that early stopping has ended count too; raw
-scores of different epochs could not be compared. Options are taken in turn, the most telling first: each explains a
-share of the differences that the options before it have left, by an analysis of variance over its values, or over
-ranges of a number. So an option that the searcher happened to vary together with a better one gets no credit for it.
-From shares is taken what chance would explain (epsilon squared); intervals are of a bootstrap over trials. An
-option is said to matter only if its F-test, corrected for the number of options (Holm), excludes chance. One that is
-active in some trials only, as momentum with SGD, is judged by these alone.
+A trial's outcome is its standing (standing.py), so that trials that early stopping has ended count too; raw scores of
+different epochs could not be compared. Options are taken in turn, the most telling first: each explains a share of the
+differences that the options before it have left, by an analysis of variance over its values, or over ranges of a
+number; whether chance is excluded is tested by these and, of a number, by its trend. So an option that the searcher
+happened to vary together with a better one gets no credit for it. From shares is taken what chance would explain
+(epsilon squared); intervals are of a bootstrap over trials. An option is said to matter only if a test, corrected for
+the number of options (Holm), excludes chance. One that is active in some trials only, as momentum with SGD, is judged
+by these alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ class OptionImportance:
     third of its range, was tried. good: ends of the range that has the middle 80 % of the best quarter of the trials,
     or, of a choice, the value that the best quarter has most; None with fewer than MIN_TRIALS. winner: its value in the
     winner, None if it is inactive there, or there is no winner that trained to its end. edge: set if that is at an end
-    of its range.
+    of its range, or the best quarter of the trials piles up there.
     """
 
     name: str
@@ -93,7 +94,9 @@ def importances(run: Run) -> Importances:
     standings = measure_standings(trials)
     parameters = run.config.space.parameters
     groups = {parameter.name: group_trials(parameter, trials) for parameter in parameters}
-    shares = explain(standings, groups) if len(trials) >= MIN_TRIALS else {}
+    numbers = {item.name: item for item in parameters if not isinstance(item.kind, Choice)}
+    ranks = {name: rank_trials(parameter, trials) for name, parameter in numbers.items()}
+    shares = explain(standings, groups, ranks) if len(trials) >= MIN_TRIALS else {}
     options = [describe(run, parameter, trials, standings, shares.get(parameter.name)) for parameter in parameters]
     rank = {name: place for place, name in enumerate(shares)}
     options.sort(key=lambda option: rank.get(option.name, len(rank)))
@@ -114,6 +117,8 @@ def describe(
     by_number = {trial.number: standing for trial, standing in zip(trials, standings, strict=True)}
     if len(trials) == 1:  # there is no other that it could beat
         by_number = {}
+    enough = len(values) >= MIN_TRIALS
+    judged, standing = (values, standings[active]) if enough else ([], standings[:0])
     return OptionImportance(
         name=name,
         verdict=share.verdict if share else "too few trials",
@@ -123,9 +128,9 @@ def describe(
         trials=len(values),
         when=parameter.condition(),
         tries=count_tries(parameter, run.trials, by_number),
-        good=best_range(parameter, values, standings[active]) if len(values) >= MIN_TRIALS else None,
+        good=best_range(parameter, judged, standing) if enough else None,
         winner=value,
-        edge=None if value is None else find_edge(parameter, value),
+        edge=find_edge(parameter, value, judged, standing),
     )
 
 
@@ -169,15 +174,27 @@ def group_trials(parameter: Parameter, trials: Sequence[TrialResult]) -> Ints:
     return groups
 
 
-def explain(standings: Floats, groups: dict[str, Ints], seed: int = 0) -> dict[str, Share]:
+def rank_trials(parameter: Parameter, trials: Sequence[TrialResult]) -> Floats:
+    """Return the rank of each trial's number, (trials,), the mean one of ties; nan where the option is inactive."""
+    from scipy.stats import rankdata  # here: each verb would wait for it
+
+    values = [trial.values.get(parameter.name, np.nan) for trial in trials]
+    return rankdata(values, nan_policy="omit") if values else np.empty(0)
+
+
+def explain(
+    standings: Floats, groups: dict[str, Ints], ranks: Mapping[str, Floats] | None = None, seed: int = 0
+) -> dict[str, Share]:
     """Return the share that each option explains: first those that matter, then the others, each by falling share.
 
     Args:
         standings: (trials,).
         groups: by option, of group_trials; options of fewer than two groups are left out.
+        ranks: of rank_trials, by option whose trend is tested too.
         seed: of the bootstrap.
     """
-    order, mattering = choose_order(standings, {name: of for name, of in groups.items() if of.max(initial=-1) > 0})
+    judged = {name: of for name, of in groups.items() if of.max(initial=-1) > 0}
+    order, mattering = choose_order(standings, judged, ranks or {})
     count = len(standings)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
@@ -197,16 +214,18 @@ def explain(standings: Floats, groups: dict[str, Ints], seed: int = 0) -> dict[s
     return {name: shares[name] for name in ranked}
 
 
-def choose_order(standings: Floats, groups: dict[str, Ints]) -> tuple[dict[str, Factor], set[str]]:
+def choose_order(
+    standings: Floats, groups: dict[str, Ints], ranks: Mapping[str, Floats]
+) -> tuple[dict[str, Factor], set[str]]:
     """Return the options in the order in which they are taken, and those that chance does not explain.
 
-    Each option taken is the one whose F-test, of what the ones before have left, is the most significant. Once a first
+    Each option taken is the one whose test, of what the ones before have left, is the most significant. Once a first
     one is taken, the others are also tried within its groups: which optimizer is good depends on the lr.
     """
     rest, taken = standings[None], dict[str, Factor]()
     left = {name: [Factor(of)] for name, of in groups.items()}
     while left:
-        best = {name: most_telling(rest, factors) for name, factors in left.items()}
+        best = {name: most_telling(rest, factors, ranks.get(name)) for name, factors in left.items()}
         name = min(best, key=lambda name: best[name][0])
         chance, factor = best[name]
         if chance >= SIGNIFICANCE / len(left):
@@ -219,10 +238,29 @@ def choose_order(standings: Floats, groups: dict[str, Ints]) -> tuple[dict[str, 
     return taken, set(taken)
 
 
-def most_telling(values: Floats, factors: Sequence[Factor]) -> tuple[float, Factor]:
-    """Return the factor that explains values (1, trials) the most significantly, and its chance, for all of them."""
+def most_telling(values: Floats, factors: Sequence[Factor], ranks: Floats | None) -> tuple[float, Factor]:
+    """Return the factor that explains values (1, trials) the most significantly, and the chance of the best test.
+
+    ranks: of a number; its trend is one more test, on behalf of the first factor. It finds what ranges of equally many
+    trials blur, as TPE tries good numbers the most.
+    """
     chances = [analyse(values, np.ones_like(values), factor).chance for factor in factors]
-    return len(factors) * min(chances), factors[chances.index(min(chances))]
+    if ranks is not None:
+        chances.append(trend_chance(values[0], ranks))
+    best = chances.index(min(chances))
+    return len(chances) * min(chances), factors[best % len(factors)]
+
+
+def trend_chance(values: Floats, ranks: Floats) -> float:
+    """Return the probability that values without a trend would seem to rise or fall with the ranks as much."""
+    from scipy.special import fdtrc  # here: each verb would wait for it
+
+    active = ~np.isnan(ranks)
+    if active.sum() < MIN_TRIALS or np.ptp(values[active]) == 0 or np.ptp(ranks[active]) == 0:
+        return 1.0
+    explained = np.corrcoef(values[active], ranks[active])[0, 1] ** 2
+    degrees = active.sum() - 2
+    return float(fdtrc(1, degrees, degrees * explained / max(1 - explained, 1e-12)))
 
 
 @dataclass(frozen=True)

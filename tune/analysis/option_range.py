@@ -18,9 +18,13 @@ from tune.spec.kinds import Choice, Kind, LogUniform, QUniform, RandInt
 from tune.spec.space import Parameter
 
 MAX_SINGLE_VALUES = 5  # a range of whole numbers or steps with more values is counted by thirds
+Side = Literal["low", "high"]
+
 AT_EDGE = 0.05  # a number this close to an end of its range, in the range's own scale, is at its edge
 WIDER = 0.25  # by how much of its length a range is widened at that end
 BEST_SHARE = 0.25
+PILE, PILED = 0.1, 1 / 3  # the best quarter piles up if more than a third of it lies in the last tenth of the range,
+MIN_PILED = 5  # and at least so many trials: fewer are there by chance
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,16 @@ class Tries:
 
 @dataclass(frozen=True)
 class Edge:
-    """The winner is at an end of an option's range, so better values may lie beyond it.
+    """The winner is at an end of an option's range, or the best trials pile up there: better values may lie beyond it.
 
-    side: of the range. value: the winner's. wider: the option's entry in `space:` with a range that goes on there.
+    side: of the range. value: the winner's, None if it is not at this end. piled: lowest and highest value of those of
+    the best quarter of the trials that pile up there, None if they do not. wider: the option's entry in `space:` with a
+    range that goes on there.
     """
 
-    side: Literal["low", "high"]
-    value: float
+    side: Side
+    value: float | None
+    piled: tuple[float, float] | None
     wider: dict[str, Any]
 
 
@@ -132,28 +139,69 @@ def best_range(parameter: Parameter, values: Sequence[Any], standings: NDArray[n
         values: of the option in each trial.
         standings: of these trials, (trials,).
     """
-    best = np.argsort(-standings, kind="stable")[: max(1, round(BEST_SHARE * len(values)))]
-    taken = [values[place] for place in best]
+    taken, _ = split_best(values, standings)
     if isinstance(parameter.kind, Choice):
         return (max(taken, key=taken.count),)
     low, high = np.quantile(taken, [0.1, 0.9], method="nearest")
     return (low.item(), high.item())
 
 
-def find_edge(parameter: Parameter, value: Any) -> Edge | None:
-    """Return the end of its range that a value is at; None if it is at none, or the option allows nothing beyond it."""
+def split_best(values: Sequence[Any], standings: NDArray[np.float64]) -> tuple[list[Any], list[Any]]:
+    """Return the values of the best quarter of trials, at least one of them, and those of the others."""
+    order = np.argsort(-standings, kind="stable")
+    count = max(1, round(BEST_SHARE * len(values)))
+    return [values[place] for place in order[:count]], [values[place] for place in order[count:]]
+
+
+def find_edge(
+    parameter: Parameter, winner: float | None, values: Sequence[float], standings: NDArray[np.float64]
+) -> Edge | None:
+    """Return the end of its range at which the winner is or the best trials pile up.
+
+    Args:
+        winner: its value, None without one; it tells more than the others.
+        values: of the option in each trial.
+        standings: of these trials, (trials,).
+
+    Returns:
+        None if there is no such end, or the option allows nothing beyond it.
+    """
     kind = parameter.kind
     if isinstance(kind, Choice):
         return None
-    where = position(kind, value)
-    if AT_EDGE < where < 1 - AT_EDGE:
+    where = 0.5 if winner is None else position(kind, winner)
+    at_end: Side | None = "low" if where <= AT_EDGE else "high" if where >= 1 - AT_EDGE else None
+    piles = find_piles(kind, values, standings)
+    side = at_end or next(iter(piles), None)
+    if side is None or (wider := widen(parameter.name, kind, side)) == kind.to_list():
         return None
-    side: Literal["low", "high"] = "low" if where <= AT_EDGE else "high"
-    wider = widen(parameter.name, kind, side)
-    return None if wider == kind.to_list() else Edge(side, value, {**parameter.to_dict(), kind.key: wider})
+    return Edge(side, winner if at_end else None, piles.get(side), {**parameter.to_dict(), kind.key: wider})
 
 
-def widen(name: str, kind: Kind, side: Literal["low", "high"]) -> list[float]:
+def find_piles(kind: Kind, values: Sequence[float], standings: NDArray[np.float64]) -> dict[Side, tuple[float, float]]:
+    """Return the ends of a range at which the best quarter of trials piles up, and its lowest and highest value there.
+
+    It does so only if it lies there more often than the other trials: a searcher may try an end often, and of a few
+    values each has many trials.
+    """
+    if single_values(kind) or len(values) < 1 / BEST_SHARE:
+        return {}
+    best, others = split_best(values, standings)
+    found: dict[Side, tuple[float, float]] = {}
+    for side in ("low", "high"):
+        there, too = ([value for value in part if in_pile(kind, value, side)] for part in (best, others))
+        if len(there) >= max(MIN_PILED, PILED * len(best)) and len(there) / len(best) > len(too) / len(others):
+            found[side] = (min(there), max(there))
+    return found
+
+
+def in_pile(kind: Kind, value: float, side: Side) -> bool:
+    """Return whether a number is in the last tenth of its range at a side."""
+    where = position(kind, value)
+    return where <= PILE if side == "low" else where >= 1 - PILE
+
+
+def widen(name: str, kind: Kind, side: Side) -> list[float]:
     """Return the range of an option, as the YAML has it, widened at one side as far as the option allows."""
     ends, end, sign = list[float](kind.to_list()), int(side == "high"), 1 if side == "high" else -1
     if isinstance(kind, QUniform):

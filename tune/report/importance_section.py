@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from trainable.core.counted import counted
 from tune.analysis.importance import MIN_TRIALS, Importances, OptionImportance
+from tune.analysis.option_range import Edge
 from tune.report.blocks import Block, Figure, Note, Section, Table
 from tune.report.chart_style import axis
 from tune.report.sweep_data import DASH, share_text, value_text
@@ -20,18 +21,19 @@ def importance_section(found: Importances, *, has_winner: bool) -> Section:
         blocks.append(importance_figure(options, found.confidence))
     blocks.append(importance_table(found, has_winner=has_winner))
     if edges := [option for option in found.options if option.edge]:
-        texts = [
-            f"{option.name} ({value_text(option.winner)}, the {option.edge.side} end)"
-            for option in edges
-            if option.edge
-        ]
-        blocks.append(
-            Note(f"The winner is at an end of the range of {', '.join(texts)}: better values may lie beyond.")
-        )
+        texts = [edge_text(option.name, option.edge) for option in edges if option.edge]
+        blocks.append(Note(f"At an end of a range, beyond which better values may lie: {'; '.join(texts)}."))
     never = [f"{option.name}: {', '.join(option.never_tried)}" for option in found.options if option.never_tried]
     if never:
         blocks.append(Note(f"Never tried: {'; '.join(never)}."))
     return Section("importance", "Which options matter", importance_sentence(found), blocks)
+
+
+def edge_text(name: str, edge: Edge) -> str:
+    """Return what is at an end of an option's range, in words."""
+    winner = "" if edge.value is None else f"the winner ({value_text(edge.value)})"
+    best = f"many of the best trials ({' to '.join(map(value_text, edge.piled))})" if edge.piled else ""
+    return f"{name}, the {edge.side} end: {' and '.join(filter(None, [winner, best]))}"
 
 
 def importance_sentence(found: Importances) -> str:
@@ -80,7 +82,7 @@ def importance_table(found: Importances, *, has_winner: bool) -> Table:
     rows = [option_row(option, has_winner=has_winner) for option in found.options]
     left_out = ", ".join(f"{count} {status}" for status, count in found.left_out.items())
     caption = f"By the {found.trials} trials that can be compared" + (f"; left out: {left_out}" if left_out else "")
-    columns = ["option", "share", "interval", "verdict", "tries of each value or third", "good", "winner"]
+    columns = ["option", "share", "interval", "verdict", "trials per value or third of the range", "good", "winner"]
     return Table(caption, columns, rows, "lrrllll")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
-from tune.run.events import Event, EventKind, has_ended, read_events
+from tune.run.events import Event, EventKind, has_ended, is_damaged, read_events
 from tune.run.live_state import read_live_state
 from tune.run.results import Run
 
@@ -78,10 +78,10 @@ def elapsed_seconds(run: Run, events: Sequence[Event], seen: float = 0.0) -> flo
         seen: when the last attempt was known to be running, if that was after its last event.
 
     Returns:
-        None if a trial has trained whose start is no event: an older version, which noted none, began the run.
+        None if a trial has trained whose start is no event: an older version, which noted none, began the run, or the
+        file has lost lines; or if the file is damaged.
     """
-    started = {event.trial for event in events if event.kind == EventKind.TRIAL_STARTED}
-    if not events or any(trial.epoch and trial.number not in started for trial in run.own_trials):
+    if not events or not starts_noted(run, events) or is_damaged(run.dir.events):
         return None
     total, began, last = 0.0, events[0].time, events[0].time
     for event in events:
@@ -89,3 +89,18 @@ def elapsed_seconds(run: Run, events: Sequence[Event], seen: float = 0.0) -> flo
             total, began = total + last - began, event.time
         last = event.time
     return total + (last if has_ended(events) else max(last, seen)) - began
+
+
+def starts_noted(run: Run, events: Sequence[Event]) -> bool:
+    """Return whether each trial that has trained has an event of its start."""
+    started = {event.trial for event in events if event.kind == EventKind.TRIAL_STARTED}
+    return all(trial.number in started for trial in run.own_trials if trial.epoch)
+
+
+def events_lost(run: Run, events: Sequence[Event]) -> bool:
+    """Return whether events.jsonl is damaged, or lacks starts of trials, as if half of it were cut off.
+
+    A run that an older version has begun lacks them too; its events begin with a resume.
+    """
+    begun_by_older = not events or events[0].text.startswith("resumed")
+    return is_damaged(run.dir.events) or (not begun_by_older and not starts_noted(run, events))

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 
+BEGINNING = '{"time": '  # of each line
+
 
 class EventKind(StrEnum):
     """What happened."""
@@ -65,10 +67,30 @@ def read_events(path: Path) -> list[Event]:
     return list(_events(path.read_text(errors="replace"))) if path.exists() else []
 
 
+def is_damaged(path: Path) -> bool:
+    """Return whether a line is neither an event nor the beginning of one, which a crash or a full disk leaves behind.
+
+    Kinds of another version count as events.
+    """
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return any(not _is_cut(line) and not _is_json(line) for line in lines)
+
+
 def has_ended(events: Sequence[Event]) -> bool:
     """Return whether the last attempt has ended as far as its driver could note it; False before the first one."""
     kinds = [event.kind for event in events if event.kind in (EventKind.SWEEP_STARTED, EventKind.SWEEP_ENDED)]
     return bool(kinds) and kinds[-1] == EventKind.SWEEP_ENDED
+
+
+def _is_cut(line: str) -> bool:
+    return BEGINNING.startswith(line[: len(BEGINNING)]) and not line.endswith("}")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _events(text: str) -> Iterator[Event]:

@@ -28,7 +28,9 @@ def importance_lines(run: Run, found: Importances) -> list[str]:
             return lines
     else:
         lines += ["", *share_lines(found)]
-    lines += ["", "tries per value, and the mean share of other trials that these beat:", *tries_lines(found)]
+        lines += ["", "where the best quarter of the trials lies:", *good_lines(found)]
+    lines += ["", "trials per value, or per third of the range, and the mean share of the other"]
+    lines += ["trials that these beat:", *tries_lines(found)]
     never = [f"{option.name} {label}" for option in found.options for label in option.never_tried]
     return [*lines, "", *listed("never tried: ", never or ["nothing"]), *edge_lines(run, found)]
 
@@ -45,9 +47,8 @@ def share_lines(found: Importances) -> Iterator[str]:
     width = max((len(option.name) for option in by_verdict["matters"]), default=0)
     for option in by_verdict["matters"]:
         share = option.share or 0.0
-        good = f"  good: {good_text(option.good)}" if option.good else ""
         interval = f"{share:.2f} [{option.low:.2f}, {option.high:.2f}]"
-        yield f"  {option.name:{width}} {progress_bar(share, BAR)} {interval}{good}"
+        yield f"  {option.name:{width}} {progress_bar(share, BAR)} {interval}"
         if option.when:
             yield f"  {'':{width}} of the {option.trials} trials with {option.when}"
     if not by_verdict["matters"]:
@@ -59,6 +60,14 @@ def share_lines(found: Importances) -> Iterator[str]:
         yield from (f"  {option.name:{width}} {good_text(option.good)}" for option in ranges if option.good)
     yield from listed(f"hardly matter (at most {LITTLE:g}): ", [option.name for option in by_verdict["hardly matters"]])
     yield from listed("too few trials to tell: ", [option.name for option in by_verdict["too few trials"]])
+
+
+def good_lines(found: Importances) -> Iterator[str]:
+    """Yield where the best quarter of the trials lies, an option per line; also of those that chance may explain."""
+    known = [option for option in found.options if option.good]
+    width = max((len(option.name) for option in known), default=0)
+    for option in known:
+        yield f"  {option.name:{width}}  {good_text(option.good or ())}"
 
 
 def tries_lines(found: Importances) -> Iterator[str]:
@@ -74,16 +83,19 @@ def tries_lines(found: Importances) -> Iterator[str]:
 
 
 def edge_lines(run: Run, found: Importances) -> Iterator[str]:
-    """Yield the options whose value in the winner is at an end of the range, and the command that goes on beyond it.
+    """Yield the options with good values at an end of the range, and the command that goes on beyond it.
 
     Those that hardly matter are left out.
     """
     edges = [(option, option.edge) for option in found.options if option.edge and option.verdict != "hardly matters"]
     if not edges:
         return
-    yield "\nthe winner is at an edge of a range, beyond which better values may lie:"
+    yield "\ngood trials are at an end of a range, beyond which better values may lie:"
     for option, edge in edges:
-        yield f"  {option.name} = {value_label(edge.value)}, at the {edge.side} end"
+        if edge.value is not None:
+            yield f"  {option.name}: the winner, {value_label(edge.value)}, is at the {edge.side} end"
+        if edge.piled:
+            yield f"  {option.name}: the best trials pile up at the {edge.side} end, {good_text(edge.piled)}"
     trials = run.config.budget.trials
     yield f"{resume_command(run.folder)} --trials {trials + max(trials // 2, 1)} \\"
     yield f"  --space {shlex.quote(str(run.dir.config))} \\"
@@ -96,7 +108,7 @@ def yaml_text(section: dict[str, Any]) -> str:
     return json.dumps(section).replace('"', "")
 
 
-def good_text(good: tuple[Any, ...]) -> str:
+def good_text(good: Sequence[Any]) -> str:
     """Return where good trials lie, in words."""
     return " to ".join(map(value_label, good))
 

@@ -8,7 +8,7 @@ from optuna.trial import TrialState
 
 from trainable.core.console import duration
 from tune.analysis.time_left import estimate_time_left
-from tune.run.effort import elapsed_seconds
+from tune.run.effort import elapsed_seconds, events_lost
 from tune.run.events import Event, EventKind
 from tune.run.live_state import LiveState
 from tune.run.results import Run
@@ -58,11 +58,11 @@ def state_counts(run: Run) -> list[str]:
 def elapsed_text(run: Run, live: LiveState | None, events: Sequence[Event], now: float) -> str:
     """Return how long drivers were running, over all attempts, and the share of a time budget that this one has used.
 
-    "" for a run without events, such as one of an older version.
+    "" for a run without events, such as one of an older version. Says so if the file of events is damaged.
     """
     seconds = elapsed_seconds(run, events, now if run.driven else 0.0)
     if seconds is None:
-        return ""
+        return "events.jsonl is damaged: elapsed time not known" if events_lost(run, events) else ""
     if not run.driven:
         return f"elapsed {duration(seconds)}"
     text, budget = f"elapsed {duration(seconds)}", run.config.budget.time_budget

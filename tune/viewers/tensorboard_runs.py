@@ -18,7 +18,7 @@ from tune.spec.kinds import Choice
 from tune.spec.sweep_config import SweepConfig
 from tune.viewers.trial_name import named_folder, trial_name
 
-WINNER = "winner"
+WINNER, SWEEP = "winner", "sweep"
 
 
 def trial_log(paths: RunDir, config: SweepConfig, number: int, values: dict[str, Any]) -> TrainingLog:
@@ -31,14 +31,15 @@ def trial_log(paths: RunDir, config: SweepConfig, number: int, values: dict[str,
 
 
 def write_searched_options(paths: RunDir, config: SweepConfig) -> None:
-    """Write what the sweep searches for the HParams tab; what an earlier attempt has written is replaced."""
+    """Write what the sweep searches for the HParams tab as a run "sweep", in place of what an earlier attempt wrote."""
     options: dict[str, Interval | list[Any]] = {}
     for parameter in config.space.parameters:
         ends = parameter.kind.to_list()
         options[parameter.name] = ends if isinstance(parameter.kind, Choice) else (ends[0], ends[1])
-    for earlier in paths.tensorboard.glob("events.out.tfevents.*"):
+    for earlier in paths.tensorboard.glob("events.out.tfevents.*"):  # of a version that wrote it beside the trials
         earlier.unlink()
-    Board(paths.tensorboard, 0).add_values(0, searched(options))
+    shutil.rmtree(paths.tensorboard / SWEEP, ignore_errors=True)
+    Board(paths.tensorboard / SWEEP, 0).add_values(0, searched(options))
 
 
 def write_winner(run: Run, trial: TrialResult) -> None:

@@ -24,10 +24,13 @@ class TriesItem(Document):
 
 
 class EdgeItem(Document):
-    """The winner is at an end of the range."""
+    """The winner is at an end of the range, or the best quarter of the trials piles up there."""
 
     side: Literal["low", "high"] = Field(description="Which end.")
-    value: float = Field(description="Value of the winner.")
+    value: float | None = Field(description="Value of the winner; null if it is not at this end.")
+    piled: list[float] | None = Field(
+        description="Lowest and highest value of the best trials that pile up at this end; null if they do not."
+    )
     wider: dict[str, Any] = Field(description="Entry of `space:` with a range that goes on there.")
 
 
@@ -50,12 +53,14 @@ class OptionItem(Document):
         "value that these have most. Null with too few trials."
     )
     winner: Any = Field(description="Value of the winner; null if it is inactive there, or no trial has finished.")
-    edge: EdgeItem | None = Field(description="Set if the winner is at an end of the range.")
+    edge: EdgeItem | None = Field(description="Set if good trials are at an end of the range.")
 
     @classmethod
     def from_option(cls, option: OptionImportance) -> Self:
         """Return the item of an option."""
         values = asdict(option) | {"good": None if option.good is None else list(option.good)}
+        if option.edge and option.edge.piled:
+            values["edge"]["piled"] = list(option.edge.piled)
         return cls(**values, never_tried=option.never_tried)
 
 
