@@ -73,7 +73,8 @@ def run_of(folder: Path, cache: Path, training: Path) -> Run:
 
 
 def test_worst_median_and_best_are_chosen_by_mean_dice() -> None:
-    scores = {name: {"dice_mean": dice} for name, dice in zip("abcde", (0.4, 0.9, 0.1, 0.6, 0.5), strict=True)}
+    means = zip("abcde", (0.4, 0.9, 0.1, 0.6, 0.5), strict=True)
+    scores = {name: dict.fromkeys(SCORE_COLUMNS, dice) for name, dice in means}
     assert [(view.name, view.rank, view.count) for view in ranked_views(scores, "validation", "")] == [
         ("c", "worst", 5), ("e", "median", 5), ("b", "best", 5),
     ]  # fmt: skip

@@ -214,7 +214,7 @@ def refuse_single(folder: EnsembleDir) -> None:
 def refuse_failed(outcomes: Mapping[str, Outcome], folder: EnsembleDir, command: str) -> None:
     """Raise InputError if a member has no model."""
     if failed := [outcome for outcome in outcomes.values() if outcome.error]:
-        lines = [f"{outcome.name}: {outcome.error}" for outcome in failed]
+        lines = sorted(f"{outcome.name}: {outcome.error}" for outcome in failed)
         raise InputError(
             "\n  ".join([f"{len(failed)} of {len(outcomes)} members of {folder.path} have no model:", *lines])
             + f"\nTake another recipe, or, after removing the cause, go on with: {command}"
