@@ -185,6 +185,7 @@ def test_reading_imports_neither_ray_nor_torch_and_works_without_pandas(run_dir:
     assert done.stderr.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_script_in_the_docs_runs(phantoms: Path, prepared: Data, tmp_path: Path) -> None:
     """It launches a sweep, reads it and loads its winner; as a library, voxtune prints nothing by itself."""
     page = (Path(__file__).parents[1] / "docs/python.md").read_text()

@@ -111,6 +111,7 @@ def test_a_frozen_process_is_ended_too(cluster, phantoms, prepared, tmp_path):
     assert "resources.report_timeout" in trials[0].user_attrs["error"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on(
     cluster, phantoms, prepared, tmp_path, capsys
 ):
@@ -148,7 +149,11 @@ def test_a_damaged_file_of_a_trial_ends_the_sweep_with_its_name_and_fails_no_tri
 @pytest.mark.parametrize(
     ("meddle", "message"),
     [
-        (change_label, r"cases have changed since the (training|sweep) began: {val} \(label\); restore them"),
+        pytest.param(
+            change_label,
+            r"cases have changed since the (training|sweep) began: {val} \(label\); restore them",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(delete_cache, r"Phantom_\d+: not a whole prepared case", marks=pytest.mark.slow),
     ],
 )

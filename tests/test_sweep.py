@@ -332,6 +332,7 @@ def test_the_next_trial_starts_while_run_best_is_brought_up_to_date(
     assert checkpoint.load_checkpoint(folder / "best")["epoch"] == best.best_epoch
 
 
+@pytest.mark.slow
 def test_a_caller_s_hook_gets_each_report_and_the_decision_on_it_and_the_end_is_reported_with_pictures(
     config_of, one_core: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -580,6 +581,7 @@ def test_depth_is_searched_with_paths_and_a_seed_of_any_size(
     assert all(trial.state == TrialState.COMPLETE or trial.value for trial in read_trials(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_restarted_from_its_checkpoint(
     run: Path, space: Path, phantoms: Path, prepared: Data, tmp_path: Path
 ):
