@@ -24,6 +24,7 @@ from tune.search.journal import read_trials
 COMPLETE, PRUNED, FAIL, RUNNING = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 
 
+@pytest.mark.slow
 def test_each_fault_is_reported_as_what_it_is_and_the_sweep_goes_on(cluster, phantoms, prepared, tmp_path):
     """In processes that run one trial after the other."""
     faults = {0: "out of memory", 1: "error", 2: "hang", 3: "not finite", 4: "error once", 5: "kill once", 6: "kill"}
