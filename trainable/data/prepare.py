@@ -71,6 +71,38 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
             of another voxel size than the training cases (without resample).
     """
     require_working_folder()
+    found, reading, folder = cases_on_disk(config)
+    assert config.data_dir is not None
+    wanted = config.split_file is not None
+    if not quiet:
+        lines = cases_left_out(found, config.data_dir, config.split_file) if wanted else found.passed_over
+        print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
+    names, bad = prepare(
+        found.cases,
+        folder,
+        reading=reading,
+        incomplete=found.errors,
+        skip_bad=config.skip_bad_cases and not wanted,
+        remedy=remedy_for_bad_cases(config),
+        quiet=quiet,
+    )
+    if not quiet:
+        print(labels_report(folder, names), file=sys.stderr)
+    begun = begun or config.resume is not None
+    divide = partial(split_by_patient, folder, config, begun=begun, quiet=quiet)
+    split, apart = split_on_one_grid(found.cases, folder, names, config, reading, divide, begun=begun, quiet=quiet)
+    return Data(folder, split, tuple(map(str, [*bad, *apart])))
+
+
+def cases_on_disk(config: TrainConfig) -> tuple[Survey, Reading, Path]:
+    """Return the cases of data_dir as they lie there, how they are read, and the folder of their cache.
+
+    With a split_file only the cases that it names are looked at.
+
+    Raises:
+        InputError: for no data_dir, a fold without folds, a case of the split_file that is missing, labels that the
+            names do not tell, or no place for a cache.
+    """
     if config.data_dir is None:
         raise InputError("--data_dir is missing: the folder with one sub-folder per case")
     if config.fold and not config.folds and config.split_file is None:
@@ -80,23 +112,14 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
     if found.missing:
         raise InputError(missing_cases(found, config.data_dir, config.split_file))
     reading = Reading(choose_labels(found.cases, config.labels), config.background)
-    folder = place_of_cache(found.cases, reading, config.data_dir, config.cache_dir)
-    remedy = "repair them, or continue without them with --skip_bad_cases"
-    if wanted is not None:
-        remedy = f"repair them, as {config.split_file} names them"
-    if not quiet:
-        lines = found.passed_over if wanted is None else cases_left_out(found, config.data_dir, config.split_file)
-        print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
-    skip_bad = config.skip_bad_cases and wanted is None
-    names, bad = prepare(
-        found.cases, folder, reading=reading, incomplete=found.errors, skip_bad=skip_bad, remedy=remedy, quiet=quiet
-    )
-    if not quiet:
-        print(labels_report(folder, names), file=sys.stderr)
-    begun = begun or config.resume is not None
-    divide = partial(split_by_patient, folder, config, begun=begun, quiet=quiet)
-    split, apart = split_on_one_grid(found.cases, folder, names, config, reading, divide, begun=begun, quiet=quiet)
-    return Data(folder, split, tuple(map(str, [*bad, *apart])))
+    return found, reading, place_of_cache(found.cases, reading, config.data_dir, config.cache_dir)
+
+
+def remedy_for_bad_cases(config: TrainConfig) -> str:
+    """Return what to do about bad cases: none that a split_file names can be left out."""
+    if config.split_file is not None:
+        return f"repair them, as {config.split_file} names them"
+    return "repair them, or continue without them with --skip_bad_cases"
 
 
 def labels_report(folder: Path, names: Sequence[str]) -> str:

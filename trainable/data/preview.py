@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainable.cases.case_search import survey
-from trainable.cases.labels import LabelConvention, choose_labels
+from trainable.cases.labels import LabelConvention
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.data.cache import read_contents, scan_of
-from trainable.data.cache_check import Reading, is_of_source
-from trainable.data.cache_writer import place_of_cache
+from trainable.data.cache_check import is_of_source
 from trainable.data.patient_split import refuse_torn_patients
 from trainable.data.patients import find_patients
-from trainable.data.prepare import missing_cases
-from trainable.data.split import Split, load_split, split_cases
+from trainable.data.prepare import cases_on_disk, remedy_for_bad_cases
+from trainable.data.split import Split, split_cases
 
 
 @dataclass(frozen=True)
@@ -42,20 +40,13 @@ def preview_data(config: TrainConfig) -> Preview:
             skip_bad_cases), labels that the names do not tell, no place for a cache, a table of patients or a split
             that is wrong.
     """
-    if config.data_dir is None:
-        raise InputError("--data_dir is missing: the folder with one sub-folder per case")
-    wanted = None if config.split_file is None else load_split(config.split_file).names
-    found = survey(config.data_dir, need_seg=True, wanted=wanted)
-    if found.missing:
-        raise InputError(missing_cases(found, config.data_dir, config.split_file))
-    if found.errors and not (config.skip_bad_cases and wanted is None):
+    found, reading, cache = cases_on_disk(config)
+    if found.errors and not (config.skip_bad_cases and config.split_file is None):
         listing = "".join(f"\n  {error}" for error in found.errors)
+        count = len(found.cases) + len(found.errors)
         raise InputError(
-            f"{len(found.errors)} of {len(found.cases) + len(found.errors)} cases cannot be used; repair them, or "
-            f"continue without them with --skip_bad_cases:{listing}"
+            f"{len(found.errors)} of {count} cases cannot be used; {remedy_for_bad_cases(config)}:{listing}"
         )
-    reading = Reading(choose_labels(found.cases, config.labels), config.background)
-    cache = place_of_cache(found.cases, reading, config.data_dir, config.cache_dir)
     names = [case.name for case in found.cases]
     ready = [case.name for case in found.cases if is_of_source(cache, reading, case)]
     scans = {name: scan_of(content) for name, content in read_contents(cache, ready).items()}
