@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import SWEEP
 
-from tune.search.asha import CONTINUE, STOP, RungDecision, Rungs, audited, cutoff, decide, rung_epochs
+from tune.search.asha import CONTINUE, STOP, RungDecision, Rungs, audited, cutoff, rung_epochs
 from tune.spec.sections import EarlyStopping
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
@@ -14,6 +14,10 @@ from tune.spec.sweep_config import SweepConfig, make_sweep_config
 @pytest.fixture
 def config() -> SweepConfig:
     return make_sweep_config(SWEEP)
+
+
+def with_stopping(**stopping: object) -> SweepConfig:
+    return make_sweep_config({**SWEEP, "early_stopping": stopping})
 
 
 def test_the_cutoff_is_the_score_that_the_best_third_reaches():
@@ -37,13 +41,13 @@ def test_rungs_are_below_the_last_epoch(config: SweepConfig):
 
 
 def test_only_what_is_below_the_cutoff_is_stopped():
-    third = EarlyStopping(reduction_factor=3)
-    assert decide(0.1, [], third) == CONTINUE
-    assert decide(0.5, [0.5], third) == CONTINUE
-    assert decide(0.49, [0.5], third) == STOP
-    median = EarlyStopping(type="median")
-    assert decide(0.0, [0.5, 0.6], median) == CONTINUE
-    assert decide(0.5, [0.4, 0.6, 0.7], median) == STOP
+    third = Rungs(with_stopping(reduction_factor=3))
+    assert third.decide(9, 1, 0.1, earlier=[]).decision == CONTINUE
+    assert third.decide(9, 1, 0.5, earlier=[0.5]).decision == CONTINUE
+    assert third.decide(9, 1, 0.49, earlier=[0.5]).decision == STOP
+    median = Rungs(with_stopping(type="median"))
+    assert median.decide(9, 1, 0.0, earlier=[0.5, 0.6]).decision == CONTINUE
+    assert median.decide(9, 1, 0.5, earlier=[0.4, 0.6, 0.7]).decision == STOP
 
 
 def with_audit(share: float, seed: int = 3, **study: object) -> SweepConfig:

@@ -16,7 +16,8 @@ import pytest
 from helpers import make_report, report_all, start_journal, voxtune
 
 from trainable.core.errors import InputError
-from tune.analysis.simulate import Simulation, highest_bar, lowest_bar, simulate, simulation_lines
+from tune.analysis.simulate import Simulation, highest_bar, lowest_bar, simulate
+from tune.analysis.simulation_lines import simulation_lines
 from tune.run.import_trials import change_space, warm_start
 from tune.run.journal_entries import read_entries
 from tune.run.results import Run, read_run

@@ -11,17 +11,21 @@ from ray.tune.search import Searcher
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
 from tune.driver.cluster import Slots
+from tune.driver.rung_scheduler import OnDecision
 from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, resolve_checkpoint
 from tune.run.snapshot import is_uri
+from tune.search.asha import STOP, Rungs
 from tune.search.journal import Journal
+from tune.search.trial_progress import find_default, rung_decisions
 from tune.spec.trial_spec import TrialSpec
 
 
 class OptunaSearcher(Searcher):
     """Hands out the interrupted trials, then new ones, no more than can run at once.
 
-    A trial is drawn when a slot is free, so that its proposal knows all that ended before it.
+    A trial is drawn when a slot is free, so that its proposal knows all that ended before it. Trials that pause are
+    handed out again once `promote` has chosen them.
     """
 
     def __init__(self, journal: Journal, run: Run, slots: Slots, storage: StorageWatch) -> None:
@@ -35,6 +39,35 @@ class OptunaSearcher(Searcher):
         self.interrupted = journal.reattach()
         self.new = config.trials_left(len(journal.own_trials()), journal.tried(journal.trials()))
         self.number_by_ray_id: dict[str, int] = {}  # of the running trials
+
+    def promote(self, on_decision: OnDecision) -> None:
+        """Decide on the trials that are paused, if all others have ended or come past the rung; best first.
+
+        To be called while no trial runs. Each decision is in the journal before the next one is made, and depends on
+        nothing but the trials' scores at the rung, so that after a kill the others are decided alike.
+
+        Args:
+            on_decision: called with each decision once it is in the journal, and Optuna knows of a stop.
+        """
+        paused = self.journal.paused()
+        others = self.journal.running - paused.keys()
+        if not paused or self.new or not all(rung_decisions(self.journal.attrs(number)) for number in others):
+            return
+        trials, rungs = self.journal.trials(), Rungs(self.config)
+        default = find_default(trials, self.config)
+        for trial in trials:
+            for epoch, decided in sorted(rung_decisions(trial.user_attrs).items()):
+                rungs.add(trial.number, epoch, decided)
+        order = sorted(paused, key=lambda number: (-rungs.values[paused[number]][number], number))
+        for number in order:
+            epoch = paused[number]
+            decided = rungs.decide_paused(number, epoch, rungs.values[epoch][number], default=number == default)
+            self.journal.record_rung(number, epoch, decided)
+            if decided.decision == STOP:
+                self.journal.tell(number)
+            else:
+                self.interrupted.append((number, self.journal.values(number)))
+            on_decision(number, epoch, decided)
 
     @property
     def remaining(self) -> int:
@@ -85,9 +118,9 @@ class OptunaSearcher(Searcher):
         return folder
 
     def startup_pending(self) -> bool:
-        """Return whether wait_for_startup is set, startup_trials are handed out, and fewer than that have ended."""
+        """Return whether wait_for_startup is set, startup_trials are handed out, and fewer have ended or paused."""
         searcher, trials = self.config.searcher, self.journal.trials()
-        ended = sum(trial.state != TrialState.RUNNING for trial in trials)
+        ended = sum(trial.state != TrialState.RUNNING for trial in trials) + len(self.journal.paused())
         return searcher.wait_for_startup and ended < searcher.startup_trials <= len(trials)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
