@@ -10,15 +10,14 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune.driver import ray_compat
-from tune.search.asha import CONTINUE, Decision, RungDecision, Rungs, rung_epochs
+from tune.search.asha import CONTINUE, Decision, Rungs, rung_epochs
 from tune.search.journal import Journal
+from tune.search.promotion import OnDecision
 from tune.search.trial_progress import find_default, known_scores, rung_decisions
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
 
 OnReport = Callable[[int, Report, str], None]  # trial's number, report, STOP, CONTINUE or PAUSE
-
-OnDecision = Callable[[int, int, RungDecision], None]  # trial's number, epoch of the rung, decision
 
 
 class RungScheduler(FIFOScheduler):

@@ -11,13 +11,11 @@ from ray.tune.search import Searcher
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
 from tune.driver.cluster import Slots
-from tune.driver.rung_scheduler import OnDecision
 from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, resolve_checkpoint
 from tune.run.snapshot import is_uri
-from tune.search.asha import STOP, Rungs
 from tune.search.journal import Journal
-from tune.search.trial_progress import find_default, rung_decisions
+from tune.search.promotion import OnDecision, promote
 from tune.spec.trial_spec import TrialSpec
 
 
@@ -41,33 +39,13 @@ class OptunaSearcher(Searcher):
         self.number_by_ray_id: dict[str, int] = {}  # of the running trials
 
     def promote(self, on_decision: OnDecision) -> None:
-        """Decide on the trials that are paused, if all others have ended or come past the rung; best first.
+        """Have the best of the paused trials handed out, if no trial is still to come to the rung; see promotion.py.
 
-        To be called while no trial runs. Each decision is in the journal before the next one is made, and depends on
-        nothing but the trials' scores at the rung, so that after a kill the others are decided alike.
-
-        Args:
-            on_decision: called with each decision once it is in the journal, and Optuna knows of a stop.
+        To be called while no trial runs.
         """
-        paused = self.journal.paused()
-        others = self.journal.running - paused.keys()
-        if not paused or self.new or not all(rung_decisions(self.journal.attrs(number)) for number in others):
-            return
-        trials, rungs = self.journal.trials(), Rungs(self.config)
-        default = find_default(trials, self.config)
-        for trial in trials:
-            for epoch, decided in sorted(rung_decisions(trial.user_attrs).items()):
-                rungs.add(trial.number, epoch, decided)
-        order = sorted(paused, key=lambda number: (-rungs.values[paused[number]][number], number))
-        for number in order:
-            epoch = paused[number]
-            decided = rungs.decide_paused(number, epoch, rungs.values[epoch][number], default=number == default)
-            self.journal.record_rung(number, epoch, decided)
-            if decided.decision == STOP:
-                self.journal.tell(number)
-            else:
-                self.interrupted.append((number, self.journal.values(number)))
-            on_decision(number, epoch, decided)
+        if not self.new:
+            promoted = promote(self.journal, on_decision)
+            self.interrupted += [(number, self.journal.values(number)) for number in promoted]
 
     @property
     def remaining(self) -> int:

@@ -9,6 +9,7 @@ simulate` replays the curves of a sweep under other rules.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -73,11 +74,11 @@ def rung_epochs(config: SweepConfig) -> tuple[int, ...]:
 def pause_epoch(config: SweepConfig) -> int:
     """Return the epoch at which `promote` pauses trials: the validated one nearest to epochs / reduction_factor.
 
-    It is the grace_period if that is later.
+    It is the first one from grace_period on if that is later.
     """
     stopping, val_freq = config.early_stopping, int(config.fixed("val_freq"))
     validations = round(config.fixed("epochs") / stopping.reduction_factor / val_freq)
-    return max(stopping.grace_period, val_freq * max(1, validations))
+    return val_freq * max(1, validations, math.ceil(stopping.grace_period / val_freq))
 
 
 def cutoff_rule(stopping: EarlyStopping) -> tuple[float, int]:

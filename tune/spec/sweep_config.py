@@ -243,7 +243,7 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
     stopping, val_freq, epochs = config.early_stopping, config.fixed("val_freq"), config.fixed("epochs")
     path = ("early_stopping", "grace_period")
     message = f"early_stopping.grace_period is {stopping.grace_period}; expected"
-    if stopping.type != "none" and stopping.grace_period % val_freq:
+    if stopping.type in ("asha", "median") and stopping.grace_period % val_freq:
         yield path, f"{message} a multiple of train.val_freq ({val_freq}), for a rung compares validated epochs"
     if stopping.type != "none" and stopping.grace_period > epochs:
         yield path, f"{message} at most train.epochs ({epochs})"
