@@ -41,7 +41,7 @@ def test_trials_pause_and_the_best_go_on_whenever_the_sweep_is_killed(
     folder = tmp_path / "run"
     words = [space, "--data", phantoms, "--out", folder, "--set", f"train.cache_dir={prepared.folder}"]
     process = start_voxtune("launch", *words)
-    wait_for(process, lambda: statuses(folder).count("paused") == 2)
+    wait_for(process, lambda: statuses(folder).count("paused") == 2, seconds=300)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert {"paused"} <= set(statuses(folder)) <= {"paused", "interrupted"}
@@ -49,7 +49,7 @@ def test_trials_pause_and_the_best_go_on_whenever_the_sweep_is_killed(
     assert "2 paused" in voxtune("status", folder).stdout
 
     process = start_voxtune("resume", folder)
-    wait_for(process, lambda: any(trial.epoch > RUNG for trial in read_run(folder).trials))
+    wait_for(process, lambda: any(trial.epoch > RUNG for trial in read_run(folder).trials), seconds=600)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     run = read_run(folder)
