@@ -142,8 +142,12 @@ class EarlyStopping(Section):
         description="ASHA: 1 of reduction_factor trials passes a rung; the next rung is reduction_factor times later. "
         "promote: 1 of reduction_factor trials is trained on, from the rung at epochs / reduction_factor.",
     )
+    value: Literal["best", "recent"] = Field(
+        "best",
+        description="What trials are compared by at a rung: their best score so far, or the mean of their last three.",
+    )
     min_trials: int = Field(
-        1,
+        4,
         ge=1,
         description="asha, median: a rung stops a trial only if that many trials were there before it.",
     )
@@ -151,9 +155,9 @@ class EarlyStopping(Section):
         float | Literal["auto"],
         WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"const": "auto"}]}),
     ] = Field(
-        0.0,
+        "auto",
         description="asha, median: Dice by which a trial may lie below the others without being stopped; auto takes "
-        "the noise of the trials' scores from one validation to the next.",
+        "half the noise of the trials' scores from one validation to the next.",
     )
     audit: float = Field(
         0.0,
