@@ -23,7 +23,7 @@ from tune.spec.sweep_file import dump
 
 
 def with_margin(metric: Any = "val_dice_mean") -> SweepConfig:
-    stopping = {"type": "asha", "grace_period": 3, "reduction_factor": 3, "margin": "auto", "min_trials": 2, "value": "recent"}
+    stopping = {"grace_period": 3, "reduction_factor": 3, "value": "recent", "min_trials": 2, "margin": "auto"}
     study = {"trials": 12, "seed": 3, "metric": metric}
     return make_sweep_config({**SWEEP, "study": study, "early_stopping": stopping, "train": {"epochs": 27}})
 
