@@ -79,6 +79,7 @@ def test_under_the_recorded_stopper_everything_is_as_recorded(recorded: Any, sto
         {**THIRD, "audit": 0.4},
         {**THIRD, "min_trials": 6},
         {**THIRD, "margin": "auto"},
+        {**HALF, "value": "recent"},
         {**PROMOTE, "audit": 0.3},
     ],
 )
