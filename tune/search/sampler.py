@@ -50,18 +50,21 @@ def make_sampler(
 
 
 def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
-    """Return the searched options' values of a sweep's first trials, the defaults first.
+    """Return the searched options' values of a sweep's first trials: those of config.given_recipes, then drawn ones.
 
     They are those that do not depend on scores: all of a random searcher or of a space that the trials exhaust, else
-    startup_trials and at least one. There are at most `count` and at most budget.trials.
+    startup_trials and at least config.given_recipes. There are at most `count` and at most budget.trials.
     """
-    known = config.budget.trials if config.searcher.type == "random" else max(1, config.searcher.startup_trials)
+    known = config.searcher.startup_trials if config.searcher.type != "random" else config.budget.trials
     study = optuna.create_study(direction="maximize")
-    study.enqueue_trial(config.space.default_params())
+    given = config.given_params
+    for params in given:
+        study.enqueue_trial(params)
     recipes: list[dict[str, Any]] = []
     finite = config.space.untried(config.budget.trials, ()) is not None
-    for number in range(min(count, config.trials_left(0, ()) if finite else known, config.budget.trials)):
-        if number and (values := next_untried(config, number, recipes)):
+    known = config.trials_left(0, ()) if finite else max(known, len(given))
+    for number in range(min(count, known, config.budget.trials)):
+        if number >= len(given) and (values := next_untried(config, number, recipes)):
             study.enqueue_trial({name: encode(value) for name, value in values.items()})
         study.sampler = make_sampler(config, number, IntersectionSearchSpace(), [])
         recipes.append(config.space.suggest(study.ask()))
@@ -89,7 +92,7 @@ class SobolStartupSampler(optuna.samplers.BaseSampler):
     def __init__(self, space: Space, seed: int, number: int) -> None:
         import torch  # here, because commands that only read a run import this module, and torch takes two seconds
 
-        self.parameters = {parameter.name: parameter for parameter in space.parameters}
+        self.space, self.parameters = space, {parameter.name: parameter for parameter in space.parameters}
         sequence = torch.quasirandom.SobolEngine(len(self.parameters), scramble=True, seed=seed).fast_forward(number)
         point = sequence.draw(1, dtype=torch.float64)[0].tolist()  # float32 would round up to 1
         self.point = dict(zip(self.parameters, point, strict=True))
@@ -108,7 +111,10 @@ class SobolStartupSampler(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         """Return this option's coordinate of the point, as Optuna's param."""
-        return encode(self.parameters[param_name].kind.from_unit(self.point[param_name]))
+        values = self.space.constants | self.space.decode_params(trial.params)
+        branch = self.parameters[param_name].branch(values)
+        assert branch is not None, f"{param_name} is drawn, although none of its ranges applies"
+        return encode(branch.from_unit(self.point[param_name], use_prior=False))
 
 
 class MemoryAwareTPESampler(optuna.samplers.TPESampler):
