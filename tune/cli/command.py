@@ -45,7 +45,7 @@ Space = Annotated[
     str,
     typer.Argument(
         metavar="SPACE",
-        help="YAML of the sweep: a file, or brats, quick, finetune, demo.",
+        help="YAML of the sweep: a file, or brats, brats_long, quick, finetune, demo.",
         autocompletion=complete_space,
     ),
 ]
