@@ -69,7 +69,8 @@ def test_a_sweep_tries_the_default_then_each_other_recipe_once(tmp_path: Path) -
     expected = [DEFAULT, SGD, {**DEFAULT, "lr": 1e-3}]
     assert [values for _, values in config.given_recipes] == expected
     journal = Journal(tmp_path, config)
-    journal.enqueue_first(config.given_params)
+    journal.enqueue_first([config.space.default_params()])
+    assert [journal.enqueue(values) for _, values in config.given_recipes] == [None, 1, 2]
     asked = [journal.ask()[1] for _ in range(5)]
     assert asked[:3] == expected
     assert asked[3] not in expected

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,9 +22,9 @@ from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journa
 from tune.search.journal_reader import load_trials
 from tune.search.optuna_compat import set_intermediate_value, trial_id
 from tune.search.sampler import make_sampler, next_untried
-from tune.search.trial_progress import BestEpoch, Progress, stopped_at, with_decision
-from tune.spec.kinds import encode
+from tune.search.trial_progress import BestEpoch, Progress, error_summary, stopped_at, with_decision
 from tune.spec.run_record import DEFAULT_STUDY_NAME
+from tune.spec.space import encode_values
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
 
@@ -52,16 +51,6 @@ def read_trials(run_dir: Path, study_name: str = DEFAULT_STUDY_NAME) -> list[Fro
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore the file, it holds the sweep's trials") from None
     return [frozen for frozen in trials if frozen.state != TrialState.WAITING]
-
-
-def error_summary(error: str) -> str:
-    """Return the last line of a traceback that names an error, which other lines may follow.
-
-    Without such a line it is the last line; "unknown error" for an empty text.
-    """
-    lines = error.strip().splitlines() or ["unknown error"]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
-    return (named or lines)[-1]
 
 
 class Journal:
@@ -126,6 +115,17 @@ class Journal:
             for params_of_trial in params:
                 self.study.enqueue_trial(params_of_trial, skip_if_exists=True)
 
+    def enqueue(self, values: dict[str, Any]) -> int | None:
+        """Have ask return a recipe after those enqueued earlier; return its number, or None if a trial has it already.
+
+        values: of the searched options that are drawn in the recipe.
+        """
+        params, trials = encode_values(values), self.study.get_trials(deepcopy=False)
+        if any(frozen.system_attrs.get("fixed_params", frozen.params) == params for frozen in trials):
+            return None
+        self.study.enqueue_trial(params)
+        return len(trials)
+
     def import_trial(self, frozen: FrozenTrial, params: dict[str, Any] | None, extra: dict[str, Any]) -> None:
         """Add a trial of another study.
 
@@ -173,7 +173,7 @@ class Journal:
         if len(self.study.get_trials(deepcopy=False)) > len(trials):
             return
         if values := next_untried(self.config, len(trials), self.tried(trials)):
-            self.study.enqueue_trial({name: encode(value) for name, value in values.items()})
+            self.study.enqueue_trial(encode_values(values))
 
     def tried(self, trials: Iterable[FrozenTrial]) -> Iterator[dict[str, Any]]:
         """Yield the searched options of those of these trials that are in this study's space."""

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.options import OPTIONS
 from tune.spec.kinds import encode
-from tune.spec.space import DEFAULTS, Space
+from tune.spec.space import DEFAULTS, Space, encode_values
 from tune.spec.sweep_config import SweepConfig
 
 MAX_REDRAWS = 100  # by TPE, then as many at random, before a proposal is kept that is known not to fit
@@ -57,15 +57,15 @@ def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
     """
     known = config.searcher.startup_trials if config.searcher.type != "random" else config.budget.trials
     study = optuna.create_study(direction="maximize")
-    given = config.given_params
-    for params in given:
-        study.enqueue_trial(params)
+    given = config.given_recipes
+    for _, values in given:
+        study.enqueue_trial(encode_values(values))
     recipes: list[dict[str, Any]] = []
     finite = config.space.untried(config.budget.trials, ()) is not None
     known = config.trials_left(0, ()) if finite else max(known, len(given))
     for number in range(min(count, known, config.budget.trials)):
         if number >= len(given) and (values := next_untried(config, number, recipes)):
-            study.enqueue_trial({name: encode(value) for name, value in values.items()})
+            study.enqueue_trial(encode_values(values))
         study.sampler = make_sampler(config, number, IntersectionSearchSpace(), [])
         recipes.append(config.space.suggest(study.ask()))
     return recipes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -112,3 +113,13 @@ def find_default(trials: Iterable[FrozenTrial], config: SweepConfig) -> int | No
 def stopped_at(attrs: Mapping[str, Any]) -> int | None:
     """Return the epoch at which early stopping decided to stop a trial; None if it did not."""
     return next((epoch for epoch, rung in rung_decisions(attrs).items() if rung.decision == STOP), None)
+
+
+def error_summary(error: str) -> str:
+    """Return the last line of a traceback that names an error, which other lines may follow.
+
+    Without such a line it is the last line; "unknown error" for an empty text.
+    """
+    lines = error.strip().splitlines() or ["unknown error"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
+    return (named or lines)[-1]
