@@ -55,11 +55,11 @@ def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
     They are those that do not depend on scores: all of a random searcher or of a space that the trials exhaust, else
     startup_trials and at least config.given_recipes. There are at most `count` and at most budget.trials.
     """
-    known = config.searcher.startup_trials if config.searcher.type != "random" else config.budget.trials
+    known = config.budget.trials if config.searcher.type == "random" else config.searcher.startup_trials
     study = optuna.create_study(direction="maximize")
-    given = config.given_recipes
-    for _, values in given:
-        study.enqueue_trial(encode_values(values))
+    given = [values for _, values in config.given_recipes]
+    for recipe in given:
+        study.enqueue_trial(encode_values(recipe))
     recipes: list[dict[str, Any]] = []
     finite = config.space.untried(config.budget.trials, ()) is not None
     known = config.trials_left(0, ()) if finite else max(known, len(given))
