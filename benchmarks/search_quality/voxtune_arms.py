@@ -1,0 +1,138 @@
+"""voxtune's own search in the simulator: its journal, searcher, early stopping and ranking, imported."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.search_space import IntersectionSearchSpace
+
+from search_quality import naming
+from search_quality.bench import ETA, Bench, Recipe
+from search_quality.simulator import Arm, Training
+from tune.driver.rung_scheduler import RungScheduler
+from tune.run.results import Run, TrialResult
+from tune.run.run_dir import RunDir
+from tune.search.asha import STOP
+from tune.search.journal import Journal
+from tune.spec.kinds import encode
+from tune.spec.sweep_config import SweepConfig
+
+CONFIRMED = 3  # recipes that are trained again to confirm the winner
+
+
+class MemoryJournal(Journal):
+    """voxtune's journal with Optuna's storage in memory instead of a file."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self.config = config
+        self.study = optuna.create_study(direction="maximize")
+        self.search_space = IntersectionSearchSpace(include_pruned=True)
+        self._running = {}
+
+
+class Voxtune(Arm):
+    """voxtune's own searcher, early stopping and choice of the winner, by a config."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        seed: int,
+        config: SweepConfig,
+        *,
+        first: tuple[Recipe, ...] = (),
+        journal: Any = MemoryJournal,
+    ) -> None:
+        """Begin a sweep.
+
+        Args:
+            config: with its searcher and early stopping; its seed and number of trials are replaced.
+            first: recipes that are tried first.
+            journal: makes the journal of a config.
+        """
+        self.config = config.model_copy(
+            update={"seed": seed, "budget": config.budget.model_copy(update={"trials": 10**6})}
+        )
+        self.bench, self.score = bench, self.config.objective.score
+        self.journal = journal(self.config)
+        self.journal.enqueue_first([{name: encode(value) for name, value in recipe.items()} for recipe in first])
+        self.rungs = RungScheduler(self.journal, self.config, lambda number, report: None)
+        self.readings = {
+            **{f"last {count}": (0, functools.partial(naming.by_last, count)) for count in (1, 3, 5)},
+            **{f"window {count}": (0, functools.partial(naming.by_best_window, count)) for count in (3, 5)},
+            **{f"again {times}": (times * CONFIRMED, functools.partial(self.confirmed, times)) for times in (1, 2)},
+        }
+
+    def ask(self) -> tuple[int, Recipe, int] | None:
+        return *self.journal.ask(), self.bench.epochs
+
+    def report(self, training: Training, epoch: int, score: float) -> str:
+        best = int(np.argmax(training.scores))
+        report: Any = {
+            "epoch": epoch,
+            self.score: score,
+            "best_score": training.scores[best],
+            "best_epoch": (best + 1) * self.bench.every,
+            "end_reason": training.ended,
+            **{f"val_dice_{region}": score for region in ("WT", "TC", "ET")},
+        }
+        self.journal.record(training.number, report)
+        said = "stopped" if self.rungs.decide(training.number, report) == STOP else ""
+        if said or training.ended:
+            self.journal.tell(training.number)
+        return said
+
+    def ranking(self) -> list[TrialResult]:
+        """Return the trials, best first."""
+        trials = [TrialResult.from_frozen(frozen, self.config) for frozen in self.journal.trials()]
+        return Run(RunDir(Path()), self.config, trials).ranking
+
+    def named(self, trainings: dict[int, Training]) -> int:
+        return self.ranking()[0].number
+
+    def confirmed(self, times: int, trainings: dict[int, Training]) -> int:
+        """Train the best three recipes again; the mean of the best scores of all their trainings names the winner."""
+        means = {}
+        for result in self.ranking()[:CONFIRMED]:
+            training, numbers = trainings[result.number], [result.number + (k + 1) * 10**6 for k in range(times)]
+            again = [self.bench.scores(training.values, self.config.seed, number).max() for number in numbers]
+            means[result.number] = float(np.mean([training.best, *again]))
+        return max(means, key=means.__getitem__)
+
+
+def as_it_was(
+    bench: Bench,
+    seed: int,
+    *,
+    searcher: str = "tpe",
+    stopping: str = "asha",
+    grace: int | None = None,
+    default: bool = True,
+    start: bool = False,
+) -> Voxtune:
+    """Return voxtune as it was, or with one thing changed.
+
+    Args:
+        searcher, stopping: their types.
+        grace: epoch of the first rung.
+        default: whether the default recipe comes first.
+        start: whether the start recipe comes next.
+    """
+    was = bench.was
+    changed = {"type": stopping, **({"grace_period": grace} if grace else {})}
+    config = was.model_copy(
+        update={
+            "early_stopping": was.early_stopping.model_copy(update=changed),
+            "searcher": was.searcher.model_copy(update={"type": searcher}),
+        }
+    )
+    return Voxtune(bench, seed, config, first=((bench.default,) * default + (bench.start,) * start))
+
+
+def third(bench: Bench) -> int:
+    """Return a third of the epochs, rounded up to a validation."""
+    return math.ceil(bench.epochs / ETA / bench.every) * bench.every
