@@ -84,6 +84,11 @@ class Surrogate:
         self._choose_kernel(targets - self.believed * self.log_priors, noise)
         return self
 
+    @property
+    def misled(self) -> bool:
+        """Whether the trials say that the prior misleads."""
+        return self.ready and self.coefficient <= 0 < self.believed
+
     def log_prior(self, recipes: Sequence[Recipe]) -> Floats:
         """Return the log prior of each recipe."""
         return np.array([self.space.log_prior(values) for values in recipes], float)
