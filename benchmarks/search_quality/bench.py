@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from tune.spec.kinds import Choice, LogUniform, QUniform, RandInt, Uniform, all_values
 from tune.spec.sections import EarlyStopping, Searcher
-from tune.spec.space import Parameter, Space
+from tune.spec.parameter import Branch, Parameter
+from tune.spec.prior import NumberPrior, Prior, WeightsPrior
+from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
@@ -64,7 +66,11 @@ class Bench:
 
     def shipped(self) -> SweepConfig:
         """Return the config that voxtune ships, with what it knows beforehand."""
-        raise NotImplementedError
+        return believing(self.was, self.beliefs)
+
+    def given(self, config: SweepConfig) -> list[Recipe]:
+        """Return the recipes that a sweep of shipped() tries first."""
+        return [self.default, self.start]
 
 
 def draw(space: Space, rng: np.random.Generator) -> Recipe:
@@ -143,6 +149,38 @@ def foreign(ranges: dict[str, Choice | Uniform | LogUniform | RandInt | QUniform
     )
 
 
-def make_parameter(name: str, kind: Any) -> Parameter:
+def make_parameter(name: str, kind: Any, prior: Prior | None = None) -> Parameter:
     """Return an option that is always searched."""
-    return Parameter(name, kind, {})
+    return Parameter(name, (Branch(kind, {}, prior),))
+
+
+def believing(was: SweepConfig, beliefs: dict[str, Any]) -> SweepConfig:
+    """Return a foreign config with priors, searched and stopped as brats.yaml is now."""
+    now = load_sweep_config("brats")
+    parameters = []
+    for parameter in was.space.parameters:
+        belief = beliefs.get(parameter.name)
+        prior: Prior | None = WeightsPrior(tuple(map(float, belief))) if isinstance(belief, list) else None
+        if isinstance(belief, tuple):
+            prior = NumberPrior(*belief)
+        parameters.append(make_parameter(parameter.name, parameter.kind, prior))
+    return was.model_copy(
+        update={
+            "space": Space(tuple(parameters), was.space.fixed),
+            "searcher": now.searcher,
+            "early_stopping": scaled(now, was),
+        }
+    )
+
+
+def scaled(now: SweepConfig, was: SweepConfig) -> EarlyStopping:
+    """Return the early stopping of one config with its first rung where it is in the training of another."""
+    share = now.early_stopping.grace_period / now.fixed("epochs")
+    every = was.fixed("val_freq")
+    grace = max(1, round(share * was.fixed("epochs") / every)) * every
+    return now.early_stopping.model_copy(update={"grace_period": grace})
+
+
+def given_by_yaml(config: SweepConfig) -> list[Recipe]:
+    """Return the recipes that a sweep of this config tries first: the default one, and those of `start:`."""
+    return [config.space.decode_params(params) for params in config.given_params]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
 from scipy.optimize import minimize
 
-from search_quality.bench import DATA, Bench, Recipe, brats_as_it_was, foreign, maximise
+from search_quality.bench import DATA, Bench, Recipe, brats_as_it_was, foreign, given_by_yaml, maximise, scaled
 from search_quality.unet import BELIEFS, NNUNET, all_recipes
 from tune.spec.kinds import Choice, LogUniform, Uniform
 from tune.spec.space import DEFAULTS
@@ -219,9 +219,11 @@ class Real(Bench):
 
     def shipped(self) -> SweepConfig:
         now = load_sweep_config("brats")
-        stopping = now.early_stopping.model_copy(update={"grace_period": self.was.early_stopping.grace_period})
         train = {**now.train, "epochs": self.epochs, "val_freq": self.every}
-        return now.with_train(train).model_copy(update={"early_stopping": stopping})
+        return now.with_train(train).model_copy(update={"early_stopping": scaled(now, self.was)})
+
+    def given(self, config: SweepConfig) -> list[Recipe]:
+        return given_by_yaml(config)
 
     def curve(self, values: Recipe) -> Floats:
         model = self.model

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_quality.bench import DATA, Bench, Recipe, brats_as_it_was
+from search_quality.bench import DATA, Bench, Recipe, brats_as_it_was, given_by_yaml
 from tune.spec.space import DEFAULTS, Space
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
@@ -113,6 +113,9 @@ class UNet(Bench):
 
     def shipped(self) -> SweepConfig:
         return load_sweep_config("brats")
+
+    def given(self, config: SweepConfig) -> list[Recipe]:
+        return given_by_yaml(config)
 
     def curve(self, values: Recipe) -> NDArray[np.float64]:
         recipe = {**DEFAULTS, **values}

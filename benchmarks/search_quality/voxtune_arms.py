@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from tune.run.run_dir import RunDir
 from tune.search.asha import STOP
 from tune.search.journal import Journal
 from tune.spec.kinds import encode
+from tune.spec.parameter import Branch
+from tune.spec.prior import NumberPrior, WeightsPrior
+from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 
 CONFIRMED = 3  # recipes that are trained again to confirm the winner
@@ -131,6 +135,57 @@ def as_it_was(
         }
     )
     return Voxtune(bench, seed, config, first=((bench.default,) * default + (bench.start,) * start))
+
+
+def as_it_is(
+    bench: Bench,
+    seed: int,
+    *,
+    searcher: str = "",
+    startup: int | None = None,
+    stopping: dict[str, Any] | None = None,
+    priors: bool = True,
+    start: bool = True,
+    misleading: bool = False,
+) -> Voxtune:
+    """Return voxtune as it ships, with what it knows, or with one thing changed.
+
+    Args:
+        searcher, startup: its type and startup_trials.
+        stopping: fields of early_stopping; the grace_period "third" is a third of the epochs.
+        priors, start: whether the space has priors, and whether the start recipes are tried.
+        misleading: whether each prior believes the other end of its range.
+    """
+    config = bench.shipped()
+    changed = {**(stopping or {})}
+    if changed.get("grace_period") == "third":
+        changed["grace_period"] = third(bench)
+    searched = ({"type": searcher} if searcher else {}) | ({} if startup is None else {"startup_trials": startup})
+    space = config.space if priors else config.space.without_priors()
+    config = config.model_copy(
+        update={
+            "early_stopping": config.early_stopping.model_copy(update=changed),
+            "searcher": config.searcher.model_copy(update=searched),
+            "space": misled(space) if misleading else space,
+        }
+    )
+    given = bench.given(config)
+    return Voxtune(bench, seed, config, first=tuple(given if start else given[:1]))
+
+
+def misled(space: Space) -> Space:
+    """Return a space whose priors believe the other end of each range, and the least likely choice the likeliest."""
+
+    def turned(branch: Branch) -> Branch:
+        prior, kind = branch.prior, branch.kind
+        if isinstance(prior, WeightsPrior):
+            return replace(branch, prior=WeightsPrior(tuple(1 / weight for weight in prior.weights)))
+        if isinstance(prior, NumberPrior):
+            share = min(max(1 - kind.to_unit(prior.at), 0.0), 1 - 1e-9)
+            return replace(branch, prior=NumberPrior(kind.from_unit(share), prior.confidence))
+        return branch
+
+    return Space(tuple(replace(p, branches=tuple(map(turned, p.branches))) for p in space.parameters), space.fixed)
 
 
 def third(bench: Bench) -> int:

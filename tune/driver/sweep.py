@@ -82,7 +82,7 @@ def launch(
         cluster: an entered Cluster, which is left open; None for a new Cluster(address).
         address: of a running Ray cluster; None to start one on this machine.
         storage: folder or URI for the checkpoints; by default RUN/ray.
-        params: Optuna parameters to try first; by default those of Space.default_params.
+        params: Optuna parameters to try first; by default those of SweepConfig.given_params.
         earlier: folders of runs whose trials are imported first, see warm_start.
         note: what the sweep is for.
         fit: called in the process of each trial to train its recipe.
@@ -182,7 +182,7 @@ def sweep(run: Run, slots: Slots, hooks: Hooks, *, params: tuple[dict[str, Any],
     """
     config = run.config
     journal = Journal(run.folder, config)
-    journal.enqueue_first(params or (config.space.default_params(),))
+    journal.enqueue_first(params or config.given_params)
     storage = StorageWatch(run.storage)
     searcher = OptunaSearcher(journal, run, slots, storage)
     stopper = SweepStopper(read_run(run.folder), storage)

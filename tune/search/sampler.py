@@ -50,18 +50,21 @@ def make_sampler(
 
 
 def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
-    """Return the searched options' values of a sweep's first trials, the defaults first.
+    """Return the searched options' values of a sweep's first trials: those of config.given_recipes, then drawn ones.
 
     They are those that do not depend on scores: all of a random searcher or of a space that the trials exhaust, else
-    startup_trials and at least one. There are at most `count` and at most budget.trials.
+    startup_trials and at least config.given_recipes. There are at most `count` and at most budget.trials.
     """
-    known = config.budget.trials if config.searcher.type == "random" else max(1, config.searcher.startup_trials)
+    known = config.searcher.startup_trials if config.searcher.type != "random" else config.budget.trials
     study = optuna.create_study(direction="maximize")
-    study.enqueue_trial(config.space.default_params())
+    given = config.given_params
+    for params in given:
+        study.enqueue_trial(params)
     recipes: list[dict[str, Any]] = []
     finite = config.space.untried(config.budget.trials, ()) is not None
-    for number in range(min(count, config.trials_left(0, ()) if finite else known, config.budget.trials)):
-        if number and (values := next_untried(config, number, recipes)):
+    known = config.trials_left(0, ()) if finite else max(known, len(given))
+    for number in range(min(count, known, config.budget.trials)):
+        if number >= len(given) and (values := next_untried(config, number, recipes)):
             study.enqueue_trial({name: encode(value) for name, value in values.items()})
         study.sampler = make_sampler(config, number, IntersectionSearchSpace(), [])
         recipes.append(config.space.suggest(study.ask()))

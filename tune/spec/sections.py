@@ -151,7 +151,11 @@ class EarlyStopping(Section):
 class Searcher(Section):
     """How the next recipe is chosen."""
 
-    type: Literal["tpe", "random", "gp", "cmaes"] = Field("tpe", description="Optuna's sampler.")
+    type: Literal["bayes", "tpe", "random", "gp", "cmaes"] = Field(
+        "tpe",
+        description="bayes: a Gaussian process that also learns from stopped trials and weighs priors; the others are "
+        "Optuna's samplers.",
+    )
     startup_trials: int = Field(
         10, ge=0, description="Trials spread evenly over the space before the sampler learns from them."
     )
