@@ -12,7 +12,7 @@ from search_quality.recorded import Real, Scan
 from search_quality.simulator import Arm
 from search_quality.synthetic import Hartmann, Line
 from search_quality.unet import UNet
-from search_quality.voxtune_arms import as_it_was, third
+from search_quality.voxtune_arms import as_it_is, as_it_was, third
 
 BENCHES: dict[str, Callable[[int], Bench]] = {
     "unet": UNet,
@@ -36,7 +36,7 @@ def one_rung(bench: Bench, seed: int, *, start: bool = False) -> Arm:
     return as_it_was(bench, seed, grace=third(bench), start=start)
 
 
-AS_IT_WAS = "voxtune as it was"
+AS_IT_WAS, AS_IT_IS = "voxtune as it was", "voxtune"
 ARMS: dict[str, Callable[[Bench, int], Arm]] = {
     AS_IT_WAS: as_it_was,
     "random, no stopping": functools.partial(peer_arms.Ray, random=True, asha=False),
@@ -54,6 +54,14 @@ ARMS: dict[str, Callable[[Bench, int], Arm]] = {
     "was, GP of Optuna": functools.partial(as_it_was, searcher="gp"),
     "was, default not first": functools.partial(as_it_was, default=False),
     "was, start recipe": functools.partial(as_it_was, start=True),
+    AS_IT_IS: as_it_is,
+    "is, no priors": functools.partial(as_it_is, priors=False),
+    "is, no start recipe": functools.partial(as_it_is, start=False),
+    "is, neither": functools.partial(as_it_is, priors=False, start=False),
+    "is, misleading priors": functools.partial(as_it_is, misleading=True, start=False),
+    "is, even proposals": functools.partial(as_it_is, startup=10**6),
+    "is, TPE": functools.partial(as_it_is, searcher="tpe", startup=12),
+    "is, one rung at R/3": functools.partial(as_it_is, stopping={"grace_period": "third"}),
 }
 
 
@@ -71,11 +79,13 @@ SMALL = (8, 16, 32)
 CORE = ("unet", "scan", "hartmann_good", "real", "unet_far")
 PEERS = ("random + ASHA (Ray)", "Optuna TPE + ASHA (Ray)", "random, no stopping", "NePS PriorBand, same prior")
 RULES = ("was, one rung at R/3", "was, start recipe", "was, no stopping", "was, searcher random")
+KNOWING = ("is, no priors", "is, no start recipe", "is, neither", "is, even proposals", "is, TPE")
 STAGES: tuple[Stage, ...] = (
-    *(Stage(bench, 4, SMALL, (AS_IT_WAS,)) for bench in CORE),
+    *(Stage(bench, 4, SMALL, (AS_IT_WAS, AS_IT_IS)) for bench in CORE),
+    *(Stage(bench, 4, SMALL, KNOWING) for bench in CORE),
     *(Stage(bench, 4, SMALL, PEERS[:2]) for bench in CORE),
     *(Stage(bench, 4, SMALL, RULES) for bench in CORE),
     *(Stage(bench, 4, SMALL, PEERS[2:]) for bench in CORE),
-    *(Stage(bench, 4, (64,), (AS_IT_WAS,)) for bench in ("unet_far", "unet")),
-    *(Stage(bench, 1, (8, 16), (AS_IT_WAS, *PEERS[:2])) for bench in ("unet",)),
+    *(Stage(bench, 4, (64,), (AS_IT_WAS, AS_IT_IS, "is, misleading priors")) for bench in ("unet_far", "unet")),
+    *(Stage(bench, 1, (8, 16), (AS_IT_WAS, AS_IT_IS, *PEERS[:2])) for bench in ("unet",)),
 )

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tune.spec.kinds import Choice, LogUniform, QUniform, RandInt, Uniform, all_values
-from tune.spec.sections import EarlyStopping, Searcher
 from tune.spec.parameter import Branch, Parameter
 from tune.spec.prior import NumberPrior, Prior, WeightsPrior
+from tune.spec.sections import EarlyStopping, Searcher
 from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config

@@ -12,9 +12,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tune.search.expected_ends import ended_curves, expected_ends
 from tune.search.memory_limits import out_of_memory, runs_out
-from tune.search.model_proposals import propose, recipe_at
+from tune.search.model_proposals import propose
 from tune.search.surrogate import Surrogate
 from tune.search.tried import key_of, recipes_of
+from tune.search.unit_space import UnitSpace
 from tune.spec.kinds import encode
 from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
@@ -77,7 +78,7 @@ class SobolStartupSampler(RecipeSampler):
         sequence = torch.quasirandom.SobolEngine(len(names), scramble=True, seed=seed).fast_forward(number)
         point = sequence.draw(1, dtype=torch.float64)[0].tolist()  # float32 would round up to 1
         self.point = dict(zip(names, point, strict=True))
-        values = recipe_at(space, self.point, use_prior=number % EVEN_SHARE != 0)
+        values = UnitSpace(space).recipe(point, use_prior=number % EVEN_SHARE != 0)
         if key_of(values) in tried and (left := [r for r in space.recipes or () if key_of(r) not in tried]):
             values = left[int(np.random.default_rng([seed, number]).integers(len(left)))]
         super().__init__(space, values)

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tune.search.expected_ends import ExpectedEnd
-from tune.search.recipe_features import Recipe, RecipeFeatures
+from tune.search.unit_space import Floats, Points, Recipe, UnitSpace
 from tune.spec.space import Space
 
-Floats = NDArray[np.float64]
 MIN_ENDS = 3  # from fewer it learns nothing
 LENGTHS = (0.3, 0.6, 1.2)  # tried length scales, in units of sqrt(options) / 2
 VARIANCES = (0.5, 1.0, 2.0)  # tried variances of the signal, in units of the spread of the better half
@@ -67,7 +65,7 @@ class Surrogate:
     """
 
     def __init__(self, space: Space) -> None:
-        self.features, self.space = RecipeFeatures(space), space
+        self.unit_space = UnitSpace(space)
         self.unit = len(space.parameters) ** 0.5 / 2
         self.believed = BELIEVED if space.has_prior else 0.0
         self.coefficient, self.ready = self.believed, False
@@ -77,11 +75,10 @@ class Surrogate:
         self.ready = len(ends) >= MIN_ENDS
         if not self.ready:
             return self
-        self.recipes = list(recipes)
-        self.points, self.log_priors = self.features.points(self.recipes), self.log_prior(self.recipes)
+        self.points = self.unit_space.points(recipes)
         scores, variances = (np.array([getattr(end, name) for end in ends]) for name in ("score", "variance"))
         targets, noise = Scale.of(ends).shrink(scores, variances)
-        self._choose_kernel(targets - self.believed * self.log_priors, noise)
+        self._choose_kernel(targets - self.believed * self.points.log_priors, noise)
         return self
 
     @property
@@ -89,18 +86,15 @@ class Surrogate:
         """Whether the trials say that the prior misleads."""
         return self.ready and self.coefficient <= 0 < self.believed
 
-    def log_prior(self, recipes: Sequence[Recipe]) -> Floats:
-        """Return the log prior of each recipe."""
-        return np.array([self.space.log_prior(values) for values in recipes], float)
-
     def _choose_kernel(self, residuals: Floats, noise: Floats) -> None:
         """Take the likeliest of a few kernels: a grid, since few trials do not tell more, and it takes no time."""
         from scipy.linalg import solve_triangular  # here, because commands that only read a run import this module
 
-        common = MEAN_VARIANCE + self.believed**2 * np.outer(self.log_priors, self.log_priors)
+        features, log_priors = self.points.features, self.points.log_priors
+        common = MEAN_VARIANCE + self.believed**2 * np.outer(log_priors, log_priors)
         best = -np.inf
         for length in LENGTHS:
-            correlation = matern(self.points, self.points, length * self.unit)
+            correlation = matern(features, features, length * self.unit)
             for variance in VARIANCES:
                 for factor in NOISES:
                     kernel = variance * correlation + common + np.diag(noise * factor + JITTER)
@@ -109,25 +103,23 @@ class Surrogate:
                     likely = -0.5 * white @ white - np.log(np.diag(root)).sum()
                     likely -= 0.5 * np.log(variance) ** 2 + 0.5 * np.log(factor) ** 2
                     if likely > best:
-                        best, self.length, self.variance, self.root, self.white = (
-                            likely, length * self.unit, variance, root, white,
-                        )  # fmt: skip
-        self.weights = solve_triangular(self.root.T, self.white)
-        self.coefficient = self.believed + self.believed**2 * float(self.log_priors @ self.weights)
+                        best, found = likely, (length * self.unit, variance, root, white)
+        self.length, self.variance, self.root, white = found
+        self.weights = solve_triangular(self.root.T, white)
+        self.coefficient = self.believed + self.believed**2 * float(log_priors @ self.weights)
 
-    def predict(self, recipes: Sequence[Recipe]) -> tuple[Floats, Floats]:
+    def predict(self, points: Points) -> tuple[Floats, Floats]:
         """Return mean and standard deviation of the number of each recipe, (recipes,); ready must be true."""
         from scipy.linalg import solve_triangular
 
-        points, log_priors = self.features.points(list(recipes)), self.log_prior(recipes)
-        kernel = self.variance * matern(points, self.points, self.length) + MEAN_VARIANCE
-        kernel = kernel + self.believed**2 * np.outer(log_priors, self.log_priors)
+        log_priors = points.log_priors
+        kernel = self.variance * matern(points.features, self.points.features, self.length) + MEAN_VARIANCE
+        kernel = kernel + self.believed**2 * np.outer(log_priors, self.points.log_priors)
         known = solve_triangular(self.root, kernel.T, lower=True)
         alone = self.variance + MEAN_VARIANCE + (self.believed * log_priors) ** 2
         variance = np.maximum(alone - (known**2).sum(0), 1e-9)
         return kernel @ self.weights + self.believed * log_priors, np.sqrt(variance)
 
-    def likeness(self, recipes: Sequence[Recipe], others: Sequence[Recipe]) -> Floats:
-        """Return how much each recipe is like each of the others, (recipes, others), from 0 to 1."""
-        points, compared = self.features.points(list(recipes)), self.features.points(list(others))
-        return matern(points, compared, self.length)
+    def means(self) -> Floats:
+        """Return the mean of the number of each recipe that it has learned from."""
+        return self.predict(self.points)[0]
