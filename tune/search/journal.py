@@ -22,7 +22,7 @@ from tune.search.asha import RungDecision
 from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
 from tune.search.journal_reader import load_trials
 from tune.search.optuna_compat import set_intermediate_value, trial_id
-from tune.search.sampler import make_sampler, next_untried
+from tune.search.sampler import make_sampler, next_untried, say_if_misled
 from tune.search.trial_progress import BestEpoch, Progress, stopped_at, with_decision
 from tune.spec.kinds import encode
 from tune.spec.run_record import DEFAULT_STUDY_NAME
@@ -72,6 +72,8 @@ class Journal:
 
     study: Optuna's, in RUN/journal.log.
     """
+
+    _misled = False  # whether the log says that the prior misleads
 
     def __init__(self, run_dir: Path, config: SweepConfig, *, reset: bool = False) -> None:
         """Open or create the study that `config.record` names. The caller holds the run's lock.
@@ -163,6 +165,7 @@ class Journal:
         trials = self.trials()
         self._enqueue_untried(trials)
         self.study.sampler = make_sampler(self.config, len(trials), self.search_space, trials)
+        self._misled = say_if_misled(self.study.sampler, said=self._misled)
         return self._propose(self.study.ask())
 
     def _enqueue_untried(self, trials: Sequence[FrozenTrial]) -> None:

@@ -10,6 +10,7 @@ import optuna
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
+from trainable.core.logger import logger
 from tune.search.recipe_sampler import ModelSampler, SobolStartupSampler
 from tune.search.tpe import tpe_sampler
 from tune.search.tried import key_of, recipes_of
@@ -47,6 +48,17 @@ def make_sampler(
             return ModelSampler.of(config, number, trials)
         case _:
             return tpe_sampler(config, search_space, trials, seed)
+
+
+def say_if_misled(sampler: optuna.samplers.BaseSampler, *, said: bool) -> bool:
+    """Log, unless it is said already, that the trials contradict the prior of the space; return whether it is said."""
+    misled = bool(getattr(sampler, "misled", False))
+    if misled and not said:
+        logger.info(
+            "the trials so far contradict the prior: recipes that it expects to be good are no better than others, so "
+            "it does not count any more, unless later trials say otherwise"
+        )
+    return said or misled
 
 
 def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:

@@ -32,6 +32,9 @@ def matern(points: Floats, others: Floats, length: float) -> Floats:
 class Scale:
     """Turns scores into numbers of the order of 1: in units of the spread of the better half, around its median.
 
+    The spread is at least half of what the best one is above the median of all: a sweep that has tried the same region
+    often is not to forget how far others are from it.
+
     What is more than one spread below is compressed, since how bad a bad recipe is says little of the best ones.
     """
 
@@ -44,7 +47,8 @@ class Scale:
         scores = np.sort([end.score for end in ends])[::-1]
         better = scores[: max(3, len(scores) // 2)]
         noise = float(np.median([end.variance for end in ends])) ** 0.5
-        return cls(float(np.median(better)), max(float(np.std(better)), 0.7 * noise, 1e-9))
+        spread = max(float(np.std(better)), float(scores[0] - np.median(scores)) / 2, 0.7 * noise, 1e-9)
+        return cls(float(np.median(better)), spread)
 
     def shrink(self, scores: Floats, variances: Floats) -> tuple[Floats, Floats]:
         """Return the numbers of scores, and their variances."""
