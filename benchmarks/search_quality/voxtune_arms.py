@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,8 +37,9 @@ class MemoryJournal(Journal):
     def __init__(self, config: SweepConfig) -> None:
         self.config = config
         self.study = optuna.create_study(direction="maximize")
+        self.storage: Any = SimpleNamespace(sampling=contextlib.nullcontext)
         self.search_space = IntersectionSearchSpace(include_pruned=True)
-        self._running = {}
+        self._running, self._misled = {}, False
 
 
 class Voxtune(Arm):
