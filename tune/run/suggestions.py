@@ -11,6 +11,7 @@ from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from tune.run.results import Run
 from tune.run.run_dir import RunDir, resume_command
+from tune.search.enqueue import enqueue_recipe
 from tune.search.journal import Journal
 from tune.spec.named_recipes import find_recipe
 from tune.spec.start_recipes import recipe_of_file
@@ -60,7 +61,7 @@ def enqueue_suggestions(paths: RunDir, journal: Journal) -> None:
             logger.warning(f"a suggested recipe is refused: {error}")
             file.replace(file.with_suffix(".refused"))
             continue
-        number = journal.enqueue(values)
+        number = enqueue_recipe(journal.study, values)
         logger.info(
             f"a suggested recipe is tried as trial {number}"
             if number is not None

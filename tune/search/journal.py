@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import optuna
 from optuna.search_space import IntersectionSearchSpace
-from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.core.brats import REGIONS
@@ -21,8 +20,9 @@ from tune.search.asha import RungDecision
 from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
 from tune.search.journal_reader import load_trials
 from tune.search.optuna_compat import set_intermediate_value, trial_id
-from tune.search.sampler import make_sampler, next_untried
-from tune.search.trial_progress import BestEpoch, Progress, error_summary, stopped_at, with_decision
+from tune.search.sampler import make_sampler, next_untried, say_if_misled
+from tune.search.sampler_storage import SamplerStorage
+from tune.search.trial_progress import BestEpoch, Progress, error_summary, paused_at, stopped_at, with_decision
 from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.space import encode_values
 from tune.spec.sweep_config import SweepConfig
@@ -80,19 +80,19 @@ class Journal:
             if cut := truncate_partial_line(path):
                 logger.warning(f"{path}: cut half a line ({cut} bytes) that a crash left")
             check_journal(path)
-        name, storage = config.record.study, JournalStorage(AtomicJournalBackend(path))
-        if reset and name in optuna.get_all_study_names(storage):
-            optuna.delete_study(study_name=name, storage=storage)
+        self.storage, name = SamplerStorage(AtomicJournalBackend(path)), config.record.study
+        if reset and name in optuna.get_all_study_names(self.storage):
+            optuna.delete_study(study_name=name, storage=self.storage)
         self.study = optuna.create_study(
             study_name=name,
-            storage=storage,
+            storage=self.storage,
             directions=["maximize", "minimize"] if config.objective.cost else ["maximize"],
             load_if_exists=True,
         )
         if self.study.metric_names != (names := list(config.objective.names)):
             self.study.set_metric_names(names)
         self.search_space = IntersectionSearchSpace(include_pruned=True)
-        self._running: dict[int, Trial] = {}
+        self._running, self._misled = dict[int, Trial](), False  # whether it is said that the prior misleads
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
@@ -114,17 +114,6 @@ class Journal:
         if len(self.study.get_trials(deepcopy=False)) == len(self.trials()) and not self.own_trials():
             for params_of_trial in params:
                 self.study.enqueue_trial(params_of_trial, skip_if_exists=True)
-
-    def enqueue(self, values: dict[str, Any]) -> int | None:
-        """Have ask return a recipe after those enqueued earlier; return its number, or None if a trial has it already.
-
-        values: of the searched options that are drawn in the recipe.
-        """
-        params, trials = encode_values(values), self.study.get_trials(deepcopy=False)
-        if any(frozen.system_attrs.get("fixed_params", frozen.params) == params for frozen in trials):
-            return None
-        self.study.enqueue_trial(params)
-        return len(trials)
 
     def import_trial(self, frozen: FrozenTrial, params: dict[str, Any] | None, extra: dict[str, Any]) -> None:
         """Add a trial of another study.
@@ -158,12 +147,14 @@ class Journal:
         """Return a new trial: its number and the values of its searched options, without inactive ones.
 
         The sampler is seeded from the study's seed and the trial's number, so that a proposal depends on what is known
-        and not on when the sweep was interrupted.
+        and not on when the sweep was interrupted. It sees paused trials as stopped ones.
         """
-        trials = self.trials()
-        self._enqueue_untried(trials)
-        self.study.sampler = make_sampler(self.config, len(trials), self.search_space, trials)
-        return self._propose(self.study.ask())
+        with self.storage.sampling():
+            trials = self.trials()
+            self._enqueue_untried(trials)
+            self.study.sampler = make_sampler(self.config, len(trials), self.search_space, trials)
+            self._misled = say_if_misled(self.study.sampler, said=self._misled)
+            return self._propose(self.study.ask())
 
     def _enqueue_untried(self, trials: Sequence[FrozenTrial]) -> None:
         """Have the next trial try a recipe that none has, if the sweep's trials exhaust the space.
@@ -182,7 +173,8 @@ class Journal:
     def reattach(self) -> list[tuple[int, dict[str, Any]]]:
         """Return the trials that an interrupted sweep left running, each as ask returns a new one.
 
-        A running trial whose end is in the journal is reported to Optuna as ended, and not returned.
+        A running trial whose end is in the journal is reported to Optuna as ended, and not returned. A paused one is
+        not returned either, see paused.
         """
         interrupted, trials = [], self.trials()
         for frozen in trials:
@@ -192,9 +184,19 @@ class Journal:
             number, values = self._propose(Trial(self.study, trial_id(frozen)))
             if self.stopped(number) or self.progress(number).end_reason or "hung" in frozen.user_attrs:
                 self.tell(number)
-            else:
+            elif paused_at(frozen.user_attrs) is None:
                 interrupted.append((number, values))
         return interrupted
+
+    def paused(self) -> dict[int, int]:
+        """Return the epoch at which each trial pauses that does, by number."""
+        found = {number: paused_at(self.attrs(number)) for number in self._running}
+        return {number: epoch for number, epoch in found.items() if epoch is not None}
+
+    @property
+    def running(self) -> set[int]:
+        """The numbers of the trials that were handed out and have not ended, paused ones included."""
+        return set(self._running)
 
     def _propose(self, trial: Trial) -> tuple[int, dict[str, Any]]:
         self._running[trial.number] = trial
@@ -242,7 +244,9 @@ class Journal:
                 case_scores=before.case_scores + ("case_scores" in report),
             )
             score = self.config.objective.score
-            if score in report and not self.config.objective.cost:  # with two objectives Optuna takes none of these
+            if score in report and self.config.objective.cost:  # with two objectives Optuna takes none of these
+                progress = progress.with_recent(epoch, float(report[score]))
+            elif score in report:
                 set_intermediate_value(self.study, trial, epoch, float(report[score]))
             if score in report and report["best_epoch"] == epoch:
                 scores = cast(Mapping[str, float], report)

@@ -20,6 +20,7 @@ from tune.spec.space_reader import read_space
 from tune.spec.start_recipes import read_start
 
 STUDY_FIELDS = ("seed", "protect_default", "confirm")  # fields of SweepConfig that the YAML has in `study:`
+RULE_OF_OLDER_RUNS = {"min_trials": 1, "margin": 0.0}  # of `early_stopping:`
 RESERVED_OPTIONS = {  # options of TrainConfig that `train:` may not contain, and why
     **dict.fromkeys(option_names(set_by="launch"), "launch sets it"),
     **{name: f"write study.{name}" for name in option_names(set_by="study")},
@@ -167,8 +168,9 @@ def make_sweep_config(values: dict[str, Any], folder: Path | None = None) -> Swe
     if (mode := study.pop("mode", "max")) != "max":
         message = f"study.mode is {mode!r}; expected 'max'. Every score here is a Dice, which is maximised"
         problems.append((("study", "mode"), message))
-    if given.get("record"):  # a run that was begun before there was this option goes on as it began
+    if given.get("record"):  # a run that was begun before there were these options goes on as it began
         study.setdefault("protect_default", False)
+        given["early_stopping"] = {**RULE_OF_OLDER_RUNS, **given.get("early_stopping", {})}
     given |= _fields_of_study(study)
     searched = given.get("space", {})
     if not searched:
@@ -269,7 +271,7 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
     stopping, val_freq, epochs = config.early_stopping, config.fixed("val_freq"), config.fixed("epochs")
     path = ("early_stopping", "grace_period")
     message = f"early_stopping.grace_period is {stopping.grace_period}; expected"
-    if stopping.type != "none" and stopping.grace_period % val_freq:
+    if stopping.type in ("asha", "median") and stopping.grace_period % val_freq:
         yield path, f"{message} a multiple of train.val_freq ({val_freq}), for a rung compares validated epochs"
     if stopping.type != "none" and stopping.grace_period > epochs:
         yield path, f"{message} at most train.epochs ({epochs})"
@@ -279,6 +281,9 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
         yield ("study", "metric"), "study.metric: gpu_seconds would always be 0, since resources.gpu is 0; use seconds"
     if config.fixed("device") == "cuda" and config.resources.gpu == 0:
         yield ("resources", "gpu"), "resources.gpu is 0, but train.device is cuda; expected a GPU, or a share of one"
+    if config.searcher.type == "bayes" and config.objective.cost:
+        message = "searcher.type is 'bayes', which has one objective; expected tpe, gp or random with study.metric"
+        yield ("searcher", "type"), f"{message} {config.objective.metric}"
     if config.searcher.type == "cmaes":
         yield from _cmaes_conflicts(config)
 
