@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tune.search.unit_space import BELOW_ONE, UnitSpace, bend
+from tune.search.unit_space import UnitSpace, bend
 from tune.spec.space import Space
 from tune.spec.sweep_config import make_sweep_config
 
@@ -64,7 +64,7 @@ def test_all_values_of_a_choice_are_as_far_from_each_other(space: Space) -> None
     assert distances == pytest.approx([1.0, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("u", [0.0, 1e-9, 0.3, 0.999, BELOW_ONE])
+@pytest.mark.parametrize("u", [0.0, 1e-9, 0.3, 0.999, 1 - 1e-9])
 def test_a_share_is_bent_as_by_the_prior(space: Space, u: float) -> None:
     for parameter in space.parameters:
         for branch in (branch for branch in parameter.branches if branch.prior):

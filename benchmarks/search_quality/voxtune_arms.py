@@ -21,7 +21,9 @@ from tune.driver.rung_scheduler import RungScheduler
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
 from tune.search.asha import STOP
+from tune.search.expected_ends import Curve, expected_ends
 from tune.search.journal import Journal
+from tune.search.surrogate import Surrogate
 from tune.spec.kinds import encode
 from tune.spec.parameter import Branch
 from tune.spec.prior import NumberPrior, WeightsPrior
@@ -71,6 +73,7 @@ class Voxtune(Arm):
         self.readings = {
             **{f"last {count}": (0, functools.partial(naming.by_last, count)) for count in (1, 3, 5)},
             **{f"window {count}": (0, functools.partial(naming.by_best_window, count)) for count in (3, 5)},
+            "model": (0, self.named_by_model),
             **{f"again {times}": (times * CONFIRMED, functools.partial(self.confirmed, times)) for times in (1, 2)},
         }
 
@@ -100,6 +103,17 @@ class Voxtune(Arm):
 
     def named(self, trainings: dict[int, Training]) -> int:
         return self.ranking()[0].number
+
+    def named_by_model(self, trainings: dict[int, Training]) -> int:
+        """Name the winner by the mean of the model of the searcher bayes: lucky ones shrink towards those like them."""
+        curves = [Curve(t.number, tuple(t.scores), t.whole) for t in trainings.values() if t.ended]
+        ends = expected_ends(curves)
+        surrogate = Surrogate(self.config.space).fit([trainings[end.number].values for end in ends], ends)
+        whole = [index for index, end in enumerate(ends) if trainings[end.number].whole]
+        if not surrogate.ready or not whole:
+            return self.named(trainings)
+        means = surrogate.means()
+        return ends[max(whole, key=lambda index: means[index])].number
 
     def confirmed(self, times: int, trainings: dict[int, Training]) -> int:
         """Train the best three recipes again; the mean of the best scores of all their trainings names the winner."""

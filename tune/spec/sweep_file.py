@@ -113,6 +113,12 @@ def dump(config: SweepConfig) -> str:
     return yaml.dump(to_sections(config), Dumper=NumberDumper, sort_keys=False, default_flow_style=None, width=120)
 
 
+def yaml_line(value: Any) -> str:
+    """Return a value as YAML in one line, as `load_sweep_config` reads it."""
+    text = yaml.dump(value, Dumper=NumberDumper, sort_keys=False, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
 class NumberDumper(yaml.SafeDumper):
     """Quotes the strings that NumberLoader would read as numbers, such as the commit 12e4567."""
 
