@@ -35,7 +35,7 @@ from tune.confirmation.plan import (
     save_plan,
     unused_seeds,
 )
-from tune.confirmation.recipe_files import read_recipe
+from tune.confirmation.recipe_arms import read_recipe
 from tune.confirmation.report import evaluate_confirmation
 from tune.confirmation.scores import ConfirmScores, best_epoch
 from tune.confirmation.status import confirmation_line, confirmed_choice, recipe_name

@@ -20,7 +20,7 @@ from tune.run.results import Run, TrialResult, read_run
 from tune.run.run_dir import RunDir
 from tune.search.asha import CONTINUE, STOP, RungDecision
 from tune.spec.kinds import LogUniform, QUniform, RandInt, Uniform
-from tune.spec.space import Parameter
+from tune.spec.parameter import Branch, Parameter
 from tune.spec.sweep_config import make_sweep_config
 from tune.terminal.importance_lines import good_text, share_lines
 
@@ -193,35 +193,38 @@ def test_numbers_are_counted_by_thirds_in_their_own_scale_and_a_few_values_each(
 
 
 def test_a_winner_at_an_edge_is_told_with_a_range_that_goes_on_as_far_as_the_option_allows() -> None:
-    lr = Parameter("lr", LogUniform(1e-5, 1e-1), {})
+    lr = Parameter("lr", (Branch(LogUniform(1e-5, 1e-1)),))
     none = np.empty(0)
-    assert find_edge(lr, 1e-3, [], none) is None
-    edge = find_edge(lr, 0.09, [], none)
+    assert find_edge(lr, lr.branches[0], 1e-3, [], none) is None
+    edge = find_edge(lr, lr.branches[0], 0.09, [], none)
     assert edge is not None
     assert (edge.side, edge.wider) == ("high", {"loguniform": [1e-5, 1.0]})
-    momentum = Parameter("momentum", Uniform(0.8, 0.95), {"optimizer": ("sgd",)})
-    edge = find_edge(momentum, 0.95, [], none)
+    momentum = Parameter("momentum", (Branch(Uniform(0.8, 0.95), {"optimizer": ("sgd",)}),))
+    edge = find_edge(momentum, momentum.branches[0], 0.95, [], none)
     assert edge is not None
     assert edge.wider == {"uniform": [0.8, 0.99], "when": {"optimizer": ["sgd"]}}
     assert widen("dropout", QUniform(0.0, 0.3, 0.1), "high") == [0.0, 0.4, 0.1]
-    assert find_edge(Parameter("dropout", QUniform(0.0, 0.3, 0.1), {}), 0.0, [], none) is None  # no option below 0
+    dropout = Parameter("dropout", (Branch(QUniform(0.0, 0.3, 0.1)),))
+    assert find_edge(dropout, dropout.branches[0], 0.0, [], none) is None  # no option below 0
     assert widen("plateau_patience", RandInt(1, 10), "high") == [1, 12]
 
 
 def test_the_best_trials_pile_up_at_an_edge_also_if_the_winner_is_not_there() -> None:
-    lr = Parameter("lr", LogUniform(1e-5, 1e-1), {})
+    lr = Parameter("lr", (Branch(LogUniform(1e-5, 1e-1)),))
     low, high = [10 ** (-5 + 0.05 * step) for step in range(60)], [0.05, 0.06, 0.07, 0.08, 0.085, 0.09, 0.095]
     values = [*low, *high]
-    edge = find_edge(lr, 1e-3, values, np.arange(len(values), dtype=float))
+    edge = find_edge(lr, lr.branches[0], 1e-3, values, np.arange(len(values), dtype=float))
     assert edge is not None
     assert (edge.side, edge.value, edge.piled) == ("high", None, (0.05, 0.095))
-    edge = find_edge(lr, 1e-3, values, -np.arange(len(values), dtype=float))
+    edge = find_edge(lr, lr.branches[0], 1e-3, values, -np.arange(len(values), dtype=float))
     assert edge is not None
     assert edge.side == "low"
     rng = np.random.default_rng(0)
     spread = [10 ** rng.uniform(-5, -1) for _ in range(80)]
-    assert not any(find_edge(lr, 1e-3, spread, rng.random(80)) for _ in range(50))
-    assert not any(find_edge(lr, 1e-3, [0.09] * 80, rng.random(80)) for _ in range(50))  # as often as the others
+    assert not any(find_edge(lr, lr.branches[0], 1e-3, spread, rng.random(80)) for _ in range(50))
+    assert not any(
+        find_edge(lr, lr.branches[0], 1e-3, [0.09] * 80, rng.random(80)) for _ in range(50)
+    )  # as often as the others
 
 
 def test_a_trend_over_trials_that_crowd_at_good_numbers_is_found_and_noise_is_not() -> None:

@@ -66,8 +66,17 @@ ALLOWED: dict[str, Values] = {
         "val_cases": [0],
     },
     "space": {
-        "lr": [{"loguniform": [1e-5, 0.1]}, {"uniform": [0.001, 1]}, {"choice": [0.1, 1]}],
-        "optimizer": [{"choice": ["adam", "sgd"]}],
+        "lr": [
+            {"loguniform": [1e-5, 0.1]},
+            {"uniform": [0.001, 1], "prior": {"at": 1, "confidence": "low"}},
+            {"choice": [0.1, 1]},
+            [
+                {"loguniform": [1e-3, 0.1], "when": {"base_loss": "bce"}, "prior": {"at": 1e-2}},
+                {"loguniform": [1e-5, 1e-2], "when": {"base_loss": ["focal", "tversky"]}},
+            ],
+            [{"uniform": [0.001, 1]}],
+        ],
+        "optimizer": [{"choice": ["adam", "sgd"]}, {"choice": ["adam", "sgd"], "prior": {"weights": [1, 0.5]}}],
         "residual": [{"choice": [True, False]}],
         "weight_decay": [{"quniform": [0, 0.1, 0.05]}],
         "accumulation_steps": [{"randint": [1, 4]}, {"choice": [1, 2]}],
@@ -81,6 +90,13 @@ ALLOWED: dict[str, Values] = {
 FAULTS: dict[str, Callable[[Values], object]] = {
     "an unknown section": lambda v: v.update(spaces={}),
     "a record": lambda v: v.update(record={"study": "mine"}),
+    "a start that is no list": lambda v: v.update(start={"residual": True}),
+    "a start recipe of nothing": lambda v: v.update(start=[{}]),
+    "a start recipe with a name only": lambda v: v.update(start=[{"name": "mine"}]),
+    "a start recipe with an unknown option": lambda v: v.update(start=[{"learning_rate": 0.1}]),
+    "a start recipe with an option of the protocol": lambda v: v.update(start=[{"epochs": 3}]),
+    "a start recipe with a wrong value": lambda v: v.update(start=[{"optimizer": "lion"}]),
+    "a start recipe that is a number": lambda v: v.update(start=[3]),
     "no space": lambda v: v.pop("space"),
     "an empty space": lambda v: v.update(space={}),
     "an unknown key of study": lambda v: v["study"].update(trails=3),
@@ -144,6 +160,17 @@ FAULTS: dict[str, Callable[[Values], object]] = {
     "a condition on a value that an option lacks": lambda v: v["space"].update(
         lr={"choice": [1], "when": {"optimizer": "lion"}}
     ),
+    "a prior of nothing": lambda v: v["space"].update(lr={"uniform": [0.1, 1], "prior": {"confidence": "low"}}),
+    "an unknown confidence": lambda v: v["space"].update(
+        lr={"uniform": [0.1, 1], "prior": {"at": 0.5, "confidence": "sure"}}
+    ),
+    "a prior at a word": lambda v: v["space"].update(lr={"uniform": [0.1, 1], "prior": {"at": "0.5 or so"}}),
+    "weights of a range": lambda v: v["space"].update(lr={"uniform": [0.1, 1], "prior": {"weights": [1, 1]}}),
+    "a number as prior of a choice": lambda v: v["space"].update(lr={"choice": [0.1, 1], "prior": {"at": 1}}),
+    "a weight of zero": lambda v: v["space"].update(lr={"choice": [0.1, 1], "prior": {"weights": [1, 0]}}),
+    "a prior that is a word": lambda v: v["space"].update(lr={"uniform": [0.1, 1], "prior": "high"}),
+    "no range of several": lambda v: v["space"].update(lr=[]),
+    "several ranges of which one is none": lambda v: v["space"].update(lr=[{"when": {"base_loss": "bce"}}]),
     "a condition that is a word": lambda v: v["space"].update(lr={"choice": [1], "when": "sgd"}),
     "a condition on a list, without a list": lambda v: v["space"].update(
         lr={"choice": [1], "when": {"loss_weights": [1, 1]}}
@@ -160,6 +187,8 @@ def generated(seed: int) -> Values:
         values[section] = {name: copy.deepcopy(keys[name][rng.integers(len(keys[name]))]) for name in names}
     if "gpu" not in values["resources"]:
         values["resources"]["gpu"] = 1
+    if rng.random() < 0.3:  # the defaults are in each of these spaces, or at the nearest value
+        values["start"] = [[], [{"nesterov": True}], [{"name": "mine", "warmup_epochs": 0}]][rng.integers(3)]
     if values["train"].get("amp") is not None:
         values["space"].pop("amp", None)
     return values

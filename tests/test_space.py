@@ -239,9 +239,9 @@ def test_to_dict_reads_back_equal() -> None:
 
 def test_describe() -> None:
     rows = {row[0]: row[1:] for row in read_space(SPACE, {}).describe()}
-    assert rows["lr"] == ("loguniform", "1e-05 to 0.01", "")
-    assert rows["dropout"] == ("quniform", "0 to 0.5, step 0.1", "")
-    assert rows["loss_weights"] == ("choice", "[1.0, 1.0], [1.0, 2.0]", "")
+    assert rows["lr"] == ("loguniform", "1e-05 to 0.01", "", "")
+    assert rows["dropout"] == ("quniform", "0 to 0.5, step 0.1", "", "")
+    assert rows["loss_weights"] == ("choice", "[1.0, 1.0], [1.0, 2.0]", "", "")
     assert rows["weight_decay"][2] == "optimizer = adamw or sgd and loss_weights = [1.0, 2.0]"
 
 

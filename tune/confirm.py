@@ -18,7 +18,7 @@ from trainable.data.prepare import Data
 from trainable.data.split import load_split, save_split
 from tune.confirmation.plan import Arm, ConfirmPlan, choose_arms, extend_plan, load_plan, save_plan, unused_seeds
 from tune.confirmation.race import Race
-from tune.confirmation.recipe_files import read_recipe
+from tune.confirmation.recipe_arms import read_recipe
 from tune.confirmation.report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
 from tune.confirmation.scores import ConfirmScores, has_tested, replay_race
 from tune.driver.cluster import Cluster

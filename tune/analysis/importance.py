@@ -23,7 +23,7 @@ from tune.analysis.option_range import Edge, Tries, best_range, count_tries, fin
 from tune.analysis.standing import comparable, measure_standings
 from tune.run.results import Run, TrialResult
 from tune.spec.kinds import Choice
-from tune.spec.space import Parameter
+from tune.spec.parameter import Parameter
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int_]
@@ -117,8 +117,14 @@ def describe(
     by_number = {trial.number: standing for trial, standing in zip(trials, standings, strict=True)}
     if len(trials) == 1:  # there is no other that it could beat
         by_number = {}
+    branch, same = parameter.branches[0], active
+    if parameter.varies:  # the ends are those of the winner's range, or, without a winner, of the first
+        constants = run.config.space.constants
+        branch = (winner and parameter.branch(constants | winner.values)) or branch
+        same = np.array([parameter.branch(constants | trial.values) is branch for trial in trials], bool) & active
     enough = len(values) >= MIN_TRIALS
     judged, standing = (values, standings[active]) if enough else ([], standings[:0])
+    in_range = [t.values[name] for t, is_same in zip(trials, same, strict=True) if is_same] if enough else []
     return OptionImportance(
         name=name,
         verdict=share.verdict if share else "too few trials",
@@ -130,7 +136,7 @@ def describe(
         tries=count_tries(parameter, run.trials, by_number),
         good=best_range(parameter, judged, standing) if enough else None,
         winner=value,
-        edge=find_edge(parameter, value, judged, standing),
+        edge=find_edge(parameter, branch, value, in_range, standings[same] if enough else standings[:0]),
     )
 
 

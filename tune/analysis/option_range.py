@@ -15,7 +15,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.options import format_value
 from tune.run.results import TrialResult
 from tune.spec.kinds import Choice, Kind, LogUniform, QUniform, RandInt
-from tune.spec.space import Parameter
+from tune.spec.parameter import Branch, Parameter
 
 MAX_SINGLE_VALUES = 5  # a range of whole numbers or steps with more values is counted by thirds
 Side = Literal["low", "high"]
@@ -54,7 +54,7 @@ class Edge:
     side: Side
     value: float | None
     piled: tuple[float, float] | None
-    wider: dict[str, Any]
+    wider: dict[str, Any] | list[dict[str, Any]]
 
 
 def count_tries(
@@ -154,11 +154,13 @@ def split_best(values: Sequence[Any], standings: NDArray[np.float64]) -> tuple[l
 
 
 def find_edge(
-    parameter: Parameter, winner: float | None, values: Sequence[float], standings: NDArray[np.float64]
+    parameter: Parameter, branch: Branch, winner: float | None, values: Sequence[float], standings: NDArray[np.float64]
 ) -> Edge | None:
-    """Return the end of its range at which the winner is or the best trials pile up.
+    """Return the end of a range at which the winner is or the best trials pile up.
 
     Args:
+        parameter: the option.
+        branch: its range that applies to these trials.
         winner: its value, None without one; it tells more than the others.
         values: of the option in each trial.
         standings: of these trials, (trials,).
@@ -166,7 +168,7 @@ def find_edge(
     Returns:
         None if there is no such end, or the option allows nothing beyond it.
     """
-    kind = parameter.kind
+    kind = branch.kind
     if isinstance(kind, Choice):
         return None
     where = 0.5 if winner is None else position(kind, winner)
@@ -175,7 +177,7 @@ def find_edge(
     side = at_end or next(iter(piles), None)
     if side is None or (wider := widen(parameter.name, kind, side)) == kind.to_list():
         return None
-    return Edge(side, winner if at_end else None, piles.get(side), {**parameter.to_dict(), kind.key: wider})
+    return Edge(side, winner if at_end else None, piles.get(side), parameter.entry_with(branch, wider))
 
 
 def find_piles(kind: Kind, values: Sequence[float], standings: NDArray[np.float64]) -> dict[Side, tuple[float, float]]:

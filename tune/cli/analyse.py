@@ -17,6 +17,7 @@ from tune.analysis.curve_rows import curve_columns, curve_rows
 from tune.analysis.importance import importances
 from tune.analysis.json_output.compare import runs_compared, trials_compared
 from tune.analysis.json_output.importance import importance_output
+from tune.analysis.prior_fit import prior_lines
 from tune.analysis.run_comparison import compare_runs
 from tune.analysis.table_files import STDOUT, Format, write_table
 from tune.analysis.trial_comparison import compare_trials
@@ -54,6 +55,15 @@ def importance(run: RunFolder, json_: Json = False) -> None:
         print_json(importance_output(result, found))
     else:
         logger.info("\n".join(importance_lines(result, found)))
+
+
+@app.command(epilog="Example: voxtune prior RUN1 RUN2")
+def prior(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of sweeps, also of other data.")],
+) -> None:
+    """Print priors for the next sweep, fitted to where the best trials of earlier ones are, as YAML to paste."""
+    refuse_twice(runs)
+    logger.info("\n".join(prior_lines([read_run(folder) for folder in runs])))
 
 
 @app.command(cls=TableVerb, epilog="Example: voxtune trials RUN --csv trials.csv")
@@ -122,7 +132,11 @@ def refuse_unlike(run: Path, others: Sequence[str]) -> None:
             f"{numbers[0]} is the number of a trial, the others are folders of sweeps; expected trials of one sweep, "
             f"such as `voxtune compare {run} 3 1`, or sweeps only"
         )
-    folders = [run, *map(Path, others)]
+    refuse_twice([run, *map(Path, others)])
+
+
+def refuse_twice(folders: Sequence[Path]) -> None:
+    """Raise InputError if one of these sweeps is given twice."""
     for place, folder in enumerate(folders):
         if folder.resolve() in [earlier.resolve() for earlier in folders[:place]]:
             raise InputError(f"{folder} is given twice; expected different sweeps")

@@ -58,8 +58,13 @@ def check(space: Space, set_: Set = None, json_: Json = False) -> None:
         return
     print_space(config)
     make_console().print("\n[bold]the first trials[/]")
+    given = [f"{name}:" for name, _ in config.given_recipes]
     for number, values in enumerate(first_recipes(config, FIRST_TRIALS)):
-        options = [f"{number}:", *(f"{name}={format_value(value)}" for name, value in values.items())]
+        options = [
+            f"{number}:",
+            *given[number : number + 1] * (number > 0),
+            *(f"{name}={format_value(value)}" for name, value in values.items()),
+        ]
         logger.info("\n".join(flow(options, make_console().width, between=" ", indent="   ")))
     logger.info(f"\ntrial 0: {config.space.describe_defaults()}")
     if idle := idle_text(idle_parameters(config.space)):

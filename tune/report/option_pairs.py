@@ -14,7 +14,7 @@ from tune.report.chart_style import SCALE, axis
 from tune.report.sweep_data import value_text
 from tune.run.results import TrialResult
 from tune.spec.kinds import Choice
-from tune.spec.space import Parameter
+from tune.spec.parameter import Parameter
 
 CELLS = 7  # into which a range of numbers is divided
 

@@ -12,7 +12,7 @@ from tune.report.chart_style import SCALE
 from tune.report.sweep_data import value_text
 from tune.run.results import TrialResult
 from tune.spec.kinds import Choice, LogUniform
-from tune.spec.space import Parameter
+from tune.spec.parameter import Parameter
 
 INACTIVE = "inactive"
 

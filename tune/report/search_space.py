@@ -19,7 +19,7 @@ from tune.report.parallel_coordinates import coordinates_figure
 from tune.report.sweep_data import SweepData, value_text
 from tune.run.results import TrialResult
 from tune.spec.kinds import Choice, LogUniform
-from tune.spec.space import Parameter
+from tune.spec.parameter import Parameter
 
 MIN_TRIALS = 4
 MAX_SLICES, MAX_COORDINATES, MAX_PAIRS = 9, 9, 3
@@ -63,7 +63,7 @@ def order_text(mattering: Sequence[str]) -> str:
 
 def together(pair: Sequence[Parameter], trials: Sequence[TrialResult]) -> int:
     """Return the number of trials in which both options act; 0 if one only acts at a value of the other."""
-    if any(one.name in other.when for one in pair for other in pair):
+    if any(one.name in other.depends_on for one in pair for other in pair):
         return 0
     return sum(all(parameter.name in trial.values for parameter in pair) for trial in trials)
 

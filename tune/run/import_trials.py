@@ -69,7 +69,7 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     own = {name: value for name, value in old.train.items() if name not in option_names(role="recipe")}
     recipe = {name: value for name, value in other.train.items() if name in option_names(role="recipe")}
     new = other.with_train(own | recipe).with_record(**old.record.to_dict())
-    what = "space" if new.space != old.space else "searcher"
+    what = "space" if new.space.without_priors() != old.space.without_priors() else "searcher"
     if what == "searcher" and new.searcher.type == old.searcher.type:
         rule = {name: getattr(old.early_stopping, name) for name in RULE_OF_OLDER_RUNS}
         new = new.model_copy(update={"early_stopping": new.early_stopping.model_copy(update=rule)})

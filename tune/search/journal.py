@@ -20,11 +20,11 @@ from tune.search.asha import RungDecision
 from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
 from tune.search.journal_reader import load_trials
 from tune.search.optuna_compat import set_intermediate_value, trial_id
-from tune.search.sampler import make_sampler, next_untried
+from tune.search.sampler import make_sampler, next_untried, say_if_misled
 from tune.search.sampler_storage import SamplerStorage
 from tune.search.trial_progress import BestEpoch, Progress, error_summary, paused_at, stopped_at, with_decision
-from tune.spec.kinds import encode
 from tune.spec.run_record import DEFAULT_STUDY_NAME
+from tune.spec.space import encode_values
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
 
@@ -92,7 +92,7 @@ class Journal:
         if self.study.metric_names != (names := list(config.objective.names)):
             self.study.set_metric_names(names)
         self.search_space = IntersectionSearchSpace(include_pruned=True)
-        self._running: dict[int, Trial] = {}
+        self._running, self._misled = dict[int, Trial](), False  # whether it is said that the prior misleads
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
@@ -153,6 +153,7 @@ class Journal:
             trials = self.trials()
             self._enqueue_untried(trials)
             self.study.sampler = make_sampler(self.config, len(trials), self.search_space, trials)
+            self._misled = say_if_misled(self.study.sampler, said=self._misled)
             return self._propose(self.study.ask())
 
     def _enqueue_untried(self, trials: Sequence[FrozenTrial]) -> None:
@@ -163,7 +164,7 @@ class Journal:
         if len(self.study.get_trials(deepcopy=False)) > len(trials):
             return
         if values := next_untried(self.config, len(trials), self.tried(trials)):
-            self.study.enqueue_trial({name: encode(value) for name, value in values.items()})
+            self.study.enqueue_trial(encode_values(values))
 
     def tried(self, trials: Iterable[FrozenTrial]) -> Iterator[dict[str, Any]]:
         """Yield the searched options of those of these trials that are in this study's space."""

@@ -3,9 +3,10 @@
 Each kind has the same methods, so that no caller asks which kind it has:
 `read` checks what the YAML gives, `suggest` draws a value from Optuna, `decode` turns Optuna's param back into the
 value, `contains`, `count` (number of its values; inf of a continuous range), `grid` (all values, only both ends of a
-range with more than MAX_GRID), `from_unit` (inverse CDF: maps u in [0, 1) to a value), `nearest` (the value itself if
-the range contains it, else the value of the range that stands in for it), `describe` (the range in words), `to_list`
-(as the YAML has it). None but `grid` takes longer for a range of more values.
+range with more than MAX_GRID), `from_unit` (inverse CDF: maps u in [0, 1) to a value), `to_unit` (the share in [0, 1]
+that from_unit maps to a value, of several the middle), `nearest` (the value itself if the range contains it, else the
+value of the range that stands in for it), `describe` (the range in words), `to_list` (as the YAML has it). None but
+`grid` takes longer for a range of more values.
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ class Choice:
     def from_unit(self, u: float) -> Any:
         return self.values[int(u * len(self.values))]
 
+    def to_unit(self, value: Any) -> float:
+        return (self.values.index(value) + 0.5) / len(self.values)
+
     def nearest(self, value: Any) -> Any:
         """Return the value itself if it is a choice, else the first choice: choices have no order."""
         return value if self.contains(value) else self.values[0]
@@ -119,6 +123,9 @@ class Uniform:
     def from_unit(self, u: float) -> float:
         return self.low + u * (self.high - self.low)
 
+    def to_unit(self, value: float) -> float:
+        return (self.nearest(value) - self.low) / (self.high - self.low)
+
     def nearest(self, value: float) -> float:
         return min(max(value, self.low), self.high)
 
@@ -150,6 +157,9 @@ class LogUniform(Uniform):
 
     def from_unit(self, u: float) -> float:
         return float(self.low * (self.high / self.low) ** u)
+
+    def to_unit(self, value: float) -> float:
+        return math.log(self.nearest(value) / self.low) / math.log(self.high / self.low)
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,9 @@ class RandInt:
 
     def from_unit(self, u: float) -> int:
         return self.low + int(u * self.count)
+
+    def to_unit(self, value: float) -> float:
+        return (min(max(value, self.low), self.high) - self.low + 0.5) / self.count
 
     def nearest(self, value: int) -> int:
         return min(max(value, self.low), self.high)
@@ -246,6 +259,9 @@ class QUniform:
 
     def from_unit(self, u: float) -> float:
         return self.at(int(u * self.count))
+
+    def to_unit(self, value: float) -> float:
+        return ((min(max(value, self.low), self.high) - self.low) / self.step + 0.5) / self.count
 
     def nearest(self, value: float) -> float:
         """Return the closest value of the range; of two that are as close, the lower one."""

@@ -11,6 +11,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.option_info import INFO
 from trainable.core.options import option_names
 from tune.spec.kinds import KINDS_OF_TYPE, Choice, LogUniform, QUniform
+from tune.spec.prior import DEVIATIONS
 from tune.spec.sections import Budget, Confirm, EarlyStopping, Objective, Resources, Searcher
 from tune.spec.sweep_config import RESERVED_OPTIONS, STUDY_FIELDS, SweepConfig
 
@@ -18,6 +19,13 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # What is read besides an option's own values: `amp: true` as fp16, and the year 2021 without quotes.
 OTHER_SPELLINGS: dict[str, Schema] = {"amp": {"type": "boolean"}, "labels": {"type": "integer"}}
+WEIGHTS: Schema = {
+    "description": "How likely each value of the choice is the best.",
+    "type": "object",
+    "properties": {"weights": {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0}, "minItems": 1}},
+    "additionalProperties": False,
+    "required": ["weights"],
+}
 
 
 def sweep_schema() -> Schema:
@@ -26,6 +34,7 @@ def sweep_schema() -> Schema:
     train = {name: {"$ref": f"#/$defs/{name}"} for name in options if name not in RESERVED_OPTIONS}
     train["focal_loss"] = {"type": "boolean", "description": "true is short for base_loss: focal."}
     fields = SweepConfig.model_fields
+    ranges = {f"range_of_{name}": search_range(name, options[name]) for name in option_names(role="recipe")}
     return {
         "$schema": DIALECT,
         "title": "A sweep of voxtune",
@@ -36,6 +45,7 @@ def sweep_schema() -> Schema:
                 "searcher": section(Searcher),
                 "resources": section(Resources),
                 "train": {"description": fields["train"].description, **closed(train)},
+                "start": start(options),
                 "space": {
                     "description": fields["space"].description,
                     "minProperties": 1,
@@ -44,7 +54,7 @@ def sweep_schema() -> Schema:
             }
         ),
         "required": ["space"],
-        "$defs": options | {"when": conditions(options)},
+        "$defs": options | ranges | {"when": conditions(options), "weights": WEIGHTS},
     }
 
 
@@ -83,14 +93,39 @@ def option_schemas() -> Schema:
     return schemas
 
 
+def start(options: Schema) -> Schema:
+    """Return the schema of the section `start:`: recipes as options, or as the name or file of one."""
+    recipe = {name: {"$ref": f"#/$defs/{name}"} for name in option_names(role="recipe")}
+    names: list[Schema] = [{"required": [name]} for name in recipe]
+    given = {**closed({"name": {"type": "string"}, **recipe}), "anyOf": names}
+    items: Schema = {"anyOf": [{"type": "string", "minLength": 1}, given]}
+    return {"description": SweepConfig.model_fields["start"].description, "type": "array", "items": items}
+
+
 def parameter(name: str, option: Schema) -> Schema:
-    """Return the schema of an option's entry in `space:`: one kind of range, and `when` if it has a condition."""
+    """Return the schema of an option's entry in `space:`: a range, or a list of ranges."""
+    one = {"$ref": f"#/$defs/range_of_{name}"}
+    entries = [one, {"type": "array", "items": one, "minItems": 1}]
+    return {"description": option["description"], "anyOf": entries}
+
+
+def search_range(name: str, option: Schema) -> Schema:
+    """Return the schema of a range of an option, with its condition and prior."""
     when = {"$ref": "#/$defs/when"}
     kinds = KINDS_OF_TYPE.get(TrainConfig.model_fields[name].annotation, (Choice,))
-    entries = [
-        {**closed({kind.key: range_of(kind, name, option), "when": when}), "required": [kind.key]} for kind in kinds
-    ]
-    return {"description": option["description"], "anyOf": entries}
+    ranges: list[Schema] = []
+    for kind in kinds:
+        keys = {kind.key: range_of(kind, name, option), "when": when, "prior": prior_of(kind, name)}
+        ranges.append({**closed(keys), "required": [kind.key]})
+    return {"anyOf": ranges}
+
+
+def prior_of(kind: Any, name: str) -> Schema:
+    """Return the schema of `prior:` of a range of this kind."""
+    if kind is Choice:
+        return {"$ref": "#/$defs/weights"}
+    at = {"allOf": [{"$ref": f"#/$defs/{name}"}, {"type": "number"}]}
+    return {**closed({"at": at, "confidence": {"enum": list(DEVIATIONS)}}), "required": ["at"]}
 
 
 def range_of(kind: Any, name: str, option: Schema) -> Schema:

@@ -173,13 +173,17 @@ class EarlyStopping(Section):
         """Accept auto, or a Dice."""
         if value != "auto" and (type(value) not in (int, float) or not 0 <= value <= 1):
             raise UnexpectedValueError("a Dice from 0 to 1, or 'auto'", ["auto"])
-        return value
+        return value if value == "auto" else float(value)
 
 
 class Searcher(Section):
     """How the next recipe is chosen."""
 
-    type: Literal["tpe", "random", "gp", "cmaes"] = Field("tpe", description="Optuna's sampler.")
+    type: Literal["bayes", "tpe", "random", "gp", "cmaes"] = Field(
+        "tpe",
+        description="bayes: a Gaussian process that also learns from stopped trials and weighs priors; the others are "
+        "Optuna's samplers.",
+    )
     startup_trials: int = Field(
         10, ge=0, description="Trials spread evenly over the space before the sampler learns from them."
     )

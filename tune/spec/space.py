@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from optuna.distributions import BaseDistribution
@@ -16,12 +16,18 @@ from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
 from tune.spec.kinds import Kind, all_values, encode
+from tune.spec.parameter import Parameter
 
 MAX_RECIPES = 10_000  # of a space that is counted; with more it is treated as one that trials do not exhaust
 KeyPath = tuple[str | int, ...]
 Problem = tuple[KeyPath, str]  # the path of a key in the YAML, and a sentence about it
 
 DEFAULTS = to_dict(TrainConfig())
+
+
+def key_text(path: KeyPath) -> str:
+    """Return the path of a key as messages have it: space.lr[1].when."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).removeprefix(".")
 
 
 class ConfigErrors(InputError):
@@ -32,30 +38,9 @@ class ConfigErrors(InputError):
         super().__init__("\n".join(sentence for _, sentence in problems))
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A searched option. when: it is searched only if each of these options has one of the values given here."""
-
-    name: str
-    kind: Kind
-    when: dict[str, tuple[Any, ...]]
-
-    def active(self, values: dict[str, Any]) -> bool:
-        """Return whether all conditions hold for these values; a condition on an option without a value does not."""
-        return all(name in values and values[name] in allowed for name, allowed in self.when.items())
-
-    def suggest(self, trial: BaseTrial) -> Any:
-        """Return the value of this option in a trial, drawn by Optuna."""
-        return self.kind.suggest(self.name, trial)
-
-    def condition(self) -> str:
-        """Return the conditions in words; "" if there are none."""
-        return " and ".join(f"{name} = {' or '.join(map(str, allowed))}" for name, allowed in self.when.items())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the option's entry in the section `space:` of a YAML."""
-        when = {name: list(allowed) for name, allowed in self.when.items()}
-        return {self.kind.key: self.kind.to_list()} | ({"when": when} if when else {})
+def encode_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of options, by name, as Optuna's params."""
+    return {name: encode(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -75,8 +60,8 @@ class Space:
         """Return a trial's values of the active parameters, drawn by Optuna in the order of `parameters`."""
         constants, values = self.constants, dict[str, Any]()
         for parameter in self.parameters:
-            if parameter.active(constants | values):
-                values[parameter.name] = parameter.suggest(trial)
+            if branch := parameter.branch(constants | values):
+                values[parameter.name] = branch.kind.suggest(parameter.name, trial)
         return values
 
     def decode_params(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -100,16 +85,16 @@ class Space:
         constants, values = self.constants, dict[str, Any]()
         for parameter in self.parameters:
             value = recipe[parameter.name]
-            if not parameter.active(constants | values):
+            if not (branch := parameter.branch(constants | values)):
                 continue
-            if not parameter.kind.contains(value):
-                raise ValueError(f"{parameter.name} is {value}, not of {parameter.kind.describe()}")
+            if not branch.kind.contains(value):
+                raise ValueError(f"{parameter.name} is {value}, not of {branch.describe()}")
             values[parameter.name] = value
         for name in option_names(role="recipe"):
             expected = values.get(name, constants.get(name, DEFAULTS[name]))
             if recipe[name] != expected:
                 raise ValueError(f"{name} is {recipe[name]}, always {expected} here")
-        return {name: encode(value) for name, value in values.items()}
+        return encode_values(values)
 
     def distributions(self, params: dict[str, Any]) -> dict[str, BaseDistribution]:
         """Return what Optuna draws each of these params from.
@@ -129,13 +114,13 @@ class Space:
         """
         constants, values = self.constants, dict[str, Any]()
         for parameter in self.parameters:
-            if parameter.active(constants | values):
-                values[parameter.name] = parameter.kind.nearest(DEFAULTS[parameter.name])
+            if branch := parameter.branch(constants | values):
+                values[parameter.name] = branch.kind.nearest(DEFAULTS[parameter.name])
         return values
 
     def default_params(self) -> dict[str, Any]:
         """Return default_values() as Optuna's params, to enqueue as trial 0."""
-        return {name: encode(value) for name, value in self.default_values().items()}
+        return encode_values(self.default_values())
 
     def describe_defaults(self) -> str:
         """Return "the defaults", or "the defaults, except NAME=VALUE, ..." if default_values() has others."""
@@ -149,17 +134,25 @@ class Space:
     @cached_property
     def recipes(self) -> list[dict[str, Any]] | None:
         """Every recipe of the space, as the values of its active parameters; None if there are over MAX_RECIPES."""
-        if any(parameter.kind.count == math.inf for parameter in self.parameters):
+        if any(branch.kind.count > MAX_RECIPES for parameter in self.parameters for branch in parameter.branches):
             return None
         found = [dict[str, Any]()]
         for parameter in self.parameters:
-            if parameter.kind.count > MAX_RECIPES:
-                return None
-            values = [{parameter.name: value} for value in all_values(parameter.kind)]
-            found = [old | new for old in found for new in (values if parameter.active(self.constants | old) else [{}])]
+            found = list(islice(self._with_each_value(found, parameter, all_values), MAX_RECIPES + 1))
             if len(found) > MAX_RECIPES:
                 return None
         return found
+
+    def _with_each_value(
+        self, recipes: Iterable[dict[str, Any]], parameter: Parameter, values_of: Callable[[Kind], list[Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """Yield recipes with each of the values of one more parameter, and as they are if it is not drawn in them."""
+        constants = self.constants
+        for recipe in recipes:
+            if branch := parameter.branch(constants | recipe):
+                yield from (recipe | {parameter.name: value} for value in values_of(branch.kind))
+            else:
+                yield recipe
 
     def untried(self, trials: int, tried: Iterable[dict[str, Any]]) -> list[dict[str, Any]] | None:
         """Return the recipes that are left of a space that `trials` trials exhaust; None if it has more recipes.
@@ -179,18 +172,38 @@ class Space:
         """
         needed = set(names)
         for parameter in reversed(self.parameters):
-            needed |= set(parameter.when) if parameter.name in needed else set()
+            needed |= parameter.depends_on if parameter.name in needed else set()
         combined = [dict[str, Any]()]
         for parameter in (p for p in self.parameters if p.name in needed):
-            added = [{parameter.name: value} for value in parameter.kind.grid()]
-            combined = [
-                old | new for old in combined for new in (added if parameter.active(self.constants | old) else [{}])
-            ]
+            combined = list(self._with_each_value(combined, parameter, lambda kind: kind.grid()))
         return combined
 
-    def describe(self) -> list[tuple[str, str, str, str]]:
-        """Return a row of texts per parameter: its name, kind, range and condition."""
-        return [(p.name, p.kind.key, p.kind.describe(), p.condition()) for p in self.parameters]
+    @property
+    def has_prior(self) -> bool:
+        """Whether any range has a prior."""
+        return any(branch.prior for parameter in self.parameters for branch in parameter.branches)
+
+    def log_prior(self, values: dict[str, Any]) -> float:
+        """Return the log of how much likelier the priors draw a recipe than even draws do; 0 if no range has a prior.
+
+        values: of the searched options, without those that are not drawn; one without a value does not count.
+        """
+        known = self.constants | values
+        drawn = [(values[p.name], p.branch(known)) for p in self.parameters if p.name in values]
+        return sum((b.prior.log_density(b.kind, value) for value, b in drawn if b and b.prior), 0.0)
+
+    def without_priors(self) -> Space:
+        """Return a copy whose ranges have no priors."""
+        parameters = [replace(p, branches=tuple(replace(b, prior=None) for b in p.branches)) for p in self.parameters]
+        return Space(tuple(parameters), self.fixed)
+
+    def describe(self) -> list[tuple[str, str, str, str, str]]:
+        """Return a row of texts per range: the option's name, kind, range, condition and prior."""
+        return [
+            (p.name, b.kind.key, b.kind.describe(), b.condition(), b.prior.describe() if b.prior else "")
+            for p in self.parameters
+            for b in p.branches
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the mapping that read_space turns into this space."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, InstanceOf, ValidationError, field_serializer, field_validator
@@ -16,6 +17,7 @@ from tune.spec.run_record import RunRecord
 from tune.spec.sections import Budget, Confirm, EarlyStopping, Objective, Resources, Searcher, Section
 from tune.spec.space import ConfigErrors, KeyPath, Problem, Space
 from tune.spec.space_reader import read_space
+from tune.spec.start_recipes import read_start
 
 STUDY_FIELDS = ("seed", "protect_default", "confirm")  # fields of SweepConfig that the YAML has in `study:`
 RULE_OF_OLDER_RUNS = {"value": "best", "min_trials": 1, "margin": 0.0}  # of `early_stopping:`
@@ -28,7 +30,8 @@ RESERVED_OPTIONS = {  # options of TrainConfig that `train:` may not contain, an
 class SweepConfig(Section):
     """The configuration of a sweep: the sections of its YAML.
 
-    `study:` there is objective, budget and STUDY_FIELDS here.
+    `study:` there is objective, budget and STUDY_FIELDS here. `start:` there is start, with the values of all searched
+    options that are drawn in a recipe, and start_names, "" for a recipe without a name.
     """
 
     objective: Objective = Objective()
@@ -41,6 +44,10 @@ class SweepConfig(Section):
     resources: Resources = Resources()
     train: dict[str, Any] = Field({}, description="Options of TrainConfig that all trials share, as plain values.")
     space: InstanceOf[Space] = Field(description="Options that are searched.")
+    start: tuple[dict[str, Any], ...] = Field(
+        (), description="Recipes that are tried after the default one: searched options, or the name or file of one."
+    )
+    start_names: tuple[str, ...] = ()
     record: RunRecord = Field(RunRecord(), description="What a launch resolved: versions, commit, hashes.")
 
     @field_validator("confirm", mode="before")
@@ -58,10 +65,20 @@ class SweepConfig(Section):
     @property
     def unmodelled_options(self) -> list[str]:
         """The searched options that the searcher cannot model and draws at random."""
-        conditional = {p.name for p in self.space.parameters if p.when}
+        conditional = {p.name for p in self.space.parameters if p.when or p.varies}
         choices = {p.name for p in self.space.parameters if isinstance(p.kind, Choice)}
         unmodelled = {"gp": conditional, "cmaes": conditional | choices}.get(self.searcher.type, set())
         return [p.name for p in self.space.parameters if p.name in unmodelled]
+
+    @property
+    def given_recipes(self) -> list[tuple[str, dict[str, Any]]]:
+        """The recipes that are tried before any is drawn, each once: what it is, and its searched options."""
+        names = [f"start recipe {name or index}" for index, name in enumerate(self.start_names, 1)]
+        known: list[tuple[str, dict[str, Any]]] = [("the default recipe", self.space.default_values())]
+        for name, values in zip(names, self.start, strict=True):
+            if all(values != others for _, others in known):
+                known.append((name, values))
+        return known
 
     def cost_of(self, seconds: float) -> float:
         """Return what a trial that ran this long has cost: seconds if that is the cost metric, else GPU seconds."""
@@ -117,7 +134,7 @@ class SweepConfig(Section):
 
 
 # The sections of the YAML, and the fields of each that has a model.
-SECTIONS = ("study", "early_stopping", "searcher", "resources", "train", "space", "record")
+SECTIONS = ("study", "early_stopping", "searcher", "resources", "train", "start", "space", "record")
 SECTION_FIELDS = {
     "study": {
         **Objective.model_fields,
@@ -131,15 +148,21 @@ SECTION_FIELDS = {
 }
 
 
-def make_sweep_config(values: dict[str, Any]) -> SweepConfig:
+def make_sweep_config(values: dict[str, Any], folder: Path | None = None) -> SweepConfig:
     """Return the config of a mapping of the YAML's sections; a section that is missing or None has its defaults.
+
+    folder: where files that `start:` names are looked for first; None for the current folder only.
 
     Raises:
         ConfigErrors: all that is wrong with the sections, an empty `space:` included.
     """
     given = {name: section for name, section in values.items() if section is not None}
     problems: list[Problem] = []
-    for name in [name for name in SECTIONS if not isinstance(given.get(name, {}), dict)]:
+    for name in [name for name in given if name not in SECTIONS]:
+        close = did_you_mean(str(name), list(SECTIONS))
+        problems.append(((name,), f"{name} is unknown{close}; expected one of {', '.join(SECTIONS)}"))
+        del given[name]
+    for name in [name for name in SECTIONS if name != "start" and not isinstance(given.get(name, {}), dict)]:
         problems.append(((name,), f"{name} is {given.pop(name)!r}; expected `key: value` lines"))
     study = dict(given.pop("study", {}))
     if (mode := study.pop("mode", "max")) != "max":
@@ -154,9 +177,12 @@ def make_sweep_config(values: dict[str, Any]) -> SweepConfig:
         problems.append((("space",), "space is empty; expected an option to search, such as lr"))
     fixed, train_problems = _read_train(given.get("train", {}), searched)
     problems += train_problems
-    space = Space((), fixed)
+    space, raw_start = Space((), fixed), given.pop("start", [])
     try:
         space = read_space(searched, fixed)
+        start, start_problems = read_start(raw_start, space, folder)
+        given |= {"start": tuple(v for _, v in start), "start_names": tuple(name for name, _ in start)}
+        problems += start_problems
     except ConfigErrors as error:
         problems += error.problems
     try:
@@ -184,7 +210,9 @@ def to_sections(config: SweepConfig) -> dict[str, Any]:
     study = {**objective, "trials": budget.pop("trials"), "seed": own.pop("seed"), **budget, **own}
     if study["confirm"] is None:
         del study["confirm"]
-    return {"study": study, **values, "space": config.space.to_dict()}
+    names, recipes = values.pop("start_names"), values.pop("start")
+    start = [{"name": name, **recipe} if name else recipe for name, recipe in zip(names, recipes, strict=True)]
+    return {"study": study, **values, **({"start": start} if start else {}), "space": config.space.to_dict()}
 
 
 def _read_train(raw: dict[str, Any], searched: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -253,6 +281,9 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
         yield ("study", "metric"), "study.metric: gpu_seconds would always be 0, since resources.gpu is 0; use seconds"
     if config.fixed("device") == "cuda" and config.resources.gpu == 0:
         yield ("resources", "gpu"), "resources.gpu is 0, but train.device is cuda; expected a GPU, or a share of one"
+    if config.searcher.type == "bayes" and config.objective.cost:
+        message = "searcher.type is 'bayes', which has one objective; expected tpe, gp or random with study.metric"
+        yield ("searcher", "type"), f"{message} {config.objective.metric}"
     if config.searcher.type == "cmaes":
         yield from _cmaes_conflicts(config)
 

@@ -13,7 +13,7 @@ import yaml
 from trainable.core.errors import InputError
 from trainable.core.option_errors import did_you_mean
 from trainable.core.option_files import NumberLoader
-from tune.spec.space import ConfigErrors, KeyPath
+from tune.spec.space import ConfigErrors, KeyPath, key_text
 from tune.spec.sweep_config import SECTIONS, SweepConfig, make_sweep_config, to_sections
 
 RUN_CONFIG = "study.yaml"  # name of the file in a run's folder, which has a record
@@ -32,7 +32,7 @@ class Source:
         while path and path not in self.lines:
             path = path[:-1]
         line = self.lines.get(path, 1)
-        return (line, f"{self.name}:{line}") if line else (10**9, f"--set {'.'.join(map(str, path))}")
+        return (line, f"{self.name}:{line}") if line else (10**9, f"--set {key_text(path)}")
 
     def override(self, text: str) -> Source:
         """Return a copy with `section.key=value` set; null drops the key.
@@ -43,6 +43,8 @@ class Source:
         """
         dotted, equals, given = text.partition("=")
         section, _, key = dotted.strip().partition(".")
+        if section == "start" and equals:
+            return self._with_start(text, dotted, given)
         if not equals or not key:
             raise InputError(f"--set {text}: expected section.key=value, such as train.epochs=3")
         if section not in SECTIONS:
@@ -68,6 +70,18 @@ class Source:
         lines = {path: line for path, line in self.lines.items() if path[:2] != (section, key)}
         return replace(self, values={**self.values, section: keys}, lines={**lines, (section, key): None})
 
+    def _with_start(self, text: str, dotted: str, given: str) -> Source:
+        """Return a copy with the list of `start:` set, or dropped by null.
+
+        Raises:
+            InputError: the text is not `start=[...]`.
+        """
+        value, node = _parse(f"--set {dotted}", given)
+        if dotted.strip() != "start" or node is None:
+            raise InputError(f"--set {text}: start is a list; write --set 'start=[...]' as a whole, or start=null")
+        lines = {path: line for path, line in self.lines.items() if path[0] != "start"}
+        return replace(self, values={**self.values, "start": value}, lines={**lines, ("start",): None})
+
 
 def load_sweep_config(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read a sweep's YAML.
@@ -80,14 +94,15 @@ def load_sweep_config(path: Path | str, overrides: Sequence[str] = ()) -> SweepC
         InputError: the file is missing or no YAML, an override cannot be applied, or else all that is wrong with the
             config, each problem with its line.
     """
-    source = _read(*_find(Path(path)))
+    name, text = _find(Path(path))
+    source = _read(name, text)
     if source.values.get("record") and Path(path).name != RUN_CONFIG:
         _, location = source.location(("record",))
         raise InputError(f"{location}: launch and resume write the section record into {RUN_CONFIG}; remove it here")
     for text in overrides:
         source = source.override(text)
     try:
-        return make_sweep_config(source.values)
+        return make_sweep_config(source.values, Path(name).parent)
     except ConfigErrors as error:
         located = sorted((source.location(path_of_key), sentence) for path_of_key, sentence in error.problems)
         raise InputError("\n".join(f"{location}: {sentence}" for (_, location), sentence in located)) from None
@@ -96,6 +111,12 @@ def load_sweep_config(path: Path | str, overrides: Sequence[str] = ()) -> SweepC
 def dump(config: SweepConfig) -> str:
     """Return YAML that load_sweep_config reads back as an equal config."""
     return yaml.dump(to_sections(config), Dumper=NumberDumper, sort_keys=False, default_flow_style=None, width=120)
+
+
+def yaml_line(value: Any) -> str:
+    """Return a value as YAML in one line, as `load_sweep_config` reads it."""
+    text = yaml.dump(value, Dumper=NumberDumper, sort_keys=False, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
 
 
 class NumberDumper(yaml.SafeDumper):
@@ -140,17 +161,21 @@ def _read(name: str, text: str) -> Source:
     repeated = []
     for path, line in _lines(node):
         if path in lines:
-            repeated.append(f"{name}:{line}: {'.'.join(path)} is written twice, first in line {lines[path]}; keep one")
+            repeated.append(f"{name}:{line}: {key_text(path)} is written twice, first in line {lines[path]}; keep one")
         lines.setdefault(path, line)
     if repeated:
         raise InputError("\n".join(repeated))
     return Source(name, values, lines)
 
 
-def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield each key of the nested mappings in a document, as deep as a sweep's YAML goes, and its line."""
-    if isinstance(node, yaml.MappingNode) and len(path) < 4:
+def _lines(node: yaml.Node | None, path: KeyPath = ()) -> Iterator[tuple[KeyPath, int]]:
+    """Yield each key of the nested mappings and lists in a document, as deep as a sweep's YAML goes, and its line."""
+    if isinstance(node, yaml.MappingNode) and len(path) < 5:
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 yield (*path, key.value), key.start_mark.line + 1
                 yield from _lines(value, (*path, key.value))
+    elif isinstance(node, yaml.SequenceNode) and len(path) < 3:
+        for index, item in enumerate(node.value):
+            yield (*path, index), item.start_mark.line + 1
+            yield from _lines(item, (*path, index))

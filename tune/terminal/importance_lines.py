@@ -103,7 +103,7 @@ def edge_lines(run: Run, found: Importances) -> Iterator[str]:
     yield " \\\n".join(f"  --set {text}" for text in sets)
 
 
-def yaml_text(section: dict[str, Any]) -> str:
+def yaml_text(section: dict[str, Any] | list[dict[str, Any]]) -> str:
     """Return an entry of `space:` as one line of YAML."""
     return json.dumps(section).replace('"', "")
 

@@ -75,9 +75,10 @@ def exact_value(value: object) -> str:
 
 def print_space(config: SweepConfig) -> None:
     """Print the search space as a table, and how the sweep will search it."""
-    table = Table("option", "kind", "range", "when", box=None, header_style="bold")
+    columns = ["option", "kind", "range", "when", *["prior"] * config.space.has_prior]
+    table = Table(*columns, box=None, header_style="bold")
     for row in config.space.describe():
-        table.add_row(*row)
+        table.add_row(*row[: len(columns)])
     make_console().print(table)
     rungs = ", ".join(map(str, rung_epochs(config)))
     at = "epochs" if "," in rungs else "epoch"

@@ -15,19 +15,27 @@ from tune.spec.sweep_config import SweepConfig
 
 
 class ParameterItem(Document):
-    """A searched option."""
+    """A range of a searched option; an option with several ranges has an item for each."""
 
     name: str = Field(description="Name of the option.")
     kind: str = Field(description="choice, uniform, loguniform, randint or quniform.")
     range: list[Any] = Field(description="As the YAML has it: the values of a choice, else low, high and perhaps step.")
-    when: dict[str, list[Any]] = Field(description="It is searched only if each of these options has a value given.")
+    when: dict[str, list[Any]] = Field(description="It applies only if each of these options has a value given.")
+    prior: dict[str, Any] | None = Field(description="What is believed of the best value, as the YAML has it.")
+
+
+class StartItem(Document):
+    """A recipe of `start:`, unless it is the default one or one that comes before."""
+
+    name: str = Field(description="What it is, in words.")
+    options: dict[str, Any] = Field(description="Its searched options.")
 
 
 class CheckOutput(Document):
     """A YAML that is right. One that is wrong has no output: the messages are on standard error, the exit code is 2."""
 
     schema_: Literal["voxtune/check/1"] = Field("voxtune/check/1", alias="schema", description="Name and version.")
-    space: list[ParameterItem] = Field(description="The searched options.")
+    space: list[ParameterItem] = Field(description="The ranges of the searched options.")
     metric: str = Field(description="Score by which trials are compared.")
     trials: int = Field(description="study.trials.")
     epochs: int = Field(description="Epochs of a whole training.")
@@ -35,6 +43,7 @@ class CheckOutput(Document):
     early_stopping: str = Field(description="asha, median, promote or none.")
     rungs: list[int] = Field(description="Epochs at which trials are compared; empty without early stopping.")
     first_trials: list[dict[str, Any]] = Field(description="Options of the first trials, as far as known before.")
+    start: list[StartItem] = Field(description="Recipes that are tried after the default one, before any is drawn.")
     default_trial: str = Field(description="How trial 0 differs from the default recipe, in words.")
     drawn_at_random: list[str] = Field(description="Options that the searcher cannot model.")
     warning: str = Field(description='Options that cannot act, in words; else "".')
@@ -45,11 +54,13 @@ def check_output(config: SweepConfig, first: int) -> CheckOutput:
     parameters = [
         ParameterItem(
             name=parameter.name,
-            kind=parameter.kind.key,
-            range=parameter.kind.to_list(),
-            when={name: list(values) for name, values in parameter.when.items()},
+            kind=branch.kind.key,
+            range=branch.kind.to_list(),
+            when={name: list(values) for name, values in branch.when.items()},
+            prior=branch.prior and branch.prior.to_dict(),
         )
         for parameter in config.space.parameters
+        for branch in parameter.branches
     ]
     return CheckOutput(
         space=parameters,
@@ -60,6 +71,7 @@ def check_output(config: SweepConfig, first: int) -> CheckOutput:
         early_stopping=config.early_stopping.type,
         rungs=list(rung_epochs(config)),
         first_trials=list(first_recipes(config, first)),
+        start=[StartItem(name=name, options=values) for name, values in config.given_recipes[1:]],
         default_trial=config.space.describe_defaults(),
         drawn_at_random=config.unmodelled_options,
         warning=idle_text(idle_parameters(config.space)),

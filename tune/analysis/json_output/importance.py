@@ -31,7 +31,9 @@ class EdgeItem(Document):
     piled: list[float] | None = Field(
         description="Lowest and highest value of the best trials that pile up at this end; null if they do not."
     )
-    wider: dict[str, Any] = Field(description="Entry of `space:` with a range that goes on there.")
+    wider: dict[str, Any] | list[dict[str, Any]] = Field(
+        description="Entry of `space:` with a range that goes on there."
+    )
 
 
 class OptionItem(Document):

@@ -1,38 +1,16 @@
-"""Recipes in files that are compared with a sweep's: a user's own, or one that is shipped, such as nnunet."""
+"""Arms of a confirmation from files: a user's own recipe, or one that is shipped, such as nnunet."""
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from trainable.core.option_errors import did_you_mean
 from trainable.core.option_files import load_options
 from trainable.core.options import make_config, option_names, to_dict
 from tune.confirmation.plan import Arm, recipe_values
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Return the files of the recipes that are shipped with voxtune, by name."""
-    folder = Path(str(resources.files("search_spaces"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_recipe(path: Path) -> Path:
-    """Return the file of a recipe, given as a path or as the bare name of a shipped one, which a file hides.
-
-    Raises:
-        InputError: if there is neither.
-    """
-    shipped = shipped_recipes()
-    if path.is_file():
-        return path
-    if len(path.parts) == 1 and path.name.removesuffix(".yaml") in shipped:
-        return shipped[path.name.removesuffix(".yaml")]
-    close = did_you_mean(path.name.removesuffix(".yaml"), list(shipped))
-    raise InputError(f"--recipe {path}: no such file{close}; shipped are {', '.join(shipped)}")
+from tune.spec.named_recipes import find_recipe
 
 
 def read_recipe(path: Path, base: TrainConfig) -> Arm:
@@ -48,7 +26,10 @@ def read_recipe(path: Path, base: TrainConfig) -> Arm:
     Raises:
         InputError: if there is no such file, or its options do not make a recipe.
     """
-    file = find_recipe(path)
+    try:
+        file = find_recipe(path)
+    except InputError as error:
+        raise InputError(f"--recipe {error}") from None
     values = load_options(file)
     config = make_config({**to_dict(base), **values}, str(file))
     recipe, now, sweep = option_names(role="recipe"), to_dict(config), to_dict(base)

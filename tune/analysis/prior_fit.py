@@ -1,0 +1,145 @@
+"""What earlier runs say of the best value of each option: priors, fitted to their best trials, for another sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from trainable.core.counted import counted
+from trainable.core.errors import InputError
+from tune.analysis.standing import comparable, measure_standings
+from tune.run.results import Run, TrialResult
+from tune.spec.kinds import Choice, Kind
+from tune.spec.parameter import Branch, Parameter
+from tune.spec.prior import Confidence, NumberPrior, Prior, WeightsPrior
+from tune.spec.space import Space
+from tune.spec.sweep_file import yaml_line
+
+BEST_SHARE = 4  # one of so many comparable trials is among the best
+MIN_TRIALS = 12  # comparable trials of a run, so that the best are three or more
+MIN_BEST = 3  # best trials with an option before it gets a prior
+NO_PRIOR = 4  # so many trials that say nothing are added to the best ones
+EVEN_DEVIATION = 12**-0.5  # standard deviation of even draws, as a share of the range
+CLEAR = 1.5  # the likeliest choice must be so many times likelier than the least likely one
+LIMITS: tuple[tuple[Confidence, float], ...] = (("high", 0.10), ("medium", 0.18), ("low", 0.25))  # largest deviations
+
+
+@dataclass(frozen=True)
+class FittedBranch:
+    """One range of an option with what is known of it. reason: in words; prior: None if the trials say nothing."""
+
+    branch: Branch
+    prior: Prior | None
+    reason: str
+
+
+def fit_priors(runs: Sequence[Run]) -> list[tuple[Parameter, list[FittedBranch]]]:
+    """Return the options of the last run's space, each range with its prior.
+
+    A prior describes where the best quarter of each run's comparable trials lies, shrunk towards no prior. Trials of
+    the other runs count where their values are in a range of the last run's space.
+
+    Raises:
+        InputError: a run has fewer than MIN_TRIALS comparable trials.
+    """
+    best = [(run.folder.name, trial.values) for run in runs for trial in best_trials(run)]
+    space = runs[-1].config.space
+    return [(p, [fit_branch(space, p, branch, best) for branch in p.branches]) for p in space.parameters]
+
+
+def best_trials(run: Run) -> list[TrialResult]:
+    """Return the best quarter of a run's comparable trials, by standing.
+
+    Raises:
+        InputError: there are fewer than MIN_TRIALS.
+    """
+    trials = [trial for trial in run.trials if comparable(trial)]
+    if len(trials) < MIN_TRIALS:
+        raise InputError(
+            f"{run.folder}: {counted(len(trials), 'trial')} can be compared, which says too little of where the best "
+            f"recipes are; expected {MIN_TRIALS} or more that trained to their end or were stopped early"
+        )
+    order = np.argsort(-measure_standings(trials), kind="stable")
+    return [trials[index] for index in order[: len(trials) // BEST_SHARE].tolist()]
+
+
+def fit_branch(
+    space: Space, parameter: Parameter, branch: Branch, best: Sequence[tuple[str, dict[str, Any]]]
+) -> FittedBranch:
+    """Return a range with its prior. best: the run's name and the searched options of each of the best trials."""
+    name, constants = parameter.name, space.constants
+    found = [
+        (run, values[name])
+        for run, values in best
+        if name in values and parameter.branch(constants | values) is branch and branch.kind.contains(values[name])
+    ]
+    if len(found) < MIN_BEST:
+        return FittedBranch(branch, None, f"says nothing: {counted(len(found), 'best trial')} in this range")
+    values, runs = [value for _, value in found], ", ".join(dict.fromkeys(run for run, _ in found))
+    kind = branch.kind
+    if isinstance(kind, Choice):
+        prior, said = fit_choice(kind, values)
+    else:
+        prior, said = fit_number(kind, values)
+    of = f"of {len(found)} best trials of {runs}"
+    return FittedBranch(branch, prior, f"{said} {of}" if prior else f"says nothing: {said} {of}")
+
+
+def fit_choice(kind: Choice, values: Sequence[Any]) -> tuple[WeightsPrior | None, str]:
+    """Return the weights of a choice, 1 for the least likely value, and what they are based on."""
+    counts = [sum(value == other for other in values) for value in kind.values]
+    added = NO_PRIOR / len(counts)
+    weights = [count + added for count in counts]
+    top = int(np.argmax(counts))
+    said = f"{kind.values[top]}: {counts[top]}"
+    if max(weights) < CLEAR * min(weights):
+        return None, said
+    return WeightsPrior(tuple(round(weight / min(weights), 1) for weight in weights)), said
+
+
+def fit_number(kind: Kind, values: Sequence[float]) -> tuple[NumberPrior | None, str]:
+    """Return the prior of a number, at the median of the values, and what it is based on.
+
+    Its confidence follows from their spread around the median, to which NO_PRIOR even draws are added.
+    """
+    shares = np.array([kind.to_unit(value) for value in values])
+    centre = float(np.median(shares))
+    squares = float(((shares - centre) ** 2).sum()) + NO_PRIOR * EVEN_DEVIATION**2
+    deviation = (squares / (len(values) + NO_PRIOR)) ** 0.5
+    inside = [value for value, share in zip(values, shares, strict=True) if abs(share - centre) <= deviation]
+    said = f"{min(inside):.3g} to {max(inside):.3g}: {len(inside)}" if inside else "spread over the range: 0"
+    confidence = next((word for word, limit in LIMITS if deviation <= limit), None)
+    if confidence is None:
+        return None, said
+    at = kind.from_unit(min(max(centre, 0.0), 1 - 1e-9))
+    rounded = float(f"{at:.2g}")
+    return NumberPrior(rounded if kind.contains(rounded) and not isinstance(at, int) else at, confidence), said
+
+
+def prior_lines(runs: Sequence[Run]) -> list[str]:
+    """Return the section `space:` with the priors as YAML to paste, each with its reason in a comment.
+
+    Raises:
+        InputError: the trials say nothing of any option, or a run has too few.
+    """
+    fitted = fit_priors(runs)
+    if not any(branch.prior for _, branches in fitted for branch in branches):
+        names = ", ".join(str(run.folder) for run in runs)
+        raise InputError(f"{names}: the best trials are spread as evenly as all; they say nothing of any option")
+    sizes = ", ".join(f"{run.folder.name}: {len(best_trials(run))}" for run in runs)
+    lines = [f"# Where the best quarter of the comparable trials is ({sizes}), shrunk towards no prior", "space:"]
+    for parameter, branches in fitted:
+        lines.append(f"  {parameter.name}:")
+        single = len(branches) == 1
+        for each in branches:
+            entry = replace(each.branch, prior=each.prior).to_dict()
+            for index, (key, value) in enumerate(entry.items()):
+                mark = "    " if single else "    - " if index == 0 else "      "
+                comment = f"  # {each.reason}" if key == "prior" else ""
+                lines.append(f"{mark}{key}: {yaml_line(value)}{comment}")
+            if each.prior is None:
+                lines.append(f"{'    ' if single else '      '}# {each.reason}")
+    return lines

@@ -1,0 +1,90 @@
+"""Where trials would end: the score of a whole training, estimated for stopped trials too, with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.trial import FrozenTrial, TrialState
+
+from trainable.training.epoch_result import EndReason
+from tune.search.trial_progress import Progress
+
+LAST = 3  # validations whose mean is a trial's level: a single one is noisy, and the best of many is a lucky one
+MIN_WHOLE = 2  # trained to their end, from which the gain of the others is estimated
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The validated scores of an ended trial, in order. whole: whether it trained to its end."""
+
+    number: int
+    scores: tuple[float, ...]
+    whole: bool
+
+
+@dataclass(frozen=True)
+class ExpectedEnd:
+    """The score that a trial has at its end, or would have. variance: of this estimate."""
+
+    number: int
+    score: float
+    variance: float
+
+
+def ended_curves(trials: Sequence[FrozenTrial]) -> list[Curve]:
+    """Return the curves of the trials that trained to their end or were stopped early.
+
+    A trial that diverged has the curve that it had before; those that failed or ran out of memory are left out: they
+    ended for other reasons than their scores.
+    """
+    curves = []
+    for frozen in trials:
+        scores = tuple(score for _, score in sorted(frozen.intermediate_values.items()))
+        complete = frozen.state == TrialState.COMPLETE
+        memory = Progress.from_attrs(frozen.user_attrs).end_reason == EndReason.OUT_OF_MEMORY
+        if scores and not memory and (complete or frozen.state == TrialState.PRUNED):
+            curves.append(Curve(frozen.number, scores, complete))
+    return curves
+
+
+def validation_noise(curves: Sequence[Curve]) -> float | None:
+    """Return the standard deviation of a single validation; None if too few are known.
+
+    From the second differences of the later two thirds of the curves, which have little else than noise; their median,
+    so that a few jumps do not count.
+    """
+    found: list[float] = []
+    for curve in curves:
+        scores = np.array(curve.scores)
+        if len(scores) >= 4:
+            second = np.abs(scores[2:] - 2 * scores[1:-1] + scores[:-2]) / 6**0.5
+            found += second[len(scores) // 3 :].tolist()
+    return 1.4826 * float(np.median(found)) if len(found) >= 6 else None
+
+
+def expected_ends(curves: Sequence[Curve]) -> list[ExpectedEnd]:
+    """Return where the trials of these curves end or would end.
+
+    A stopped trial is expected to gain what the trials gained, in the median, that trained to their end: from the
+    validations at which it was stopped. How far these gains differ is its uncertainty: where early scores mislead, a
+    stopped trial says little. Stopped ones are left out while fewer than MIN_WHOLE have trained to their end.
+    """
+    noise = validation_noise(curves)
+    whole = [np.array(curve.scores) for curve in curves if curve.whole]
+    found = []
+    for curve in curves:
+        length = len(curve.scores)
+        count = min(LAST, length if curve.whole else max(1, length // 2))
+        level = float(np.mean(curve.scores[-count:]))
+        variance = (noise or 0.0) ** 2 / count
+        if not curve.whole:
+            longer = [scores for scores in whole if len(scores) > length]
+            gains = [float(scores[-LAST:].mean() - scores[length - count : length].mean()) for scores in longer]
+            if len(gains) < MIN_WHOLE:
+                continue
+            level += float(np.median(gains))
+            variance += float(np.var(gains)) + (0.5 * float(np.median(np.abs(gains)))) ** 2 / len(gains)
+        found.append(ExpectedEnd(curve.number, level, variance))
+    return found

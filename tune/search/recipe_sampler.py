@@ -1,0 +1,108 @@
+"""Samplers that decide on a whole recipe: even points of the start-up, and the proposals of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from tune.search.expected_ends import ended_curves, expected_ends
+from tune.search.memory_limits import out_of_memory, runs_out
+from tune.search.model_proposals import propose
+from tune.search.surrogate import Surrogate
+from tune.search.tried import key_of, recipes_of
+from tune.search.unit_space import UnitSpace
+from tune.spec.kinds import encode
+from tune.spec.space import Space
+from tune.spec.sweep_config import SweepConfig
+
+EVEN_SHARE = 3  # of so many points of the start-up one is even although the space has a prior
+EXPLORED = 4  # of so many proposals of `bayes` one is a point of the start-up's sequence
+
+
+class RecipeSampler(optuna.samplers.BaseSampler):
+    """Proposes a recipe that is decided already.
+
+    values: of its active options. misled: whether the trials say that the prior of the space misleads.
+    """
+
+    misled = False
+
+    def __init__(self, space: Space, values: dict[str, Any]) -> None:
+        self.space, self.values = space, values
+        self.parameters = {parameter.name: parameter for parameter in space.parameters}
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return nothing: each option is drawn by sample_independent."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return nothing: each option is drawn by sample_independent."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return the option's value, as Optuna's param.
+
+        It is the middle of the range, or of the prior, if the trial has options of another recipe, since a kill came
+        between them.
+        """
+        branch = self.parameters[param_name].branch(self.space.constants | self.space.decode_params(trial.params))
+        assert branch is not None  # Space.suggest draws active options only
+        value = self.values.get(param_name)
+        if param_name not in self.values or not branch.kind.contains(value):
+            value = branch.from_unit(0.5, use_prior=True)
+        return encode(value)
+
+
+class SobolStartupSampler(RecipeSampler):
+    """Proposes trial `number` as a point of a scrambled Sobol' sequence with one coordinate per option.
+
+    The first points, however many, are evenly spread over the space, above all over each option's range: of a few
+    random draws often none has, say, a high lr with Adam. docs/sweeps.md says what it gains. In a space with priors the
+    points are spread evenly over these, except one of EVEN_SHARE.
+    """
+
+    def __init__(self, space: Space, seed: int, number: int, tried: Collection[str] = ()) -> None:
+        """Draw the point; another recipe at random if the space is finite and this one is among `tried`, by key_of."""
+        import torch  # here, because commands that only read a run import this module, and torch takes two seconds
+
+        names = [parameter.name for parameter in space.parameters]
+        sequence = torch.quasirandom.SobolEngine(len(names), scramble=True, seed=seed).fast_forward(number)
+        point = sequence.draw(1, dtype=torch.float64)[0].tolist()  # float32 would round up to 1
+        self.point = dict(zip(names, point, strict=True))
+        values = UnitSpace(space).recipe(point, use_prior=number % EVEN_SHARE != 0)
+        if key_of(values) in tried and (left := [r for r in space.recipes or () if key_of(r) not in tried]):
+            values = left[int(np.random.default_rng([seed, number]).integers(len(left)))]
+        super().__init__(space, values)
+
+
+class ModelSampler(RecipeSampler):
+    """Proposes the recipe that promises most by a Gaussian process over all ended trials, see Surrogate."""
+
+    @classmethod
+    def of(cls, config: SweepConfig, number: int, trials: Sequence[FrozenTrial]) -> RecipeSampler:
+        """Return the sampler of trial `number`.
+
+        It is a point of the start-up's sequence once in EXPLORED, so that the model does not settle on its own
+        mistakes, and if too few trials say something of their recipe, or no new candidate fits into memory.
+        """
+        space, recipes = config.space, recipes_of(config.space, trials)
+        tried, limits = set(map(key_of, recipes.values())), out_of_memory(config.space, trials)
+        ends = expected_ends(ended_curves([trial for trial in trials if trial.number in recipes]))
+        surrogate = Surrogate(space).fit([recipes[end.number] for end in ends], ends)
+        if number % EXPLORED and surrogate.ready:
+            running = [recipes[t.number] for t in trials if t.state == TrialState.RUNNING and t.number in recipes]
+            for values in propose(surrogate, running, np.random.default_rng([config.seed, number])):
+                if key_of(values) not in tried and not runs_out(space.constants | values, limits):
+                    sampler = cls(space, values)
+                    sampler.misled = surrogate.misled
+                    return sampler
+        return SobolStartupSampler(space, config.seed, number, tried)
