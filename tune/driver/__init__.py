@@ -19,7 +19,8 @@ What becomes of one report, in Ray's order of calls (tests/test_ray_compat.py as
  8. on_step_end, stop_all          the screen, RUN/live.json, the report's process, a sync of RUN/best in background,
                                    hung trials; the budgets
 
-Between two reports a trial sends its progress to progress_board.ProgressBoard, which live_recorder.LiveRecorder reads.
+Between two reports a trial sends its progress as datagrams, which live_recorder.LiveRecorder reads from its
+progress_board.ProgressBoard.
 
 When a trial fails, Ray decides whether to restart it (max_failures), then calls RungScheduler.on_trial_error. If it is
 not restarted, OptunaSearcher.on_trial_complete(error=True) and Recorder.on_trial_error follow.
