@@ -107,7 +107,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.started.wait()
-        ray_compat.shutdown()
+        ray.shutdown()
         self.ended.set()
         if os.environ.get("RAY_AUTH_TOKEN") == LOCAL_TOKEN:
             for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):  # Ray sets the latter
@@ -150,7 +150,8 @@ def start_ray(address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:  # "local": also if RAY_ADDRESS is set
         options |= {"num_cpus": cores(), "object_store_memory": 200 * 2**20}  # Ray itself counts all cores of a node
-        ray.init(address="local", include_dashboard=False, **options)
+        with ray_compat.fewer_processes():
+            ray.init(address="local", include_dashboard=False, **options)
         return
     host, _, port = address.rpartition(":")
     answers = False
