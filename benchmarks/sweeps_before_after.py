@@ -48,6 +48,7 @@ from trainable.data.phantom import write_phantoms
 SIDES = "before", "after"
 SCORE = "val_dice_mean"
 LOOK_SECONDS = 0.25
+TRIES = 2  # of a job: Ray gives up on a start that takes 30 s, as on a busy machine
 START_SECONDS = 2.0  # between the starts of two processes: many Ray clusters at once look for free ports
 FIRST_FRESH_SEED = 7001  # no sweep's trial has it
 OF_ONE_SWEEP = "data_dir", "cache_dir", "output_dir", "split_file", "resume", "seed"  # options of a recipe
@@ -63,7 +64,7 @@ MEASURES = {  # name in table.json: what the table says, digits, whether more is
 
 
 class FailedError(Exception):
-    """A command has failed; the text says which, and where its output is."""
+    """A command has failed; the text says where its output is."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Bench:
         path = os.pathsep.join(filter(None, (str(self.checkout(side)), os.environ.get("PYTHONPATH"))))
         one_trial = json.dumps({"CPU": 1} | ({"GPU": 1} if self.asked.cuda else {}))
         environment = {**os.environ, "PYTHONPATH": path, "RAY_OVERRIDE_RESOURCES": one_trial, "OMP_NUM_THREADS": "1"}
-        with log.open("wb") as out:
+        with log.open("ab") as out:
             return subprocess.Popen(
                 [sys.executable, "-m", "tune", *map(str, words)], stdout=out, stderr=subprocess.STDOUT, env=environment,
                 cwd=self.checkout(side),
@@ -109,7 +110,8 @@ class Bench:
 def finish(process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait for a process, whose output goes to `log`; raise FailedError if it fails."""
     if process.wait():
-        raise FailedError(f"exit code {process.returncode}, see {log}")
+        last = (log.read_text(errors="replace").splitlines() or [""])[-1]
+        raise FailedError(f"exit code {process.returncode}, see {log}: {last}")
 
 
 def reported(run: Path, known: dict[Path, int]) -> list[float]:
@@ -140,21 +142,22 @@ def run_sweep(bench: Bench, side: str, seed: int) -> Found:
         running = process.poll() is None  # before the last look
         for score in reported(run, known):
             epochs += 1
-            if not better or score > better[-1][2]:
+            if score > (better[-1][2] if better else -math.inf):
                 better.append((time.monotonic() - started, epochs, score))
         time.sleep(LOOK_SECONDS if running else 0)
     seconds = time.monotonic() - started
     finish(process, log)
     best = read_best(bench, side, run)
     shutil.rmtree(run / "ray", ignore_errors=True)  # checkpoints
-    winner = best["trials"][0]
-    found = {"seconds": seconds, "epochs": epochs, "score": winner["score"], "better": better}
-    return {**found, "options": winner["params"], "recipe": best["recipe"], "default": best["default_recipe"]}
+    winner, recipes = best["trials"][0], {"recipe": best["recipe"], "default": best["default_recipe"]}
+    sweep = {"seconds": seconds, "epochs": epochs, "score": winner["score"], "better": better}
+    return {**sweep, "options": winner["params"], **recipes}
 
 
 def read_best(bench: Bench, side: str, run: Path) -> Found:
     """Return what a side's `voxtune best --json` says of a sweep."""
     output = bench.path(f"{run.name}.best")
+    output.unlink(missing_ok=True)
     finish(bench.command(side, output, "best", run, "--json"), output)
     text = output.read_text()
     best: Found = json.loads(text[text.index("{") : text.rindex("}") + 1])  # without messages
@@ -176,9 +179,9 @@ def train_again(bench: Bench, name: str, recipe: Found, seed: int) -> Found:
 
 
 class Jobs:
-    """Runs jobs, some at a time, each once: what it returns is kept as NAME.json in the folder of the call.
+    """Runs jobs, some at a time: what each returns is kept as NAME.json in the folder of the call, and not run again.
 
-    A job that fails is printed and left out.
+    A job that fails twice is left out.
     """
 
     def __init__(self, bench: Bench, deadline: float) -> None:
@@ -192,21 +195,22 @@ class Jobs:
         return {name: each for name, each in zip(jobs, found, strict=True) if each is not None}
 
     def run_one(self, name: str, job: Callable[[], Found]) -> Found | None:
-        """Return what a job has found, now or in an earlier call; None if it fails, or there is no time left."""
+        """Return what a job has found, now or in an earlier call; None if it fails or no time is left."""
         path = self.bench.path(f"{name}.json")
-        if not path.exists():
+        for _ in range(TRIES):
+            if path.exists():
+                break
             with self.starting:
                 time.sleep(max(0.0, self.next_start - time.monotonic()))
                 self.next_start = time.monotonic() + START_SECONDS
             if (started := time.monotonic()) > self.deadline:
-                return None
+                break
             try:
                 path.write_text(json.dumps(job()))
+                print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
             except FailedError as error:
                 print(f"{name} failed: {error}", file=sys.stderr, flush=True)
-                return None
-            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-        found: Found = json.loads(path.read_text())
+        found: Found | None = json.loads(path.read_text()) if path.exists() else None
         return found
 
 
@@ -260,8 +264,7 @@ def print_means(rows: Sequence[Found]) -> None:
     for name, (label, digits, more) in MEASURES.items():
         first, second = ([row[name] for row in rows if row["side"] == side] for side in SIDES)
         pairs = [(a, b) for a, b in zip(first, second, strict=True) if not (math.isnan(a) or math.isnan(b))]
-        wins = sum((b > a) == more for a, b in pairs if a != b)
-        losses = sum((a > b) == more for a, b in pairs if a != b)
+        wins, losses = (sum((b > a) == side for a, b in pairs if a != b) for side in (more, not more))
         p = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
         means = [f"{statistics.mean(each):.{digits}f}" for each in zip(*pairs, strict=True)] or ["-", "-"]
         table.add_row(label, *means, str(losses), str(wins), f"{p:.3f}")
@@ -283,24 +286,16 @@ def prepare(bench: Bench) -> None:
         finish(bench.command(side, log, "prepare", asked.data, "--cache_dir", bench.path(f"cache_{side}")), log)
 
 
-def absolute(text: str) -> Path:
-    """Return a path that stays the same in another folder."""
-    return Path(text).resolve()
-
-
 def parse_arguments() -> argparse.Namespace:
     """Return the arguments of this call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("before", "after", "out"):
-        parser.add_argument(f"--{name}", type=absolute, required=True)
-    parser.add_argument("--data", type=absolute)
-    parser.add_argument("--val", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--truth", type=int, default=2)
+    for name in ("before", "after", "out", "data"):
+        parser.add_argument(f"--{name}", type=lambda text: Path(text).resolve(), required=name != "data")
+    for name, number in (("val", 2), ("seeds", 10), ("truth", 2), ("at_once", 2)):
+        parser.add_argument(f"--{name}", type=int, default=number)
     parser.add_argument("--space", default="demo")
     for name in ("set", "set_before", "set_after"):
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--at_once", type=int, default=2)
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--dice", type=float)
     parser.add_argument("--minutes", type=float, default=math.inf)

@@ -254,22 +254,26 @@ def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPat
     assert ray_compat.actor_of(SimpleNamespace()) is None  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("module", [None, SimpleNamespace(), SimpleNamespace(RayParams=lambda no_monitor=False: None)])
+@pytest.mark.parametrize("params", [None, lambda no_monitor=False: None])
 def test_a_cluster_starts_with_all_its_processes_if_ray_has_no_such_parameters(
-    module: Any, monkeypatch: pytest.MonkeyPatch
+    params: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray, "_private", SimpleNamespace(parameter=module))
-    before = dict(vars(module)) if module else {}
+    class Node:
+        def start_api_server(self) -> None: ...
+
+    module, before = SimpleNamespace(RayParams=params), Node.start_api_server
+    monkeypatch.setattr(ray, "_private", SimpleNamespace(parameter=module, node=SimpleNamespace(Node=Node)))
     with ray_compat.fewer_processes():
-        assert (dict(vars(module)) if module else {}) == before
+        assert (module.RayParams, Node.start_api_server) == (params, before)
 
 
 def test_a_cluster_has_no_process_that_nothing_uses(cluster: Cluster) -> None:
+    from ray._private.node import Node
     from ray._private.parameter import RayParams
 
     node = ray_compat._local_node()
     assert node is not None
-    assert "gcs_server" in node.all_processes
-    assert not {"monitor", "log_monitor"} & set(node.all_processes)
+    assert set(node.all_processes) <= {"gcs_server", "raylet"}
     assert list(node.dead_processes()) == []
     assert RayParams().no_monitor is False  # for other clusters of this process it is as before
+    assert Node.start_api_server.__name__ == "start_api_server"

@@ -24,22 +24,24 @@ def _local_node() -> Any:
 
 @contextlib.contextmanager
 def fewer_processes() -> Iterator[None]:
-    """Have ray.init start no monitor of an autoscaler and no monitor of logs: voxtune uses neither.
+    """Have ray.init start no monitor of an autoscaler, no monitor of logs and no server of a dashboard, all unused.
 
-    Each takes 1 s of CPU time to start, and ray.shutdown waits 1 s for the first. Both are started if Ray does not have
-    these parameters any more.
+    Each takes 1 s of CPU time or more to start, ray.init waits for the third, and ray.shutdown 1 s for the first. They
+    are started if Ray does not have these names any more.
     """
-    module = getattr(getattr(ray, "_private", None), "parameter", None)
-    params = getattr(module, "RayParams", None)
+    private = getattr(ray, "_private", None)
+    module, node = getattr(private, "parameter", None), getattr(getattr(private, "node", None), "Node", None)
+    params, start_api_server = getattr(module, "RayParams", None), getattr(node, "start_api_server", None)
     options = {"no_monitor": True, "include_log_monitor": False}
-    if params is None or not options.keys() <= signature(params).parameters.keys():
+    if not (params and start_api_server and options.keys() <= signature(params).parameters.keys()):
         yield
         return
     module.RayParams = partial(params, **options)
+    node.start_api_server = lambda self, **_: setattr(self, "_webui_url", "")
     try:
         yield
     finally:
-        module.RayParams = params
+        module.RayParams, node.start_api_server = params, start_api_server
 
 
 def cluster_died() -> bool:
