@@ -42,7 +42,7 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from trainable.core.console import make_console
-from trainable.core.options import format_value
+from trainable.core.options import format_value, option_names, path_options
 from trainable.data.phantom import write_phantoms
 
 SIDES = "before", "after"
@@ -51,7 +51,6 @@ LOOK_SECONDS = 0.25
 TRIES = 2  # of a job: Ray gives up on a start that takes 30 s, as on a busy machine
 START_SECONDS = 2.0  # between the starts of two processes: many Ray clusters at once look for free ports
 FIRST_FRESH_SEED = 7001  # no sweep's trial has it
-OF_ONE_SWEEP = "data_dir", "cache_dir", "output_dir", "split_file", "resume", "seed"  # options of a recipe
 Found = dict[str, Any]
 MEASURES = {  # name in table.json: what the table says, digits, whether more is better
     "seconds": ("seconds", 0, False),
@@ -69,27 +68,29 @@ class FailedError(Exception):
 
 @dataclass(frozen=True)
 class Bench:
-    """The arguments of this call, and its folder."""
+    """The arguments of this call, and what follows from them."""
 
     asked: argparse.Namespace
+
+    @property
+    def device(self) -> str:
+        """Where everything is trained."""
+        return "cuda" if self.asked.cuda else "cpu"
 
     def path(self, name: str) -> Path:
         """Return a path in the folder of this call."""
         return Path(self.asked.out / name)
 
-    def checkout(self, side: str) -> Path:
-        """Return the checkout of a side."""
-        return Path(getattr(self.asked, side))
-
     def command(self, side: str, log: Path, *words: object) -> subprocess.Popen[bytes]:
         """Start a verb of a side's voxtune, whose output goes to a file."""
-        path = os.pathsep.join(filter(None, (str(self.checkout(side)), os.environ.get("PYTHONPATH"))))
+        checkout = getattr(self.asked, side)
+        path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
         one_trial = json.dumps({"CPU": 1} | ({"GPU": 1} if self.asked.cuda else {}))
         environment = {**os.environ, "PYTHONPATH": path, "RAY_OVERRIDE_RESOURCES": one_trial, "OMP_NUM_THREADS": "1"}
         with log.open("ab") as out:
             return subprocess.Popen(
                 [sys.executable, "-m", "tune", *map(str, words)], stdout=out, stderr=subprocess.STDOUT, env=environment,
-                cwd=self.checkout(side),
+                cwd=checkout,
             )  # fmt: skip
 
     def settings(self, side: str, seed: int) -> list[str]:
@@ -99,7 +100,7 @@ class Bench:
             "train.split_file": self.path("split.json"),
             "train.cache_dir": self.path(f"cache_{side}"),
             "train.num_workers": 0,
-            "train.device": "cuda" if self.asked.cuda else "cpu",
+            "train.device": self.device,
             "resources.cpu": 1,
             "resources.gpu": math.floor(1e4 / self.asked.at_once) / 1e4 if self.asked.cuda else 0,
         }
@@ -115,10 +116,7 @@ def finish(process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def reported(run: Path, known: dict[Path, int]) -> list[float]:
-    """Return the scores of the epochs that trials have reported since the last call.
-
-    known: number of rows of each metrics.csv that were returned before; changed.
-    """
+    """Return the scores reported since the last call. known: rows of each metrics.csv that it had; changed."""
     scores = []
     for path in sorted(run.glob("trials/*/metrics.csv")):
         rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -156,8 +154,7 @@ def run_sweep(bench: Bench, side: str, seed: int) -> Found:
 
 def read_best(bench: Bench, side: str, run: Path) -> Found:
     """Return what a side's `voxtune best --json` says of a sweep."""
-    output = bench.path(f"{run.name}.best")
-    output.unlink(missing_ok=True)
+    output = run / "best.log"
     finish(bench.command(side, output, "best", run, "--json"), output)
     text = output.read_text()
     best: Found = json.loads(text[text.index("{") : text.rindex("}") + 1])  # without messages
@@ -168,10 +165,11 @@ def train_again(bench: Bench, name: str, recipe: Found, seed: int) -> Found:
     """Train a recipe with a fresh seed by the code of --after; return the score of its best epoch."""
     output, config, log = (bench.path(f"{name}{ending}") for ending in ("", ".config.json", ".log"))
     shutil.rmtree(output, ignore_errors=True)
-    config.write_text(json.dumps({option: value for option, value in recipe.items() if option not in OF_ONE_SWEEP}))
-    where = ["--data_dir", bench.asked.data, "--cache_dir", bench.path("cache_after"), "--output_dir", output]
-    words = ["--config", config, "--split_file", bench.path("split.json"), "--seed", seed, *where]
-    finish(bench.command("after", log, "train", *words), log)
+    left_out = {"seed", *option_names(role="run", exported=False), *path_options()}  # as `voxtune best --export`
+    config.write_text(json.dumps({option: value for option, value in recipe.items() if option not in left_out}))
+    data = ["--data_dir", bench.asked.data, "--cache_dir", bench.path("cache_after"), "--device", bench.device]
+    words = ["--config", config, "--split_file", bench.path("split.json"), "--seed", seed, "--output_dir", output]
+    finish(bench.command("after", log, "train", *words, *data), log)
     with (output / "metrics.csv").open() as file:
         last = list(csv.DictReader(file))[-1]
     shutil.rmtree(output)
@@ -215,7 +213,7 @@ class Jobs:
 
 
 def reach(found: Found, goal: float) -> tuple[float, float]:
-    """Return the seconds and the epochs until a score of `goal` or more; infinite if it was never reached."""
+    """Return the seconds and the epochs until a score of `goal` or more; infinite if never."""
     return next(((seconds, epochs) for seconds, epochs, score in found["better"] if score >= goal), (math.inf,) * 2)
 
 
