@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from faults import small_sweep, waiting
 
 from trainable.data.prepare import Data
@@ -20,7 +19,7 @@ from trainable.training.step_progress import StepProgress
 from tune.driver import live_recorder
 from tune.driver.cluster import Cluster
 from tune.driver.live_recorder import LiveRecorder
-from tune.driver.progress_board import MAX_PENDING_CALLS, BoardReader, ProgressSender, start_board
+from tune.driver.progress_board import BoardAddress, ProgressBoard, ProgressSender, open_socket
 from tune.driver.sweep import launch
 from tune.run.live_state import Activity, LiveState, read_live_state
 from tune.run.run_dir import RunDir
@@ -60,50 +59,61 @@ def test_the_step_of_a_running_trial_is_in_live_json_and_nothing_runs_at_the_end
     assert last.slots is not None
 
 
-def test_a_sender_never_waits_and_a_board_keeps_only_what_runs(cluster: Cluster) -> None:
-    """A board that never answers does not hold up 1,000 calls, far more than may be on their way at once."""
-
-    class StuckBoard:
-        def put(self, activity: Activity) -> None:
-            time.sleep(3600)
-
-    remote: Any = ray.remote(StuckBoard)
-    stuck = remote.options(num_cpus=0, max_pending_calls=MAX_PENDING_CALLS).remote()
-    for done in range(1000):
-        ProgressSender(stuck, 3).send(StepProgress("training", 1, done, 1000))
-    ray.kill(stuck)
-    board = start_board()
-    reader = BoardReader(board)
-    for number in (3, 4):
-        ProgressSender(board, number).send(StepProgress("training", 1, 1, 1000))
-    end = time.monotonic() + 120
-    while not (known := reader.read([4, 5])) and time.monotonic() < end:
-        time.sleep(0.02)
-    assert [activity.number for activity in known] == [4]
+def test_a_sender_never_waits_whether_or_not_anybody_reads() -> None:
+    """Far more than a system keeps for a reader is sent to a board that is not read, then to one that is closed."""
+    with ProgressBoard("127.0.0.1") as board:
+        sender, started = ProgressSender(board.address, 3), time.monotonic()
+        for done in range(5000):
+            sender.send(StepProgress("training", 1, done, 5000, 51.5))
+        known = board.read()
+        assert known[0] == Activity(3, "training", 1, 0, 5000, 51.5, known[0].updated)
+        while board.read():
+            pass
+        sender.send(StepProgress("validating", 1, 1, 4))
+        [activity] = board.read()
+        assert (activity.phase, activity.patches_per_second) == ("validating", None)
+    sender.send(StepProgress("training", 2, 1, 5000))
     ProgressSender(None, 4).send(StepProgress("training", 1, 1, 2))  # nobody looks
+    ProgressSender(BoardAddress("192.0.2.1", 9, b""), 4).send(StepProgress("training", 1, 1, 2))  # no such machine
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.0.2.1"])
+def test_a_board_ignores_what_does_not_have_its_token(host: str) -> None:
+    """The last address is of no machine here, as one that another machine translates: the board listens on all."""
+    try:
+        board = ProgressBoard(host)
+    except OSError:
+        pytest.skip(f"this machine has no {host}")
+    with board:
+        address = replace(board.address, host="127.0.0.1" if host == "192.0.2.1" else host)
+        for message in (b"", b"[" * 900, bytes(64), address.token[:-1] + b"[]", b"x" * 60_000):
+            with open_socket(address.host) as out:
+                out.sendto(message, (address.host, address.port))
+        ProgressSender(address, 5).send(StepProgress("training", 1, 1, 2))
+        assert [activity.number for activity in board.read()] == [5]
 
 
 def test_what_an_earlier_process_of_a_trial_was_doing_is_not_taken_for_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board: Any = SimpleNamespace(latest=[])
-    monkeypatch.setattr(BoardReader, "read", lambda self, running: board.latest)
     monkeypatch.setattr(live_recorder, "READ_SECONDS", 0.0)
     slots: Any = SimpleNamespace(count=lambda: 2)
-    live = LiveRecorder(RunDir(tmp_path), slots, board)
     trial: Any = SimpleNamespace(config={"number": 7}, status="RUNNING")
-    live.on_trial_start(0, [trial], trial)
-    live.on_trial_result(0, [trial], trial, {"host": "node1", "gpus": [2]})
-    old = Activity(7, "training", 5, 1, 9, updated=time.time() - 60)
-    board.latest = [old]
-    live.on_step_end(0, [trial])
-    assert [a.phase for a in live.state().activities] == ["starting"]
-    board.latest = [replace(old, updated=time.time() + 1)]
-    live.on_step_end(0, [trial])
-    [activity] = live.state().activities
-    assert (activity.phase, activity.host, activity.gpus) == ("training", "node1", (2,))
-    live.on_trial_recover(0, [trial], trial)
-    assert live.state().activities == ()
-    trial.status, board.latest = "PENDING", []
-    live.on_step_end(0, [trial])
-    assert [a.phase for a in live.state().activities] == ["starting"]
+    with ProgressBoard("127.0.0.1") as board:
+        live, sender = LiveRecorder(RunDir(tmp_path), slots, board), ProgressSender(board.address, 7)
+        sender.send(StepProgress("training", 5, 1, 9))
+        live.on_trial_start(0, [trial], trial)
+        live.on_trial_result(0, [trial], trial, {"host": "node1", "gpus": [2]})
+        live.on_step_end(0, [trial])
+        assert [a.phase for a in live.state().activities] == ["starting"]
+        sender.send(StepProgress("training", 1, 1, 9))
+        live.on_step_end(0, [trial])
+        [activity] = live.state().activities
+        assert (activity.phase, activity.host, activity.gpus) == ("training", "node1", (2,))
+        sender.send(StepProgress("training", 1, 2, 9))
+        live.on_trial_recover(0, [trial], trial)
+        assert live.state().activities == ()
+        trial.status = "PENDING"
+        live.on_step_end(0, [trial])
+        assert [a.phase for a in live.state().activities] == ["starting"]

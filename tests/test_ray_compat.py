@@ -248,29 +248,32 @@ def test_a_dead_process_of_the_cluster_is_noticed() -> None:
     assert done.stdout.splitlines()[-1] == "died"  # Ray may print lines before it
 
 
-def test_a_clean_end_does_not_wait_for_the_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    node = SimpleNamespace(kill_monitor=lambda check_alive: calls.append(f"kill_monitor {check_alive}"))
-    monkeypatch.setattr(ray_compat, "_local_node", lambda: node)
-    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    ray_compat.shutdown()
-    assert calls == ["kill_monitor False", "shutdown"]
-
-
-@pytest.mark.parametrize("node", [None, SimpleNamespace(), SimpleNamespace(kill_monitor=lambda: None)])
-def test_without_ray_s_private_names_the_end_is_still_clean(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of them there, or with another signature."""
-    calls: list[str] = []
-    monkeypatch.setattr(ray_compat, "_local_node", lambda: node)
-    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
-    ray_compat.shutdown()
-    assert calls == ["shutdown"]
+def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_compat, "_local_node", lambda: None)
     assert not ray_compat.cluster_died()
     assert ray_compat.actor_of(SimpleNamespace()) is None  # type: ignore[arg-type]
 
 
-def test_the_monitor_and_the_processes_of_a_cluster_have_the_names_that_are_used(cluster: Cluster) -> None:
+@pytest.mark.parametrize("params", [None, lambda no_monitor=False: None])
+def test_a_cluster_starts_with_all_its_processes_if_ray_has_no_such_parameters(
+    params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Node:
+        def start_api_server(self) -> None: ...
+
+    module, before = SimpleNamespace(RayParams=params), Node.start_api_server
+    monkeypatch.setattr(ray, "_private", SimpleNamespace(parameter=module, node=SimpleNamespace(Node=Node)))
+    with ray_compat.fewer_processes():
+        assert (module.RayParams, Node.start_api_server) == (params, before)
+
+
+def test_a_cluster_has_no_process_that_nothing_uses(cluster: Cluster) -> None:
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
     node = ray_compat._local_node()
     assert node is not None
-    assert callable(node.kill_monitor)
+    assert set(node.all_processes) <= {"gcs_server", "raylet"}
     assert list(node.dead_processes()) == []
+    assert RayParams().no_monitor is False  # for other clusters of this process it is as before
+    assert Node.start_api_server.__name__ == "start_api_server"

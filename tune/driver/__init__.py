@@ -22,7 +22,8 @@ What becomes of one report, in Ray's order of calls (tests/test_ray_compat.py as
 When all trials that are left pause at a rung, the Tuner ends; OptunaSearcher.promote decides on them, and a new Tuner
 trains the best ones on from their checkpoints (sweep.run_attempt).
 
-Between two reports a trial sends its progress to progress_board.ProgressBoard, which live_recorder.LiveRecorder reads.
+Between two reports a trial sends its progress as datagrams, which live_recorder.LiveRecorder reads from its
+progress_board.ProgressBoard.
 
 When a trial fails, Ray decides whether to restart it (max_failures), then calls RungScheduler.on_trial_error. If it is
 not restarted, OptunaSearcher.on_trial_complete(error=True) and Recorder.on_trial_error follow.

@@ -107,7 +107,7 @@ class Cluster:
 
     def __exit__(self, *_: object) -> None:
         self.started.wait()
-        ray_compat.shutdown()
+        ray.shutdown()
         self.ended.set()
         if os.environ.get("RAY_AUTH_TOKEN") == LOCAL_TOKEN:
             for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE"):  # Ray sets the latter
@@ -143,14 +143,14 @@ def start_ray(address: str | None) -> None:
     Call this in a thread other than the main one, in which Ray would handle SIGTERM.
 
     Raises:
-        InputError: if no cluster answers at the address, or refuses this process.
+        InputError: if no cluster answers at the address, or refuses this process; or this machine is too busy for one.
     """
     for name in ("ray", "ray.tune", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address is None:  # "local": also if RAY_ADDRESS is set
         options |= {"num_cpus": cores(), "object_store_memory": 200 * 2**20}  # Ray itself counts all cores of a node
-        ray.init(address="local", include_dashboard=False, **options)
+        start_local(options)
         return
     host, _, port = address.rpartition(":")
     answers = False
@@ -169,6 +169,29 @@ def start_ray(address: str | None) -> None:
                 f"above and `ray status` there. If they name an invalid token: {TOKEN_ADVICE}"
             ) from None
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
+
+
+def start_local(options: dict[str, Any]) -> None:
+    """Start a cluster on this machine, if need be at the second try: Ray waits no longer than 30 s for its processes.
+
+    Raises:
+        InputError: if that is too short twice, as on a busy machine; other errors of the start are raised as they are.
+    """
+    for tries_left in (1, 0):
+        try:
+            with ray_compat.fewer_processes():
+                ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:  # Ray has no class of its own for it
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if not tries_left:
+                raise InputError(
+                    f"Ray's processes have not started within 30 s, at the second try too: {os.getloadavg()[0]:.0f} "
+                    f"processes compete for this machine's {cores()} cores; try again when it is less busy"
+                ) from None
+            logger.info("Ray's processes have not started within 30 s; trying once more")
 
 
 def resolve_gpu(config: SweepConfig) -> SweepConfig:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any, Self
 
 from ray import tune as ray_tune
-from ray.actor import ActorHandle
 from ray.tune.experiment import Trial
 
 from tune.driver.cluster import Slots
-from tune.driver.progress_board import BoardReader
+from tune.driver.progress_board import ProgressBoard
 from tune.run.live_state import Activity, LiveState, write_live_state
 from tune.run.run_dir import RunDir
 
@@ -28,8 +27,8 @@ class LiveRecorder(ray_tune.Callback):
     run_dir: the folder of the run. slots: of the cluster. board: what trials send their progress to.
     """
 
-    def __init__(self, run_dir: RunDir, slots: Slots, board: ActorHandle) -> None:
-        self.path, self.slots, self.board = run_dir.live, slots, BoardReader(board)
+    def __init__(self, run_dir: RunDir, slots: Slots, board: ProgressBoard) -> None:
+        self.path, self.slots, self.board = run_dir.live, slots, board
         self.started = time.time()
         self.running: dict[int, Activity] = {}
         self.next_read = self.next_write = 0.0  # monotonic seconds
@@ -49,6 +48,7 @@ class LiveRecorder(ray_tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note that the process of a trial starts. Called by Ray, also when a trial is restored."""
+        self.receive()  # so that what an earlier process has sent is not taken for this one's
         self.running.pop(trial.config["number"], None)
         self.starts(trial.config["number"])
 
@@ -77,11 +77,10 @@ class LiveRecorder(ray_tune.Callback):
         now = time.monotonic()
         if now >= self.next_read:
             self.next_read = now + READ_SECONDS
+            self.receive()
             for ray_trial in trials:
                 if ray_trial.status == Trial.PENDING:  # handed out; its process is being started, or waits
                     self.starts(ray_trial.config["number"])
-            for activity in self.board.read(sorted(self.running)):
-                self.update(activity)
         if now >= self.next_write:
             self.next_write = now + WRITE_SECONDS
             self.write()
@@ -90,11 +89,12 @@ class LiveRecorder(ray_tune.Callback):
         """Note that the process of a trial is being started, unless that is known."""
         self.running.setdefault(number, Activity(number, "starting", updated=time.time()))
 
-    def update(self, activity: Activity) -> None:
-        """Take over what a trial has sent, unless an earlier process of it did."""
-        known = self.running.get(activity.number)
-        if known is not None and activity.updated > known.updated:
-            self.running[activity.number] = replace(activity, host=known.host, gpus=known.gpus)
+    def receive(self) -> None:
+        """Take over what the running trials have sent."""
+        for activity in self.board.read():
+            known = self.running.get(activity.number)
+            if known is not None:
+                self.running[activity.number] = replace(activity, host=known.host, gpus=known.gpus)
 
     def state(self) -> LiveState:
         """Return what is known now."""

@@ -1,50 +1,92 @@
-"""What running trials are doing between their reports: sent by them every few seconds, kept for the driver.
+"""What running trials are doing between their reports: sent by them every few seconds to the driver, as datagrams.
 
-A trial's calls wait for nothing, and are dropped while MAX_PENDING_CALLS of them are on their way. Ray's own way, a
-report, would have each trial wait for the driver, and the driver handle it as an event of its sweep.
+A datagram needs no process between the two, and its sender waits for nothing. One that is lost, or that the network
+between two machines does not let through, is of no importance. Ray's own way, a report, would have each trial wait for
+the driver, and the driver handle it as an event of its sweep.
 """
 
 from __future__ import annotations
 
+import json
+import secrets
+import socket
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from dataclasses import astuple, dataclass
+from typing import Self
 
 import ray
-from ray.actor import ActorHandle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainable.training.step_progress import StepProgress
 from tune.run.live_state import Activity
 
-MAX_PENDING_CALLS = 10  # per process
+MAX_BYTES = 1024  # of a datagram
+MAX_READ = 1000  # datagrams per read, so that it ends however many arrive meanwhile
+TOKEN_BYTES = 16
+
+
+@dataclass(frozen=True)
+class BoardAddress:
+    """Where a board listens. token: a datagram that does not begin with it is ignored."""
+
+    host: str
+    port: int
+    token: bytes
 
 
 class ProgressBoard:
-    """The last activity of each running trial, in a process of its own: a Ray actor, see start_board."""
+    """Receives the progress of trials in the driver's process; the system keeps what arrives until it is read.
 
-    def __init__(self) -> None:
-        self.latest: dict[int, Activity] = {}
+    host: the IP address at which the processes of trials reach this machine.
+    """
 
-    def put(self, activity: Activity) -> None:
-        """Note what a trial is doing now, by this machine's clock."""
-        self.latest[activity.number] = replace(activity, updated=time.time())
+    def __init__(self, host: str) -> None:
+        self.socket = open_socket(host)
+        try:
+            self.socket.bind((host, 0))
+        except OSError:  # an address that another machine translates into this one's
+            self.socket.bind(("", 0))
+        self.address = BoardAddress(host, self.socket.getsockname()[1], secrets.token_bytes(TOKEN_BYTES))
 
-    def read(self, running: Sequence[int]) -> list[Activity]:
-        """Return the activities of these trials, as far as they are known; those of others are dropped."""
-        self.latest = {number: self.latest[number] for number in running if number in self.latest}
-        return list(self.latest.values())
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def read(self) -> list[Activity]:
+        """Return what has arrived since the last call, updated now by this machine's clock; wait for nothing."""
+        activities = []
+        with suppress(BlockingIOError):  # nothing is left
+            for _ in range(MAX_READ):
+                message = self.socket.recv(MAX_BYTES)
+                if secrets.compare_digest(message[:TOKEN_BYTES], self.address.token):
+                    activities.append(decode(message[TOKEN_BYTES:]))
+        return activities
 
 
-def start_board() -> ActorHandle:
-    """Start a ProgressBoard on this machine of the connected cluster; it ends when the handle is dropped."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_pending_calls": MAX_PENDING_CALLS}
-    board: Any = ray.remote(ProgressBoard)  # Ray's types do not know options
-    handle: ActorHandle = board.options(scheduling_strategy=here, **options).remote()
-    return handle
+def start_board() -> ProgressBoard:
+    """Return a board that trials on all machines of the connected cluster reach."""
+    return ProgressBoard(ray.util.get_node_ip_address())
+
+
+def open_socket(host: str) -> socket.socket:
+    """Return a socket for datagrams to or from this IP address that waits for nothing."""
+    result = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    result.setblocking(False)
+    return result
+
+
+def encode(number: int, progress: StepProgress) -> bytes:
+    """Return the progress of a trial as it is sent."""
+    return json.dumps([number, *astuple(progress)]).encode()
+
+
+def decode(message: bytes) -> Activity:
+    """Return what encode was given, as an activity that is updated now."""
+    number, *fields = json.loads(message)
+    told = StepProgress(*fields)
+    return Activity(number, told.phase, told.epoch, told.done, told.total, told.patches_per_second, time.time())
 
 
 class ProgressSender:
@@ -53,35 +95,12 @@ class ProgressSender:
     board: None to send nothing. number: of the trial.
     """
 
-    def __init__(self, board: ActorHandle | None, number: int) -> None:
+    def __init__(self, board: BoardAddress | None, number: int) -> None:
         self.board, self.number = board, number
 
     def send(self, progress: StepProgress) -> None:
         """Send it, and wait for nothing. What goes wrong is of no importance to the training."""
         if self.board is None:
             return
-        activity = Activity(
-            self.number, progress.phase, progress.epoch, progress.done, progress.total, progress.patches_per_second
-        )
-        with suppress(ray.exceptions.RayError):  # too many are on their way, or the board's machine is gone
-            self.board.put.remote(activity)
-
-
-class BoardReader:
-    """Reads a board without waiting for it: each call returns what the last one has asked for."""
-
-    def __init__(self, board: ActorHandle) -> None:
-        self.board = board
-        self.answer: ray.ObjectRef | None = None
-        self.known: list[Activity] = []
-
-    def read(self, running: Sequence[int]) -> list[Activity]:
-        """Return what these trials were doing when this was asked last, and ask again."""
-        if self.answer is not None and not ray.wait([self.answer], timeout=0)[0]:
-            return self.known
-        answer, self.answer = self.answer, None
-        with suppress(ray.exceptions.RayError):  # the board is being restarted
-            self.answer = self.board.read.remote(list(running))
-            if answer is not None:
-                self.known = ray.get(answer)
-        return self.known
+        with suppress(OSError), open_socket(self.board.host) as out:  # its buffer may be full, the driver out of reach
+            out.sendto(self.board.token + encode(self.number, progress), (self.board.host, self.board.port))

@@ -244,8 +244,8 @@ def run_attempt(
         SweepScreen(config, len(run.own_trials) + run.trials_left) as screen,
         stopper.handle_signals(),
         ReportKeeper(run.dir, wanted=hooks.report) as report,
+        start_board() as board,
     ):
-        board = start_board()
         live = LiveRecorder(run.dir, slots, board)
         events = EventLog(run.dir, screen.event, hooks.notifier.event)
         recorder = Recorder(run, journal, stopper, snapshot, screen, live, events)
@@ -259,7 +259,7 @@ def run_attempt(
                 watchdog = HangWatchdog(journal, config.resources.report_timeout)
                 waits = ResourceWait(journal, slots.need, events)
                 tuner = make_tuner(
-                    run, hooks.fit, board, searcher, scheduler, stopper,
+                    run, hooks.fit, board.address, searcher, scheduler, stopper,
                     callbacks=[SignalKeeper(stopper), live, recorder, watchdog, waits, report],
                 )  # fmt: skip
                 run_tuner(tuner, stopper)

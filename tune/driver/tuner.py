@@ -6,10 +6,10 @@ from functools import partial
 
 import ray
 from ray import tune as ray_tune
-from ray.actor import ActorHandle
 from ray.tune.error import TuneError
 
 from trainable.core.errors import InputError
+from tune.driver.progress_board import BoardAddress
 from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.sweep_stopper import SweepStopper
@@ -24,7 +24,7 @@ CAUSES_TO_REPAIR = (OSError, InputError, ray.exceptions.RayError)  # after which
 def make_tuner(
     run: Run,
     fit: Fit,
-    board: ActorHandle,
+    board: BoardAddress,
     searcher: OptunaSearcher,
     scheduler: RungScheduler,
     stopper: SweepStopper,
@@ -33,7 +33,7 @@ def make_tuner(
     """Return the Tuner of one launch or resume.
 
     It writes into a new folder, the last of the record's attempts, so that what the processes of a dead driver still
-    write cannot mix with its files. board: a ProgressBoard.
+    write cannot mix with its files. board: address of a ProgressBoard.
     """
     resources = run.config.resources
     trainable = partial(run_trial, fit=fit, board=board)

@@ -14,7 +14,6 @@ from typing import cast
 import torch
 from PIL import Image
 from ray import tune as ray_tune
-from ray.actor import ActorHandle
 
 from trainable.core.config import TrainConfig
 from trainable.core.files import FULL_DISK_ERRNOS, atomic_write
@@ -32,7 +31,7 @@ from trainable.training.loop import fit
 from trainable.training.step_progress import OnProgress
 from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import missing_gpu, reserved_gpus, share_memory
-from tune.driver.progress_board import ProgressSender
+from tune.driver.progress_board import BoardAddress, ProgressSender
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_process import (
     MAX_LEAKED_BYTES,
@@ -66,7 +65,7 @@ class FreshProcess(Exception):
     """The trial before has left GPU memory occupied in this process."""
 
 
-def run_trial(spec: TrialSpec, fit: Fit, board: ActorHandle | None = None) -> None:
+def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> None:
     """Train one recipe in this process, and report each validated or last epoch with its checkpoints.
 
     A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed; if that was
@@ -78,7 +77,7 @@ def run_trial(spec: TrialSpec, fit: Fit, board: ActorHandle | None = None) -> No
     Args:
         spec: what to train.
         fit: trains a recipe on cases, and calls a function after each epoch, and one with its progress in between.
-        board: a ProgressBoard; None if nobody looks at what the trial is doing between its reports.
+        board: address of a ProgressBoard; None if nobody looks at what the trial is doing between its reports.
     """
     init_logger()
     hold_shared_lock(Path(spec["lock_file"]))
