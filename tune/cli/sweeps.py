@@ -22,6 +22,7 @@ from tune.cli.plan import Hours, data_overrides, time_to_plan_for, with_confirm
 from tune.confirmation.export import export_recipe
 from tune.confirmation.plan import ONLY_THE_DEFAULT, challengers
 from tune.confirmation.status import confirmed_choice
+from tune.run.expected_gain import ended_as_asked
 from tune.run.results import Run, read_run
 from tune.run.run_dir import confirm_command
 from tune.search.sampler import first_recipes
@@ -211,7 +212,7 @@ def confirm_if_asked(
         logger.info("no trial has trained to its end, so the winner cannot be confirmed")
     elif not challengers(run):
         logger.info(f"the winner is not confirmed: {ONLY_THE_DEFAULT}")
-    elif run.unfinished and not run.target_reached and run.config.record.plan is None:
+    elif run.unfinished and not ended_as_asked(run) and run.config.record.plan is None:
         command = confirm_command(run.folder, address=address)
         logger.info(f"the winner is not confirmed, since trials are left; confirm it now with: {command}")
     else:
