@@ -26,8 +26,9 @@ from tune.analysis.stop_audit import StopAudit, audit_stops
 from tune.driver.rung_scheduler import RungScheduler
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
-from tune.search.asha import STOP
+from tune.search.asha import CONTINUE, rung_epochs
 from tune.search.journal import Journal
+from tune.search.promotion import promote
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump
 
@@ -80,6 +81,8 @@ def run_sweep(folder: Path, config: SweepConfig, curves: NDArray[np.float64], pa
             if report(journal, scheduler, number, running[number], curves[number]):
                 journal.tell(number)
                 del running[number]
+        if not running and started == len(curves):
+            running = dict.fromkeys(promote(journal), next(iter(rung_epochs(config)), 0))
     return read_run(folder)
 
 
@@ -92,7 +95,7 @@ def report(journal: Journal, scheduler: RungScheduler, number: int, epoch: int, 
     if epoch > 1 and best == curve[epoch - 2]:
         row["best_epoch"] = int(np.argmax(curve == best)) + 1
     journal.record(number, row)
-    return scheduler.decide(number, row) == STOP or bool(end_reason)
+    return scheduler.decide(number, row) != CONTINUE or bool(end_reason)
 
 
 def true_rate(run: Run, curves: NDArray[np.float64]) -> float:

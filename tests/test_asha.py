@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers import SWEEP
 
-from tune.search.asha import CONTINUE, STOP, RungDecision, Rungs, audited, cutoff, decide, rung_epochs
+from tune.search.asha import CONTINUE, STOP, RungDecision, Rungs, audited, cutoff, rung_epochs
+from tune.search.score_noise import score_noise
 from tune.spec.sections import EarlyStopping
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
@@ -14,6 +15,10 @@ from tune.spec.sweep_config import SweepConfig, make_sweep_config
 @pytest.fixture
 def config() -> SweepConfig:
     return make_sweep_config(SWEEP)
+
+
+def with_stopping(**stopping: object) -> SweepConfig:
+    return make_sweep_config({**SWEEP, "early_stopping": stopping})
 
 
 def test_the_cutoff_is_the_score_that_the_best_third_reaches():
@@ -32,18 +37,67 @@ def test_the_median_rule_compares_at_each_validated_epoch_once_three_were_there(
     assert cutoff([0.1, 0.9, 0.3], config.early_stopping) == pytest.approx(0.3)
 
 
+def test_nobody_is_stopped_before_min_trials_stood_at_the_rung():
+    config = with_stopping(min_trials=3)
+    assert cutoff([0.5, 0.6], config.early_stopping) == -np.inf
+    rungs = Rungs(config)
+    for number, value in enumerate((0.9, 0.1, 0.2)):  # the first one, as the default recipe is, sets no bar alone
+        decided = rungs.decide(number, 1, value)
+        assert (decided.decision, decided.needed) == (CONTINUE, None)
+        rungs.add(number, 1, decided)
+    assert rungs.decide(3, 1, 0.3).decision == STOP
+    assert rungs.decide(3, 1, 0.3).among == 3
+    median = with_stopping(type="median", min_trials=5).early_stopping
+    assert cutoff([0.5] * 4, median) == -np.inf
+    assert cutoff([0.5] * 5, median) == 0.5
+
+
+def test_a_trial_below_the_cutoff_by_less_than_the_margin_goes_on():
+    rungs = Rungs(with_stopping(margin=0.05))
+    rungs.add(0, 1, RungDecision(0.5, CONTINUE))
+    assert rungs.decide(1, 1, 0.46).decision == CONTINUE
+    decided = rungs.decide(1, 1, 0.44)
+    assert (decided.decision, decided.needed, decided.margin) == (STOP, pytest.approx(0.45), 0.05)
+
+
+def test_the_noise_of_scores_is_found_under_a_rising_curve():
+    rng, epochs = np.random.default_rng(0), np.arange(12)
+    noises = []
+    for _ in range(200):
+        rise = rng.uniform(0.5, 0.9) * (1 - np.exp(-epochs / rng.uniform(2, 8)))
+        noises.append(score_noise(list(rise + rng.normal(0, 0.01, 12))))
+    assert np.median(noises) == pytest.approx(0.01, rel=0.15)
+    steady = [0.5, 0.6, 0.65, 0.67, 0.2, 0.68, 0.69, 0.7, 0.71, 0.7, 0.71, 0.7]  # one bad validation
+    assert score_noise(steady) < 0.02
+    assert score_noise([0.1, 0.2, 0.3]) is None
+
+
+def test_the_estimated_margin_is_the_median_noise_of_the_trials_with_enough_scores():
+    rungs = Rungs(with_stopping(margin="auto"))
+    assert rungs.margin == 0.0
+    curves = {0: [0.1, 0.3, 0.2, 0.4, 0.3], 1: [0.1, 0.2, 0.3, 0.4, 0.5], 2: [0.1, 0.9, 0.1, 0.9, 0.1], 3: [0.0, 0.9]}
+    for number, scores in curves.items():
+        for epoch, score in enumerate(scores, 1):
+            rungs.observe(number, epoch, score)
+            rungs.observe(number, epoch, 0.0)  # a restored trial repeats its report
+    assert rungs.margin == score_noise(curves[0])
+    unused = Rungs(with_stopping(margin=0.1))
+    unused.observe(0, 1, 0.5)
+    assert (unused.margin, unused.scores) == (0.1, {})
+
+
 def test_rungs_are_below_the_last_epoch(config: SweepConfig):
     assert rung_epochs(config) == (1, 3)
 
 
 def test_only_what_is_below_the_cutoff_is_stopped():
-    third = EarlyStopping(reduction_factor=3)
-    assert decide(0.1, [], third) == CONTINUE
-    assert decide(0.5, [0.5], third) == CONTINUE
-    assert decide(0.49, [0.5], third) == STOP
-    median = EarlyStopping(type="median")
-    assert decide(0.0, [0.5, 0.6], median) == CONTINUE
-    assert decide(0.5, [0.4, 0.6, 0.7], median) == STOP
+    third = Rungs(with_stopping(reduction_factor=3))
+    assert third.decide(9, 1, 0.1, earlier=[]).decision == CONTINUE
+    assert third.decide(9, 1, 0.5, earlier=[0.5]).decision == CONTINUE
+    assert third.decide(9, 1, 0.49, earlier=[0.5]).decision == STOP
+    median = Rungs(with_stopping(type="median"))
+    assert median.decide(9, 1, 0.0, earlier=[0.5, 0.6]).decision == CONTINUE
+    assert median.decide(9, 1, 0.5, earlier=[0.4, 0.6, 0.7]).decision == STOP
 
 
 def with_audit(share: float, seed: int = 3, **study: object) -> SweepConfig:

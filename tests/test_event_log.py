@@ -14,7 +14,7 @@ from tune.run.live_state import LiveState, write_live_state
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.run.snapshot import Snapshot
-from tune.search.asha import CONTINUE, STOP, RungDecision
+from tune.search.asha import CONTINUE, PAUSE, STOP, RungDecision
 from tune.spec.sweep_config import make_sweep_config
 from tune.spec.sweep_file import dump
 
@@ -48,6 +48,22 @@ def test_a_decision_is_an_event_only_if_it_stops_a_trial_or_would_have(run: Run)
         "goes on at epoch 3 despite 0.1000, 0.4000 was needed: early_stopping.audit has drawn it",
     ]
     assert [event.kind.value for event in read_events(run.dir.events)] == ["trial_stopped", "trial_kept", "trial_kept"]
+
+
+def test_a_pause_and_what_becomes_of_it_are_events(run: Run) -> None:
+    events = EventLog(run.dir)
+    events.decided(1, 3, RungDecision(0.5, PAUSE))
+    events.promoted(1, 3, RungDecision(0.5, CONTINUE, "", 0.4, 5))
+    events.promoted(2, 3, RungDecision(0.3, CONTINUE, "default", 0.4, 5))
+    events.promoted(3, 3, RungDecision(0.3, STOP, "", 0.4, 5))
+    assert texts(run) == [
+        "paused at epoch 3: 0.5000",
+        "is among the best at epoch 3 and goes on: 0.5000",
+        "goes on at epoch 3 despite 0.3000, 0.4000 was needed: it is the default recipe",
+        "stopped at epoch 3: 0.3000, 0.4000 was needed",
+    ]
+    kinds = [event.kind.value for event in read_events(run.dir.events)]
+    assert kinds == ["trial_paused", "trial_promoted", "trial_kept", "trial_stopped"]
 
 
 def test_a_start_says_on_which_gpus_of_which_machine_and_after_which_epoch(run: Run) -> None:

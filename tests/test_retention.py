@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from trainable.core.errors import InputError
 from tune.run.results import Run, TrialResult
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import RunDir
+from tune.search.asha import PAUSE, RungDecision
 from tune.spec.sweep_config import make_sweep_config
 
 
@@ -41,6 +43,23 @@ def write(run: Path, number: int) -> None:
 def left(run: Path, number: int) -> list[str]:
     found = (run / "ray").glob(f"*/{number:04d}/checkpoint_*/*")
     return sorted(str(path.relative_to(run / "ray")) for path in found)
+
+
+def test_a_paused_trial_keeps_its_last_checkpoint_only(tmp_path: Path) -> None:
+    paused = replace(trial(0, TrialState.RUNNING, 0.5), rungs={1: RungDecision(0.5, PAUSE)})
+    write(tmp_path, 0)
+    Retention(run_of(tmp_path, [paused])).apply(run_of(tmp_path, [paused]))
+    folders = ("run-1/0000/checkpoint_000007", "run-2/0000/checkpoint_000002")  # Ray has pruned the first attempt
+    assert left(tmp_path, 0) == [f"{folder}/{name}.pth" for folder in folders for name in ("best_model", "latest")]
+
+
+def test_a_sweep_that_pauses_its_trials_needs_room_for_a_whole_checkpoint_of_each(tmp_path: Path) -> None:
+    values = {"space": {"lr": {"loguniform": [1e-5, 1e-2]}}, "study": {"trials": 10}}
+    lines = [
+        check_disk_space(make_sweep_config({**values, "early_stopping": {"type": kind}}), str(tmp_path), 2)
+        for kind in ("asha", "promote")
+    ]
+    assert [line.split()[3] for line in lines] == ["19", "29"]
 
 
 def test_each_kind_of_trial_keeps_what_it_needs(tmp_path: Path) -> None:

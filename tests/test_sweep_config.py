@@ -358,3 +358,21 @@ def test_a_run_that_was_begun_before_the_default_recipe_was_protected_goes_on_wi
     assert make_sweep_config(sections).protect_default is False
     assert make_sweep_config(to_sections(config)).protect_default is True
     assert make_sweep_config({**sections, "record": {}}).protect_default is True
+
+
+def test_a_run_that_was_begun_without_min_trials_and_margin_goes_on_without_them() -> None:
+    config = make_sweep_config(SWEEP)
+    sections = to_sections(config.with_record(cache_dir="/cache"))
+    given = sections["early_stopping"]
+    older = {**sections, "early_stopping": {"type": "asha", "grace_period": 1, "reduction_factor": 3}}
+    assert make_sweep_config(older).early_stopping.min_trials == 1
+    assert make_sweep_config(older).early_stopping.margin == 0
+    new = {**sections, "early_stopping": {**given, "min_trials": 7, "margin": "auto"}}
+    assert make_sweep_config(new).early_stopping.min_trials == 7
+    assert make_sweep_config(to_sections(make_sweep_config(new))).early_stopping.margin == "auto"
+
+
+@pytest.mark.parametrize("margin", [-0.1, 1.5, "none", True])
+def test_a_margin_is_a_dice_or_auto(margin: object) -> None:
+    with pytest.raises(InputError, match=r"early_stopping.margin is .*; expected a Dice from 0 to 1, or 'auto'"):
+        make_sweep_config({**SWEEP, "early_stopping": {"margin": margin}})

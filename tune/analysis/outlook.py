@@ -33,7 +33,7 @@ def outlook(run: Run) -> Outlook:
 
 
 def winner_edges(run: Run) -> dict[str, Edge]:
-    """Return the options at an end of whose range the winner is and that allow more; none before a trial has finished."""
+    """Return the options at an end of whose range the winner is, if they allow more; {} before one has finished."""
     if not run.ranking or not run.ranking[0].finished:
         return {}
     winner = run.ranking[0]

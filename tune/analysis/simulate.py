@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from optuna.trial import TrialState
 from trainable.core.errors import InputError
 from tune.run.journal_entries import RecordedReport, read_entries, reports_in
 from tune.run.results import Run, TrialResult
-from tune.search.asha import CONTINUE, STOP, Kept, RungDecision, Rungs, cutoff_rule, rung_epochs
+from tune.search.asha import CONTINUE, PAUSE, STOP, Kept, RungDecision, Rungs, cutoff, cutoff_rule, rung_epochs
 from tune.search.journal import read_trials
 from tune.search.trial_progress import find_default
 from tune.spec.sections import EarlyStopping
@@ -26,7 +25,6 @@ from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
 BEST_DICE = 1.0
-MAX_LOST = 10  # that are listed
 
 
 @dataclass
@@ -78,8 +76,12 @@ class Replay:
         self.trials = {t.number: ReplayedTrial(t) for t in run.own_trials if not t.outside_space}
         self.rungs = Rungs(config)
         self.doubtful: dict[int, dict[int, tuple[float, float]]] = {epoch: {} for epoch in rung_epochs(config)}
-        for trial in self.trials.values():
+        self.promotes = config.early_stopping.type == "promote"
+        for number, trial in self.trials.items():
             trial.missing = 0 if trial.recorded.score is None and not trial.ended else None
+            if self.promotes and trial.missing == 0:
+                for bounds in self.doubtful.values():
+                    bounds[number] = (0.0, BEST_DICE)
         if config.objective.cost:
             for imported in (trial for trial in run.trials if trial.imported_from):
                 self.doubt_between_rungs(imported)
@@ -103,6 +105,8 @@ class Replay:
         if recorded is None or report.epoch > recorded.epoch:
             return
         at_rung = report.epoch in self.doubtful and not report.last
+        if report.score is not None and (trial is None or trial.stop is None):
+            self.rungs.observe(report.number, report.epoch, report.score)
         if trial is None:
             counts = not recorded.kept or report.epoch <= (recorded.stop_epoch or 0)
             if at_rung and counts:
@@ -118,7 +122,7 @@ class Replay:
     def lose(self, trial: ReplayedTrial, last: RecordedReport) -> None:
         """Note that a trial goes on beyond its recorded curve, whose last report this is."""
         trial.missing = last.epoch
-        if trial.recorded.state == TrialState.RUNNING or last.number in self.rungs.kept:
+        if (trial.recorded.state == TrialState.RUNNING and not self.promotes) or last.number in self.rungs.kept:
             return  # its later reports come after all that are recorded, or set no bar
         for epoch in self.doubtful:
             if epoch > last.epoch:
@@ -127,6 +131,9 @@ class Replay:
     def decide(self, trial: ReplayedTrial, report: RecordedReport) -> None:
         """Decide on a trial at a rung, with the lowest and with the highest bar that the missing curves allow."""
         number, epoch, best = report.number, report.epoch, report.best
+        if self.promotes:
+            self.rungs.add(number, epoch, RungDecision(best, PAUSE))
+            return
         certain, stopping = list(self.rungs.values[epoch].values()), self.config.early_stopping
         doubtful = [bounds for other, bounds in self.doubtful[epoch].items() if other != number]
         bars = (
@@ -149,6 +156,35 @@ class Replay:
         elif strict.decision == STOP and trial.may_stop is None:
             trial.may_stop = epoch
 
+    def promote(self) -> None:
+        """Decide on the paused trials, once all reports are in; does nothing under a stopper that pauses none."""
+        if not self.promotes:
+            return
+        for epoch, values in self.rungs.values.items():
+            certain, doubtful = list(values.values()), list(self.doubtful[epoch].values())
+            bars = (
+                lowest_bar(certain, [low for low, _ in doubtful], self.config.early_stopping),
+                highest_bar(certain, [high for _, high in doubtful], self.config.early_stopping),
+            )
+            for number, trial in self.trials.items():
+                if number in values:
+                    self.decide_paused(trial, epoch, values[number], bars)
+
+    def decide_paused(
+        self, trial: ReplayedTrial, epoch: int, value: float, bars: tuple[list[float], list[float]]
+    ) -> None:
+        """Decide on a paused trial, with the values at its rung whose bar is lowest, and those whose bar is highest."""
+        number = trial.recorded.number
+        lenient, strict = (
+            self.rungs.decide_paused(number, epoch, value, default=number == self.default, values=bar) for bar in bars
+        )
+        if lenient.kept and strict.kept:
+            trial.kept = (epoch, lenient.kept)
+        if lenient.decision == STOP:
+            trial.stop, trial.missing = epoch, None
+        elif strict.decision == STOP:
+            trial.may_stop = epoch
+
 
 def lowest_bar(certain: Sequence[float], doubtful: Iterable[float], stopping: EarlyStopping) -> list[float]:
     """Return the values at a rung, some of the doubtful ones among them, whose cutoff is lowest."""
@@ -169,6 +205,8 @@ def growing_cutoffs(certain: Sequence[float], more: Sequence[float], stopping: E
 
     As `cutoff` to rounding, in a hundredth of the time: there are as many as curves are missing, at each decision.
     """
+    if stopping.type == "promote":  # which decides once only
+        return [cutoff([*certain, *more[:count]], stopping) for count in range(len(more) + 1)]
     quantile, min_trials = cutoff_rule(stopping)
     values, cutoffs = sorted(certain), list[float]()
     for value in (None, *more):
@@ -236,71 +274,5 @@ def simulate(run: Run, overrides: Sequence[str]) -> Simulation:
     replay = Replay(run, config, default)
     for report in reports_in(read_entries(run, earlier=True)):
         replay.feed(report)
+    replay.promote()
     return Simulation(run, config, tuple(replay.trials.values()))
-
-
-def simulation_lines(result: Simulation) -> list[str]:
-    """Return what the other stopper would have stopped, lost and cost, and what is unknown, as lines."""
-    rungs = ", ".join(map(str, rung_epochs(result.config)))
-    low, high = result.epochs
-    recorded = sum(trial.recorded.epoch for trial in result.trials)
-    cost = f"{low}" if low == high else f"{low} to {high}"
-    lines = [
-        f"early stopping: {result.config.early_stopping.type} at epochs {rungs}" if rungs else "early stopping: none",
-        f"stopped: {len(result.stopped)} of {len(result.trials)} trials{by_epoch(result.stopped)}",
-        f"trained: {cost} epochs, {recorded} in the recorded sweep",
-        *lost_lines(result),
-    ]
-    if result.unsure:
-        unsure = ", ".join(str(trial.recorded.number) for trial in result.unsure)
-        lines.append(f"unknown: whether these would be stopped, as scores they are compared with are missing: {unsure}")
-    if result.missing:
-        epochs = Counter(trial.missing for trial in result.missing)
-        where = ", ".join(f"{count} after epoch {epoch}" for epoch, count in sorted(epochs.items()))
-        trials = "1 trial that" if len(result.missing) == 1 else f"{len(result.missing)} trials that"
-        lines.append(f"unknown: the scores of {trials} may go on where the recorded sweep has no more: {where}")
-    return lines
-
-
-def by_epoch(stopped: Sequence[ReplayedTrial]) -> str:
-    """Return at which epochs how many trials are stopped, in brackets; "" if none is."""
-    epochs = Counter(trial.stop for trial in stopped)
-    counts = ", ".join(f"{count} at epoch {epoch}" for epoch, count in sorted(epochs.items()))
-    return f" ({counts})" * bool(stopped)
-
-
-def lost_lines(result: Simulation) -> list[str]:
-    """Return which of the trials that trained to their end would be lost, by rank, and the best score that stays."""
-    finished = result.finished
-    if not finished:
-        return ["no trial has trained to its end: what would be lost is unknown"]
-    lost, kept = [], []
-    for rank, trial in enumerate(finished, 1):
-        name = f"  rank {rank}: trial {trial.recorded.number}, {trial.recorded.score:.4f},"
-        if trial.stop is not None:
-            latest = " at the latest" if trial.may_stop not in (None, trial.stop) else ""
-            lost.append(f"{name} stopped at epoch {trial.stop}{latest}")
-        elif trial.kept is not None:
-            epoch, why = trial.kept
-            kept.append(f"{name} at epoch {epoch}, {'drawn by the audit' if why == 'audit' else 'the default recipe'}")
-    lines = [f"lost: {len(lost)} of the {len(finished)} trials that trained to their end", *first_lines(lost)]
-    if kept:
-        lines += [f"below a cutoff, but not stopped: {len(kept)} of them", *first_lines(kept)]
-    return [*lines, best_line(result, finished)]
-
-
-def first_lines(group: Sequence[str]) -> list[str]:
-    """Return the first MAX_LOST of these lines, best first, and how many more there are."""
-    return [*group[:MAX_LOST], *[f"  and {len(group) - MAX_LOST} more of lower rank"] * (len(group) > MAX_LOST)]
-
-
-def best_line(result: Simulation, finished: Sequence[ReplayedTrial]) -> str:
-    """Return the best score that certainly stays, and what becomes of the recorded best. finished: best first."""
-    winner, best = finished[0], next((trial.recorded for trial in finished if trial.goes_on), None)
-    known = "at least " if result.missing or result.unsure else ""
-    text = "unknown" if best is None else f"{known}{best.score:.4f} of trial {best.number}"
-    if winner.goes_on:
-        return f"best score: {text}, as recorded"
-    recorded = f"the recorded best, {winner.recorded.score:.4f} of trial {winner.recorded.number},"
-    fate = f"{recorded} is stopped" if winner.stop is not None else f"whether {recorded} is stopped is unknown"
-    return f"best score: {text}; {fate}"

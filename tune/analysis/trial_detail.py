@@ -23,7 +23,7 @@ class RungResult:
     """What early stopping decided on a trial at a rung.
 
     epoch: of the rung. value: the trial's best score up to it. needed: the lowest score with which it would have gone
-    on, None if it was compared with none. among: number of trials that had been there before. decision, kept: see
+    on, None if it was compared with none. among: number of other trials that it was compared with. decision, kept: see
     RungDecision.
     """
 
@@ -123,6 +123,8 @@ def reason(run: Run, trial: TrialResult) -> str:
         return f"failed at epoch {trial.epoch} of {epochs}: {trial.error}"
     if trial.outside_space:
         return f"outside the space: {trial.outside_space}"
+    if trial.paused:
+        return f"paused at epoch {trial.epoch} of {epochs} until all trials are there; the best ones go on then"
     if trial.state == TrialState.RUNNING:
         return f"{trial.status}; epoch {trial.epoch} of {epochs} is reported"
     kept = {"": "", "default": ", protected from early stopping", "audit": ", audited instead of stopped"}[trial.kept]

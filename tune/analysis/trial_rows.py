@@ -28,7 +28,7 @@ COLUMN_MEANINGS = {
     "dice_<region>": "Dice of WT, TC and ET at the best epoch",
     "rung_<epoch>_value": "best score up to that rung",
     "rung_<epoch>_needed": "lowest value with which the trial went on; empty if there was none to compare with",
-    "rung_<epoch>_decision": "STOP or CONTINUE",
+    "rung_<epoch>_decision": "STOP, CONTINUE or PAUSE",
     "stop_epoch": "rung at which early stopping stopped the trial, or would have",
     "kept": "why a trial went on that would have been stopped: default or audit",
     "seconds": "training time over all attempts",

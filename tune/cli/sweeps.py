@@ -272,7 +272,7 @@ def finish_checks(path: Path, checks: Mapping[str, Sequence[str]], *, json_: boo
 def simulate(run: RunFolder, set_: Set = None) -> None:
     """Replay a sweep's recorded curves under other early_stopping settings: what would be stopped, lost and saved."""
     from tune.analysis.simulate import simulate as simulate_run
-    from tune.analysis.simulate import simulation_lines
+    from tune.analysis.simulation_lines import simulation_lines
 
     result = read_run(run)
     lines = simulation_lines(simulate_run(result, set_ or []))

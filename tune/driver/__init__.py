@@ -9,15 +9,18 @@ What becomes of one report, in Ray's order of calls (tests/test_ray_compat.py as
       recorder.Recorder.write        appends to metrics.csv, case_scores.csv, TensorBoard and stdout.log; the first
                                      report of a process says where it runs: an event
       Journal.record                 score, epoch and checkpoint of the trial
-      RungScheduler.decide           STOP or CONTINUE, in the journal before it is returned; a stop is an event
+      RungScheduler.decide           STOP, CONTINUE or PAUSE, in the journal before it is returned; a stop is an event
       on_report                      the caller's hook of launch and resume
  5. searcher.OptunaSearcher        on_trial_result, only after CONTINUE: does nothing
  6. watchdog.HangWatchdog          on_trial_result, a callback: the trial has reported in time
  7. CONTINUE                       `send` returns in the trial's process, which trains on
-    STOP, or the trial has ended   `send` raises SystemExit; OptunaSearcher.on_trial_complete reports to Optuna,
+    STOP, PAUSE, or its end        `send` raises SystemExit; OptunaSearcher.on_trial_complete reports to Optuna,
                                    then Recorder.on_trial_complete announces the end
  8. on_step_end, stop_all          the screen, RUN/live.json, the report's process, a sync of RUN/best in background,
                                    hung trials; the budgets
+
+When all trials that are left pause at a rung, the Tuner ends; OptunaSearcher.promote decides on them, and a new Tuner
+trains the best ones on from their checkpoints (sweep.run_attempt).
 
 Between two reports a trial sends its progress to progress_board.ProgressBoard, which live_recorder.LiveRecorder reads.
 

@@ -14,7 +14,7 @@ from tune.run.events import Event, EventKind, append_event, has_ended, read_even
 from tune.run.live_state import read_live_state
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
-from tune.search.asha import RungDecision
+from tune.search.asha import PAUSE, RungDecision
 from tune.spec.trial_spec import Report
 
 WHY_KEPT = {"default": "it is the default recipe", "audit": "early_stopping.audit has drawn it"}
@@ -101,7 +101,9 @@ class EventLog:
         self.add(EventKind.TRIAL_RETRIED, f"started again after {first_sentence(error)}", number)
 
     def decided(self, number: int, epoch: int, decided: RungDecision) -> None:
-        """Note a new decision of early stopping, if a trial is stopped or would have been."""
+        """Note a new decision of early stopping, if a trial is stopped or would have been, or pauses."""
+        if decided.decision == PAUSE:
+            self.add(EventKind.TRIAL_PAUSED, f"paused at epoch {epoch}: {decided.value:.4f}", number)
         if not decided.is_stop or decided.needed is None:  # let through, or kept at an earlier rung already
             return
         values = f"{decided.value:.4f}, {decided.needed:.4f} was needed"
@@ -110,6 +112,14 @@ class EventLog:
             self.add(EventKind.TRIAL_KEPT, text, number)
         else:
             self.add(EventKind.TRIAL_STOPPED, f"stopped at epoch {epoch}: {values}", number)
+
+    def promoted(self, number: int, epoch: int, decided: RungDecision) -> None:
+        """Note what early stopping has decided on a paused trial; the end of one that is stopped is noted later."""
+        if decided.is_stop:
+            self.decided(number, epoch, decided)
+        else:
+            text = f"is among the best at epoch {epoch} and goes on: {decided.value:.4f}"
+            self.add(EventKind.TRIAL_PROMOTED, text, number)
 
     def ended(self, trial: TrialResult, run: Run) -> None:
         """Note that a trial has ended, and whether it is the new best; nothing if it was only interrupted."""

@@ -28,6 +28,7 @@ from tune.run.results import Run, TrialResult, resolve_checkpoint
 from tune.run.retention import Retention
 from tune.run.run_dir import TrialDir
 from tune.run.snapshot import Snapshot
+from tune.search.asha import STOP, RungDecision
 from tune.search.journal import Journal
 from tune.spec.trial_spec import Report
 from tune.terminal.live_screen import SweepScreen
@@ -134,6 +135,10 @@ class Recorder(ray_tune.Callback):
         """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
         return {}
 
+    def follow(self, run: Run) -> None:
+        """Go on with a run whose trials have another folder for their checkpoints from now on."""
+        self.run, self.retention = run, Retention(run)
+
     def read_current(self) -> Run:
         """Return the run as the journal has it now."""
         trials = []
@@ -183,16 +188,22 @@ class Recorder(ray_tune.Callback):
         Called by Ray when a trial has failed and is not restarted.
         """
         self.trial_dir(trial.config["number"]).error.write_text(Path(trial.error_file).read_text())
-        self.finish(trial)
+        self.finish(trial.config["number"])
         self.stopper.failed(trial.config["number"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Announce the end of a trial that raised no error, and have RUN synced soon. Called by Ray."""
-        self.finish(trial)
+        self.finish(trial.config["number"])
 
-    def finish(self, ray_trial: Trial) -> None:
+    def promoted(self, number: int, epoch: int, decided: RungDecision) -> None:
+        """Announce what was decided on a paused trial, and its end if it is stopped. Called by OptunaSearcher."""
+        self.events.promoted(number, epoch, decided)
+        if decided.decision == STOP:
+            self.finish(number)
+
+    def finish(self, number: int) -> None:
         """Drop a trial's TrainingLog, announce the trial's end, and have RUN synced soon."""
-        number, run = ray_trial.config["number"], self.read_current()
+        run = self.read_current()
         trial, log = run.trial(number), self.logs.pop(number, None)
         if log is not None and trial.state.is_finished():  # it may have been interrupted only
             log.end(failed=trial.status in ("failed", "not finite"))

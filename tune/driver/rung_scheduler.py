@@ -10,15 +10,14 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from tune.driver import ray_compat
-from tune.search.asha import CONTINUE, STOP, Decision, RungDecision, Rungs, rung_epochs
+from tune.search.asha import CONTINUE, Decision, Rungs, rung_epochs
 from tune.search.journal import Journal
-from tune.search.trial_progress import find_default, rung_decisions
+from tune.search.promotion import OnDecision
+from tune.search.trial_progress import find_default, known_scores, rung_decisions
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
 
-OnReport = Callable[[int, Report, str], None]  # trial's number, report, STOP or CONTINUE
-
-OnDecision = Callable[[int, int, RungDecision], None]  # trial's number, epoch of the rung, decision
+OnReport = Callable[[int, Report, str], None]  # trial's number, report, STOP, CONTINUE or PAUSE
 
 
 class RungScheduler(FIFOScheduler):
@@ -27,7 +26,7 @@ class RungScheduler(FIFOScheduler):
     If too few trials were at the rung before, the trial goes on. The value at a rung is the best score so far, since
     that is what a trial is judged by in the end. Each decision is in the journal before it is returned, and a resumed
     sweep reads it from the journal. There is one bracket. The trial of the default recipe and the trials that the audit
-    draws are not stopped; see Rungs.
+    draws are not stopped; see Rungs. A trial that pauses at a rung ends for Ray; OptunaSearcher hands it out again.
     """
 
     def __init__(
@@ -54,6 +53,8 @@ class RungScheduler(FIFOScheduler):
         self.rungs, self.epochs = Rungs(config), set(rung_epochs(config))
         self.default: int | None = None  # number of the trial of the default recipe, once it is handed out
         for trial in journal.trials():
+            for epoch, score in sorted(known_scores(trial).items()):
+                self.rungs.observe(trial.number, epoch, score)
             for epoch, decided in sorted(rung_decisions(trial.user_attrs).items()):
                 self.rungs.add(trial.number, epoch, decided)
 
@@ -73,7 +74,7 @@ class RungScheduler(FIFOScheduler):
         decision = self.decide(number, report)
         if self.on_report is not None:
             self.on_report(number, report, decision)
-        return TrialScheduler.STOP if decision == STOP else TrialScheduler.CONTINUE
+        return TrialScheduler.CONTINUE if decision == CONTINUE else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """Record the error of a trial, also if the trial is then restarted.
@@ -83,13 +84,15 @@ class RungScheduler(FIFOScheduler):
         self.journal.record_error(trial.config["number"], Path(trial.error_file).read_text())
 
     def decide(self, number: int, report: Report) -> Decision:
-        """Return STOP or CONTINUE, and record a new decision at a rung.
+        """Return STOP, CONTINUE or PAUSE, and record a new decision at a rung.
 
         A repeated report gets the same decision as before. A last report, and one that is not at a rung, gets CONTINUE.
         """
+        epoch, score = int(report["epoch"]), self.config.objective.score
+        if score in report:
+            self.rungs.observe(number, epoch, float(cast(dict[str, Any], report)[score]))
         if report["end_reason"]:
             return CONTINUE  # it ends by itself
-        epoch = int(report["epoch"])
         known = rung_decisions(self.journal.attrs(number)).get(epoch)
         if known is not None:
             return known.decision

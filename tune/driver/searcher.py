@@ -15,13 +15,15 @@ from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, resolve_checkpoint
 from tune.run.snapshot import is_uri
 from tune.search.journal import Journal
+from tune.search.promotion import OnDecision, promote
 from tune.spec.trial_spec import TrialSpec
 
 
 class OptunaSearcher(Searcher):
     """Hands out the interrupted trials, then new ones, no more than can run at once.
 
-    A trial is drawn when a slot is free, so that its proposal knows all that ended before it.
+    A trial is drawn when a slot is free, so that its proposal knows all that ended before it. Trials that pause are
+    handed out again once `promote` has chosen them.
     """
 
     def __init__(self, journal: Journal, run: Run, slots: Slots, storage: StorageWatch) -> None:
@@ -35,6 +37,15 @@ class OptunaSearcher(Searcher):
         self.interrupted = journal.reattach()
         self.new = config.trials_left(len(journal.own_trials()), journal.tried(journal.trials()))
         self.number_by_ray_id: dict[str, int] = {}  # of the running trials
+
+    def promote(self, on_decision: OnDecision) -> None:
+        """Have the best of the paused trials handed out, if no trial is still to come to the rung; see promotion.py.
+
+        To be called while no trial runs.
+        """
+        if not self.new:
+            promoted = promote(self.journal, on_decision)
+            self.interrupted += [(number, self.journal.values(number)) for number in promoted]
 
     @property
     def remaining(self) -> int:
@@ -85,9 +96,9 @@ class OptunaSearcher(Searcher):
         return folder
 
     def startup_pending(self) -> bool:
-        """Return whether wait_for_startup is set, startup_trials are handed out, and fewer than that have ended."""
+        """Return whether wait_for_startup is set, startup_trials are handed out, and fewer have ended or paused."""
         searcher, trials = self.config.searcher, self.journal.trials()
-        ended = sum(trial.state != TrialState.RUNNING for trial in trials)
+        ended = sum(trial.state != TrialState.RUNNING for trial in trials) + len(self.journal.paused())
         return searcher.wait_for_startup and ended < searcher.startup_trials <= len(trials)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

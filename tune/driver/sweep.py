@@ -193,12 +193,11 @@ def sweep(run: Run, slots: Slots, hooks: Hooks, *, params: tuple[dict[str, Any],
     searcher = OptunaSearcher(journal, run, slots, storage)
     stopper = SweepStopper(read_run(run.folder), storage)
     snapshot = Snapshot(run)
-    began = bool(searcher.remaining) and not stopper.stop_all()
+    began = bool(searcher.remaining or journal.paused()) and not stopper.stop_all()
     with hooks.notifier:
         if began:
             wait_for_exclusive_lock(run.dir.worker_lock, WORKER_EXIT_TIMEOUT)
             run = start_attempt(run)
-            storage.begin(run.config.record.attempts[-1])
             begin_viewers(journal, run)
             snapshot.begin()
             run_attempt(run, journal, searcher, stopper, snapshot, hooks)
@@ -236,6 +235,12 @@ def run_attempt(
 ) -> None:
     """Run trials until all have ended or the stopper ends them, with all that is written about them meanwhile.
 
+    If trials pause at a rung, Ray's Tuner ends when all are there, and another one trains the best of them on: to Ray
+    each is a new trial, which goes on from its checkpoint, so that it needs another folder for its own.
+
+    Args:
+        run: with the name of the attempt, see start_attempt.
+
     Raises: as run_tuner.
     """
     config, slots = run.config, searcher.slots
@@ -248,17 +253,26 @@ def run_attempt(
         live = LiveRecorder(run.dir, slots, board)
         events = EventLog(run.dir, screen.event, hooks.notifier.event)
         recorder = Recorder(run, journal, stopper, snapshot, screen, live, events)
-        attempt = config.record.attempts[-1]
-        scheduler = RungScheduler(journal, config, recorder.write, attempt, hooks.on_report, events.decided)
-        watchdog = HangWatchdog(journal, config.resources.report_timeout)
-        waits = ResourceWait(journal, slots.need, events)
-        tuner = make_tuner(
-            run, hooks.fit, board, searcher, scheduler, stopper,
-            callbacks=[SignalKeeper(stopper), live, recorder, watchdog, waits, report],
-        )  # fmt: skip
         before = recorder.read_current()
         with events.attempt(before, lambda: stopper.why_ended(recorder.read_current())), live, recorder.worker:
-            run_tuner(tuner, stopper)
+            searcher.promote(recorder.promoted)
+            while searcher.remaining:
+                attempt = run.config.record.attempts[-1]
+                searcher.storage.begin(attempt)
+                scheduler = RungScheduler(journal, config, recorder.write, attempt, hooks.on_report, events.decided)
+                watchdog = HangWatchdog(journal, config.resources.report_timeout)
+                waits = ResourceWait(journal, slots.need, events)
+                tuner = make_tuner(
+                    run, hooks.fit, board, searcher, scheduler, stopper,
+                    callbacks=[SignalKeeper(stopper), live, recorder, watchdog, waits, report],
+                )  # fmt: skip
+                run_tuner(tuner, stopper)
+                if searcher.remaining or stopper.stop_all():
+                    break
+                searcher.promote(recorder.promoted)
+                if searcher.remaining:
+                    run = start_attempt(run)
+                    recorder.follow(run)
 
 
 def finalize(run: Run, snapshot: Snapshot) -> Run:

@@ -37,7 +37,7 @@ class SignalKeeper(ray_tune.Callback):
 
 
 class SweepStopper(SignalHandling, ray_tune.Stopper):
-    """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target, enough trials or an error.
+    """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target, enough gain or an error.
 
     Errors are a full disk, a GPU that torch does not see, changed cases, a cache or checkpoints that are gone, a lost
     cluster, and with fail_fast a failed trial. run: as it is before the sweep goes on; the GPU hours that its trials

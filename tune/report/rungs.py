@@ -8,6 +8,7 @@ from tune.analysis.stop_audit import audit_lines, audit_stops
 from tune.report.blocks import Block, Note, Section, Table
 from tune.report.sweep_data import DASH, SweepData, numbers_text, score_text
 from tune.search.asha import Rungs, cutoff, rung_epochs
+from tune.spec.sections import EarlyStopping
 
 WRONG_STOPS = (
     "No stopped trial was trained on, so how many stops were wrong is unknown. `early_stopping.audit: 0.1` trains a "
@@ -26,12 +27,22 @@ def rungs_section(data: SweepData) -> Section | None:
     blocks += [Note(line[0].upper() + line[1:] + ".") for line in lines]
     if not audit_stops(data.run).audited:
         blocks.append(Note(WRONG_STOPS))
-    stopping = data.run.config.early_stopping
-    rule = (
-        f"the best 1 in {stopping.reduction_factor} goes on" if stopping.type == "asha" else "the better half goes on"
-    )
-    lead = f"A trial that reaches a rung is compared with those that reached it earlier: {rule}."
-    return Section("rungs", "Early stopping", lead, blocks)
+    return Section("rungs", "Early stopping", rule_text(data.run.config.early_stopping), blocks)
+
+
+def rule_text(stopping: EarlyStopping) -> str:
+    """Return how trials are compared, in a few sentences."""
+    best = f"the best 1 in {stopping.reduction_factor} goes on"
+    if stopping.type == "promote":
+        return f"Trials pause at the rung until all are there; {best}."
+    rule = best if stopping.type == "asha" else "the better half goes on"
+    text = f"A trial that reaches a rung is compared with those that reached it earlier: {rule}."
+    if stopping.min_trials > 1:
+        text += f" The first {stopping.min_trials} at each rung go on."
+    if stopping.margin:
+        margin = "the noise of the scores" if stopping.margin == "auto" else f"{stopping.margin:g}"
+        text += f" A trial is stopped only if it lies below the others by more than {margin}."
+    return text
 
 
 def rung_table(data: SweepData, epochs: list[int]) -> Table:
@@ -46,14 +57,16 @@ def rung_table(data: SweepData, epochs: list[int]) -> Table:
         decisions = [(t.number, t.rungs[epoch]) for t in data.run.own_trials if epoch in t.rungs]
         stopped = [number for number, decided in decisions if decided.decision == "STOP"]
         kept = [number for number, decided in decisions if decided.kept]
+        paused = sum(decided.decision == "PAUSE" for _, decided in decisions)
+        margin = next((decided.margin for _, decided in reversed(decisions) if decided.margin), 0.0)
         bars = [decided.needed for _, decided in decisions if decided.needed is not None]
-        bar = cutoff(list(rungs.values[epoch].values()), config.early_stopping)
+        bar = cutoff(list(rungs.values[epoch].values()), config.early_stopping) - margin
         correlation = audit.correlations.get(epoch, math.nan)
         rows.append(
             [
                 f"epoch\N{NO-BREAK SPACE}{epoch}",
                 str(len(decisions)),
-                str(len(decisions) - len(stopped) - len(kept)),
+                str(len(decisions) - len(stopped) - len(kept) - paused),
                 str(len(stopped)),
             ]
             + [numbers_text(kept, 6) or DASH]

@@ -84,9 +84,11 @@ def sweep_facts(data: SweepData) -> list[tuple[str, str]]:
     """Return the facts below the heading."""
     config, run = data.run.config, data.run
     started = len(run.own_trials)
-    going = sum(trial.state == TrialState.RUNNING for trial in run.own_trials)
+    paused = sum(trial.paused for trial in run.own_trials)
+    going = sum(trial.state == TrialState.RUNNING for trial in run.own_trials) - paused
     trials = f"{started} of {config.budget.trials} started"
     trials += f", {going} {'running' if data.state == 'running' else 'not ended'}" if going else ""
+    trials += f", {paused} paused" if paused else ""
     facts = [("state", STATES[data.state])]
     if note := config.record.to_dict().get("note"):
         facts.insert(0, ("note", data.privacy.text(note)))

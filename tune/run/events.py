@@ -25,6 +25,8 @@ class EventKind(StrEnum):
     TRIAL_WAITS = "trial_waits"  # for resources that others hold
     TRIAL_STOPPED = "trial_stopped"  # by early stopping
     TRIAL_KEPT = "trial_kept"  # early stopping would have stopped it
+    TRIAL_PAUSED = "trial_paused"  # at a rung, until all trials are there
+    TRIAL_PROMOTED = "trial_promoted"  # it is to go on from the rung
     TRIAL_ENDED = "trial_ended"  # complete, out of memory, failed, ...; also after TRIAL_STOPPED
     NEW_BEST = "new_best"
 

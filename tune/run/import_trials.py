@@ -18,7 +18,7 @@ from tune.run.results import Run, TrialResult, read_run, resolve_checkpoint
 from tune.search.journal import Journal, read_trials
 from tune.search.trial_progress import Progress
 from tune.spec.run_record import DEFAULT_STUDY_NAME
-from tune.spec.sweep_config import SweepConfig
+from tune.spec.sweep_config import RULE_OF_OLDER_RUNS, SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -69,6 +69,8 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     new = other.with_train(own | recipe).with_record(**old.record.to_dict())
     what = "space" if new.space != old.space else "searcher"
     if what == "searcher" and new.searcher.type == old.searcher.type:
+        rule = {name: getattr(old.early_stopping, name) for name in RULE_OF_OLDER_RUNS}
+        new = new.model_copy(update={"early_stopping": new.early_stopping.model_copy(update=rule)})
         logger.info(f"the space is that of {run.folder} already: goes on with the same study")
         return new
     new = new.with_record(study=next_name(old.record.study))
@@ -196,9 +198,9 @@ def differences(one: SweepConfig, other: SweepConfig, *, hashes: bool) -> list[s
 def comparability_key(config: SweepConfig) -> dict[str, Any]:
     """Return all values that the meaning of a score or of a rung depends on, by their place in study.yaml.
 
-    The audit is not among them: trials that it lets go on set no bar for others.
+    Of `early_stopping:` these are the epochs of the rungs, not who is stopped there.
     """
-    stopping = config.early_stopping.model_dump(exclude={"audit"})
+    stopping = config.early_stopping.model_dump(exclude={"audit", *RULE_OF_OLDER_RUNS})
     return {
         "study.metric": config.objective.metric,
         "study.seed": config.seed,

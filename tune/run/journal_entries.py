@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,14 +42,32 @@ def read_entries(run: Run, *, earlier: bool = False) -> list[dict[str, Any]]:
     return [{**entry, "number": numbers[entry["trial_id"]]} for entry in entries if entry["trial_id"] in numbers]
 
 
+def attrs_in(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return the user attributes of a trial that an entry sets."""
+    return entry.get("user_attr" if entry["op_code"] == SET_USER_ATTR else "user_attrs") or {}
+
+
+def scores_in(entry: dict[str, Any]) -> dict[int, float]:
+    """Return the scores of validated epochs that an entry tells, by epoch; in a sweep with a cost the last ones."""
+    if entry["op_code"] == journal_file.SET_INTERMEDIATE_VALUE:
+        return {int(entry["step"]): entry["intermediate_value"]}
+    values = {int(epoch): value for epoch, value in (entry.get("intermediate_values") or {}).items()}
+    return values or Progress.from_attrs(attrs_in(entry)).recent
+
+
 @dataclass(frozen=True)
 class RecordedReport:
-    """A validated or last epoch of a trial. best: the best score so far. last: the trial ended by itself with it."""
+    """A validated or last epoch of a trial.
+
+    best: the best score so far. last: the trial ended by itself with it. score: None if it was not validated, or if the
+    trial was imported into a sweep with a cost.
+    """
 
     number: int
     epoch: int
     best: float
     last: bool
+    score: float | None
 
 
 def reports_in(entries: Sequence[dict[str, Any]]) -> Iterator[RecordedReport]:
@@ -57,21 +75,23 @@ def reports_in(entries: Sequence[dict[str, Any]]) -> Iterator[RecordedReport]:
 
     Reports before a trial's first validated epoch are left out.
     """
-    reached: dict[int, int] = {}
+    reached, scores = dict[int, int](), defaultdict[int, dict[int, float]](dict)
     for entry in entries:
-        number = entry["number"]
-        attrs = entry.get("user_attr" if entry["op_code"] == SET_USER_ATTR else "user_attrs") or {}
+        number, attrs = entry["number"], attrs_in(entry)
+        scores[number] |= scores_in(entry)
         if "progress" not in attrs:
             continue
         progress = Progress.from_attrs(attrs)
         if entry["op_code"] != SET_USER_ATTR:
-            yield from (report for report in _imported(entry, progress) if report.epoch > reached.get(number, 0))
+            reports = _imported(entry, progress, scores[number])
+            yield from (report for report in reports if report.epoch > reached.get(number, 0))
         elif progress.epoch > reached.get(number, 0) and progress.best is not None:
-            yield RecordedReport(number, progress.epoch, progress.best.score, bool(progress.end_reason))
+            score = scores[number].get(progress.epoch)
+            yield RecordedReport(number, progress.epoch, progress.best.score, bool(progress.end_reason), score)
         reached[number] = max(progress.epoch, reached.get(number, 0))
 
 
-def _imported(entry: dict[str, Any], progress: Progress) -> Iterator[RecordedReport]:
+def _imported(entry: dict[str, Any], progress: Progress, scores: dict[int, float]) -> Iterator[RecordedReport]:
     """Yield the reports of a trial that came in with all its epochs; in a sweep with a cost those at its rungs only."""
     values = {int(epoch): value for epoch, value in (entry.get("intermediate_values") or {}).items()}
     values = values or {epoch: decided.value for epoch, decided in rung_decisions(entry["user_attrs"]).items()}
@@ -79,4 +99,4 @@ def _imported(entry: dict[str, Any], progress: Progress) -> Iterator[RecordedRep
     for epoch in sorted(values):
         best = max(best, values[epoch])
         last = epoch == progress.epoch and bool(progress.end_reason)
-        yield RecordedReport(entry["number"], epoch, best, last)
+        yield RecordedReport(entry["number"], epoch, best, last, scores.get(epoch))

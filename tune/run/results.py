@@ -17,9 +17,9 @@ from trainable.core.options import make_config, words_of
 from trainable.data.split import Split, load_split, seen_line
 from trainable.training.epoch_result import EndReason
 from tune.run.run_dir import RunDir
-from tune.search.asha import Kept, RungDecision
+from tune.search.asha import PAUSE, Kept, RungDecision
 from tune.search.journal import read_trials
-from tune.search.trial_progress import Progress, rung_decisions
+from tune.search.trial_progress import Progress, known_scores, rung_decisions
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
@@ -42,8 +42,8 @@ class TrialResult:
     metric, if the sweep has one. imported_from: run and number under which an imported trial ran first, else "".
     outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
     space, else empty. waits: it waits for resources that others hold. rungs: what early stopping decided, by epoch.
-    interrupted: it has not ended, and nothing drives it. intermediate: score of each validated epoch, empty if the
-    sweep has a cost, see trial_curve.
+    interrupted: it has not ended, and nothing drives it. intermediate: score of each validated epoch, of the
+    last ones if the sweep has a cost, see trial_curve.
     """
 
     number: int
@@ -92,7 +92,7 @@ class TrialResult:
             rungs=rung_decisions(attrs),
             error=attrs.get("error", attrs.get("hung", "")) if frozen.state == TrialState.FAIL else "",
             interrupted=frozen.state == TrialState.RUNNING and not driven,
-            intermediate=frozen.intermediate_values,
+            intermediate=known_scores(frozen),
         )
 
     @property
@@ -109,13 +109,18 @@ class TrialResult:
         return next((epoch for epoch in sorted(self.rungs) if self.rungs[epoch].is_stop), None)
 
     @property
+    def paused(self) -> bool:
+        """Whether the trial waits at a rung until early stopping has decided on it."""
+        return self.state == TrialState.RUNNING and any(rung.decision == PAUSE for rung in self.rungs.values())
+
+    @property
     def kept(self) -> Kept:
         """Why the trial went on though it would have been stopped; "" if it was stopped or let through."""
         return next((decided.kept for decided in self.rungs.values() if decided.kept), "")
 
     @property
     def status(self) -> str:
-        """How the trial ended, in a few words; "running", "waiting" or "interrupted" if it has not."""
+        """How the trial ended, in a few words; "running", "waiting", "paused" or "interrupted" if it has not."""
         if self.state == TrialState.PRUNED:
             return "not finite" if self.end_reason == EndReason.NON_FINITE else "stopped early"
         if self.state == TrialState.COMPLETE:
@@ -124,6 +129,8 @@ class TrialResult:
             return "outside the space"
         if self.state == TrialState.FAIL:
             return "failed"
+        if self.paused:
+            return "paused"
         if self.interrupted:
             return "interrupted"
         return "waiting" if self.waits else "running"

@@ -52,7 +52,9 @@ def checkpoint_files(config: SweepConfig, slots: int) -> tuple[int, int]:
     recipe = config.base_config()
     averaged = bool(recipe.ema_decay) or any(option.name == "ema_decay" for option in config.space.parameters)
     size = count_parameters(recipe) * (CHECKPOINT_BYTES_PER_PARAMETER + AVERAGE_BYTES_PER_PARAMETER * averaged)
-    files = 2 * NUM_TO_KEEP * min(slots, config.budget.trials) + config.budget.trials + 1  # running, ended, RUN/best
+    trials, running = config.budget.trials, min(slots, config.budget.trials)
+    ended = 2 * trials if config.early_stopping.type == "promote" else trials  # paused ones keep a whole checkpoint
+    files = 2 * NUM_TO_KEEP * running + ended + 1  # and RUN/best
     return files, size
 
 
@@ -65,9 +67,9 @@ class Retention:
     """Deletes the checkpoints that no trial needs any more.
 
     A trial that runs, failed or is outside a changed space keeps its last two checkpoints, each of best_model.pth and,
-    if that is newer, latest.pth. A complete trial keeps its best_model.pth, and so does a stopped one that is the
-    winner or among the first keep_top of Run.ranking. Other stopped trials keep nothing, no pictures either. Imported
-    trials are skipped.
+    if that is newer, latest.pth; a paused one keeps the last. A complete trial keeps its best_model.pth, and so does a
+    stopped one that is the winner or among the first keep_top of Run.ranking. Other stopped trials keep nothing, no
+    pictures either. Imported trials are skipped.
 
     On a local storage Ray itself deletes a running trial's older checkpoints when it writes the next. On a URI Ray
     keeps all, because a snapshot may name an old one; there `apply` deletes them. Call it only after a snapshot of this
@@ -79,7 +81,8 @@ class Retention:
         self.base, self.keep_top = base.rstrip("/"), run.config.resources.keep_top
         self.attempts = run.config.record.attempts
         self.prunes_running = "://" in run.storage
-        self.pruned_up_to: dict[int, str] = {}  # trial -> its last checkpoint when its older ones were deleted
+        # trial -> its last checkpoint when its older ones were deleted, and whether it was paused then
+        self.pruned_up_to: dict[int, tuple[str, bool]] = {}
         self.settled: set[int] = set()  # trials with nothing left to delete, regardless of the others
         self.settled_in_top: set[int] = set()  # trials with nothing left to delete while they are among the best
 
@@ -90,9 +93,10 @@ class Retention:
             if trial.imported_from or trial.checkpoint is None or trial.number in self.settled:
                 continue
             if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-                if self.prunes_running and self.pruned_up_to.get(trial.number) != trial.checkpoint:
-                    self.prune_running(trial.checkpoint)
-                    self.pruned_up_to[trial.number] = trial.checkpoint
+                keep, pruned = 1 if trial.paused else NUM_TO_KEEP, (trial.checkpoint, trial.paused)
+                if (self.prunes_running or trial.paused) and self.pruned_up_to.get(trial.number) != pruned:
+                    self.prune_running(trial.checkpoint, keep)
+                    self.pruned_up_to[trial.number] = pruned
                 continue
             finished, in_top = trial.state == TrialState.COMPLETE, trial.number in top
             if in_top and trial.number in self.settled_in_top:
@@ -102,14 +106,14 @@ class Retention:
             if self.prune_ended(trial, keep_best=finished or in_top):
                 (self.settled if finished or not in_top else self.settled_in_top).add(trial.number)
 
-    def prune_running(self, last: str) -> None:
-        """Delete the checkpoints that are older than `last`, in the same folder, except the newest of the older ones.
+    def prune_running(self, last: str, keep: int = NUM_TO_KEEP) -> None:
+        """Delete the checkpoints that are older than `last`, in the same folder, so that at least `keep` are left.
 
         last: path of a checkpoint below the storage.
         """
         trial_folder = f"{self.base}/{PurePosixPath(last).parent}"
         older = [path for path in self.folders_in(trial_folder) if path < f"{self.base}/{last}"]
-        for folder in older[: 1 - NUM_TO_KEEP]:
+        for folder in older[: len(older) + 1 - keep]:
             self.files.delete_dir(folder)
 
     def prune_ended(self, trial: TrialResult, *, keep_best: bool) -> bool:

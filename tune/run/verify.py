@@ -17,10 +17,10 @@ from trainable.training.training_dir import BEST
 from trainable.training.training_log import read_rows
 from tune.run.journal_entries import read_entries
 from tune.run.results import Run, resolve_checkpoint
-from tune.search.asha import RungDecision, Rungs, rung_epochs
+from tune.run.verify_decisions import check_decisions
 from tune.search.journal import read_trials
-from tune.search.journal_file import SET_STATE, SET_USER_ATTR
-from tune.search.trial_progress import Progress, find_default, rung_decisions, stopped_at
+from tune.search.journal_file import SET_STATE
+from tune.search.trial_progress import Progress, stopped_at
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from trainable.evaluation.metrics import Scores
@@ -46,7 +46,7 @@ def verify(run: Run) -> dict[str, list[Finding]]:
         "epochs, none lost or duplicated": lambda: (text for trial in own for text in check_epochs(run, trial)),
         "scores per case, whose means are those of metrics.csv": lambda: check_case_scores(run, own),
         "states and scores, those of the reports": lambda: (text for trial in own for text in check_state(run, trial)),
-        "decisions, right for the scores at each rung": lambda: check_decisions(run, trials, entries),
+        "decisions, right for the scores at each rung": lambda: check_decisions(run.config, trials, entries),
         "checkpoints, of the epochs in the journal": lambda: (
             text for trial in own for text in check_checkpoints(run, trial)
         ),
@@ -171,42 +171,6 @@ def check_state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
     scored = trial.state == TrialState.COMPLETE and progress.end_reason != EndReason.OUT_OF_MEMORY
     if scored and trial.values[0] != score:
         yield f"trial {trial.number} was reported to Optuna with {trial.values[0]}, its best score is {score}"
-
-
-def check_decisions(run: Run, trials: list[FrozenTrial], entries: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Replay early stopping in the order of the journal.
-
-    Check each decision that was made here against the scores that its rung had at that moment, and that each trial has
-    a decision at each rung that it went past.
-    """
-    rungs, known = Rungs(run.config), set[tuple[int, int]]()
-    default = find_default(trials, run.config)
-    for entry in entries:
-        number, attrs = entry["number"], entry.get("user_attr" if entry["op_code"] == SET_USER_ATTR else "user_attrs")
-        for epoch, decided in sorted(rung_decisions(attrs or {}).items()):
-            if (number, epoch) in known:
-                continue
-            known.add((number, epoch))
-            expected = rungs.decide(number, epoch, decided.value, default=number == default)
-            if entry["op_code"] == SET_USER_ATTR and decided != expected:
-                actual, right = describe(decided), describe(expected)
-                had = rungs.values.get(epoch, {})
-                yield f"trial {number} at rung {epoch}: {actual} with {decided.value}, not {right}; the rung had {had}"
-            rungs.add(number, epoch, decided)
-    for trial in trials:
-        progress = Progress.from_attrs(trial.user_attrs)
-        passed = [epoch for epoch in rung_epochs(run.config) if epoch <= progress.epoch]
-        if progress.end_reason and passed and passed[-1] == progress.epoch:
-            passed.pop()  # it ended there by itself
-        recorded = sorted(rung_decisions(trial.user_attrs))
-        pending = trial.state == TrialState.RUNNING and passed[:-1] == recorded
-        if "outside" not in trial.user_attrs and recorded != passed and not pending:
-            yield f"trial {trial.number} reached epoch {progress.epoch}, but was decided at the rungs {recorded}"
-
-
-def describe(decided: RungDecision) -> str:
-    """Return a decision as one word, with the reason if a trial goes on that would have been stopped."""
-    return decided.decision + (f" (kept: {decided.kept})" if decided.kept else "")
 
 
 def check_checkpoints(run: Run, trial: FrozenTrial) -> Iterator[Finding]:

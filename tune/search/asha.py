@@ -1,7 +1,7 @@
 """Early stopping, without Ray: rungs, cutoffs, and the stops that are not carried out.
 
-ASHA in its stopping variant (Li et al. 2020, https://arxiv.org/abs/1810.05934), and the median rule (Golovin et al.
-2017, https://doi.org/10.1145/3097983.3098043).
+ASHA in its stopping variant (Li et al. 2020, https://arxiv.org/abs/1810.05934), the median rule (Golovin et al. 2017,
+https://doi.org/10.1145/3097983.3098043), and promotion: all trials pause at one rung, and the best ones go on.
 
 The scheduler decides with Rungs while a sweep runs, `voxtune verify` replays the decisions with it, and `voxtune
 simulate` replays the curves of a sweep under other rules.
@@ -9,19 +9,23 @@ simulate` replays the curves of a sweep under other rules.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Final, Literal
 
 import numpy as np
 
+from tune.search.score_noise import RECENT_SCORES, score_noise
 from tune.spec.sections import EarlyStopping
 from tune.spec.sweep_config import SweepConfig
 
-Decision = Literal["STOP", "CONTINUE"]
+Decision = Literal["STOP", "CONTINUE", "PAUSE"]
 Kept = Literal["", "default", "audit"]  # why a trial goes on that would have been stopped
 STOP: Final = "STOP"
 CONTINUE: Final = "CONTINUE"
+PAUSE: Final = "PAUSE"  # until all trials have come to the rung; then one of the others
 MEDIAN_MIN_TRIALS = 3  # a median of fewer scores says little
 AUDIT_STREAM = 7  # sets the draws of the audit apart from others of the study's seed
 
@@ -33,7 +37,8 @@ class RungDecision:
     value: the trial's best score up to that rung. kept: "" unless the trial would have been stopped here or at an
     earlier rung; then the decision is CONTINUE, and kept says why: it is the trial of the default recipe, or drawn by
     the audit. needed: the lowest value with which the trial would have gone on; None if it was compared with none, or
-    in a run of an older version. among: number of earlier values that it was compared with.
+    in a run of an older version. among: number of other values that it was compared with. margin: by how much `needed`
+    is below the cutoff.
     """
 
     value: float
@@ -41,6 +46,7 @@ class RungDecision:
     kept: Kept = ""
     needed: float | None = field(default=None, compare=False)
     among: int = field(default=0, compare=False)
+    margin: float = field(default=0.0, compare=False)
 
     @property
     def is_stop(self) -> bool:
@@ -56,42 +62,51 @@ def rung_epochs(config: SweepConfig) -> tuple[int, ...]:
             return ()
         case "median":
             return tuple(range(stopping.grace_period, epochs, config.fixed("val_freq")))
+        case "promote":
+            rung = pause_epoch(config)
+            return (rung,) if rung < epochs else ()
     rungs = [stopping.grace_period]
     while rungs[-1] < epochs:
         rungs.append(rungs[-1] * stopping.reduction_factor)
     return tuple(rungs[:-1])
 
 
+def pause_epoch(config: SweepConfig) -> int:
+    """Return the epoch at which `promote` pauses trials: the validated one nearest to epochs / reduction_factor.
+
+    It is the first one from grace_period on if that is later.
+    """
+    stopping, val_freq = config.early_stopping, int(config.fixed("val_freq"))
+    validations = round(config.fixed("epochs") / stopping.reduction_factor / val_freq)
+    return val_freq * max(1, validations, math.ceil(stopping.grace_period / val_freq))
+
+
 def cutoff_rule(stopping: EarlyStopping) -> tuple[float, int]:
-    """Return which quantile the cutoff is, and of how many values at least."""
-    return (0.5, MEDIAN_MIN_TRIALS) if stopping.type == "median" else (1 - 1 / stopping.reduction_factor, 1)
+    """Return which quantile the cutoff of asha or median is, and of how many values at least."""
+    if stopping.type == "median":
+        return 0.5, max(MEDIAN_MIN_TRIALS, stopping.min_trials)
+    return 1 - 1 / stopping.reduction_factor, stopping.min_trials
 
 
 def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
-    """Return the lowest score with which a trial goes on at a rung: a quantile of `values`, interpolated.
+    """Return the score that a trial at a rung is measured by, from which the margin is still to be subtracted.
 
-    For ASHA the best 1 / reduction_factor of the values reach it, for the median rule the better half.
+    For ASHA the best 1 / reduction_factor of the values reach it, for the median rule the better half: it is a quantile
+    of the values, interpolated. For promotion it is the lowest of the best 1 / reduction_factor, rounded up.
 
     Args:
-        values: scores of the trials that reached this rung earlier.
+        values: scores of the trials that reached this rung earlier; for promotion those of all trials at the rung.
         stopping: the section `early_stopping:`.
 
     Returns:
-        -inf if there are too few values: none for ASHA, fewer than MEDIAN_MIN_TRIALS for the median rule.
+        -inf if there are fewer values than min_trials, or for the median rule than MEDIAN_MIN_TRIALS; for promotion if
+        there are none.
     """
+    if stopping.type == "promote":
+        worse = len(values) * (stopping.reduction_factor - 1) // stopping.reduction_factor
+        return sorted(values)[worse] if values else -np.inf
     quantile, min_trials = cutoff_rule(stopping)
     return float(np.quantile(np.asarray(values), quantile)) if len(values) >= min_trials else -np.inf
-
-
-def decide(value: float, values_at_rung: Sequence[float], stopping: EarlyStopping) -> Decision:
-    """Return STOP for a trial that reaches a rung with a score below the cutoff, else CONTINUE.
-
-    Args:
-        value: the trial's best score so far, since that is what a trial is judged by in the end.
-        values_at_rung: the same of the trials that reached this rung earlier.
-        stopping: the section `early_stopping:`.
-    """
-    return STOP if value < cutoff(values_at_rung, stopping) else CONTINUE
 
 
 def audited(config: SweepConfig, number: int) -> bool:
@@ -113,15 +128,46 @@ class Rungs:
     Attributes:
         values: value of each trial that counts, by rung and number.
         kept: why each trial goes on that would have been stopped, by number.
+        scores: the last validated scores of each trial, by number and epoch; none unless the margin is estimated.
     """
 
     def __init__(self, config: SweepConfig) -> None:
         self.config = config
         self.values: dict[int, dict[int, float]] = {epoch: {} for epoch in rung_epochs(config)}
         self.kept: dict[int, Kept] = {}
+        self.scores: dict[int, dict[int, float]] = {}
+        self._noise: dict[int, float] = {}  # of the scores of each trial that has enough of them
+
+    def observe(self, number: int, epoch: int, score: float) -> None:
+        """Note the score of a trial's validated epoch; one that is known already changes nothing."""
+        if self.config.early_stopping.margin != "auto":
+            return
+        scores = self.scores.setdefault(number, {})
+        if epoch <= max(scores, default=0):
+            return
+        scores[epoch] = score
+        if len(scores) > RECENT_SCORES:
+            del scores[min(scores)]
+        if (noise := score_noise(list(scores.values()))) is not None:
+            self._noise[number] = noise
+
+    @property
+    def margin(self) -> float:
+        """By how much a trial may be below the cutoff now: the median of the trials' noise, unless it is a number."""
+        margin = self.config.early_stopping.margin
+        if margin == "auto":
+            return median(self._noise.values()) if self._noise else 0.0
+        return margin
 
     def decide(
-        self, number: int, epoch: int, value: float, *, default: bool = False, earlier: Sequence[float] | None = None
+        self,
+        number: int,
+        epoch: int,
+        value: float,
+        *,
+        default: bool = False,
+        earlier: Sequence[float] | None = None,
+        margin: float | None = None,
     ) -> RungDecision:
         """Return what becomes of a trial that reaches a rung; nothing is noted.
 
@@ -131,14 +177,39 @@ class Rungs:
             value: the trial's best score so far.
             default: whether it is the trial of the default recipe.
             earlier: the values that it is compared with; None for those noted at the rung.
+            margin: None for the one that the scores so far tell.
         """
         if number in self.kept:
             return RungDecision(value, CONTINUE, self.kept[number])
+        if self.config.early_stopping.type == "promote":
+            return RungDecision(value, PAUSE)
         if earlier is None:
             earlier = list(self.values.get(epoch, {}).values())
+        margin = self.margin if margin is None else margin
         bar = cutoff(earlier, self.config.early_stopping)
-        compared = (bar, len(earlier)) if bar > -np.inf else ()
-        if value >= bar:
+        return self._compared(number, value, bar, len(earlier), margin, default=default)
+
+    def decide_paused(
+        self, number: int, epoch: int, value: float, *, default: bool = False, values: Sequence[float] | None = None
+    ) -> RungDecision:
+        """Return what becomes of a trial that is paused at a rung, once all trials have come to it or have ended.
+
+        Args:
+            number, epoch, value, default: as for decide.
+            values: of all trials at the rung, this one's too; None for those noted.
+        """
+        if values is None:
+            values = list(self.values.get(epoch, {}).values())
+        bar = cutoff(values, self.config.early_stopping)
+        return self._compared(number, value, bar, len(values) - 1, 0.0, default=default)
+
+    def _compared(
+        self, number: int, value: float, bar: float, among: int, margin: float, *, default: bool
+    ) -> RungDecision:
+        if bar == -np.inf:
+            return RungDecision(value, CONTINUE)
+        compared = (bar - margin, among, margin)
+        if value >= bar - margin:
             return RungDecision(value, CONTINUE, "", *compared)
         if default and self.config.protect_default:
             return RungDecision(value, CONTINUE, "default", *compared)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any, cast
 
 import optuna
 from optuna.search_space import IntersectionSearchSpace
-from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.core.brats import REGIONS
@@ -23,7 +21,8 @@ from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journa
 from tune.search.journal_reader import load_trials
 from tune.search.optuna_compat import set_intermediate_value, trial_id
 from tune.search.sampler import make_sampler, next_untried
-from tune.search.trial_progress import BestEpoch, Progress, stopped_at, with_decision
+from tune.search.sampler_storage import SamplerStorage
+from tune.search.trial_progress import BestEpoch, Progress, error_summary, paused_at, stopped_at, with_decision
 from tune.spec.kinds import encode
 from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.sweep_config import SweepConfig
@@ -54,16 +53,6 @@ def read_trials(run_dir: Path, study_name: str = DEFAULT_STUDY_NAME) -> list[Fro
     return [frozen for frozen in trials if frozen.state != TrialState.WAITING]
 
 
-def error_summary(error: str) -> str:
-    """Return the last line of a traceback that names an error, which other lines may follow.
-
-    Without such a line it is the last line; "unknown error" for an empty text.
-    """
-    lines = error.strip().splitlines() or ["unknown error"]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
-    return (named or lines)[-1]
-
-
 class Journal:
     """Proposes trials, records what they report, and reports to Optuna how they ended.
 
@@ -91,12 +80,12 @@ class Journal:
             if cut := truncate_partial_line(path):
                 logger.warning(f"{path}: cut half a line ({cut} bytes) that a crash left")
             check_journal(path)
-        name, storage = config.record.study, JournalStorage(AtomicJournalBackend(path))
-        if reset and name in optuna.get_all_study_names(storage):
-            optuna.delete_study(study_name=name, storage=storage)
+        self.storage, name = SamplerStorage(AtomicJournalBackend(path)), config.record.study
+        if reset and name in optuna.get_all_study_names(self.storage):
+            optuna.delete_study(study_name=name, storage=self.storage)
         self.study = optuna.create_study(
             study_name=name,
-            storage=storage,
+            storage=self.storage,
             directions=["maximize", "minimize"] if config.objective.cost else ["maximize"],
             load_if_exists=True,
         )
@@ -158,12 +147,13 @@ class Journal:
         """Return a new trial: its number and the values of its searched options, without inactive ones.
 
         The sampler is seeded from the study's seed and the trial's number, so that a proposal depends on what is known
-        and not on when the sweep was interrupted.
+        and not on when the sweep was interrupted. It sees paused trials as stopped ones.
         """
-        trials = self.trials()
-        self._enqueue_untried(trials)
-        self.study.sampler = make_sampler(self.config, len(trials), self.search_space, trials)
-        return self._propose(self.study.ask())
+        with self.storage.sampling():
+            trials = self.trials()
+            self._enqueue_untried(trials)
+            self.study.sampler = make_sampler(self.config, len(trials), self.search_space, trials)
+            return self._propose(self.study.ask())
 
     def _enqueue_untried(self, trials: Sequence[FrozenTrial]) -> None:
         """Have the next trial try a recipe that none has, if the sweep's trials exhaust the space.
@@ -182,7 +172,8 @@ class Journal:
     def reattach(self) -> list[tuple[int, dict[str, Any]]]:
         """Return the trials that an interrupted sweep left running, each as ask returns a new one.
 
-        A running trial whose end is in the journal is reported to Optuna as ended, and not returned.
+        A running trial whose end is in the journal is reported to Optuna as ended, and not returned. A paused one is
+        not returned either, see paused.
         """
         interrupted, trials = [], self.trials()
         for frozen in trials:
@@ -192,9 +183,19 @@ class Journal:
             number, values = self._propose(Trial(self.study, trial_id(frozen)))
             if self.stopped(number) or self.progress(number).end_reason or "hung" in frozen.user_attrs:
                 self.tell(number)
-            else:
+            elif paused_at(frozen.user_attrs) is None:
                 interrupted.append((number, values))
         return interrupted
+
+    def paused(self) -> dict[int, int]:
+        """Return the epoch at which each trial pauses that does, by number."""
+        found = {number: paused_at(self.attrs(number)) for number in self._running}
+        return {number: epoch for number, epoch in found.items() if epoch is not None}
+
+    @property
+    def running(self) -> set[int]:
+        """The numbers of the trials that were handed out and have not ended, paused ones included."""
+        return set(self._running)
 
     def _propose(self, trial: Trial) -> tuple[int, dict[str, Any]]:
         self._running[trial.number] = trial
@@ -242,7 +243,9 @@ class Journal:
                 case_scores=before.case_scores + ("case_scores" in report),
             )
             score = self.config.objective.score
-            if score in report and not self.config.objective.cost:  # with two objectives Optuna takes none of these
+            if score in report and self.config.objective.cost:  # with two objectives Optuna takes none of these
+                progress = progress.with_recent(epoch, float(report[score]))
+            elif score in report:
                 set_intermediate_value(self.study, trial, epoch, float(report[score]))
             if score in report and report["best_epoch"] == epoch:
                 scores = cast(Mapping[str, float], report)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from optuna.trial import FrozenTrial
 
 from trainable.training.epoch_result import EndReason
-from tune.search.asha import STOP, RungDecision
+from tune.search.asha import PAUSE, STOP, RungDecision
+from tune.search.score_noise import RECENT_SCORES
 from tune.spec.sweep_config import SweepConfig
 
 
@@ -30,6 +32,7 @@ class Progress:
     ended by itself, NONE if it did not. checkpoint: path of the newest one below the run's storage. best: None until an
     epoch is validated. device: name of the GPU or CPU that trained it last, None if no epoch is reported. data: hash of
     the cases that it was scored on, None if unknown. case_scores: number of epochs whose scores per case were reported.
+    recent: the scores of the last validated epochs, by epoch, in a sweep with a cost, of which Optuna takes no scores.
     extra: keys of other versions of voxtune, kept as they are.
     """
 
@@ -41,6 +44,7 @@ class Progress:
     device: str | None = None
     data: str | None = None
     case_scores: int = 0
+    recent: dict[int, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -57,6 +61,7 @@ class Progress:
             device=stored.pop("device", None),
             data=stored.pop("data", None),
             case_scores=stored.pop("case_scores", 0),
+            recent={int(epoch): score for epoch, score in stored.pop("recent", {}).items()},
             extra=stored,
         )
 
@@ -75,7 +80,14 @@ class Progress:
             stored["data"] = self.data
         if self.case_scores:
             stored["case_scores"] = self.case_scores
+        if self.recent:
+            stored["recent"] = {str(epoch): score for epoch, score in self.recent.items()}
         return {**stored, **self.extra}
+
+    def with_recent(self, epoch: int, score: float) -> Self:
+        """Return a copy with one more score in `recent`, of the last RECENT_SCORES epochs."""
+        recent = dict([*self.recent.items(), (epoch, score)][-RECENT_SCORES:])
+        return replace(self, recent=recent)
 
     @property
     def best_score(self) -> float | None:
@@ -88,7 +100,12 @@ def rung_decisions(attrs: Mapping[str, Any]) -> dict[int, RungDecision]:
     stored = attrs.get("rungs") or {}
     return {
         int(epoch): RungDecision(
-            rung["value"], rung["decision"], rung.get("kept", ""), rung.get("needed"), rung.get("among", 0)
+            rung["value"],
+            rung["decision"],
+            rung.get("kept", ""),
+            rung.get("needed"),
+            rung.get("among", 0),
+            rung.get("margin", 0.0),
         )
         for epoch, rung in stored.items()
     }
@@ -99,6 +116,7 @@ def with_decision(attrs: Mapping[str, Any], epoch: int, decided: RungDecision) -
     rung: dict[str, Any] = {"value": decided.value, "decision": decided.decision}
     rung |= {"kept": decided.kept} if decided.kept else {}
     rung |= {"needed": decided.needed, "among": decided.among} if decided.needed is not None else {}
+    rung |= {"margin": decided.margin} if decided.margin else {}
     return {**attrs.get("rungs", {}), str(epoch): rung}
 
 
@@ -112,3 +130,26 @@ def find_default(trials: Iterable[FrozenTrial], config: SweepConfig) -> int | No
 def stopped_at(attrs: Mapping[str, Any]) -> int | None:
     """Return the epoch at which early stopping decided to stop a trial; None if it did not."""
     return next((epoch for epoch, rung in rung_decisions(attrs).items() if rung.decision == STOP), None)
+
+
+def paused_at(attrs: Mapping[str, Any]) -> int | None:
+    """Return the epoch at which a trial pauses until early stopping has decided on it; None if it does not."""
+    return next((epoch for epoch, rung in rung_decisions(attrs).items() if rung.decision == PAUSE), None)
+
+
+def known_scores(frozen: FrozenTrial) -> dict[int, float]:
+    """Return the scores of a trial's validated epochs that the journal has, by epoch, in a sweep with a cost the last.
+
+    See Progress.recent.
+    """
+    return frozen.intermediate_values or Progress.from_attrs(frozen.user_attrs).recent
+
+
+def error_summary(error: str) -> str:
+    """Return the last line of a traceback that names an error, which other lines may follow.
+
+    Without such a line it is the last line; "unknown error" for an empty text.
+    """
+    lines = error.strip().splitlines() or ["unknown error"]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
+    return (named or lines)[-1]

@@ -136,14 +136,30 @@ class Budget(Section):
 class EarlyStopping(Section):
     """When a trial that scores worse than the others is stopped."""
 
-    type: Literal["asha", "median", "none"] = Field(
-        "asha", description="asha and median compare trials at rungs; none lets all trials finish."
+    type: Literal["asha", "median", "promote", "none"] = Field(
+        "asha",
+        description="asha and median compare trials at rungs as they arrive; promote pauses all of them at one rung, "
+        "and trains the best ones on; none lets all trials finish.",
     )
-    grace_period: int = Field(1, ge=1, description="Epoch of the first rung.")
+    grace_period: int = Field(1, ge=1, description="Epoch of the first rung; of promote the earliest one of its rung.")
     reduction_factor: int = Field(
         3,
         ge=2,
-        description="ASHA: 1 of reduction_factor trials passes a rung; the next rung is reduction_factor times later.",
+        description="ASHA: 1 of reduction_factor trials passes a rung; the next rung is reduction_factor times later. "
+        "promote: 1 of reduction_factor trials is trained on, from the rung at epochs / reduction_factor.",
+    )
+    min_trials: int = Field(
+        1,
+        ge=1,
+        description="asha, median: a rung stops a trial only if that many trials were there before it.",
+    )
+    margin: Annotated[
+        float | Literal["auto"],
+        WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"const": "auto"}]}),
+    ] = Field(
+        0.0,
+        description="asha, median: Dice by which a trial may lie below the others without being stopped; auto takes "
+        "the noise of the trials' scores from one validation to the next.",
     )
     audit: float = Field(
         0.0,
@@ -152,6 +168,14 @@ class EarlyStopping(Section):
         description="Share of the trials that would be stopped that goes on to the end, to measure how often a stop is "
         "wrong.",
     )
+
+    @field_validator("margin", mode="plain")
+    @classmethod
+    def _dice_or_auto(cls, value: Any) -> Any:
+        """Accept auto, or a Dice."""
+        if value != "auto" and (type(value) not in (int, float) or not 0 <= value <= 1):
+            raise UnexpectedValueError("a Dice from 0 to 1, or 'auto'", ["auto"])
+        return value
 
 
 class Searcher(Section):

@@ -18,6 +18,7 @@ from tune.spec.space import ConfigErrors, KeyPath, Problem, Space
 from tune.spec.space_reader import read_space
 
 STUDY_FIELDS = ("seed", "protect_default", "confirm")  # fields of SweepConfig that the YAML has in `study:`
+RULE_OF_OLDER_RUNS = {"min_trials": 1, "margin": 0.0}  # of `early_stopping:`
 RESERVED_OPTIONS = {  # options of TrainConfig that `train:` may not contain, and why
     **dict.fromkeys(option_names(set_by="launch"), "launch sets it"),
     **{name: f"write study.{name}" for name in option_names(set_by="study")},
@@ -144,8 +145,9 @@ def make_sweep_config(values: dict[str, Any]) -> SweepConfig:
     if (mode := study.pop("mode", "max")) != "max":
         message = f"study.mode is {mode!r}; expected 'max'. Every score here is a Dice, which is maximised"
         problems.append((("study", "mode"), message))
-    if given.get("record"):  # a run that was begun before there was this option goes on as it began
+    if given.get("record"):  # a run that was begun before there were these options goes on as it began
         study.setdefault("protect_default", False)
+        given["early_stopping"] = {**RULE_OF_OLDER_RUNS, **given.get("early_stopping", {})}
     given |= _fields_of_study(study)
     searched = given.get("space", {})
     if not searched:
@@ -241,7 +243,7 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
     stopping, val_freq, epochs = config.early_stopping, config.fixed("val_freq"), config.fixed("epochs")
     path = ("early_stopping", "grace_period")
     message = f"early_stopping.grace_period is {stopping.grace_period}; expected"
-    if stopping.type != "none" and stopping.grace_period % val_freq:
+    if stopping.type in ("asha", "median") and stopping.grace_period % val_freq:
         yield path, f"{message} a multiple of train.val_freq ({val_freq}), for a rung compares validated epochs"
     if stopping.type != "none" and stopping.grace_period > epochs:
         yield path, f"{message} at most train.epochs ({epochs})"

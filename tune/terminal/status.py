@@ -66,12 +66,14 @@ def trial_table(
 
 
 def chosen_trials(run: Run, events: Sequence[Event]) -> dict[str, list[TrialResult]]:
-    """Return the trials of a large run that are shown, under their titles: running ones, the best, the last."""
-    going = [trial for trial in run.trials if trial.state == TrialState.RUNNING]
+    """Return the trials of a large run that are shown, under their titles: running, paused, the best, the last."""
+    going = [trial for trial in run.trials if trial.state == TrialState.RUNNING and not trial.paused]
+    paused = [trial for trial in run.ranking if trial.paused]
     ended = [trial for trial in run.ranking if trial.state != TrialState.RUNNING]
     last = ended_recently(run, events)[:SHOWN]
     parts = {
         f"{'running' if run.driven else 'interrupted'} ({len(going)})": going,
+        f"the best {min(SHOWN, len(paused))} of {len(paused)} that are paused": paused[:SHOWN],
         f"the best {min(SHOWN, len(ended))} of {len(ended)} that have ended with a score": ended[:SHOWN],
         f"the last {len(last)} that have ended": last,
     }

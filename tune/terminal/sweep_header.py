@@ -15,7 +15,7 @@ from tune.run.results import Run
 from tune.terminal.text_lines import flow
 
 UNITS = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
-ORDER = ("running", "waiting", "interrupted", "complete", "out of patience", "stopped early")
+ORDER = ("running", "waiting", "interrupted", "paused", "complete", "out of patience", "stopped early")
 
 
 def header_lines(run: Run, live: LiveState | None, events: Sequence[Event], width: int, now: float) -> list[str]:
@@ -96,7 +96,7 @@ def time_left_text(run: Run, live: LiveState | None, events: Sequence[Event], no
     """Return how long the sweep will go on, as a range; "" if it has ended or nothing drives it."""
     if not run.unfinished or not run.driven:
         return ""
-    running = sum(trial.state == TrialState.RUNNING for trial in run.trials)
+    running = sum(trial.state == TrialState.RUNNING and not trial.paused for trial in run.trials)
     left = estimate_time_left(run, (live.slots if live else None) or max(running, 1))
     if left is None:
         return "time left: known after the first epoch"

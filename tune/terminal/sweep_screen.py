@@ -42,11 +42,11 @@ def sweep_screen(
     lines = TrialLines(run, live, width)
     head = header_lines(run, live, events, width, time.time() if now is None else now)
     room = max(2, height - len(head) - 2)  # without the empty line and the names of the columns
-    running = [trial for trial in run.trials if trial.state == TrialState.RUNNING]
+    running = [trial for trial in run.trials if trial.state == TrialState.RUNNING and not trial.paused]
     news = min(MAX_EVENTS, room // 3, max(0, room - len(running) - 2))
     last = [event_line(event) for event in events if is_news(event)][-news:] if news else []
     rows = room - len(last) - bool(last)
-    best = [trial for trial in run.ranking if trial.state != TrialState.RUNNING]
+    best = [trial for trial in run.ranking if trial.state != TrialState.RUNNING or trial.paused]
     shown, more = running[:rows], ""
     if len(running) > rows:
         shown, more = running[: rows - 1], f"  ... and {len(running) - rows + 1} more that run"

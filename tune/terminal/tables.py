@@ -80,7 +80,8 @@ def print_space(config: SweepConfig) -> None:
         table.add_row(*row)
     make_console().print(table)
     rungs = ", ".join(map(str, rung_epochs(config)))
-    stopping = f"{config.early_stopping.type} at epochs {rungs}" if rungs else "no early stopping"
+    at = "epochs" if "," in rungs else "epoch"
+    stopping = f"{config.early_stopping.type} at {at} {rungs}" if rungs else "no early stopping"
     if rungs and config.early_stopping.audit:
         stopping += f", {100 * config.early_stopping.audit:g} % of the stops audited"
     gpu = "1 GPU, if there is one," if config.resources.gpu is None else f"{format_value(config.resources.gpu)} GPU"

@@ -9,7 +9,7 @@ from trainable.core.options import format_value, path_options
 from tune.analysis.trial_detail import RungResult, TrialDetail
 from tune.run.events import EventKind
 from tune.run.results import Run
-from tune.search.asha import STOP, rung_epochs
+from tune.search.asha import PAUSE, STOP, rung_epochs
 from tune.terminal.sparkline import plot
 from tune.terminal.sweep_screen import event_line, is_news
 from tune.terminal.tables import recipe_table
@@ -80,5 +80,5 @@ def rung_lines(detail: TrialDetail) -> list[str]:
 def rung_line(rung: RungResult) -> str:
     """Return what was decided at a rung: the score, what was needed to go on, and among how many trials."""
     needed = "-" if rung.needed is None else f"{rung.needed:.4f}"
-    decision = "stopped" if rung.decision == STOP else KEPT.get(rung.kept, "went on")
+    decision = {STOP: "stopped", PAUSE: "paused"}.get(rung.decision) or KEPT.get(rung.kept, "went on")
     return f"{rung.epoch:>6} {rung.value:7.4f} {needed:>7} {rung.among:>6}  {decision}"

@@ -134,8 +134,8 @@ def copy_sweep(client: MlflowClient, run: Run, copy: Any) -> None:
 
 
 def status_of(trial: TrialCopy) -> str:
-    """Return the status of MLflow for a trial; that of an interrupted one is KILLED until it goes on."""
-    return "KILLED" if trial.tags["status"] == "interrupted" else STATUS.get(trial.state, "FINISHED")
+    """Return the status of MLflow for a trial; that of an interrupted or paused one is KILLED until it goes on."""
+    return "KILLED" if trial.tags["status"] in ("interrupted", "paused") else STATUS.get(trial.state, "FINISHED")
 
 
 def finish(client: MlflowClient, copy: Any, status: str, end: int | None) -> None:

@@ -32,7 +32,7 @@ class CheckOutput(Document):
     trials: int = Field(description="study.trials.")
     epochs: int = Field(description="Epochs of a whole training.")
     searcher: str = Field(description="Who proposes recipes.")
-    early_stopping: str = Field(description="asha, median or none.")
+    early_stopping: str = Field(description="asha, median, promote or none.")
     rungs: list[int] = Field(description="Epochs at which trials are compared; empty without early stopping.")
     first_trials: list[dict[str, Any]] = Field(description="Options of the first trials, as far as known before.")
     default_trial: str = Field(description="How trial 0 differs from the default recipe, in words.")

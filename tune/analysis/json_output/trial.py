@@ -20,8 +20,8 @@ class RungItem(Document):
     needed: float | None = Field(
         description="Lowest value with which the trial went on; null if there was none to compare with."
     )
-    among: int = Field(description="Number of earlier values that it was compared with.")
-    decision: Literal["STOP", "CONTINUE"] = Field(description="What was decided.")
+    among: int = Field(description="Number of other values that it was compared with.")
+    decision: Literal["STOP", "CONTINUE", "PAUSE"] = Field(description="What was decided.")
     kept: str = Field(description='Why a trial went on that would have been stopped: "default", "audit" or "".')
 
 
