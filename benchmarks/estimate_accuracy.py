@@ -24,18 +24,18 @@ from tune.spec.sweep_file import load_sweep_config
 
 SMALL = ["train.target_shape=[24, 24, 24]", "train.patches_per_epoch=16", "train.depth=2"]
 SWEEPS: dict[str, list[str]] = {
-    "asha by 3, 12 trials, 9 epochs": ["study.trials=12", "study.seed=1"],
+    "asha by 3, 12 trials, 9 epochs": ["study.trials=12", "study.seed=11"],
     "asha by 2, 16 trials, 6 epochs": [
-        "study.trials=16", "study.seed=2", "train.epochs=6", "early_stopping.reduction_factor=2",
+        "study.trials=16", "study.seed=12", "train.epochs=6", "early_stopping.reduction_factor=2",
     ],
     "asha from epoch 2, validated every 2nd, 14 trials, 12 epochs": [
-        "study.trials=14", "study.seed=3", "train.epochs=12", "train.val_freq=2", "early_stopping.grace_period=2",
+        "study.trials=14", "study.seed=13", "train.epochs=12", "train.val_freq=2", "early_stopping.grace_period=2",
     ],
     "no early stopping, 6 trials, 5 epochs": [
-        "study.trials=6", "study.seed=4", "train.epochs=5", "early_stopping.type=none",
+        "study.trials=6", "study.seed=14", "train.epochs=5", "early_stopping.type=none",
     ],
     "median, 10 trials, 8 epochs, batches of 1 to 4": [
-        "study.trials=10", "study.seed=5", "train.epochs=8", "early_stopping.type=median",
+        "study.trials=10", "study.seed=15", "train.epochs=8", "early_stopping.type=median",
         "early_stopping.grace_period=2", "space.batch_size={choice: [1, 2, 4]}",
     ],
 }  # fmt: skip

@@ -106,26 +106,46 @@ def trend_of(pace: NDArray[np.float64], block: int) -> tuple[float, float]:
 
 def simulate_rest(run: Run, seen: Seen, slots: int, rng: Generator) -> float:
     """Return the seconds until the last trial has ended, in one simulation."""
-    last, every = run.config.fixed("epochs"), run.config.fixed("val_freq")
-    chances = stop_chances(run, seen, rng)
-    running = [trial for trial in run.own_trials if trial.state == TrialState.RUNNING]
+    last, rungs = run.config.fixed("epochs"), rung_epochs(run.config)
+    unfinished = [trial for trial in run.own_trials if trial.state == TrialState.RUNNING]
+    running = [trial for trial in unfinished if not trial.paused]
     done = np.array([trial.epoch for trial in running] + [0] * run.trials_left)
-    protected = np.array([is_protected(run, trial) for trial in running] + [False] * run.trials_left)
-    ends = draw_ends(done, last, {epoch: np.where(protected, 0.0, chance) for epoch, chance in chances.items()}, rng)
+    ends = draw_ends(done, last, chances_of_trials(run, running, seen, rng), rng)
     if seen.early:
         fails = rng.random(len(done)) < rng.beta(0.2 + len(seen.early), 1 + seen.ended - len(seen.early))
         ends = np.where(fails, np.minimum(ends, rng.choice(np.asarray(seen.early), len(done))), ends)
-    pace = seen.pace * math.exp(rng.normal(0, seen.drift)) * rng.choice(seen.speeds, len(done))
-    unreported = rng.uniform(0, every, len(running))  # epochs of the running trials since their last report
-    left = np.maximum(0, ends - done)
-    left[: len(running)] = np.maximum(0, left[: len(running)] - unreported)
-    seconds = (left * pace).tolist()
-    free = sorted(seconds[: len(running)], reverse=True)
-    free = [*free[:slots], *[0.0] * (slots - len(free))]
+    pauses = done < rungs[0] if run.config.early_stopping.type == "promote" and rungs else np.zeros(len(done), bool)
+    ends[pauses] = np.minimum(ends[pauses], rungs[0] if rungs else last)
+    left = (ends - done).clip(0).astype(float)
+    unreported = rng.uniform(0, run.config.fixed("val_freq"), len(running))  # epochs since a trial's last report
+    left[: len(running)] = (left[: len(running)] - unreported).clip(0)
+    pace = seen.pace * math.exp(rng.normal(0, seen.drift))
+    seconds = (left * pace * rng.choice(seen.speeds, len(done))).tolist()
+    end = last_end(seconds[: len(running)], seconds[len(running) :], slots)
+    at_rung = int(pauses.sum()) + len(unfinished) - len(running)
+    if not at_rung:
+        return end
+    promoted = -(-at_rung // run.config.early_stopping.reduction_factor) + run.config.protect_default
+    return end + last_end([], (pace * (last - rungs[0]) * rng.choice(seen.speeds, promoted)).tolist(), slots)
+
+
+def last_end(running: Sequence[float], waiting: Sequence[float], slots: int) -> float:
+    """Return the seconds until the last trial has ended, given those that each has left, the waiting ones in order."""
+    free = [*sorted(running, reverse=True)[:slots], *[0.0] * (slots - len(running))]
     heapq.heapify(free)
-    for length in seconds[len(running) :]:
+    for length in waiting:
         heapq.heapreplace(free, free[0] + GAP_SECONDS + length)
-    return max([*free, *seconds[: len(running)]])
+    return max([*free, *running])
+
+
+def chances_of_trials(
+    run: Run, running: Sequence[TrialResult], seen: Seen, rng: Generator
+) -> dict[int, NDArray[np.float64]]:
+    """Return the chance that each running and each future trial is stopped, (trials,), by the epoch of the rung."""
+    if run.config.early_stopping.type == "promote":
+        return {}
+    protected = np.array([is_protected(run, trial) for trial in running] + [False] * run.trials_left)
+    return {epoch: np.where(protected, 0.0, chance) for epoch, chance in stop_chances(run, seen, rng).items()}
 
 
 def draw_ends(

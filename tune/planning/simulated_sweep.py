@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from tune.planning.recipe_costs import Costs
-from tune.search.asha import Rungs, rung_epochs
+from tune.search.asha import CONTINUE, PAUSE, STOP, Decision, Rungs, rung_epochs
 from tune.spec.sweep_config import SweepConfig
 
 TURNOVER_SECONDS = 1.0  # from the last step of a trial to the start of the next in its process, see docs/speed.md
@@ -43,7 +43,7 @@ class CurveStyle:
     def draw(cls, rng: Generator) -> CurveStyle:
         """Return the style of a sweep."""
         rate = float(np.exp(rng.uniform(math.log(3), math.log(20))))
-        return cls(rng.uniform(0.005, 0.03), rate, rng.uniform(0.2, 0.7), rng.uniform(0.0, 2.0))
+        return cls(rng.uniform(0.005, 0.03), rate, rng.uniform(0.2, 0.7), rng.uniform(0.0, 3.0))
 
     def curve(self, epochs: Sequence[int], share: float, rng: Generator) -> NDArray[np.float64]:
         """Return the scores of a trial at these epochs, the last of which is the end.
@@ -76,87 +76,109 @@ class SimulatedSweep:
 
 @dataclass
 class SimulatedTrial:
-    """A trial of a simulated sweep: its curve, and how far it is."""
+    """A trial of a simulated sweep: its curve, and how far it is.
+
+    start: of its training, or when it went on after a pause. done: validated epochs. before: seconds of training before
+    its pause.
+    """
 
     number: int
     curve: NDArray[np.float64]
     start: float
     epoch_seconds: float
     validation_seconds: float
-    done: int = 0  # validated epochs
+    done: int = 0
+    before: float = 0.0
+
+    @property
+    def best(self) -> float:
+        """Its best score so far."""
+        return float(self.curve[: self.done].max())
 
 
-@dataclass
 class Simulator:
     """Runs one simulated sweep.
 
-    config: of the sweep. slots: number of trials at once. costs: of its recipes. rng: draws the curves and recipes.
+    config: of the sweep. slots: number of trials at once. costs: of its recipes. rng: draws curves and recipes.
     """
 
-    config: SweepConfig
-    slots: int
-    costs: Costs
-    rng: Generator
-    sweep: SimulatedSweep = field(default_factory=SimulatedSweep)
-
-    def __post_init__(self) -> None:
-        config = self.config
+    def __init__(self, config: SweepConfig, slots: int, costs: Costs, rng: Generator) -> None:
+        self.config, self.slots, self.costs, self.rng = config, slots, costs, rng
         last, every = config.fixed("epochs"), config.fixed("val_freq")
         self.validated = [*range(every, last, every), last]
-        self.style = CurveStyle.draw(self.rng)
-        self.speed = math.exp(self.rng.normal(0, SPEED_ERROR))
-        self.rungs = Rungs(config)
-        at_rungs = set(rung_epochs(config))
+        self.style, self.speed = CurveStyle.draw(rng), math.exp(rng.normal(0, SPEED_ERROR))
+        self.rungs, at_rungs = Rungs(config), set(rung_epochs(config))
         self.stops = [index for index, epoch in enumerate(self.validated) if epoch in at_rungs or epoch == last]
         self.patience = 0 if any(p.name == "patience" for p in config.space.parameters) else config.fixed("patience")
+        self.sweep = SimulatedSweep()
+        self.waiting = iter(range(config.trials_left(0, ())))
+        self.queue: list[tuple[float, int, int]] = []  # time of a decision, number, index of the validated epoch
+        self.running: dict[int, SimulatedTrial] = {}
+        self.paused: list[SimulatedTrial] = []
+        self.promoted: list[SimulatedTrial] = []  # that are to go on
 
     def run(self) -> SimulatedSweep:
         """Return what the sweep did."""
-        queue: list[tuple[float, int, int]] = []  # time of the next decision, number, index of the validated epoch
-        trials: dict[int, SimulatedTrial] = {}
-        waiting = iter(range(self.config.trials_left(0, ())))
         for _ in range(self.slots):
-            self.start(0.0, waiting, trials, queue)
-        while queue:
-            now, number, index = heapq.heappop(queue)
-            trial = trials[number]
-            if self.spent(now, trials, [(number, now), *((other, when) for when, other, _ in queue)]):
+            self.start(0.0)
+        while self.queue:
+            if self.spent(self.queue[0][0]):
                 break
+            now, number, index = heapq.heappop(self.queue)
+            trial = self.running[number]
             trial.done = index + 1
-            if self.goes_on(trial):
-                self.expect(now, trial, queue)
+            decision = self.decide(trial)
+            if decision == CONTINUE:
+                self.expect(now, trial)
                 continue
-            self.count(trial, now)
-            del trials[number]
-            self.start(now + TURNOVER_SECONDS, waiting, trials, queue)
+            del self.running[number]
+            if decision == PAUSE:
+                trial.before += now - trial.start
+                self.paused.append(trial)
+            else:
+                self.count(trial, now)
+            self.start(now + TURNOVER_SECONDS)
+            if not self.queue:
+                self.promote(now)
         return self.sweep
 
-    def start(
-        self,
-        now: float,
-        waiting: Iterator[int],
-        trials: dict[int, SimulatedTrial],
-        queue: list[tuple[float, int, int]],
-    ) -> None:
-        """Start the next trial, if there is one, with a recipe drawn from the space; the first one is the default."""
-        if (number := next(waiting, None)) is None:
-            return
-        size = self.costs.sizes[0 if number == 0 else int(self.rng.integers(len(self.costs.sizes)))]
-        curve = self.style.curve(self.validated, number / max(1, self.config.budget.trials), self.rng)
-        seconds, validation = self.costs.epoch_seconds(size), self.costs.validation_seconds(size)
-        trials[number] = SimulatedTrial(number, curve, now, self.speed * seconds, self.speed * validation)
-        self.sweep.trials += 1
-        self.expect(now + self.speed * self.costs.start_seconds(size), trials[number], queue)
+    def start(self, now: float) -> None:
+        """Let a promoted trial go on, or start the next one: the first with the default recipe, others with any."""
+        if self.promoted:
+            trial = self.promoted.pop(0)
+            trial.start, self.running[trial.number] = now, trial
+            self.expect(now, trial)
+        elif (number := next(self.waiting, None)) is not None:
+            sizes, costs = self.costs.sizes, self.costs
+            size = sizes[int(self.rng.integers(len(sizes))) if number else 0]
+            curve = self.style.curve(self.validated, number / self.config.budget.trials, self.rng)
+            seconds = (self.speed * costs.epoch_seconds(size), self.speed * costs.validation_seconds(size))
+            self.running[number] = SimulatedTrial(number, curve, now, *seconds)
+            self.sweep.trials += 1
+            self.expect(now + self.speed * costs.start_seconds(size), self.running[number])
 
-    def expect(self, now: float, trial: SimulatedTrial, queue: list[tuple[float, int, int]]) -> None:
+    def promote(self, now: float) -> None:
+        """Decide on the paused trials, all of which have come to their rung: the best go on first."""
+        for trial in sorted(self.paused, key=lambda one: -one.best):
+            epoch = self.validated[trial.done - 1]
+            decided = self.rungs.decide_paused(trial.number, epoch, trial.best, default=not trial.number)
+            if decided.decision == STOP:
+                trial.start = now
+                self.count(trial, now)
+            else:
+                self.promoted.append(trial)
+        self.paused = []
+        for _ in range(self.slots):
+            self.start(now + TURNOVER_SECONDS)
+
+    def expect(self, now: float, trial: SimulatedTrial) -> None:
         """Queue when a trial comes to its next rung, its end, or the end of its patience."""
         index = next(index for index in self.stops if index >= trial.done)
         index = min(index, self.out_of_patience(trial.curve, index))
         before = self.validated[trial.done - 1] if trial.done else 0
         seconds = (self.validated[index] - before) * trial.epoch_seconds
-        heapq.heappush(
-            queue, (now + seconds + (index + 1 - trial.done) * trial.validation_seconds, trial.number, index)
-        )
+        seconds += (index + 1 - trial.done) * trial.validation_seconds
+        heapq.heappush(self.queue, (now + seconds, trial.number, index))
 
     def out_of_patience(self, curve: NDArray[np.float64], last: int) -> int:
         """Return the index of the validated epoch at which patience ends, `last` if it does not before."""
@@ -170,41 +192,47 @@ class Simulator:
                 return index
         return last
 
-    def goes_on(self, trial: SimulatedTrial) -> bool:
-        """Return whether a trial goes on after its latest validated epoch."""
+    def decide(self, trial: SimulatedTrial) -> Decision:
+        """Return what becomes of a trial after its latest validated epoch; STOP also if it ends by itself."""
         index = trial.done - 1
         if index == len(self.validated) - 1 or index not in self.stops:
             self.sweep.finished += 1
-            return False
-        best = float(trial.curve[: trial.done].max())
-        decided = self.rungs.decide(trial.number, self.validated[index], best, default=trial.number == 0)
+            return STOP
+        for epoch, score in zip(self.validated, trial.curve[: trial.done].tolist(), strict=False):
+            self.rungs.observe(trial.number, epoch, score)
+        decided = self.rungs.decide(trial.number, self.validated[index], trial.best, default=not trial.number)
         self.rungs.add(trial.number, self.validated[index], decided)
-        return decided.decision != "STOP"
+        return decided.decision
 
     def count(self, trial: SimulatedTrial, now: float) -> None:
         """Add what a trial has cost that ends now."""
-        self.sweep.epochs += self.validated[trial.done - 1] if trial.done else 0
-        self.sweep.trial_seconds += now - trial.start
+        self.sweep.epochs += self.validated[trial.done - 1]
+        self.sweep.trial_seconds += trial.before + now - trial.start
         self.sweep.ended.add(trial.number)
         self.sweep.seconds = max(self.sweep.seconds, now)
 
-    def spent(self, now: float, trials: dict[int, SimulatedTrial], queued: Sequence[tuple[int, float]]) -> bool:
+    def spent(self, now: float) -> bool:
         """Return whether a budget ends the sweep before `now`; then what it has cost until there is counted."""
-        budget, share = self.config.budget, self.config.resources.gpu_share
-        if budget.time_budget is None and budget.gpu_hours is None:
-            return False
-        end = budget.time_budget if budget.time_budget is not None else math.inf
-        if budget.gpu_hours is not None and share:
-            running = sum(now - trial.start for trial in trials.values())
-            over = self.sweep.trial_seconds + running - budget.gpu_hours * 3600 / share
-            end = min(end, now - over / max(1, len(trials)) if over > 0 else math.inf)
+        end = self.end_of_budget(now)
         if now <= end:
             return False
-        for number, when in queued:
-            trial = trials[number]
-            left = max(0.0, when - end) / max(trial.epoch_seconds, 1e-9)
-            index = next(index for index in self.stops if index >= trial.done)
-            self.sweep.epochs += max(0, int(self.validated[index] - left))
-            self.sweep.trial_seconds += max(0.0, end - trial.start)
+        for when, number, index in self.queue:
+            trial = self.running[number]
+            missing = math.ceil(max(0.0, when - end) / max(trial.epoch_seconds, 1e-9))
+            reported = self.validated[trial.done - 1] if trial.done else 0
+            self.sweep.epochs += max(reported, self.validated[index] - missing)
+            self.sweep.trial_seconds += trial.before + max(0.0, end - trial.start)
+        self.sweep.epochs += sum(self.validated[trial.done - 1] for trial in self.paused)
+        self.sweep.trial_seconds += sum(trial.before for trial in [*self.paused, *self.promoted])
         self.sweep.seconds, self.sweep.cut = end, True
         return True
+
+    def end_of_budget(self, now: float) -> float:
+        """Return when a budget ends the sweep, as far as that is before `now`; inf if none does."""
+        budget, share = self.config.budget, self.config.resources.gpu_share
+        end = math.inf if budget.time_budget is None else budget.time_budget
+        if budget.gpu_hours is None or not share:
+            return end
+        taken = self.sweep.trial_seconds + sum(t.before + now - t.start for t in self.running.values())
+        over = taken + sum(t.before for t in [*self.paused, *self.promoted]) - budget.gpu_hours * 3600 / share
+        return min(end, now - over / max(1, len(self.running))) if over > 0 else end

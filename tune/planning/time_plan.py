@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 
 from trainable.core.counted import counted
@@ -122,6 +122,8 @@ def make_plan(
     Raises:
         InputError: if there is no room for FEWEST_TRIALS.
     """
+    if "study.time_budget" in given and config.budget.time_budget is not None:
+        seconds = min(seconds, config.budget.time_budget + before)
     found: tuple[SweepConfig, float, int] | None = None
     for candidate in candidates(config, given):
         confirm = fitting_confirm(candidate, costs, slots, seconds, given)
@@ -209,13 +211,27 @@ def most_trials(config: SweepConfig, costs: Costs, slots: int, seconds: float) -
     """
     if seconds <= 0:
         return 0
+    if config.early_stopping.type == "promote":  # no trial ends before all have begun
+        return largest_fitting(lambda trials: last_end(config, costs, slots, trials) <= seconds)
     budget = config.budget.model_copy(update={"time_budget": min(seconds, config.budget.time_budget or seconds)})
     config, trials = config.model_copy(update={"budget": budget}), MOST_TRIALS
     done = [0]
     for sweeps in (SWEEPS // 3, SWEEPS):  # first roughly: what is simulated has about as many trials as are chosen
         done = sorted(map(trials_in_order, simulate_sweeps(with_trials(config, trials), costs, slots, sweeps)))
-        trials = min(MOST_TRIALS, 8 + round(1.4 * done[len(done) // 2]))
-    return done[len(done) // 10]
+        trials = min(MOST_TRIALS, 4 + round(1.2 * done[len(done) // 2]))
+    return done[len(done) // 12]
+
+
+def largest_fitting(fits: Callable[[int], bool]) -> int:
+    """Return about the largest number of trials, up to MOST_TRIALS, that fits, to 4 %; 0 if none does."""
+    low, high = 0, 1
+    while high <= MOST_TRIALS and fits(high):
+        low, high = high, 2 * high
+    high = min(high, MOST_TRIALS + 1)
+    while high - low > max(1, low // 25):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def trials_in_order(sweep: SimulatedSweep) -> int:
