@@ -25,6 +25,7 @@ LAYERS = (
     ("tune/search",),
     ("tune/run",),
     ("tune/confirmation",),
+    ("tune/planning",),
     ("tune/analysis",),
     ("tune/terminal", "tune/report", "tune/viewers"),
     ("tune/driver",),

@@ -7,11 +7,12 @@ import torch
 from optuna.trial import TrialState
 
 from trainable.core.config import TrainConfig
+from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
 from trainable.training.schedules import Schedule
 from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import TrainingLog
-from tune.retrain import check_folder_name, reductions, scale_to_epochs, training_config, without_plateau
+from tune.retrain import check_folder_name, reductions, training_config, without_plateau
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
 from tune.spec.sweep_config import make_sweep_config

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainable.core.config import TrainConfig
 from trainable.core.counted import counted
+from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
 from trainable.core.locks import is_locked, lock_folder
 from trainable.core.logger import logger
@@ -23,7 +24,7 @@ from tune.confirmation.report import Confirmation, evaluate_confirmation, judge,
 from tune.confirmation.scores import ConfirmScores, has_tested, replay_race
 from tune.driver.cluster import Cluster
 from tune.driver.trainings import Outcome, Training, run_trainings
-from tune.retrain import divide_into_folds, prepare_same_cases, scale_to_epochs
+from tune.retrain import divide_into_folds, prepare_same_cases
 from tune.run.confirm_dir import ConfirmDir
 from tune.run.results import Run, read_run
 from tune.run.run_dir import confirm_command

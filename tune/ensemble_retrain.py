@@ -10,6 +10,7 @@ from pathlib import Path
 from trainable.core.config import TrainConfig
 from trainable.core.counted import counted
 from trainable.core.device import choose_device
+from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
@@ -27,7 +28,6 @@ from tune.retrain import (
     divide_into_folds,
     prepare_same_cases,
     refuse_other_split,
-    scale_to_epochs,
     training_config,
     with_val_trained,
     without_plateau,

@@ -7,6 +7,7 @@ from pathlib import Path
 from trainable.bundle.contents import check_files, read_record
 from trainable.core.config import TrainConfig
 from trainable.core.counted import counted
+from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.options import make_config
 from tune.confirmation.plan import Arm, ConfirmPlan, load_plan, recipe_values
 from tune.confirmation.race import DEFAULT
@@ -94,8 +95,6 @@ def is_recipe_of(arm: Arm, base: TrainConfig, config: TrainConfig) -> bool:
         base: the options of the sweep that no trial changes.
         config: of the model.
     """
-    from tune.retrain import scale_to_epochs  # here: it imports torch
-
     recipe, own = recipe_values(scale_to_epochs(arm.config(base), config.epochs)), recipe_values(config)
     ignored = OF_THE_SCHEDULE if recipe["scheduler"] == "plateau" and own["scheduler"] == "multistep" else ()
     return all(own[name] == value for name, value in recipe.items() if name not in ignored)

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from trainable.core.config import TrainConfig
+from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.option_files import load_options
-from trainable.core.options import least_value, make_config, option_names, to_dict
+from trainable.core.options import make_config, option_names, to_dict
 from trainable.data.cache import changed_cases, scan_of
 from trainable.data.patients import find_patients
 from trainable.data.prepare import Data, prepare_data
@@ -277,20 +277,3 @@ def refuse_other_recipe(output: TrainingDir, config: TrainConfig) -> None:
                 f"{output.path} was begun with {name} {begun[name]}, and it would be {now[name]} now: "
                 "take another --name"
             )
-
-
-def scale_to_epochs(recipe: TrainConfig, epochs: int) -> TrainConfig:
-    """Return the recipe with this number of epochs, and its lr schedule scaled to them.
-
-    Options that count epochs are scaled in proportion and rounded; a rate per epoch becomes rate ** (old / new epochs).
-    """
-    factor = epochs / recipe.epochs
-    counts: dict[str, Any] = {}
-    for name in option_names(over_epochs="count"):
-        value = getattr(recipe, name)
-        if isinstance(value, tuple):
-            counts[name] = tuple(max(1, round(item * factor)) for item in value)
-        else:
-            counts[name] = max(least_value(name), round(value * factor))
-    rates = {name: getattr(recipe, name) ** (1 / factor) for name in option_names(over_epochs="rate")}
-    return recipe.model_copy(update={**counts, **rates, "epochs": epochs})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ def launch(
     data: str | Path,
     out: str | Path,
     trials: int | None = None,
+    hours: float | None = None,
     overrides: Mapping[str, Any] | None = None,
     warm_start: Sequence[str | Path] = (),
     storage: str | None = None,
@@ -38,6 +40,7 @@ def launch(
         data: folder with one sub-folder per case.
         out: folder of the sweep, made if missing; refused if it contains a sweep or any sub-folder.
         trials: number of trials; None for that of the YAML or the overrides.
+        hours: choose trials, epochs and rungs for this time, but for those that trials or overrides give.
         overrides: values that replace those of the YAML, such as {"train.epochs": 3}; None drops a key.
         warm_start: folders of runs whose trials the sweep begins with.
         storage: where Ray keeps checkpoints, a folder or a URI; None for OUT/ray.
@@ -54,7 +57,10 @@ def launch(
             resources.fail_fast, a failed trial; it can be resumed.
     """
     from tune.driver.sweep import launch as launch_sweep  # here: this imports Ray and torch
+    from tune.planning.time_plan import GivenTime, check_hours
 
+    if hours is not None:
+        check_hours(hours)
     values = {"train.data_dir": str(user_path(data).resolve()), **(overrides or {})}
     if trials is not None:
         values["study.trials"] = trials
@@ -62,9 +68,11 @@ def launch(
         space, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
     )
     earlier = [user_path(folder).resolve() for folder in warm_start]
+    given = None if hours is None else GivenTime(hours, time.monotonic(), frozenset(values))
     run = launch_sweep(
-        config, user_path(out).resolve(), address=address, storage=storage, earlier=earlier, note=note, report=report
-    )
+        config, user_path(out).resolve(), address=address, storage=storage, earlier=earlier, note=note, report=report,
+        given_time=given,
+    )  # fmt: skip
     return RunReader(run)
 
 

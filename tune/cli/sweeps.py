@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,14 +18,15 @@ from tune.analysis.json_output.check import check_output
 from tune.analysis.json_output.verify import verify_output
 from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
+from tune.cli.plan import Hours, data_overrides, time_to_plan_for, with_confirm
 from tune.confirmation.export import export_recipe
 from tune.confirmation.plan import ONLY_THE_DEFAULT, challengers
 from tune.confirmation.status import confirmed_choice
+from tune.run.expected_gain import ended_as_asked
 from tune.run.results import Run, read_run
 from tune.run.run_dir import confirm_command
 from tune.search.sampler import first_recipes
 from tune.spec.idle_parameters import idle_parameters
-from tune.spec.sections import Confirm
 from tune.spec.sweep_file import load_sweep_config
 from tune.terminal.outcome import print_outcome
 from tune.terminal.tables import print_best, print_space, summary_line
@@ -80,6 +80,7 @@ def launch(
     trials: Annotated[
         int | None, typer.Option(metavar="N", help="Number of trials; short for --set study.trials=N.")
     ] = None,
+    hours: Hours = None,
     address: Address = None,
     storage: Annotated[
         str | None,
@@ -112,16 +113,11 @@ def launch(
     from tune.driver.launch_arguments import check_arguments, check_notify
 
     check_notify(notify)
-    overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}", *(set_ or [])]
-    if cache_dir is not None:
-        overrides.append(f"train.cache_dir={json.dumps(str(cache_dir.resolve()), ensure_ascii=False)}")
-    overrides += [f"study.trials={trials}"] * (trials is not None)
-    overrides += [f"train.labels={json.dumps(labels)}"] * (labels is not None)
-    overrides += ["train.skip_bad_cases=true"] * skip_bad_cases
+    own = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
+    overrides = [*data_overrides(data, cache_dir, labels, skip_bad_cases=skip_bad_cases), *own]
     overrides += ["resources.fail_fast=true"] * fail_fast
-    config = load_sweep_config(space, overrides)
-    if confirm and config.confirm is None:
-        config = config.model_copy(update={"confirm": Confirm()})
+    config = with_confirm(load_sweep_config(space, overrides), confirm)
+    given_time = None if hours is None else time_to_plan_for(config, hours, own)
     check_arguments(config, out.resolve())
     earlier = [folder.resolve() for folder in warm_start or []]
     with outlive_reader(f"the sweep goes on, see: voxtune status {out}"):
@@ -134,15 +130,18 @@ def launch(
                 from tune.driver.dry_run import dry_run as try_out
 
                 try_out(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier)
+                if hours is not None:
+                    logger.info(f"--hours {hours:g}: a launch would measure first, and choose other trials and epochs")
                 return
             from tune.driver.sweep import launch as launch_sweep
 
             run = launch_sweep(
                 config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier, note=note,
-                report=not no_report, notify=notify,
+                report=not no_report, notify=notify, given_time=given_time,
             )  # fmt: skip
             finish(run)
-            confirm_if_asked(run, cluster=cluster, address=address, report=not no_report)
+            left = None if given_time is None else given_time.left()
+            confirm_if_asked(run, cluster=cluster, address=address, report=not no_report, budget=left)
 
 
 @app.command(epilog="Example: voxtune resume RUN --trials 100")
@@ -198,13 +197,19 @@ def finish(run: Run) -> None:
 
 
 def confirm_if_asked(
-    run: Run, *, cluster: Cluster | None = None, address: str | None = None, report: bool = False
+    run: Run,
+    *,
+    cluster: Cluster | None = None,
+    address: str | None = None,
+    report: bool = False,
+    budget: float | None = None,
 ) -> None:
     """Confirm the winner of a sweep that has ended, if it was asked for and is not done; arguments as for confirm.
 
-    report: bring RUN/report.html up to date then.
+    report: bring RUN/report.html up to date then. budget: seconds after which it stops, to go on later.
 
-    A sweep whose budget is spent has trials left, so that its winner may change: then the command is printed.
+    A sweep whose budget is spent has trials left, so that its winner may change: then the command is printed, unless
+    the time was planned with --hours, which keeps some for the confirmation.
     """
     if run.config.confirm is None or confirmed_choice(run) is not None:
         return
@@ -212,13 +217,13 @@ def confirm_if_asked(
         logger.info("no trial has trained to its end, so the winner cannot be confirmed")
     elif not challengers(run):
         logger.info(f"the winner is not confirmed: {ONLY_THE_DEFAULT}")
-    elif run.unfinished and not run.target_reached:
+    elif run.unfinished and not ended_as_asked(run) and run.config.record.plan is None:
         command = confirm_command(run.folder, address=address)
         logger.info(f"the winner is not confirmed, since trials are left; confirm it now with: {command}")
     else:
         from tune.confirm import confirm
 
-        confirm(run.folder, cluster=cluster, address=address)
+        confirm(run.folder, budget=budget, cluster=cluster, address=address)
         if report:
             from tune.driver.report_keeper import write_last_report
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 import socket
@@ -14,23 +13,21 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
-import optuna
 import ray.tune  # completely imported before a thread starts Ray while other modules are imported
 
-from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
 from trainable.core.parallel import cores
 from tune.driver import ray_compat
 from tune.driver.home import short_private_dir
+from tune.planning.recipe_costs import largest_recipe
 from tune.spec.sections import Resources
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import SweepConfig, conflicts
 
 # Bytes: of the 107 of a Unix socket's path Ray adds "/ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store".
 LONGEST_TEMP_DIR = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-SAMPLED_RECIPES = 200  # drawn from the space to find the one that needs most memory
 # Ray reads these when it starts; values that the user has set are kept.
 RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even with verbose=0
@@ -252,21 +249,6 @@ def measure_auto(config: SweepConfig) -> tuple[float, str]:
         raise
     reason = ", ".join(f"{count}: {rate:.1f} patches/s" for count, rate in rates.items()) or "none fits"
     return 1 / best_count(rates), reason
-
-
-def largest_recipe(config: SweepConfig) -> TrainConfig:
-    """Return the recipe with the highest estimate_memory: of SAMPLED_RECIPES drawn from the space, and of trial 0's."""
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    configs = [config.train_config(config.space.suggest(study.ask())) for _ in range(SAMPLED_RECIPES)]
-    return max([config.base_config(), *configs], key=estimate_memory)
-
-
-def estimate_memory(config: TrainConfig) -> float:
-    """Return a number to compare the GPU memory of recipes by: it grows with that of a network's activations."""
-    width = 4 if config.amp == "off" else 2
-    kept = 0.4 if config.gradient_checkpointing else 1.0
-    blocks = 1.2 if config.residual else 1.0
-    return config.batch_size * math.prod(config.target_shape) * config.base_channels * width * kept * blocks
 
 
 class Slots:

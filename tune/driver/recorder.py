@@ -207,6 +207,7 @@ class Recorder(ray_tune.Callback):
         trial, log = run.trial(number), self.logs.pop(number, None)
         if log is not None and trial.state.is_finished():  # it may have been interrupted only
             log.end(failed=trial.status in ("failed", "not finite"))
+        self.stopper.trial_ended(run)
         write_notes(self.journal, run, [trial])
         self.screen.refresh(run, self.live.state())
         self.events.ended(trial, run)

@@ -17,7 +17,7 @@ from tune.run.snapshot import check_storage, is_uri, name_of
 from tune.spec.sweep_config import SweepConfig
 
 CHANGEABLE = [  # by --set on resume
-    *(f"study.{name}" for name in ("trials", "time_budget", "gpu_hours", "target", "confirm")),
+    *(f"study.{name}" for name in ("trials", "time_budget", "gpu_hours", "target", "enough", "confirm")),
     *(f"resources.{name}" for name in ("max_failures", "fail_fast", "report_timeout", "reuse_processes")),
     "train.labels",  # of a run of an older version, which did not know it; the cases are compared all the same
 ]

@@ -24,6 +24,7 @@ from tune.driver.event_log import EventLog
 from tune.driver.launch_arguments import ensure_new
 from tune.driver.live_recorder import LiveRecorder
 from tune.driver.notifier import Notifier
+from tune.driver.plan_by_time import plan_by_time
 from tune.driver.progress_board import start_board
 from tune.driver.recorder import LostCheckpointError, Recorder, sync_outputs
 from tune.driver.report_keeper import ReportKeeper, write_last_report
@@ -37,6 +38,7 @@ from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
 from tune.driver.worker import Fit, fit_to_storage
+from tune.planning.time_plan import GivenTime
 from tune.run.import_trials import change_space
 from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
@@ -76,6 +78,7 @@ def launch(
     on_report: OnReport | None = None,
     report: bool = False,
     notify: str | None = None,
+    given_time: GivenTime | None = None,
 ) -> Run:
     """Start a sweep in a new folder and run it until all trials have ended, a budget is spent or the target is reached.
 
@@ -90,6 +93,7 @@ def launch(
         on_report: called in this process with each report of a trial and the decision on it.
         report: keep RUN/report.html up to date, see ReportKeeper.
         notify: URL to post to when the sweep ends, its budget is spent or a trial has failed; it is written nowhere.
+        given_time: to choose trials, epochs and rungs for, see plan_by_time; None to leave them as they are.
 
     Returns:
         The run as it is at the end.
@@ -115,6 +119,8 @@ def launch(
         if config.resources.gpu == 0 and config.train.get("amp", "off") != "off":
             logger.info(f"train.amp is {config.train['amp']}, which acts on a GPU only: trials train in float32")
         slots = Slots(config.resources)
+        if given_time is not None:
+            config = plan_by_time(config, data, slots, given_time)
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
         begin_run(config, run_dir, data, storage, earlier, seen, note)
         return sweep(read_run(run_dir), slots, hooks, params=params)

@@ -12,6 +12,7 @@ from trainable.core.signals import handle_end_signals
 from trainable.training.epoch_result import EndReason
 from tune.driver.signal_handling import SignalHandling
 from tune.driver.storage_watch import StorageWatch
+from tune.run.expected_gain import enough_reached
 from tune.run.results import Run
 from tune.run.run_dir import resume_command
 from tune.spec.trial_spec import Report
@@ -36,7 +37,7 @@ class SignalKeeper(ray_tune.Callback):
 
 
 class SweepStopper(SignalHandling, ray_tune.Stopper):
-    """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target or an error.
+    """Ends a sweep, so that it can be resumed: at a signal, a spent budget, a reached target, enough gain or an error.
 
     Errors are a full disk, a GPU that torch does not see, changed cases, a cache or checkpoints that are gone, a lost
     cluster, and with fail_fast a failed trial. run: as it is before the sweep goes on; the GPU hours that its trials
@@ -49,6 +50,7 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
         self.started = time.monotonic()
         self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.config.resources.gpu_share
         self.best = max((trial.score or 0.0 for trial in run.own_trials if trial.finished), default=0.0)
+        self.enough = enough_reached(run)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
@@ -73,6 +75,10 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
         if self.config.resources.fail_fast:
             self.error = f"fail_fast: trial {number} failed, see {self.run.dir.trial(number).error}"
 
+    def trial_ended(self, run: Run) -> None:
+        """Note whether study.enough ends the sweep, once a trial has ended; run: as it is then."""
+        self.enough = enough_reached(run)
+
     def stop_all(self) -> bool:
         """Return whether the sweep ends now. Called by Ray after each event."""
         self.error = self.error or self.storage.lost()
@@ -89,7 +95,7 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
             return spent
         if budget.target is not None and self.best >= budget.target:
             return f"study.target: a finished trial has {self.best:.4f}, and {budget.target:g} was requested"
-        return ""
+        return self.enough
 
     def spent_budget(self) -> str:
         """Return which budget is spent, in words; "" if none is."""
@@ -109,7 +115,7 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
     def message(self) -> str:
         """Return why the sweep ended and how to go on, as printed at its end."""
         reason = self.reason()
-        needs_change = reason.startswith(("study.gpu_hours", "study.target"))
+        needs_change = reason.startswith(("study.gpu_hours", "study.target", "study.enough"))
         change = ", with another --set study.KEY=VALUE" if needs_change else ""
         return f"stopped by {reason}; go on with: {resume_command(self.run.folder)}{change}"
 

@@ -28,14 +28,7 @@ def check_disk_space(config: SweepConfig, storage: str, slots: int) -> str:
     Raises:
         InputError: if the disk of a folder has less free.
     """
-    from trainable.model.unet3d import count_parameters  # here: torch takes seconds to import
-
-    recipe = config.base_config()
-    averaged = bool(recipe.ema_decay) or any(option.name == "ema_decay" for option in config.space.parameters)
-    size = count_parameters(recipe) * (CHECKPOINT_BYTES_PER_PARAMETER + AVERAGE_BYTES_PER_PARAMETER * averaged)
-    trials, running = config.budget.trials, min(slots, config.budget.trials)
-    ended = 2 * trials if config.early_stopping.type == "promote" else trials  # paused ones keep a whole checkpoint
-    files = 2 * NUM_TO_KEEP * running + ended + 1  # and RUN/best
+    files, size = checkpoint_files(config, slots)
     need = f"checkpoints: at most {files} of {format_bytes(size)}, {format_bytes(files * size)} in all"
     if "://" in storage:
         return f"{need}, at {storage}"
@@ -47,6 +40,22 @@ def check_disk_space(config: SweepConfig, storage: str, slots: int) -> str:
             "or lower study.trials"
         )
     return f"{need}; {format_bytes(free)} are free"
+
+
+def checkpoint_files(config: SweepConfig, slots: int) -> tuple[int, int]:
+    """Return how many checkpoint files a sweep has at most, and the bytes of each with trial 0's network.
+
+    slots: number of trials that can run at once.
+    """
+    from trainable.model.unet3d import count_parameters  # here: torch takes seconds to import
+
+    recipe = config.base_config()
+    averaged = bool(recipe.ema_decay) or any(option.name == "ema_decay" for option in config.space.parameters)
+    size = count_parameters(recipe) * (CHECKPOINT_BYTES_PER_PARAMETER + AVERAGE_BYTES_PER_PARAMETER * averaged)
+    trials, running = config.budget.trials, min(slots, config.budget.trials)
+    ended = 2 * trials if config.early_stopping.type == "promote" else trials  # paused ones keep a whole checkpoint
+    files = 2 * NUM_TO_KEEP * running + ended + 1  # and RUN/best
+    return files, size
 
 
 def format_bytes(size: float) -> str:

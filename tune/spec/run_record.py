@@ -15,6 +15,7 @@ class RunRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
     note: str | None = Field(None, description="What the sweep is for, as `launch --note` was told.")
+    plan: str | None = Field(None, description="What `launch --hours` has chosen, in words.")
     storage: str | None = Field(None, description="URI or folder where Ray keeps checkpoints; null for RUN/ray.")
     attempts: list[str] = Field([], description="The folder below the storage of each launch and resume.")
     cache_dir: str | None = Field(None, description="Folder of the preprocessed cases.")

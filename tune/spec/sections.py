@@ -125,6 +125,12 @@ class Budget(Section):
     time_budget: Duration | None = Field(None, description="Time after which a launch or resume stops.")
     gpu_hours: float | None = Field(None, gt=0, description="GPU hours, summed over trials, after which it stops.")
     target: float | None = Field(None, gt=0, le=1, description="Score of a finished trial at which the sweep stops.")
+    enough: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="The sweep stops if another 8 trials are expected to raise the best score by less than this.",
+    )
 
 
 class EarlyStopping(Section):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from trainable.core.console import make_console
 from trainable.core.logger import logger
 from tune.confirmation.status import confirmation_text, confirmed_choice, recipe_name
+from tune.run.expected_gain import ended_as_asked
 from tune.run.results import Run
 from tune.run.run_dir import confirm_command, resume_command
 
@@ -15,7 +16,7 @@ from tune.run.run_dir import confirm_command, resume_command
 def sweep_steps(run: Run) -> list[tuple[str, str]]:
     """Return up to three commands, each with what it does, for someone who has seen how far a sweep is."""
     folder = shlex.quote(str(run.folder))
-    steps = [(resume_command(run.folder), "go on with the sweep")] * (run.unfinished and not run.target_reached)
+    steps = [(resume_command(run.folder), "go on with the sweep")] * (run.unfinished and not ended_as_asked(run))
     if not run.ranking:
         return [*steps, (f"voxtune show {folder} 0", "why a trial has ended, and the last lines of its log")]
     steps.append((f"voxtune report {folder}", "all of it in one HTML file"))

@@ -6,6 +6,7 @@ from trainable.core.brats import REGIONS
 from trainable.core.console import duration, make_console, wrap_prose
 from trainable.core.counted import counted
 from trainable.core.logger import logger
+from tune.analysis.outlook import outlook_lines
 from tune.analysis.stop_audit import audit_lines
 from tune.confirmation.status import confirmation_text
 from tune.run.effort import Effort, measure_effort
@@ -30,7 +31,7 @@ def print_outcome(run: Run, *, steps: bool = True) -> None:
         logger.info(f"the space has no other recipe, though study.trials is {run.config.budget.trials}")
     if run.ranking:
         logger.info("\n".join(["", *found_lines(run, width)]))
-        prose = filter(None, [confirmation_text(run)[0], run.seen_line(), *audit_lines(run)])
+        prose = filter(None, [confirmation_text(run)[0], run.seen_line(), *audit_lines(run), *outlook_lines(run)])
         logger.info(wrap_prose("\n".join(prose)))
     else:
         trials = run.dir.trials / "*"

@@ -9,6 +9,7 @@ from tune.analysis.json_output.check import CheckOutput
 from tune.analysis.json_output.compare import CompareOutput
 from tune.analysis.json_output.confirm import ConfirmOutput
 from tune.analysis.json_output.document import Document
+from tune.analysis.json_output.estimate import EstimateOutput
 from tune.analysis.json_output.importance import ImportanceOutput
 from tune.analysis.json_output.show import ShowOutput
 from tune.analysis.json_output.status import StatusOutput
@@ -23,6 +24,7 @@ OUTPUTS: dict[str, type[Document]] = {
     "importance": ImportanceOutput,
     "verify": VerifyOutput,
     "check": CheckOutput,
+    "estimate": EstimateOutput,
     "confirm": ConfirmOutput,
     "trials": TrialsOutput,
     "curves": CurvesOutput,

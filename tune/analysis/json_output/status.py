@@ -8,6 +8,7 @@ from pydantic import Field
 
 from tune.analysis.json_output.document import Document
 from tune.analysis.json_output.trial import TrialItem
+from tune.analysis.outlook import outlook
 from tune.analysis.trial_rows import trial_times
 from tune.confirmation.status import confirmation_text
 from tune.run.effort import measure_effort
@@ -27,6 +28,14 @@ class EffortItem(Document):
     saved_epochs: int = Field(description="Epochs that early stopping has saved.")
 
 
+class GainItem(Document):
+    """What another 8 trials are expected to add to the best score."""
+
+    mean: float = Field(description="On average.")
+    low: float = Field(description="In 1 of 10 cases it is less.")
+    high: float = Field(description="In 1 of 10 cases it is more.")
+
+
 class StatusOutput(Document):
     """A sweep and its trials."""
 
@@ -44,12 +53,16 @@ class StatusOutput(Document):
     best: int | None = Field(description="Number of the best trial; null while none has a score.")
     confirmation: str = Field(description='Whether the winner is confirmed, in words; "" while there is none.')
     effort: EffortItem = Field(description="What it has cost.")
+    trials_since_best: int = Field(description="Trials that started after the best one and have ended.")
+    expected_gain: GainItem | None = Field(description="Of another 8 trials; null while it is not known.")
+    winner_at_edge: list[str] = Field(description="Options at an end of whose range the winner is.")
     trials: list[TrialItem] = Field(description="All trials, by number.")
 
 
 def status_output(run: Run) -> StatusOutput:
     """Return the status of a run."""
     effort, times = measure_effort(run), trial_times(read_events(run.dir.events))
+    ahead = outlook(run)
     statuses = [trial.status for trial in run.own_trials]
     return StatusOutput(
         run=str(run.folder),
@@ -66,5 +79,8 @@ def status_output(run: Run) -> StatusOutput:
             elapsed_seconds=effort.elapsed,
             **{name: getattr(effort, name) for name in EffortItem.model_fields if name != "elapsed_seconds"},
         ),
+        trials_since_best=ahead.since,
+        expected_gain=None if ahead.gain is None else GainItem(**vars(ahead.gain)),
+        winner_at_edge=list(ahead.edges),
         trials=[TrialItem.from_trial(run, trial, times.get(trial.number)) for trial in run.trials],
     )

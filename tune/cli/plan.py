@@ -1,0 +1,113 @@
+"""The verb that tells what a sweep would take, before it is launched."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainable.core.errors import InputError
+from trainable.core.logger import logger
+from tune.cli.command import Labels, Set, Space, app
+from tune.cli.json_flag import Json, messages_on_stderr, print_json
+from tune.spec.sections import Confirm
+from tune.spec.sweep_config import SweepConfig
+from tune.spec.sweep_file import load_sweep_config
+
+if TYPE_CHECKING:
+    from tune.planning.time_plan import GivenTime
+
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        metavar="H",
+        help="Choose trials, epochs, rungs and the size of the confirmation for this many hours in all; values that "
+        "are set by --trials or --set stay.",
+    ),
+]
+
+
+@app.command(epilog="Example: voxtune estimate brats --data DIR --gpus 1,2,4")
+def estimate(
+    space: Space,
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with one sub-folder per case.")],
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of trials; short for --set study.trials=N.")
+    ] = None,
+    hours: Hours = None,
+    confirm: Annotated[bool, typer.Option("--confirm", help="With --hours: keep time for a confirmation.")] = False,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Numbers of GPUs to tell of; by default 1,2,4,8.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option("--cache_dir", metavar="DIR", help="Of the preprocessed cases; by default next to the data."),
+    ] = None,
+    labels: Labels = None,
+    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
+    set_: Set = None,
+    json_: Json = False,
+) -> None:
+    """Tell what a sweep would take here: time, GPU hours, memory and disk, measured in seconds and then simulated."""
+    from tune.planning.time_plan import check_hours
+
+    if hours is not None:
+        check_hours(hours)
+    if not data.is_dir():
+        raise InputError(f"--data {data}: no such folder")
+    with messages_on_stderr(json_):
+        overrides = data_overrides(data, cache_dir, labels, skip_bad_cases=skip_bad_cases)
+        own = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
+        config, given = with_confirm(load_sweep_config(space, [*overrides, *own]), confirm), given_keys(own)
+        from tune.estimate import estimate as make_estimate  # after the YAML is checked: this imports torch
+        from tune.estimate import read_gpus
+
+        result = make_estimate(config, gpus=read_gpus(gpus), hours=hours, given=kept_keys(config, given))
+    if json_:
+        from tune.analysis.json_output.estimate import estimate_output
+
+        print_json(estimate_output(result))
+        return
+    from tune.terminal.estimate_lines import estimate_lines
+
+    logger.info("\n".join(["", *estimate_lines(result)]))
+
+
+def data_overrides(data: Path, cache_dir: Path | None, labels: str | None, *, skip_bad_cases: bool) -> list[str]:
+    """Return the values of the YAML that the flags on cases replace, as SECTION.KEY=VALUE texts."""
+    overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}"]
+    if cache_dir is not None:
+        overrides.append(f"train.cache_dir={json.dumps(str(cache_dir.resolve()), ensure_ascii=False)}")
+    overrides += [f"train.labels={json.dumps(labels)}"] * (labels is not None)
+    return overrides + ["train.skip_bad_cases=true"] * skip_bad_cases
+
+
+def with_confirm(config: SweepConfig, confirm: bool) -> SweepConfig:
+    """Return the config with a confirmation if that is asked for and the YAML has none."""
+    return config.model_copy(update={"confirm": Confirm()}) if confirm and config.confirm is None else config
+
+
+def time_to_plan_for(config: SweepConfig, hours: float, overrides: Sequence[str]) -> GivenTime:
+    """Return the time of --hours, which began with this process; overrides: what the user has set.
+
+    Raises:
+        InputError: if it is no time.
+    """
+    from tune.planning.time_plan import GivenTime, check_hours
+
+    check_hours(hours)
+    return GivenTime(hours, time.monotonic(), kept_keys(config, given_keys(overrides)))
+
+
+def given_keys(overrides: Sequence[str]) -> frozenset[str]:
+    """Return the keys of SECTION.KEY=VALUE texts."""
+    return frozenset(text.partition("=")[0].strip() for text in overrides)
+
+
+def kept_keys(config: SweepConfig, keys: frozenset[str]) -> frozenset[str]:
+    """Return the keys that a plan by time keeps: those of --set, and the YAML's own confirmation."""
+    return keys | {"study.confirm"} if config.confirm is not None and config.confirm != Confirm() else keys
