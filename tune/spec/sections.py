@@ -153,7 +153,7 @@ class EarlyStopping(Section):
         description="What trials are compared by at a rung: their best score so far, or the mean of their last three.",
     )
     min_trials: int = Field(
-        4,
+        3,
         ge=1,
         description="asha, median: a rung stops a trial only if that many trials were there before it.",
     )
@@ -161,7 +161,7 @@ class EarlyStopping(Section):
         float | Literal["auto"],
         WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0, "maximum": 1}, {"const": "auto"}]}),
     ] = Field(
-        "auto",
+        0.0,
         description="asha, median: Dice by which a trial may lie below the others without being stopped; auto takes "
         "half the noise of the trials' scores from one validation to the next.",
     )
