@@ -74,11 +74,11 @@ def test_a_sender_never_waits_whether_or_not_anybody_reads() -> None:
         assert (activity.phase, activity.patches_per_second) == ("validating", None)
     sender.send(StepProgress("training", 2, 1, 5000))
     ProgressSender(None, 4).send(StepProgress("training", 1, 1, 2))  # nobody looks
-    ProgressSender(BoardAddress("192.0.2.1", 9, b""), 4).send(StepProgress("training", 1, 1, 2))  # no such machine
+    ProgressSender(BoardAddress("198.51.100.1", 9, b""), 4).send(StepProgress("training", 1, 1, 2))  # no such machine
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "192.0.2.1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "198.51.100.1"])
 def test_a_board_ignores_what_does_not_have_its_token(host: str) -> None:
     """The last address is of no machine here, as one that another machine translates: the board listens on all."""
     try:
@@ -86,7 +86,7 @@ def test_a_board_ignores_what_does_not_have_its_token(host: str) -> None:
     except OSError:
         pytest.skip(f"this machine has no {host}")
     with board:
-        address = replace(board.address, host="127.0.0.1" if host == "192.0.2.1" else host)
+        address = replace(board.address, host="127.0.0.1" if host == "198.51.100.1" else host)
         for message in (b"", b"[" * 900, bytes(64), address.token[:-1] + b"[]", b"x" * 60_000):
             with open_socket(address.host) as out:
                 out.sendto(message, (address.host, address.port))

@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 
 from tune.driver import ray_compat
 from tune.driver.cluster import Cluster
+from tune.driver.progress_board import start_board
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
 
@@ -228,6 +229,7 @@ DIES = """
 import os, signal
 from tune.driver import ray_compat
 from tune.driver.cluster import Cluster
+from tune.driver.progress_board import start_board
 
 assert not ray_compat.cluster_died()
 with Cluster() as cluster:
@@ -251,7 +253,29 @@ def test_a_dead_process_of_the_cluster_is_noticed() -> None:
 def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_compat, "_local_node", lambda: None)
     assert not ray_compat.cluster_died()
+    assert not ray_compat.started_here()
     assert ray_compat.actor_of(SimpleNamespace()) is None  # type: ignore[arg-type]
+
+
+def test_the_start_of_a_cluster_waits_for_its_node_as_long_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray._private.services as services
+
+    def late(number: int) -> int:
+        if time.monotonic() < there:
+            raise RuntimeError("no such node yet")
+        return number
+
+    monkeypatch.setattr(services, "get_node", late)
+    there = time.monotonic() + 0.5
+    with ray_compat.patient_start(60):
+        assert services.get_node(7) == 7
+    there = time.monotonic() + 60
+    with ray_compat.patient_start(0.2), pytest.raises(RuntimeError, match="no such node yet"):
+        services.get_node(7)
+    assert services.get_node is late
+    monkeypatch.setattr(ray, "_private", SimpleNamespace())
+    with ray_compat.patient_start(0.2):
+        pass  # Ray's own patience
 
 
 @pytest.mark.parametrize("params", [None, lambda no_monitor=False: None])
@@ -275,5 +299,8 @@ def test_a_cluster_has_no_process_that_nothing_uses(cluster: Cluster) -> None:
     assert node is not None
     assert set(node.all_processes) <= {"gcs_server", "raylet"}
     assert list(node.dead_processes()) == []
+    assert ray_compat.started_here()
+    with start_board() as board:
+        assert board.address.host == "127.0.0.1"
     assert RayParams().no_monitor is False  # for other clusters of this process it is as before
     assert Node.start_api_server.__name__ == "start_api_server"

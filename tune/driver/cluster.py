@@ -28,6 +28,7 @@ from tune.spec.sweep_config import SweepConfig, conflicts
 
 # Bytes: of the 107 of a Unix socket's path Ray adds "/ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store".
 LONGEST_TEMP_DIR = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+START_TIMEOUT = 120  # seconds in which the processes of a local cluster are to start
 # Ray reads these when it starts; values that the user has set are kept.
 RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box even with verbose=0
@@ -37,6 +38,7 @@ RAY_ENVIRONMENT = {
     "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # else processes start one by one; the searcher limits the trials
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the journal replaces Ray's snapshots; some are still written
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_gcs_server_port_wait_time_s": str(START_TIMEOUT),  # Ray's own 30 s are too short on a busy machine
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_prestart_worker_first_driver": "0",  # one process per core, which trials do not use
 }
@@ -169,26 +171,21 @@ def start_ray(address: str | None) -> None:
 
 
 def start_local(options: dict[str, Any]) -> None:
-    """Start a cluster on this machine, if need be at the second try: Ray waits no longer than 30 s for its processes.
+    """Start a cluster on this machine.
 
     Raises:
-        InputError: if that is too short twice, as on a busy machine; other errors of the start are raised as they are.
+        InputError: if the machine is too busy for that; other errors of the start are raised as they are.
     """
-    for tries_left in (1, 0):
-        try:
-            with ray_compat.fewer_processes():
-                ray.init(address="local", include_dashboard=False, **options)
-            return
-        except Exception as error:  # Ray has no class of its own for it
-            if "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
-            if not tries_left:
-                raise InputError(
-                    f"Ray's processes have not started within 30 s, at the second try too: {os.getloadavg()[0]:.0f} "
-                    f"processes compete for this machine's {cores()} cores; try again when it is less busy"
-                ) from None
-            logger.info("Ray's processes have not started within 30 s; trying once more")
+    try:
+        with ray_compat.fewer_processes(), ray_compat.patient_start(START_TIMEOUT):
+            ray.init(address="local", include_dashboard=False, **options)
+    except Exception as error:  # Ray has no class of its own for it
+        if "timed out during startup" not in str(error):
+            raise
+        raise InputError(
+            f"Ray's processes have not started within {START_TIMEOUT} s: {os.getloadavg()[0]:.0f} processes compete "
+            f"for this machine's {cores()} cores; try again when it is less busy"
+        ) from None
 
 
 def resolve_gpu(config: SweepConfig) -> SweepConfig:

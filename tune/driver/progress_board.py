@@ -18,6 +18,7 @@ from typing import Self
 import ray
 
 from trainable.training.step_progress import StepProgress
+from tune.driver import ray_compat
 from tune.run.live_state import Activity
 
 MAX_BYTES = 1024  # of a datagram
@@ -66,8 +67,8 @@ class ProgressBoard:
 
 
 def start_board() -> ProgressBoard:
-    """Return a board that trials on all machines of the connected cluster reach."""
-    return ProgressBoard(ray.util.get_node_ip_address())
+    """Return a board that trials on all machines of the connected cluster reach, and no others."""
+    return ProgressBoard("127.0.0.1" if ray_compat.started_here() else ray.util.get_node_ip_address())
 
 
 def open_socket(host: str) -> socket.socket:

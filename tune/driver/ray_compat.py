@@ -7,6 +7,7 @@ changes one of them fails there.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from functools import partial
 from inspect import signature
@@ -30,7 +31,8 @@ def fewer_processes() -> Iterator[None]:
     are started if Ray does not have these names any more.
     """
     private = getattr(ray, "_private", None)
-    module, node = getattr(private, "parameter", None), getattr(getattr(private, "node", None), "Node", None)
+    module: Any = getattr(private, "parameter", None)
+    node: Any = getattr(getattr(private, "node", None), "Node", None)
     params, start_api_server = getattr(module, "RayParams", None), getattr(node, "start_api_server", None)
     options = {"no_monitor": True, "include_log_monitor": False}
     if not (params and start_api_server and options.keys() <= signature(params).parameters.keys()):
@@ -42,6 +44,42 @@ def fewer_processes() -> Iterator[None]:
         yield
     finally:
         module.RayParams, node.start_api_server = params, start_api_server
+
+
+@contextlib.contextmanager
+def patient_start(seconds: float) -> Iterator[None]:
+    """Have ray.init wait this long for its processes: Ray's own 30 s are too short on a busy machine.
+
+    Ray asks for the node that it starts until there is one, and gives up after a failed answer past the 30 s. It keeps
+    to them if it does not have this name any more.
+    """
+    services: Any = getattr(getattr(ray, "_private", None), "services", None)
+    get_node = getattr(services, "get_node", None)
+    if get_node is None:
+        yield
+        return
+    end = time.monotonic() + seconds
+
+    def wait_for_node(*args: Any, **options: Any) -> Any:
+        while True:
+            try:
+                return get_node(*args, **options)
+            except RuntimeError:  # there is none yet
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = wait_for_node
+    try:
+        yield
+    finally:
+        services.get_node = get_node
+
+
+def started_here() -> bool:
+    """Return whether this process has started its cluster, on this machine only; False if Ray does not tell."""
+    is_head = getattr(_local_node(), "is_head", None)
+    return is_head is not None and bool(is_head())
 
 
 def cluster_died() -> bool:
