@@ -166,16 +166,17 @@ def time_training(config: TrainConfig, work: TimedWork, wait_for_all: WaitForAll
     started = time.perf_counter()
     training = TrainingState(config)
     made = time.perf_counter() - started
-    warm = time_epoch(training, work.data, min(patches, WARMUP_STEPS * per_step))
-    short = time_epoch(training, work.data, min(patches, per_step))
+    on_gpu = choose_device(config).type == "cuda"
+    loader = PatchLoader(work.data.folder, work.data.split.train, config, pin_memory=on_gpu)
+    warm = time_epoch(training, loader, min(patches, WARMUP_STEPS * per_step))
+    short = time_epoch(training, loader, min(patches, per_step))
     wanted = math.ceil(MEASURE_SECONDS / (short / min(patches, per_step)) / per_step) * per_step
     counted = min(patches, max(per_step, wanted))
-    seconds = time_epoch(training, work.data, counted)
+    seconds = time_epoch(training, loader, counted)
     first = time_validation(training, work.data, 1)
     case_seconds = time_validation(training, work.data, MAX_CASES)
     patch_seconds = seconds / counted
     extra = max(0.0, warm - patch_seconds * min(patches, WARMUP_STEPS * per_step)) + max(0.0, first - case_seconds)
-    on_gpu = choose_device(config).type == "cuda"
     total = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
     return RecipeTimes(
         patch_seconds,
@@ -187,12 +188,14 @@ def time_training(config: TrainConfig, work: TimedWork, wait_for_all: WaitForAll
     )
 
 
-def time_epoch(training: TrainingState, data: Data, patches: int) -> float:
-    """Return the seconds of an epoch of this many patches."""
-    config = training.config.model_copy(update={"patches_per_epoch": patches})
-    loader = PatchLoader(data.folder, data.split.train, config, pin_memory=training.device.type == "cuda")
+def time_epoch(training: TrainingState, loader: PatchLoader, patches: int) -> float:
+    """Return the seconds of an epoch of this many patches.
+
+    loader: the same one for all epochs, as in a training, since it keeps the cases open that it has read.
+    """
+    loader.patches = patches
     stats = train_one_epoch(training, loader)
-    training.epoch = 0
+    training.epoch += 2  # not the next: the loader would go on with the patches that it reads ahead
     return stats.epoch_time
 
 

@@ -11,6 +11,7 @@ from trainable.core.brats import REGIONS
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.options import option_info
+from tune.analysis.outlook import outlook_lines
 from tune.confirmation.export import recipe_text
 from tune.confirmation.status import confirmation_text, load_result
 from tune.confirmation.verdict import Verdict
@@ -31,6 +32,7 @@ def verdict_section(data: SweepData) -> Section:
         blocks.append(Note(text, strong=True))
     blocks += score_tables(data)
     blocks.append(Facts(cost_facts(data)))
+    blocks += [Note(f"{line[0].upper()}{line[1:]}.") for line in outlook_lines(data.run)]
     return Section("verdict", "Result", result_sentence(data), blocks)
 
 
