@@ -16,6 +16,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
+from synthetic_run import SPACE
 
 from trainable.training.epoch_result import EndReason
 from tune.analysis.importance import importances
@@ -70,7 +71,7 @@ def claims(run: Run) -> set[str]:
 
 def measure(searcher: str, trials: int, sweeps: int) -> list[str]:
     """Return a row of the table."""
-    config = load_sweep_config("brats", [f"study.trials={trials}"])
+    config = load_sweep_config(SPACE, [f"study.trials={trials}"])
     runs = [simulate(config, searcher, seed, of_noise=False) for seed in range(sweeps)]
     found = [claims(run) for run in runs]
     noise = [claims(simulate(config, searcher, seed, of_noise=True)) for seed in range(sweeps)]

@@ -70,7 +70,7 @@ def run_sweep(folder: Path, config: SweepConfig, curves: NDArray[np.float64], pa
     RunDir(folder).config.write_text(dump(config))
     journal = Journal(folder, config)
     scheduler = RungScheduler(journal, config, lambda *_: None)
-    journal.enqueue_first(config.given_params)
+    journal.enqueue_first([config.space.default_params()])
     running: dict[int, int] = {}  # the epoch of each running trial, by number
     started = 0
     while running or started < len(curves):

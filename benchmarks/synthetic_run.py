@@ -1,6 +1,6 @@
 """A run's folder as a sweep of many trials would have left it, made without training; for tests and benchmarks.
 
-    python benchmarks/synthetic_run.py RUN [--trials 1000] [--space brats] [--gpus 8] [--cases 20] [--running 4]
+    python benchmarks/synthetic_run.py RUN [--trials 1000] [--space YAML] [--gpus 8] [--cases 20] [--running 4]
 
 The curves rise to a plateau that depends on lr and optimizer, with noise; early stopping decides by the real rules on
 simulated GPUs that train at the same time. There are no checkpoints and no images.
@@ -32,6 +32,8 @@ from tune.search.trial_progress import with_decision
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import dump, load_sweep_config
 
+# brats.yaml as it was: with one range of lr for all optimizers, which the scores here are made for
+SPACE = str(Path(__file__).parent / "data" / "brats_2026_11.yaml")
 START = 1_790_000_000.0  # seconds since 1970 at which the sweep began
 LR_AT_BEST = {"adam": 1e-3, "adamw": 1.5e-3, "sgd": 1e-2}
 
@@ -85,7 +87,7 @@ class SyntheticTrial:
 
 
 def make_synthetic_run(
-    folder: Path, *, trials: int = 1000, space: str = "brats", gpus: int = 8, cases: int = 20, running: int = 0,
+    folder: Path, *, trials: int = 1000, space: str = SPACE, gpus: int = 8, cases: int = 20, running: int = 0,
     failed_every: int = 50, overrides: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """Write a run and return its folder.
@@ -238,7 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--trials", type=int, default=1000)
-    parser.add_argument("--space", default="brats")
+    parser.add_argument("--space", default=SPACE)
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--running", type=int, default=0)

@@ -51,7 +51,10 @@ def test_bash_gets_an_answer_without_a_slow_import(folder: Path) -> None:
         ("voxtune la", {"launch"}),
         ("voxtune export --t", {"--to"}),
         ("voxtune export --to ", {"mlflow", "wandb"}),
-        ("voxtune check ", {"brats", "demo", "finetune", "quick", "mine.yaml", "other/", "run one/", "runs/"}),
+        (
+            "voxtune check ",
+            {"brats", "brats_long", "demo", "finetune", "quick", "mine.yaml", "other/", "run one/", "runs/"},
+        ),
         ("voxtune launch de", {"demo"}),
         ("voxtune status ru", {"run one"}),
         ("voxtune status runs/", {"runs/two"}),

@@ -11,6 +11,7 @@ from optuna.search_space import IntersectionSearchSpace
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
 from tune.cli.sweeps import check
+from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal
 from tune.search.memory_limits import dominates_in_memory
 from tune.search.recipe_sampler import SobolStartupSampler
@@ -153,12 +154,14 @@ def test_the_first_recipes_are_those_that_the_sweep_proposes(tmp_path: Path, kin
     config = load_sweep_config("brats", [f"searcher.type={kind}", f"study.trials={trials}", "study.seed=3"])
     journal = Journal(tmp_path, config)
     journal.enqueue_first((config.space.default_params(),))
+    enqueue_start(journal.study, config)
     assert [journal.ask()[1] for _ in range(min(trials, 5))] == first_recipes(config, 5)
 
 
 def test_of_a_sampler_that_begins_with_one_trial_one_recipe_is_known() -> None:
     for startup in (0, 1):
-        assert len(first_recipes(load_sweep_config("quick", [f"searcher.startup_trials={startup}"]), 5)) == 1
+        config = load_sweep_config("quick", [f"searcher.startup_trials={startup}", "start=null"])
+        assert len(first_recipes(config, 5)) == 1
 
 
 @pytest.mark.parametrize("u", [0.0, 0.25, 0.5, 1 - 2**-30])

@@ -15,7 +15,7 @@ FILES = sorted(
 
 
 def test_all_are_there() -> None:
-    assert {"brats.yaml", "demo.yaml", "finetune.yaml", "quick.yaml"} <= set(FILES)
+    assert {"brats.yaml", "brats_long.yaml", "demo.yaml", "finetune.yaml", "quick.yaml"} <= set(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -72,3 +72,29 @@ def test_demo_fits_two_cores_without_a_gpu() -> None:
     assert (demo.resources.cpu, demo.resources.gpu, demo.train["device"]) == (1, 0, "cpu")
     assert demo.budget.trials >= 12
     assert len(demo.space.parameters) >= 5
+
+
+def test_what_is_known_is_tried_first() -> None:
+    """nnU-Net's recipe after the default one; of finetune.yaml the trainer's advice."""
+    for name in ("brats", "brats_long", "quick"):
+        config = load_sweep_config(name)
+        recipe = config.train_config(config.start[0])
+        nnunet = (recipe.optimizer, recipe.lr, recipe.momentum, recipe.scheduler, recipe.gradient_clipping)
+        assert nnunet == ("sgd", 0.01, 0.99, "poly", 12.0)
+        assert config.space.log_prior(config.start[0]) > config.space.log_prior(config.space.default_values())
+    advice = load_sweep_config("finetune").start[0]
+    assert (advice["lr"], advice["gradient_clipping"]) == (5e-5, 0.5)
+
+
+def test_the_prior_of_lr_covers_what_has_won_elsewhere() -> None:
+    """The winners of Auto-nnU-Net's 20 searches have lr from 0.0024 to 0.0243, of which nnU-Net's is 0.01."""
+    lr = next(p for p in load_sweep_config("brats").space.parameters if p.name == "lr")
+    branch = lr.branch({"optimizer": "sgd"})
+    assert branch is not None
+    drawn = [branch.from_unit((index + 0.5) / 1000, use_prior=True) for index in range(1000)]
+    assert 0.8 < sum(0.0024 <= value <= 0.0243 for value in drawn) / 1000 < 0.95
+
+
+def test_the_long_search_has_as_many_steps_as_nnunet() -> None:
+    train = load_sweep_config("brats_long").train
+    assert train["epochs"] * train["patches_per_epoch"] / train["batch_size"] == 250_000

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from trainable.core.errors import InputError
 from tune.cli.command import app
+from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal
 from tune.search.sampler import first_recipes
 from tune.spec.sweep_config import SweepConfig
@@ -69,7 +70,9 @@ def test_a_sweep_tries_the_default_then_each_other_recipe_once(tmp_path: Path) -
     expected = [DEFAULT, SGD, {**DEFAULT, "lr": 1e-3}]
     assert [values for _, values in config.given_recipes] == expected
     journal = Journal(tmp_path, config)
-    journal.enqueue_first(config.given_params)
+    journal.enqueue_first([config.space.default_params()])
+    for _ in range(2):
+        enqueue_start(journal.study, config)
     asked = [journal.ask()[1] for _ in range(5)]
     assert asked[:3] == expected
     assert asked[3] not in expected

@@ -15,7 +15,7 @@ from tune.cli.completion import complete_run, complete_space
 # What the verbs are for, in the order of `voxtune --help` and docs/cli.md.
 PANELS = {
     "Cases": ("phantom", "convert_msd", "prepare"),
-    "Search": ("check", "launch", "resume", "confirm", "verify", "simulate", "demo"),
+    "Search": ("check", "launch", "resume", "suggest", "confirm", "verify", "simulate", "demo"),
     "See what came out": ("status", "show", "best", "importance", "prior", "compare", "report", "trials", "curves"),
     "Models": ("train", "retrain", "predict", "postprocess"),
     "For other tools": ("export", "schema"),
@@ -45,7 +45,7 @@ Space = Annotated[
     str,
     typer.Argument(
         metavar="SPACE",
-        help="YAML of the sweep: a file, or brats, quick, finetune, demo.",
+        help="YAML of the sweep: a file, or brats, brats_long, quick, finetune, demo.",
         autocompletion=complete_space,
     ),
 ]

@@ -14,6 +14,7 @@ from tune.driver.cluster import Slots
 from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, resolve_checkpoint
 from tune.run.snapshot import is_uri
+from tune.run.suggestions import enqueue_suggestions
 from tune.search.journal import Journal
 from tune.search.promotion import OnDecision, promote
 from tune.spec.trial_spec import TrialSpec
@@ -66,6 +67,7 @@ class OptunaSearcher(Searcher):
         if self.interrupted:
             number, values = self.interrupted.pop(0)
         else:
+            enqueue_suggestions(self.run.dir, self.journal)
             number, values = self.journal.ask()
             self.new -= 1
         self.number_by_ray_id[trial_id] = number

@@ -42,6 +42,7 @@ from tune.run.results import Run, ensure_run, read_run
 from tune.run.retention import Retention, check_disk_space
 from tune.run.run_dir import resume_command
 from tune.run.snapshot import Snapshot
+from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
@@ -82,7 +83,7 @@ def launch(
         cluster: an entered Cluster, which is left open; None for a new Cluster(address).
         address: of a running Ray cluster; None to start one on this machine.
         storage: folder or URI for the checkpoints; by default RUN/ray.
-        params: Optuna parameters to try first; by default those of SweepConfig.given_params.
+        params: Optuna parameters to try first; by default those of Space.default_params. Those of `start:` follow.
         earlier: folders of runs whose trials are imported first, see warm_start.
         note: what the sweep is for.
         fit: called in the process of each trial to train its recipe.
@@ -182,7 +183,8 @@ def sweep(run: Run, slots: Slots, hooks: Hooks, *, params: tuple[dict[str, Any],
     """
     config = run.config
     journal = Journal(run.folder, config)
-    journal.enqueue_first(params or config.given_params)
+    journal.enqueue_first(params or [config.space.default_params()])
+    enqueue_start(journal.study, config)  # also those of another YAML, with which the sweep goes on
     storage = StorageWatch(run.storage)
     searcher = OptunaSearcher(journal, run, slots, storage)
     stopper = SweepStopper(read_run(run.folder), storage)

@@ -96,6 +96,11 @@ class RunDir:
         return self.path / "live.json"
 
     @property
+    def suggestions(self) -> Path:
+        """The folder of suggested recipes that the driver has not enqueued yet."""
+        return self.path / "suggestions"
+
+    @property
     def report(self) -> Path:
         """The report as one HTML file, kept up to date while the sweep runs."""
         return self.path / "report.html"

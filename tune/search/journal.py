@@ -23,8 +23,8 @@ from tune.search.optuna_compat import set_intermediate_value, trial_id
 from tune.search.sampler import make_sampler, next_untried, say_if_misled
 from tune.search.sampler_storage import SamplerStorage
 from tune.search.trial_progress import BestEpoch, Progress, error_summary, paused_at, stopped_at, with_decision
-from tune.spec.kinds import encode
 from tune.spec.run_record import DEFAULT_STUDY_NAME
+from tune.spec.space import encode_values
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.trial_spec import Report
 
@@ -164,7 +164,7 @@ class Journal:
         if len(self.study.get_trials(deepcopy=False)) > len(trials):
             return
         if values := next_untried(self.config, len(trials), self.tried(trials)):
-            self.study.enqueue_trial({name: encode(value) for name, value in values.items()})
+            self.study.enqueue_trial(encode_values(values))
 
     def tried(self, trials: Iterable[FrozenTrial]) -> Iterator[dict[str, Any]]:
         """Yield the searched options of those of these trials that are in this study's space."""

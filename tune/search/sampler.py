@@ -14,7 +14,7 @@ from trainable.core.logger import logger
 from tune.search.recipe_sampler import ModelSampler, SobolStartupSampler
 from tune.search.tpe import tpe_sampler
 from tune.search.tried import key_of, recipes_of
-from tune.spec.kinds import encode
+from tune.spec.space import encode_values
 from tune.spec.sweep_config import SweepConfig
 
 
@@ -67,17 +67,17 @@ def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
     They are those that do not depend on scores: all of a random searcher or of a space that the trials exhaust, else
     startup_trials and at least config.given_recipes. There are at most `count` and at most budget.trials.
     """
-    known = config.searcher.startup_trials if config.searcher.type != "random" else config.budget.trials
+    known = config.budget.trials if config.searcher.type == "random" else config.searcher.startup_trials
     study = optuna.create_study(direction="maximize")
-    given = config.given_params
-    for params in given:
-        study.enqueue_trial(params)
+    given = [values for _, values in config.given_recipes]
+    for recipe in given:
+        study.enqueue_trial(encode_values(recipe))
     recipes: list[dict[str, Any]] = []
     finite = config.space.untried(config.budget.trials, ()) is not None
     known = config.trials_left(0, ()) if finite else max(known, len(given))
     for number in range(min(count, known, config.budget.trials)):
         if number >= len(given) and (values := next_untried(config, number, recipes)):
-            study.enqueue_trial({name: encode(value) for name, value in values.items()})
+            study.enqueue_trial(encode_values(values))
         study.sampler = make_sampler(config, number, IntersectionSearchSpace(), study.get_trials(deepcopy=False))
         recipes.append(config.space.suggest(study.ask()))
     return recipes

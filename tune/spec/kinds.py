@@ -3,10 +3,10 @@
 Each kind has the same methods, so that no caller asks which kind it has:
 `read` checks what the YAML gives, `suggest` draws a value from Optuna, `decode` turns Optuna's param back into the
 value, `contains`, `count` (number of its values; inf of a continuous range), `grid` (all values, only both ends of a
-range with more than MAX_GRID), `from_unit` (inverse CDF: maps u in [0, 1) to a value), `to_unit` (the share of the
-range, in [0, 1], that from_unit maps to a value: the middle of the shares that do, for a kind that has several),
-`nearest` (the value itself if the range contains it, else the value of the range that stands in for it), `describe`
-(the range in words), `to_list` (as the YAML has it). None but `grid` takes longer for a range of more values.
+range with more than MAX_GRID), `from_unit` (inverse CDF: maps u in [0, 1) to a value), `to_unit` (the share in [0, 1]
+that from_unit maps to a value, of several the middle), `nearest` (the value itself if the range contains it, else the
+value of the range that stands in for it), `describe` (the range in words), `to_list` (as the YAML has it). None but
+`grid` takes longer for a range of more values.
 """
 
 from __future__ import annotations

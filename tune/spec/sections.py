@@ -169,7 +169,7 @@ class EarlyStopping(Section):
         """Accept auto, or a Dice."""
         if value != "auto" and (type(value) not in (int, float) or not 0 <= value <= 1):
             raise UnexpectedValueError("a Dice from 0 to 1, or 'auto'", ["auto"])
-        return value
+        return value if value == "auto" else float(value)
 
 
 class Searcher(Section):

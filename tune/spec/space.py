@@ -38,6 +38,11 @@ class ConfigErrors(InputError):
         super().__init__("\n".join(sentence for _, sentence in problems))
 
 
+def encode_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of options, by name, as Optuna's params."""
+    return {name: encode(value) for name, value in values.items()}
+
+
 @dataclass(frozen=True)
 class Space:
     """The searched options, each after those that its conditions name, and the options of `train:` as plain values."""
@@ -89,7 +94,7 @@ class Space:
             expected = values.get(name, constants.get(name, DEFAULTS[name]))
             if recipe[name] != expected:
                 raise ValueError(f"{name} is {recipe[name]}, always {expected} here")
-        return {name: encode(value) for name, value in values.items()}
+        return encode_values(values)
 
     def distributions(self, params: dict[str, Any]) -> dict[str, BaseDistribution]:
         """Return what Optuna draws each of these params from.
@@ -115,7 +120,7 @@ class Space:
 
     def default_params(self) -> dict[str, Any]:
         """Return default_values() as Optuna's params, to enqueue as trial 0."""
-        return {name: encode(value) for name, value in self.default_values().items()}
+        return encode_values(self.default_values())
 
     def describe_defaults(self) -> str:
         """Return "the defaults", or "the defaults, except NAME=VALUE, ..." if default_values() has others."""

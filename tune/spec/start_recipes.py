@@ -48,6 +48,21 @@ def read_start(raw: Any, space: Space, folder: Path | None) -> tuple[list[tuple[
     return recipes, problems
 
 
+def recipe_of_file(file: Path, space: Space) -> dict[str, Any]:
+    """Return the recipe of a space that has the options in a file, as complete_recipe does.
+
+    Options in the file that are no part of a recipe, such as epochs, are left out.
+
+    Raises:
+        InputError: the file cannot be read, or its recipe is outside the space; the message has all reasons.
+    """
+    options, wrong = _checked(load_options(file), is_file=True)
+    values, outside = complete_recipe(options, space)
+    if wrong or outside:
+        raise InputError("\n".join(f"{file}: {sentence}" for _, sentence in [*wrong, *outside]))
+    return values
+
+
 def complete_recipe(options: dict[str, Any], space: Space) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Return the recipe of a space that has these options.
 

@@ -12,7 +12,7 @@ from pydantic import Field, InstanceOf, ValidationError, field_serializer, field
 from trainable.core.config import TrainConfig
 from trainable.core.option_errors import UnexpectedValueError, did_you_mean, expectation
 from trainable.core.options import make_config, option_names, permissive_values, to_dict, validation_messages
-from tune.spec.kinds import Choice, encode
+from tune.spec.kinds import Choice
 from tune.spec.run_record import RunRecord
 from tune.spec.sections import Budget, Confirm, EarlyStopping, Objective, Resources, Searcher, Section
 from tune.spec.space import ConfigErrors, KeyPath, Problem, Space
@@ -79,11 +79,6 @@ class SweepConfig(Section):
             if all(values != others for _, others in known):
                 known.append((name, values))
         return known
-
-    @property
-    def given_params(self) -> list[dict[str, Any]]:
-        """The given_recipes as Optuna's params, to enqueue."""
-        return [{name: encode(value) for name, value in values.items()} for _, values in self.given_recipes]
 
     def cost_of(self, seconds: float) -> float:
         """Return what a trial that ran this long has cost: seconds if that is the cost metric, else GPU seconds."""
