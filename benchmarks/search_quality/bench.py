@@ -183,4 +183,4 @@ def scaled(now: SweepConfig, was: SweepConfig) -> EarlyStopping:
 
 def given_by_yaml(config: SweepConfig) -> list[Recipe]:
     """Return the recipes that a sweep of this config tries first: the default one, and those of `start:`."""
-    return [config.space.decode_params(params) for params in config.given_params]
+    return [values for _, values in config.given_recipes]
