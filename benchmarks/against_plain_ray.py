@@ -123,7 +123,12 @@ def make_toy_sweep(data: Path, seed: int, trials: int) -> SweepConfig:
     return make_sweep_config(
         {
             "study": {"trials": trials, "seed": seed},
-            "early_stopping": {"grace_period": GRACE_PERIOD, "reduction_factor": REDUCTION_FACTOR},
+            "early_stopping": {  # as Ray's
+                "grace_period": GRACE_PERIOD,
+                "reduction_factor": REDUCTION_FACTOR,
+                "min_trials": 1,
+                "margin": 0.0,
+            },
             "resources": {"gpu": 0, "cpu": CPUS},
             "train": {**train, **small},
             "space": {name: {kind: ends} for name, (kind, ends) in SPACE.items()},

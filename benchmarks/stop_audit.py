@@ -56,7 +56,7 @@ def make_config(trials: int, seed: int, stopping: dict[str, Any]) -> SweepConfig
     return make_sweep_config(
         {
             "study": {"trials": trials, "seed": seed},
-            "early_stopping": stopping,
+            "early_stopping": {"min_trials": 1, "margin": 0.0, **stopping},
             "searcher": {"type": "random"},
             "train": {"epochs": EPOCHS},
             "space": {"lr": {"loguniform": [1e-5, 1e-2]}},

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SWEEP: dict[str, Any] = {
     "study": {"trials": 20, "seed": 3},
-    "early_stopping": {"type": "asha", "grace_period": 1, "reduction_factor": 3},
+    "early_stopping": {"type": "asha", "grace_period": 1, "reduction_factor": 3, "min_trials": 1, "margin": 0.0},
     "searcher": {"startup_trials": 3},
     "train": {"epochs": 9},
     "space": {
@@ -101,7 +101,7 @@ def report_all(journal: Journal, scheduler: RungScheduler, number: int, *reports
 # The YAML of sweeps that really train, in seconds: some trials are stopped early, the others run to their end.
 SPACE = """
 study: {trials: 5, seed: 1}
-early_stopping: {type: asha, grace_period: 1, reduction_factor: 2}
+early_stopping: {type: asha, grace_period: 1, reduction_factor: 2, min_trials: 1, margin: 0.0}
 searcher: {type: tpe, startup_trials: 3}
 resources: {gpu: 0, cpu: 1}
 train: {epochs: 4, depth: 3, base_channels: 4, target_shape: [16, 16, 16], patches_per_epoch: 24, num_workers: 0,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import SWEEP
 
-from tune.search.asha import CONTINUE, STOP, RungDecision, Rungs, audited, cutoff, rung_epochs
+from tune.search.asha import CONTINUE, STOP, RungDecision, Rungs, audited, cutoff, rung_epochs, rung_value
 from tune.search.score_noise import score_noise
 from tune.spec.sections import EarlyStopping
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
@@ -18,11 +18,11 @@ def config() -> SweepConfig:
 
 
 def with_stopping(**stopping: object) -> SweepConfig:
-    return make_sweep_config({**SWEEP, "early_stopping": stopping})
+    return make_sweep_config({**SWEEP, "early_stopping": {"min_trials": 1, "margin": 0.0, **stopping}})
 
 
 def test_the_cutoff_is_the_score_that_the_best_third_reaches():
-    third, half = EarlyStopping(reduction_factor=3), EarlyStopping(reduction_factor=2)
+    third, half = (EarlyStopping(reduction_factor=factor, min_trials=1) for factor in (3, 2))
     assert cutoff([], third) == -np.inf
     assert cutoff([0.5], third) == 0.5
     assert cutoff([0.0, 0.3], third) == pytest.approx(0.2)
@@ -30,7 +30,11 @@ def test_the_cutoff_is_the_score_that_the_best_third_reaches():
 
 
 def test_the_median_rule_compares_at_each_validated_epoch_once_three_were_there():
-    values = {**SWEEP, "early_stopping": {"type": "median", "grace_period": 4}, "train": {"epochs": 9, "val_freq": 2}}
+    values = {
+        **SWEEP,
+        "early_stopping": {"type": "median", "grace_period": 4, "min_trials": 1},
+        "train": {"epochs": 9, "val_freq": 2},
+    }
     config = make_sweep_config(values)
     assert rung_epochs(config) == (4, 6, 8)
     assert cutoff([0.1, 0.9], config.early_stopping) == -np.inf
@@ -38,7 +42,7 @@ def test_the_median_rule_compares_at_each_validated_epoch_once_three_were_there(
 
 
 def test_nobody_is_stopped_before_min_trials_stood_at_the_rung():
-    config = with_stopping(min_trials=3)
+    config = with_stopping(min_trials=3, margin=0.0)
     assert cutoff([0.5, 0.6], config.early_stopping) == -np.inf
     rungs = Rungs(config)
     for number, value in enumerate((0.9, 0.1, 0.2)):  # the first one, as the default recipe is, sets no bar alone
@@ -80,10 +84,23 @@ def test_the_estimated_margin_is_the_median_noise_of_the_trials_with_enough_scor
         for epoch, score in enumerate(scores, 1):
             rungs.observe(number, epoch, score)
             rungs.observe(number, epoch, 0.0)  # a restored trial repeats its report
-    assert rungs.margin == score_noise(curves[0])
+    assert rungs.margin == 0.5 * (score_noise(curves[0]) or 0.0)
     unused = Rungs(with_stopping(margin=0.1))
     unused.observe(0, 1, 0.5)
     assert (unused.margin, unused.scores) == (0.1, {})
+
+
+def test_the_value_of_a_rung_is_the_best_score_or_the_mean_of_the_last_three():
+    scores = {1: 0.2, 2: 0.9, 3: 0.3, 4: 0.4, 5: 0.5, 6: 0.1}
+    assert [rung_value(scores, epoch, "best") for epoch in (1, 3, 6)] == [0.2, 0.9, 0.9]
+    means = [rung_value(scores, epoch, "recent") for epoch in (1, 2, 3, 5)]
+    assert means == pytest.approx([0.2, 0.55, 1.4 / 3, 0.4])
+    rungs = Rungs(with_stopping(value="recent"))
+    for epoch, score in scores.items():
+        rungs.observe(0, epoch, score)
+    assert rungs.value(0, 5, 0.9) == pytest.approx(0.4)
+    assert rungs.value(1, 5, 0.9) == 0.9  # of an older version, which did not note the scores
+    assert Rungs(with_stopping()).value(0, 5, 0.9) == 0.9
 
 
 def test_rungs_are_below_the_last_epoch(config: SweepConfig):

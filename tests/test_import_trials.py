@@ -124,6 +124,38 @@ def test_the_same_space_goes_on_with_the_same_study(run: Path, tmp_path: Path, c
     assert "the space is that of" in capsys.readouterr().out
 
 
+def test_the_same_study_keeps_the_rule_of_its_decisions(run: Path, tmp_path: Path):
+    before = read_run(run).config.early_stopping
+    rule = ["early_stopping.value=recent", "early_stopping.min_trials=9", "early_stopping.margin=0.1"]
+    changed = change_space(read_run(run), written(tmp_path / "new.yaml", SPACE), rule)
+    assert changed.early_stopping == before
+    space = {**SPACE, "lr": {"loguniform": [1e-5, 1e-1]}}
+    other = change_space(read_run(run), written(tmp_path / "other.yaml", space), rule).early_stopping
+    assert (other.value, other.min_trials, other.margin) == ("recent", 9, 0.1)
+
+
+def test_imported_trials_are_compared_by_the_values_of_the_new_sweep(tmp_path: Path):
+    config = study_of(SPACE, early_stopping={"grace_period": 2, "min_trials": 1}, train={"epochs": 6})
+    for name in ("run", "new"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "study.yaml").write_text(dump(config))
+    journal = Journal(tmp_path / "run", config)
+    journal.ask()
+    journal.record(0, row(1, 0.5))
+    journal.record(0, {**row(2, 0.3), "best_score": 0.5, "best_epoch": 1})
+    journal.record_rung(0, 2, RungDecision(0.5, "STOP", "", 0.6, 3))
+    journal.tell(0)
+    for value, expected in (("recent", RungDecision(0.4, "STOP")), ("best", RungDecision(0.5, "STOP"))):
+        new = study_of(SPACE, early_stopping={"grace_period": 2, "value": value}, train={"epochs": 6})
+        folder = tmp_path / "new" / value
+        folder.mkdir()
+        (folder / "study.yaml").write_text(dump(new))
+        warm_start(Journal(folder, new), [tmp_path / "run"])
+        (imported,) = read_run(folder).trials
+        assert imported.rungs == {2: expected}
+        assert imported.rungs[2].needed == (None if value == "recent" else 0.6)
+
+
 def test_what_a_score_means_cannot_change_with_the_space(run: Path, tmp_path: Path):
     file = written(tmp_path / "new.yaml", SPACE, train={"epochs": 8}, early_stopping={"grace_period": 2})
     with pytest.raises(InputError, match=r"grace_period is 2 there, 1 here; train.epochs is 8 there, 4 here"):

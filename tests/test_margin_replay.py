@@ -23,7 +23,7 @@ from tune.spec.sweep_file import dump
 
 
 def with_margin(metric: Any = "val_dice_mean") -> SweepConfig:
-    stopping = {"type": "asha", "grace_period": 3, "reduction_factor": 3, "margin": "auto", "min_trials": 2}
+    stopping = {"grace_period": 3, "reduction_factor": 3, "value": "recent", "min_trials": 2, "margin": "auto"}
     study = {"trials": 12, "seed": 3, "metric": metric}
     return make_sweep_config({**SWEEP, "study": study, "early_stopping": stopping, "train": {"epochs": 27}})
 
@@ -74,7 +74,7 @@ def test_decisions_with_an_estimated_margin_do_not_depend_on_interruptions(tmp_p
     parts = sweep(tmp_path / "parts", with_margin(metric), interrupt=(5, 27, 30, 61, 100))
     assert parts == whole
     assert margins(parts) == margins(whole)
-    assert 0.01 < max(margins(whole)) < 0.04
+    assert 0.005 < max(margins(whole)) < 0.02  # half the noise
     assert any(rung.decision == "STOP" for of in whole.values() for rung in of.values())
     assert wrong(tmp_path / "whole") == wrong(tmp_path / "parts") == []
 

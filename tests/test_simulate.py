@@ -79,6 +79,7 @@ def test_under_the_recorded_stopper_everything_is_as_recorded(recorded: Any, sto
         {**THIRD, "audit": 0.4},
         {**THIRD, "min_trials": 6},
         {**THIRD, "margin": "auto"},
+        {**HALF, "value": "recent"},
         {**PROMOTE, "audit": 0.3},
     ],
 )
@@ -121,7 +122,7 @@ def test_where_curves_are_missing_the_truth_lies_within_what_is_said(
 
 @pytest.mark.parametrize("kind", ["asha", "median", "promote"])
 def test_the_extreme_bars_are_those_of_all_subsets(kind: Any) -> None:
-    rng, stopping = np.random.default_rng(0), EarlyStopping(type=kind)
+    rng, stopping = np.random.default_rng(0), EarlyStopping(type=kind, min_trials=1)
     for _ in range(200):
         certain, doubtful = (rng.integers(0, 8, rng.integers(0, 6)).astype(float).tolist() for _ in range(2))
         cutoffs = [

@@ -57,7 +57,7 @@ class RunReader:
         Returns:
             With pandas installed, a DataFrame with one row per trial and these columns, also without trials: number,
             status, end_reason, reason (why it ended, in words), score, best_epoch, epoch, state, dice_WT, dice_TC,
-            dice_ET, per rung rung_<epoch>_value, _needed and _decision (the best score up to there, what was needed to
+            dice_ET, per rung rung_<epoch>_value, _needed and _decision (the score compared there, what was needed to
             go on, and what was decided), stop_epoch (the rung at which early stopping stopped the trial, or would
             have), kept (why it went on all the same: default or audit), seconds, gpu_hours, cost, seed, checkpoint,
             error, imported_from, started and ended (UTC, ISO 8601), and params_<option> for each searched option. What

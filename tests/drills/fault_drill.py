@@ -44,7 +44,7 @@ def sweep(folder: Path, data: Data, data_dir: Path, faults: dict[int, str], tria
         data,
         data_dir,
         study={"trials": trials},
-        early_stopping={"type": "asha", "grace_period": 2, "reduction_factor": 2},
+        early_stopping={"type": "asha", "grace_period": 2, "reduction_factor": 2, "min_trials": 1},
         resources={"report_timeout": 20, "reuse_processes": reuse},
     )
     return launch(config, folder, fit=faulty(faults)).folder

@@ -161,7 +161,7 @@ def drive(arguments: argparse.Namespace) -> None:
         data,
         data_dir,
         study={"trials": arguments.trials},
-        early_stopping={"type": "asha", "grace_period": 1, "reduction_factor": 2},
+        early_stopping={"type": "asha", "grace_period": 1, "reduction_factor": 2, "min_trials": 1},
         searcher={"type": "tpe", "startup_trials": 5},
         resources={"cpu": (os.cpu_count() or 1) if arguments.serial else 1},
         train={"epochs": 5},

@@ -2,7 +2,8 @@
 
 The reports come in the recorded order, and the code that decides in a sweep decides. A trial that was stopped in the
 recorded sweep and would go on here has no curve from there on: at each later rung its value is between its best so far
-and 1, or it does not come that far. Where a decision depends on that, the replay says so.
+and 1 (between 0 and 1 if rungs compare the last scores), or it does not come that far. Where a decision depends on
+that, the replay says so.
 """
 
 from __future__ import annotations
@@ -89,12 +90,13 @@ class Replay:
     def doubt_between_rungs(self, imported: TrialResult) -> None:
         """Bound the values of an imported trial at other rungs than its own: with a cost, no journal has them."""
         known = {epoch: decided.value for epoch, decided in imported.rungs.items()}
+        rises = self.config.early_stopping.value == "best"
         last = (imported.stop_epoch or 0) if imported.kept else imported.epoch
         for epoch in (epoch for epoch in self.doubtful if epoch not in known and epoch <= last):
             low = max((value for at, value in known.items() if at < epoch), default=0.0)
             later = [value for at, value in known.items() if at > epoch]
             high = min(later, default=BEST_DICE if imported.score is None else imported.score)
-            self.doubtful[epoch][imported.number] = (low, high)
+            self.doubtful[epoch][imported.number] = (low, high) if rises else (0.0, BEST_DICE)
 
     def feed(self, report: RecordedReport) -> None:
         """Decide on a report, unless its trial is stopped already or was imported: then it only sets bars.
@@ -110,7 +112,8 @@ class Replay:
         if trial is None:
             counts = not recorded.kept or report.epoch <= (recorded.stop_epoch or 0)
             if at_rung and counts:
-                self.rungs.add(report.number, report.epoch, RungDecision(report.best, CONTINUE))
+                value = self.rungs.value(report.number, report.epoch, report.best)
+                self.rungs.add(report.number, report.epoch, RungDecision(value, CONTINUE))
             return
         if trial.stop is not None:
             return
@@ -126,13 +129,15 @@ class Replay:
             return  # its later reports come after all that are recorded, or set no bar
         for epoch in self.doubtful:
             if epoch > last.epoch:
-                self.doubtful[epoch][last.number] = (last.best, BEST_DICE)
+                low = last.best if self.config.early_stopping.value == "best" else 0.0
+                self.doubtful[epoch][last.number] = (low, BEST_DICE)
 
     def decide(self, trial: ReplayedTrial, report: RecordedReport) -> None:
         """Decide on a trial at a rung, with the lowest and with the highest bar that the missing curves allow."""
-        number, epoch, best = report.number, report.epoch, report.best
+        number, epoch = report.number, report.epoch
+        value = self.rungs.value(number, epoch, report.best)
         if self.promotes:
-            self.rungs.add(number, epoch, RungDecision(best, PAUSE))
+            self.rungs.add(number, epoch, RungDecision(value, PAUSE))
             return
         certain, stopping = list(self.rungs.values[epoch].values()), self.config.early_stopping
         doubtful = [bounds for other, bounds in self.doubtful[epoch].items() if other != number]
@@ -141,14 +146,14 @@ class Replay:
             highest_bar(certain, [high for _, high in doubtful], stopping),
         )
         default = number == self.default
-        lenient, strict = (self.rungs.decide(number, epoch, best, default=default, earlier=bar) for bar in bars)
+        lenient, strict = (self.rungs.decide(number, epoch, value, default=default, earlier=bar) for bar in bars)
         if trial.doubtful:  # it may have been stopped before
-            self.doubtful[epoch][number] = (best, best)
+            self.doubtful[epoch][number] = (value, value)
         elif lenient == strict:
             self.rungs.add(number, epoch, lenient)
         else:
             trial.doubtful = True
-            self.rungs.add(number, epoch, RungDecision(best, CONTINUE))
+            self.rungs.add(number, epoch, RungDecision(value, CONTINUE))
         if lenient.kept and strict.kept and trial.kept is None:
             trial.kept = (epoch, lenient.kept)
         if lenient.decision == STOP:

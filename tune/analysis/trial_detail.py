@@ -22,7 +22,7 @@ LOG_BYTES = 20_000  # read from the end of a log
 class RungResult:
     """What early stopping decided on a trial at a rung.
 
-    epoch: of the rung. value: the trial's best score up to it. needed: the lowest score with which it would have gone
+    epoch: of the rung. value: what the trial was compared by. needed: the lowest score with which it would have gone
     on, None if it was compared with none. among: number of other trials that it was compared with. decision, kept: see
     RungDecision.
     """

@@ -26,7 +26,7 @@ COLUMN_MEANINGS = {
     "epoch": "last reported epoch, 0 before it",
     "state": "Optuna's: COMPLETE, PRUNED, FAIL, RUNNING",
     "dice_<region>": "Dice of WT, TC and ET at the best epoch",
-    "rung_<epoch>_value": "best score up to that rung",
+    "rung_<epoch>_value": "score by which it was compared at that rung",
     "rung_<epoch>_needed": "lowest value with which the trial went on; empty if there was none to compare with",
     "rung_<epoch>_decision": "STOP, CONTINUE or PAUSE",
     "stop_epoch": "rung at which early stopping stopped the trial, or would have",

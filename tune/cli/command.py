@@ -16,7 +16,7 @@ from tune.cli.completion import complete_run, complete_space
 PANELS = {
     "Cases": ("phantom", "convert_msd", "prepare"),
     "Search": ("check", "launch", "resume", "suggest", "confirm", "verify", "simulate", "demo"),
-    "See what came out": ("status", "show", "best", "importance", "compare", "report", "trials", "curves"),
+    "See what came out": ("status", "show", "best", "importance", "prior", "compare", "report", "trials", "curves"),
     "Models": ("train", "retrain", "predict", "postprocess"),
     "For other tools": ("export", "schema"),
 }

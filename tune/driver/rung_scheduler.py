@@ -23,10 +23,10 @@ OnReport = Callable[[int, Report, str], None]  # trial's number, report, STOP, C
 class RungScheduler(FIFOScheduler):
     """Stops a trial that reaches a rung with a score below a quantile of the scores of earlier trials at that rung.
 
-    If too few trials were at the rung before, the trial goes on. The value at a rung is the best score so far, since
-    that is what a trial is judged by in the end. Each decision is in the journal before it is returned, and a resumed
-    sweep reads it from the journal. There is one bracket. The trial of the default recipe and the trials that the audit
-    draws are not stopped; see Rungs. A trial that pauses at a rung ends for Ray; OptunaSearcher hands it out again.
+    If too few trials were at the rung before, the trial goes on. Each decision is in the journal before it is returned,
+    and a resumed sweep reads it from the journal. There is one bracket. The trial of the default recipe and the trials
+    that the audit draws are not stopped; see Rungs. A trial that pauses at a rung ends for Ray; OptunaSearcher hands it
+    out again.
     """
 
     def __init__(
@@ -100,7 +100,8 @@ class RungScheduler(FIFOScheduler):
             return CONTINUE
         if self.default is None:
             self.default = find_default(self.journal.trials(), self.config)
-        decided = self.rungs.decide(number, epoch, float(report["best_score"]), default=number == self.default)
+        value = self.rungs.value(number, epoch, float(report["best_score"]))
+        decided = self.rungs.decide(number, epoch, value, default=number == self.default)
         self.journal.record_rung(number, epoch, decided)
         self.rungs.add(number, epoch, decided)
         self.on_decision(number, epoch, decided)

@@ -40,7 +40,7 @@ def rule_text(stopping: EarlyStopping) -> str:
     if stopping.min_trials > 1:
         text += f" The first {stopping.min_trials} at each rung go on."
     if stopping.margin:
-        margin = "the noise of the scores" if stopping.margin == "auto" else f"{stopping.margin:g}"
+        margin = "half the noise of the scores" if stopping.margin == "auto" else f"{stopping.margin:g}"
         text += f" A trial is stopped only if it lies below the others by more than {margin}."
     return text
 

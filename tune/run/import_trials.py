@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -15,8 +16,9 @@ from trainable.core.options import option_names, to_dict
 from trainable.training.epoch_result import EndReason
 from trainable.training.training_dir import BEST
 from tune.run.results import Run, TrialResult, read_run, resolve_checkpoint
+from tune.search.asha import RungDecision, rung_value
 from tune.search.journal import Journal, read_trials
-from tune.search.trial_progress import Progress
+from tune.search.trial_progress import Progress, rung_decisions, with_decision
 from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.sweep_config import RULE_OF_OLDER_RUNS, SweepConfig
 from tune.spec.sweep_file import load_sweep_config
@@ -108,6 +110,19 @@ def restore_outcome(frozen: FrozenTrial) -> FrozenTrial:
     )
 
 
+def with_rung_values(frozen: FrozenTrial, kind: Literal["best", "recent"]) -> FrozenTrial:
+    """Return a trial whose values at rungs are of this kind, see rung_value, as far as its scores are known."""
+    scores, changed = frozen.intermediate_values, copy.copy(frozen)
+    for epoch, decided in rung_decisions(frozen.user_attrs).items():
+        if not any(at <= epoch for at in scores):
+            continue
+        value = rung_value(scores, epoch, kind)
+        if value != decided.value:  # what was needed was of the other kind
+            rungs = with_decision(changed.user_attrs, epoch, RungDecision(value, decided.decision, decided.kept))
+            changed.user_attrs = {**changed.user_attrs, "rungs": rungs}
+    return changed
+
+
 def next_name(name: str) -> str:
     """Return the name of the study after one of this name: voxtune, voxtune-2, voxtune-3, ..."""
     return f"{DEFAULT_STUDY_NAME}-{int(name.removeprefix(DEFAULT_STUDY_NAME).removeprefix('-') or 1) + 1}"
@@ -160,7 +175,8 @@ def candidates_of(run: Run, config: SweepConfig, known: Collection[str] = ()) ->
     """
     candidates = []
     for stored in read_trials(run.folder, run.config.record.study):
-        number, result, frozen = stored.number, run.trial(stored.number), restore_outcome(stored)
+        number, result = stored.number, run.trial(stored.number)
+        frozen = with_rung_values(restore_outcome(stored), config.early_stopping.value)
         try:
             if source_of(run, result) in known:
                 raise ValueError("it is there already, from another run")

@@ -69,6 +69,8 @@ class DecisionReplay:
     def check(self, number: int, epoch: int, decided: RungDecision, *, paused: bool) -> Iterator[str]:
         """Yield what is wrong with a new decision. paused: it is on a trial that was paused at the rung."""
         default, at = number == self.default, f"trial {number} at rung {epoch}"
+        if decided.value != (value := self.rungs.value(number, epoch, decided.value)):
+            yield f"{at} was compared by {decided.value}, expected {value}"
         if paused:
             expected = self.rungs.decide_paused(number, epoch, decided.value, default=default)
             if missing := sorted(self.running - {of for of, _ in self.known}):

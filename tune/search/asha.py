@@ -10,9 +10,9 @@ simulate` replays the curves of a sweep under other rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 from typing import Final, Literal
 
 import numpy as np
@@ -27,6 +27,8 @@ STOP: Final = "STOP"
 CONTINUE: Final = "CONTINUE"
 PAUSE: Final = "PAUSE"  # until all trials have come to the rung; then one of the others
 MEDIAN_MIN_TRIALS = 3  # a median of fewer scores says little
+MARGIN_DEVIATIONS = 0.5  # of the scores' noise, see docs/search.md
+RECENT_VALIDATIONS = 3  # whose mean is a value at a rung
 AUDIT_STREAM = 7  # sets the draws of the audit apart from others of the study's seed
 
 
@@ -34,11 +36,11 @@ AUDIT_STREAM = 7  # sets the draws of the audit apart from others of the study's
 class RungDecision:
     """What early stopping decided at a rung.
 
-    value: the trial's best score up to that rung. kept: "" unless the trial would have been stopped here or at an
-    earlier rung; then the decision is CONTINUE, and kept says why: it is the trial of the default recipe, or drawn by
-    the audit. needed: the lowest value with which the trial would have gone on; None if it was compared with none, or
-    in a run of an older version. among: number of other values that it was compared with. margin: by how much `needed`
-    is below the cutoff.
+    value: what the trial was compared by, see rung_value. kept: "" unless the trial would have been stopped here or at
+    an earlier rung; then the decision is CONTINUE, and kept says why: it is the trial of the default recipe, or drawn
+    by the audit. needed: the lowest value with which the trial would have gone on; None if it was compared with none,
+    or in a run of an older version. among: number of other values that it was compared with. margin: by how much
+    `needed` is below the cutoff.
     """
 
     value: float
@@ -109,6 +111,18 @@ def cutoff(values: Sequence[float], stopping: EarlyStopping) -> float:
     return float(np.quantile(np.asarray(values), quantile)) if len(values) >= min_trials else -np.inf
 
 
+def rung_value(scores: Mapping[int, float], epoch: int, kind: Literal["best", "recent"]) -> float:
+    """Return what a trial is compared by at a rung.
+
+    Args:
+        scores: of its validated epochs, by epoch.
+        epoch: of the rung.
+        kind: best for the highest score so far, recent for the mean of the last RECENT_VALIDATIONS.
+    """
+    known = [scores[at] for at in sorted(scores) if at <= epoch]
+    return max(known) if kind == "best" else fmean(known[-RECENT_VALIDATIONS:])
+
+
 def audited(config: SweepConfig, number: int) -> bool:
     """Return whether the audit draws a trial, in case that it would be stopped.
 
@@ -128,7 +142,7 @@ class Rungs:
     Attributes:
         values: value of each trial that counts, by rung and number.
         kept: why each trial goes on that would have been stopped, by number.
-        scores: the last validated scores of each trial, by number and epoch; none unless the margin is estimated.
+        scores: the last validated scores of each trial, by number and epoch; none unless they are needed.
     """
 
     def __init__(self, config: SweepConfig) -> None:
@@ -140,7 +154,8 @@ class Rungs:
 
     def observe(self, number: int, epoch: int, score: float) -> None:
         """Note the score of a trial's validated epoch; one that is known already changes nothing."""
-        if self.config.early_stopping.margin != "auto":
+        stopping = self.config.early_stopping
+        if stopping.margin != "auto" and stopping.value != "recent":
             return
         scores = self.scores.setdefault(number, {})
         if epoch <= max(scores, default=0):
@@ -153,11 +168,22 @@ class Rungs:
 
     @property
     def margin(self) -> float:
-        """By how much a trial may be below the cutoff now: the median of the trials' noise, unless it is a number."""
+        """By how much a trial may be below the cutoff now.
+
+        An estimated one is MARGIN_DEVIATIONS of the median of the trials' noise; 0 if none is known.
+        """
         margin = self.config.early_stopping.margin
         if margin == "auto":
-            return median(self._noise.values()) if self._noise else 0.0
+            return MARGIN_DEVIATIONS * median(self._noise.values()) if self._noise else 0.0
         return margin
+
+    def value(self, number: int, epoch: int, best: float) -> float:
+        """Return what a trial is compared by at a rung.
+
+        best: its highest score up to there; taken too if its scores are not known, as of a trial of an older version.
+        """
+        kind, scores = self.config.early_stopping.value, self.scores.get(number, {})
+        return best if kind == "best" or not scores else rung_value(scores, epoch, kind)
 
     def decide(
         self,
@@ -174,7 +200,7 @@ class Rungs:
         Args:
             number: of the trial.
             epoch: of the rung.
-            value: the trial's best score so far.
+            value: what the trial is compared by, see value.
             default: whether it is the trial of the default recipe.
             earlier: the values that it is compared with; None for those noted at the rung.
             margin: None for the one that the scores so far tell.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.training.epoch_result import EndReason
@@ -73,18 +74,37 @@ def expected_ends(curves: Sequence[Curve]) -> list[ExpectedEnd]:
     """
     noise = validation_noise(curves)
     whole = [np.array(curve.scores) for curve in curves if curve.whole]
+    gains: dict[int, tuple[float, float] | None] = {}  # by the number of validations: many are stopped at one rung
     found = []
     for curve in curves:
         length = len(curve.scores)
         count = min(LAST, length if curve.whole else max(1, length // 2))
-        level = float(np.mean(curve.scores[-count:]))
+        level = sum(curve.scores[-count:]) / count
         variance = (noise or 0.0) ** 2 / count
         if not curve.whole:
-            longer = [scores for scores in whole if len(scores) > length]
-            gains = [float(scores[-LAST:].mean() - scores[length - count : length].mean()) for scores in longer]
-            if len(gains) < MIN_WHOLE:
+            if length not in gains:
+                gains[length] = gain_after(length, count, whole)
+            if (gain := gains[length]) is None:
                 continue
-            level += float(np.median(gains))
-            variance += float(np.var(gains)) + (0.5 * float(np.median(np.abs(gains)))) ** 2 / len(gains)
+            level, variance = level + gain[0], variance + gain[1]
         found.append(ExpectedEnd(curve.number, level, variance))
     return found
+
+
+def gain_after(length: int, count: int, whole: Sequence[NDArray[np.float64]]) -> tuple[float, float] | None:
+    """Return what a trial gains that is stopped after some validations, and the variance of that.
+
+    Args:
+        length: number of its validations.
+        count: of these, the last ones whose mean is its level.
+        whole: curves of the trials that trained to their end; of them the longer ones tell.
+
+    Returns:
+        None if fewer than MIN_WHOLE are longer.
+    """
+    longer = [scores for scores in whole if len(scores) > length]
+    if len(longer) < MIN_WHOLE:
+        return None
+    gains = [float(scores[-LAST:].mean() - scores[length - count : length].mean()) for scores in longer]
+    unsure = (0.5 * float(np.median(np.abs(gains)))) ** 2 / len(gains)
+    return float(np.median(gains)), float(np.var(gains)) + unsure

@@ -11,7 +11,7 @@ from tune.search.surrogate import Surrogate, matern
 from tune.search.unit_space import BELOW_ONE, Floats, Points, Recipe
 from tune.spec.kinds import Choice
 
-FROM_PRIOR, EVEN, NEARBY = 150, 75, 225  # candidates of each kind
+FROM_PRIOR, EVEN, NEARBY = 100, 50, 150  # candidates of each kind
 LEADERS = 4  # recipes with the highest predictions, near which candidates are drawn
 MOVED = 0.35  # share of the options in which a nearby candidate differs from its leader
 STEP = 0.12  # by how much of its range an option of it moves: the standard deviation

@@ -21,6 +21,7 @@ from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 
 EVEN_SHARE = 3  # of so many points of the start-up one is even although the space has a prior
+MAX_LEARNED = 300  # trials that the model learns from, the best ones: the time of a proposal grows with their cube
 EXPLORED = 4  # of so many proposals of `bayes` one is a point of the start-up's sequence
 
 
@@ -97,6 +98,7 @@ class ModelSampler(RecipeSampler):
         space, recipes = config.space, recipes_of(config.space, trials)
         tried, limits = set(map(key_of, recipes.values())), out_of_memory(config.space, trials)
         ends = expected_ends(ended_curves([trial for trial in trials if trial.number in recipes]))
+        ends = sorted(ends, key=lambda end: (-end.score, end.number))[:MAX_LEARNED]
         surrogate = Surrogate(space).fit([recipes[end.number] for end in ends], ends)
         if number % EXPLORED and surrogate.ready:
             running = [recipes[t.number] for t in trials if t.state == TrialState.RUNNING and t.number in recipes]

@@ -78,7 +78,7 @@ def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
     for number in range(min(count, known, config.budget.trials)):
         if number >= len(given) and (values := next_untried(config, number, recipes)):
             study.enqueue_trial(encode_values(values))
-        study.sampler = make_sampler(config, number, IntersectionSearchSpace(), [])
+        study.sampler = make_sampler(config, number, IntersectionSearchSpace(), study.get_trials(deepcopy=False))
         recipes.append(config.space.suggest(study.ask()))
     return recipes
 

@@ -13,7 +13,7 @@ from tune.spec.space import Space
 
 MIN_ENDS = 3  # from fewer it learns nothing
 LENGTHS = (0.3, 0.6, 1.2)  # tried length scales, in units of sqrt(options) / 2
-VARIANCES = (0.5, 1.0, 2.0)  # tried variances of the signal, in units of the spread of the better half
+VARIANCES = (0.5, 2.0)  # tried variances of the signal, in units of the spread of the better half
 NOISES = (1.0, 2.0)  # tried factors of the estimates' variances
 MEAN_VARIANCE = 4.0  # of the level of all recipes
 JITTER = 0.02  # at least this variance of an estimate: trainings of one recipe differ by their seeds

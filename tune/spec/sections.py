@@ -142,8 +142,12 @@ class EarlyStopping(Section):
         description="ASHA: 1 of reduction_factor trials passes a rung; the next rung is reduction_factor times later. "
         "promote: 1 of reduction_factor trials is trained on, from the rung at epochs / reduction_factor.",
     )
+    value: Literal["best", "recent"] = Field(
+        "best",
+        description="What trials are compared by at a rung: their best score so far, or the mean of their last three.",
+    )
     min_trials: int = Field(
-        1,
+        3,
         ge=1,
         description="asha, median: a rung stops a trial only if that many trials were there before it.",
     )
@@ -153,7 +157,7 @@ class EarlyStopping(Section):
     ] = Field(
         0.0,
         description="asha, median: Dice by which a trial may lie below the others without being stopped; auto takes "
-        "the noise of the trials' scores from one validation to the next.",
+        "half the noise of the trials' scores from one validation to the next.",
     )
     audit: float = Field(
         0.0,

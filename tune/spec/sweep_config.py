@@ -20,7 +20,7 @@ from tune.spec.space_reader import read_space
 from tune.spec.start_recipes import read_start
 
 STUDY_FIELDS = ("seed", "protect_default", "confirm")  # fields of SweepConfig that the YAML has in `study:`
-RULE_OF_OLDER_RUNS = {"min_trials": 1, "margin": 0.0}  # of `early_stopping:`
+RULE_OF_OLDER_RUNS = {"value": "best", "min_trials": 1, "margin": 0.0}  # of `early_stopping:`
 RESERVED_OPTIONS = {  # options of TrainConfig that `train:` may not contain, and why
     **dict.fromkeys(option_names(set_by="launch"), "launch sets it"),
     **{name: f"write study.{name}" for name in option_names(set_by="study")},

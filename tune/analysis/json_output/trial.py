@@ -16,7 +16,7 @@ class RungItem(Document):
     """What early stopping decided at a rung."""
 
     epoch: int = Field(description="Epoch of the rung.")
-    value: float = Field(description="Best score of the trial up to there.")
+    value: float = Field(description="What it was compared by: its best score up to there, or the mean of its last.")
     needed: float | None = Field(
         description="Lowest value with which the trial went on; null if there was none to compare with."
     )
