@@ -143,7 +143,7 @@ def foreign(ranges: dict[str, Choice | Uniform | LogUniform | RandInt | QUniform
     """Return voxtune's config as it was for a space that is no U-Net's: validated each epoch, rungs from the first."""
     parameters = tuple(make_parameter(name, kind) for name, kind in ranges.items())
     return SweepConfig(
-        early_stopping=EarlyStopping(type="asha", grace_period=1, reduction_factor=ETA),
+        early_stopping=EarlyStopping(type="asha", grace_period=1, reduction_factor=ETA, min_trials=1, margin=0.0),
         searcher=Searcher(type="tpe", startup_trials=brats_as_it_was().searcher.startup_trials),
         space=Space(parameters, {"epochs": epochs, "val_freq": 1}),
     )
@@ -183,4 +183,4 @@ def scaled(now: SweepConfig, was: SweepConfig) -> EarlyStopping:
 
 def given_by_yaml(config: SweepConfig) -> list[Recipe]:
     """Return the recipes that a sweep of this config tries first: the default one, and those of `start:`."""
-    return [config.space.decode_params(params) for params in config.given_params]
+    return [values for _, values in config.given_recipes]
