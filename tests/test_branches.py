@@ -93,6 +93,8 @@ def test_the_covering_range_contains_all_values() -> None:
     covering = covering_range(kinds)
     assert covering == QUniform(0.0, 0.45, 0.05)
     assert all(covering.contains(value) for kind in kinds for value in kind.grid())
+    assert covering_range([QUniform(0.1, 0.9, 0.1), QUniform(0.15, 0.45, 0.15)]) == QUniform(0.1, 0.9, 0.05)
+    assert covering_range([QUniform(0.0, 100.0, 50.0), QUniform(20.0, 50.0, 10.0)]) == QUniform(0.0, 100.0, 10.0)
 
 
 LR: dict[str, Any] = {"loguniform": [1e-5, 1e-2]}

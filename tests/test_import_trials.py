@@ -12,6 +12,7 @@ from trainable.core.errors import InputError
 from tune.run.import_trials import change_space, checkpoint_if_present, warm_start
 from tune.run.results import read_run
 from tune.search.asha import RungDecision
+from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal, read_trials
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump
@@ -274,3 +275,33 @@ def test_a_trial_without_a_checkpoint_has_none_in_any_folder(run: Path, tmp_path
     numbers = [trial.number for trial in read.trials if trial.checkpoint is None]
     assert numbers
     assert [checkpoint_if_present(read, number) for number in numbers] == [None] * len(numbers)
+
+
+def test_other_priors_and_start_recipes_go_on_with_the_same_study(run: Path, tmp_path: Path, capsys: Any) -> None:
+    """They change no range. The recipes of `start:` that no trial has are tried next."""
+    space = {**SPACE, "lr": {"loguniform": [1e-4, 1e-2], "prior": {"at": 1e-3}}}
+    values = study_values(space) | {"start": [{"lr": 5e-3}, {"optimizer": "sgd", "lr": 7e-3}]}
+    (tmp_path / "new.yaml").write_text(dump(make_sweep_config(values)))
+    changed = change_space(read_run(run), str(tmp_path / "new.yaml"), [])
+    assert "goes on with the same study" in capsys.readouterr().out
+    assert changed.record.study == "voxtune"
+    assert changed.space.has_prior
+    journal = Journal(run, changed)
+    enqueue_start(journal.study, changed)
+    assert journal.ask() == (4, {"lr": 7e-3, "optimizer": "sgd", "momentum": 0.9})  # trial 1 has the other one
+
+
+def test_ranges_per_optimizer_import_what_lies_in_them_under_one_name(run: Path, tmp_path: Path, capsys: Any) -> None:
+    ranges = [
+        {"when": {"optimizer": "sgd"}, "loguniform": [1e-3, 1e-1]},
+        {"when": {"optimizer": "adam"}, "loguniform": [1e-5, 1e-3]},
+    ]
+    changed = change_space(read_run(run), written(tmp_path / "new.yaml", {**SPACE, "lr": ranges}), [])
+    (run / "study.yaml").write_text(dump(changed))
+    expected = "imports 3 of 4 trials\n  not trial 1: lr is 0.005, not of 1e-05 to 0.001 if optimizer = adam"
+    assert expected in capsys.readouterr().out
+    assert [trial.values.get("lr") for trial in read_run(run).trials] == [3e-4, None, 2e-3, 1e-3]
+    number, values = Journal(run, changed).ask()
+    assert number == 4
+    low, high = ranges[values["optimizer"] == "adam"]["loguniform"]
+    assert low <= values["lr"] <= high

@@ -109,7 +109,7 @@ REFUSED: list[tuple[Any, str]] = [
         [{"momentum": 0.95}],
         r"momentum is 0.95, but it is not searched in this recipe \(it is if optimizer = sgd\); leave",
     ),
-    ([{"dropout": 0.2}], r"dropout is 0.2, but each trial has the default 0; search dropout, fix it under train:, or"),
+    ([{"dropout": 0.2}], r"dropout is 0.2, but each trial has the default 0; search dropout, fix it so under train:"),
     ([{"amp": "bf16"}], r"start\[0\]: amp is bf16, but train: fixes fp16; search amp"),
     (["nnunet"], r"start\[0\] \(nnunet\): scheduler is poly, but each trial has the default plateau; search scheduler"),
 ]

@@ -128,6 +128,7 @@ def covering_range(kinds: Sequence[Kind]) -> Kind:
     low, high = min(kind.to_list()[0] for kind in kinds), max(kind.to_list()[1] for kind in kinds)
     if not isinstance(first, QUniform):
         return RandInt(int(low), int(high)) if isinstance(first, RandInt) else type(first)(low, high)
-    texts = [str(number) for kind in kinds for number in (kind.to_list()[0] - low, kind.to_list()[2])]
-    digits = max(max(0, -int(Decimal(text).normalize().as_tuple().exponent)) for text in texts)
-    return QUniform(low, high, math.gcd(*(round(float(text) * 10**digits) for text in texts)) / 10**digits)
+    numbers = [[Decimal(str(number)) for number in kind.to_list()] for kind in kinds]
+    parts = [part for start, _, step in numbers for part in (start - Decimal(str(low)), step)]
+    digits = max(0, *(-int(part.normalize().as_tuple().exponent) for part in parts))
+    return QUniform(low, high, math.gcd(*(int(part.scaleb(digits)) for part in parts)) / 10**digits)

@@ -43,6 +43,8 @@ def read_start(raw: Any, space: Space, folder: Path | None) -> tuple[list[tuple[
         known, wrong = _checked(options, is_file=is_file)
         values, outside = complete_recipe(known, space)
         where = f"start[{index}] ({item})" if is_file else f"start[{index}]"
+        if is_file and (wrong or outside):
+            outside.append(("", "it is not a recipe of this space; --set start=null drops all recipes of start:"))
         problems += [(path if is_file else (*path, key), f"{where}: {text}") for key, text in [*wrong, *outside]]
         recipes.append((name, values))
     return recipes, problems
@@ -92,7 +94,7 @@ def complete_recipe(options: dict[str, Any], space: Space) -> tuple[dict[str, An
         if name in constants and value != constants[name]:
             always = "train: fixes" if name in space.fixed else "each trial has the default"
             sentence = f"{name} is {format_value(value)}, but {always} {format_value(constants[name])}"
-            problems.append((name, f"{sentence}; search {name}, fix it under train:, or leave it out"))
+            problems.append((name, f"{sentence}; search {name}, fix it so under train:, or leave it out"))
     return values, problems
 
 

@@ -295,6 +295,7 @@ def _cmaes_conflicts(config: SweepConfig) -> Iterator[Problem]:
         metric = config.objective.metric
         yield path, f"{message} has one objective; expected tpe, gp or random with study.metric {metric}"
     if len(config.space.parameters) - len(config.unmodelled_options) < 2:
-        yield path, f"{message} needs two searched numbers without `when`; expected tpe, gp or random for this space"
+        needs = "needs two searched numbers without `when`, of one range each"
+        yield path, f"{message} {needs}; expected tpe, gp or random for this space"
     if find_spec("cmaes") is None:
         yield path, f"{message} needs the package cmaes: pip install 'voxtune[cmaes]'"
