@@ -168,6 +168,7 @@ def believing(was: SweepConfig, beliefs: dict[str, Any]) -> SweepConfig:
         update={
             "space": Space(tuple(parameters), was.space.fixed),
             "searcher": now.searcher,
+            "budget": now.budget,
             "early_stopping": scaled(now, was),
         }
     )

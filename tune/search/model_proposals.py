@@ -35,7 +35,7 @@ def propose(surrogate: Surrogate, running: Sequence[Recipe], rng: np.random.Gene
     )
     mean, deviation = surrogate.predict(points)
     if running:
-        likeness = matern(points.features, unit.points(running).features, surrogate.length)
+        likeness = matern(points.features, unit.points(running).features, surrogate.lengths)
         deviation = deviation * np.prod(1 - FORGONE * likeness**2, axis=1) ** 0.5
     order = np.argsort(-log_expected_improvement(mean, deviation, float(means.max())), kind="stable")
     return (unit.recipe(points.shares[index].tolist()) for index in order.tolist())

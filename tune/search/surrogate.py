@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from tune.search.unit_space import Floats, Points, Recipe, UnitSpace
 from tune.spec.space import Space
 
 MIN_ENDS = 3  # from fewer it learns nothing
+FACTORS = (1 / 3, 3.0)  # of the length of a single option, which acts more or less than others do
+FACTOR_DEVIATION = 1.2  # of the logarithm of a factor, before any trial
+MAX_COMPARED = 100  # trials by which the kernel is chosen, of more than these every second, third, ...
 LENGTHS = (0.3, 0.6, 1.2)  # tried length scales, in units of sqrt(options) / 2
 VARIANCES = (0.5, 2.0)  # tried variances of the signal, in units of the spread of the better half
 NOISES = (1.0, 2.0)  # tried factors of the estimates' variances
@@ -20,9 +24,9 @@ JITTER = 0.02  # at least this variance of an estimate: trainings of one recipe 
 BELIEVED = 0.3  # score, in units of the spread, per unit of log prior; and the standard deviation of this belief
 
 
-def matern(points: Floats, others: Floats, length: float) -> Floats:
-    """Return the Matern 5/2 kernel of two sets of points, (points, others)."""
-    left, right = points / length, others / length
+def matern(points: Floats, others: Floats, lengths: float | Floats) -> Floats:
+    """Return the Matern 5/2 kernel of two sets of points, (points, others). lengths: of all features, or of each."""
+    left, right = points / lengths, others / lengths
     squared = (left**2).sum(1)[:, None] + (right**2).sum(1)[None] - 2 * left @ right.T
     distance = np.sqrt(5 * np.maximum(squared, 0))
     return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
@@ -91,25 +95,42 @@ class Surrogate:
         return self.ready and self.coefficient <= 0 < self.believed
 
     def _choose_kernel(self, residuals: Floats, noise: Floats) -> None:
-        """Take the likeliest of a few kernels: a grid, since few trials do not tell more, and it takes no time."""
+        """Take the likeliest of a few kernels: a grid, then one length after the other, which takes little time."""
         from scipy.linalg import solve_triangular  # here, because commands that only read a run import this module
 
-        features, log_priors = self.points.features, self.points.log_priors
-        common = MEAN_VARIANCE + self.believed**2 * np.outer(log_priors, log_priors)
-        best = -np.inf
+        log_priors = self.points.log_priors
+        some = slice(None, None, -(-len(log_priors) // MAX_COMPARED))
+        features, shared = self.points.features[some], np.outer(log_priors, log_priors)
+        common = MEAN_VARIANCE + self.believed**2 * shared
+
+        def kernel(correlation: Floats, variance: float, factor: float, rows: slice) -> Floats:
+            return variance * correlation + common[rows, rows] + np.diag(noise[rows] * factor + JITTER)
+
+        def likelihood(correlation: Floats, variance: float, factor: float) -> float:
+            root = np.linalg.cholesky(kernel(correlation, variance, factor, some))
+            white = solve_triangular(root, residuals[some], lower=True)
+            likely = -0.5 * white @ white - np.log(np.diag(root)).sum()
+            return float(likely - 0.5 * np.log(variance) ** 2 - 0.5 * np.log(factor) ** 2)
+
+        best, chosen = -np.inf, (0.0, 0.0, 0.0)
         for length in LENGTHS:
             correlation = matern(features, features, length * self.unit)
-            for variance in VARIANCES:
-                for factor in NOISES:
-                    kernel = variance * correlation + common + np.diag(noise * factor + JITTER)
-                    root = np.linalg.cholesky(kernel)
-                    white = solve_triangular(root, residuals, lower=True)
-                    likely = -0.5 * white @ white - np.log(np.diag(root)).sum()
-                    likely -= 0.5 * np.log(variance) ** 2 + 0.5 * np.log(factor) ** 2
-                    if likely > best:
-                        best, found = likely, (length * self.unit, variance, root, white)
-        self.length, self.variance, self.root, white = found
-        self.weights = solve_triangular(self.root.T, white)
+            for variance, factor in itertools.product(VARIANCES, NOISES):
+                if (likely := likelihood(correlation, variance, factor)) > best:
+                    best, chosen = likely, (length, variance, factor)
+        length, self.variance, factor = chosen
+        self.lengths = np.full(features.shape[1], length * self.unit)
+        options = np.array(self.unit_space.feature_options)
+        for option in range(options[-1] + 1):
+            for times in FACTORS:
+                lengths = np.where(options == option, length * self.unit * times, self.lengths)
+                likely = likelihood(matern(features, features, lengths), self.variance, factor)
+                likely -= 0.5 * (np.log(times) / FACTOR_DEVIATION) ** 2
+                if likely > best:
+                    best, self.lengths = likely, lengths
+        correlation = matern(self.points.features, self.points.features, self.lengths)
+        self.root = np.linalg.cholesky(kernel(correlation, self.variance, factor, slice(None)))
+        self.weights = solve_triangular(self.root.T, solve_triangular(self.root, residuals, lower=True))
         self.coefficient = self.believed + self.believed**2 * float(log_priors @ self.weights)
 
     def predict(self, points: Points) -> tuple[Floats, Floats]:
@@ -117,7 +138,7 @@ class Surrogate:
         from scipy.linalg import solve_triangular
 
         log_priors = points.log_priors
-        kernel = self.variance * matern(points.features, self.points.features, self.length) + MEAN_VARIANCE
+        kernel = self.variance * matern(points.features, self.points.features, self.lengths) + MEAN_VARIANCE
         kernel = kernel + self.believed**2 * np.outer(log_priors, self.points.log_priors)
         known = solve_triangular(self.root, kernel.T, lower=True)
         alone = self.variance + MEAN_VARIANCE + (self.believed * log_priors) ** 2

@@ -42,6 +42,12 @@ class UnitSpace:
         self.space, self.constants = space, space.constants
         self.names = [parameter.name for parameter in space.parameters]
 
+    @property
+    def feature_options(self) -> list[int]:
+        """The option that each feature is of, as its index."""
+        counts = [p.kind.count if isinstance(p.kind, Choice) else 1 for p in self.space.parameters]
+        return [index for index, count in enumerate(counts) for _ in range(count)]
+
     def shares_of(self, values: Recipe) -> list[float]:
         """Return a recipe's share of each range, NaN if an option is not active."""
         known, shares = self.constants | values, list[float]()
