@@ -214,12 +214,15 @@ def most_trials(config: SweepConfig, costs: Costs, slots: int, seconds: float) -
     if config.early_stopping.type == "promote":  # no trial ends before all have begun
         return largest_fitting(lambda trials: last_end(config, costs, slots, trials) <= seconds)
     budget = config.budget.model_copy(update={"time_budget": min(seconds, config.budget.time_budget or seconds)})
-    config, trials = config.model_copy(update={"budget": budget}), MOST_TRIALS
+    whole, config, trials = config, config.model_copy(update={"budget": budget}), MOST_TRIALS
     done = [0]
     for sweeps in (SWEEPS // 3, SWEEPS):  # first roughly: what is simulated has about as many trials as are chosen
         done = sorted(map(trials_in_order, simulate_sweeps(with_trials(config, trials), costs, slots, sweeps)))
         trials = min(MOST_TRIALS, 4 + round(1.2 * done[len(done) // 2]))
-    return done[len(done) // 12]
+    chosen = done[len(done) // 10]
+    while chosen > 1 and last_end(whole, costs, slots, chosen) > seconds:  # of fewer trials, later ones train longer
+        chosen = chosen * 19 // 20
+    return chosen
 
 
 def largest_fitting(fits: Callable[[int], bool]) -> int:
