@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainable.core.counted import counted
-from tune.analysis.option_range import Edge, find_edge, setting_text, value_label
+from tune.analysis.option_range import Edge, find_edge, value_label
 from tune.run.expected_gain import MORE_TRIALS, ExpectedGain, expected_gain, trials_since_best
 from tune.run.results import Run
 
@@ -37,11 +37,10 @@ def winner_edges(run: Run) -> dict[str, Edge]:
     if not run.ranking or not run.ranking[0].finished:
         return {}
     winner = run.ranking[0]
-    found = {
-        parameter.name: find_edge(parameter, winner.values[parameter.name], [], np.empty(0))
-        for parameter in run.config.space.parameters
-        if parameter.name in winner.values
-    }
+    constants, found = run.config.space.constants, dict[str, Edge | None]()
+    for parameter in run.config.space.parameters:
+        if branch := parameter.branch(constants | winner.values):
+            found[parameter.name] = find_edge(parameter, branch, winner.values[parameter.name], [], np.empty(0))
     return {name: edge for name, edge in found.items() if edge is not None}
 
 
@@ -52,9 +51,9 @@ def outlook_lines(run: Run) -> list[str]:
         ends = ", ".join(
             f"the {edge.side} end of {name} ({value_label(edge.value)})" for name, edge in found.edges.items()
         )
-        name, edge = next(iter(found.edges.items()))
-        wider = next(f"{key}: {setting_text(value)}" for key, value in edge.wider.items() if key != "when")
-        lines.append(f"the winner is at {ends}: better values may lie beyond it, such as with {name}: {{{wider}}}")
+        lines.append(
+            f"the winner is at {ends}: better values may lie beyond; `voxtune importance` says how to widen it"
+        )
     parts = [f"no better score in the last {counted(found.since, 'trial')}"] * (found.since >= LONG)
     if found.gain is not None:
         parts.append(f"another {MORE_TRIALS} trials are expected to bring {found.gain.text()}")

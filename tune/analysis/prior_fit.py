@@ -80,10 +80,8 @@ def fit_branch(
         return FittedBranch(branch, None, f"says nothing: {counted(len(found), 'best trial')} in this range")
     values, runs = [value for _, value in found], ", ".join(dict.fromkeys(run for run, _ in found))
     kind = branch.kind
-    if isinstance(kind, Choice):
-        prior, said = fit_choice(kind, values)
-    else:
-        prior, said = fit_number(kind, values)
+    prior: Prior | None
+    prior, said = fit_choice(kind, values) if isinstance(kind, Choice) else fit_number(kind, values)
     of = f"of {len(found)} best trials of {runs}"
     return FittedBranch(branch, prior, f"{said} {of}" if prior else f"says nothing: {said} {of}")
 
