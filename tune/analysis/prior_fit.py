@@ -80,10 +80,8 @@ def fit_branch(
         return FittedBranch(branch, None, f"says nothing: {counted(len(found), 'best trial')} in this range")
     values, runs = [value for _, value in found], ", ".join(dict.fromkeys(run for run, _ in found))
     kind = branch.kind
-    if isinstance(kind, Choice):
-        prior, said = fit_choice(kind, values)
-    else:
-        prior, said = fit_number(kind, values)
+    prior: Prior | None
+    prior, said = fit_choice(kind, values) if isinstance(kind, Choice) else fit_number(kind, values)
     of = f"of {len(found)} best trials of {runs}"
     return FittedBranch(branch, prior, f"{said} {of}" if prior else f"says nothing: {said} {of}")
 
@@ -115,7 +113,7 @@ def fit_number(kind: Kind, values: Sequence[float]) -> tuple[NumberPrior | None,
     if confidence is None:
         return None, said
     at = kind.from_unit(min(max(centre, 0.0), 1 - 1e-9))
-    rounded = float(f"{at:.2g}")
+    rounded: Any = float(f"{at:.2g}")
     return NumberPrior(rounded if kind.contains(rounded) and not isinstance(at, int) else at, confidence), said
 
 

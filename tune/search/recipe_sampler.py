@@ -57,7 +57,7 @@ class RecipeSampler(optuna.samplers.BaseSampler):
         """
         branch = self.parameters[param_name].branch(self.space.constants | self.space.decode_params(trial.params))
         assert branch is not None  # Space.suggest draws active options only
-        value = self.values.get(param_name)
+        value: Any = self.values.get(param_name)
         if param_name not in self.values or not branch.kind.contains(value):
             value = branch.from_unit(0.5, use_prior=True)
         return encode(value)
