@@ -101,7 +101,8 @@ def make_synthetic_run(
         failed_every: one in so many trials fails, and one runs out of memory.
         overrides: SECTION.KEY=VALUE of the YAML.
     """
-    config = load_sweep_config(space, [f"study.trials={trials}", "resources.gpu=1", *overrides])
+    settings = [f"study.trials={trials}", "resources.gpu=1", "early_stopping.min_trials=1", *overrides]
+    config = load_sweep_config(space, settings)
     names = [f"BraTS2021_{number:05d}" for number in range(6 * cases)]
     split = Split(tuple(names[2 * cases :]), tuple(names[:cases]), tuple(names[cases : 2 * cases]))
     config = config.with_record(

@@ -9,8 +9,12 @@ import pytest
 from helpers import SWEEP, make_report, report_all, start_journal
 from optuna.trial import TrialState
 
+from tune.analysis.trial_detail import reason
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
+from tune.report.rungs import rungs_section
+from tune.report.sweep_data import read_sweep
+from tune.report.sweep_report import sweep_facts
 from tune.run.journal_entries import read_entries
 from tune.run.results import read_run
 from tune.run.verify_decisions import check_decisions
@@ -20,6 +24,8 @@ from tune.search.sampler_storage import as_sampled
 from tune.search.trial_progress import rung_decisions
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump
+from tune.terminal.status import print_status
+from tune.terminal.sweep_screen import sweep_screen
 
 SCORES = (0.2, 0.5, 0.1, 0.7, 0.3, 0.6, 0.4)  # of seven trials at the rung
 
@@ -180,6 +186,25 @@ def test_more_trials_are_compared_with_all_that_stood_at_the_rung(tmp_path: Path
         8: STOP,
     }
     assert wrong(tmp_path) == []
+
+
+def test_paused_trials_are_shown_as_such(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    to_the_rung(tmp_path, with_promotion(trials=8))
+    run = read_run(tmp_path)
+    print_status(run)
+    shown = capsys.readouterr().out
+    assert "7 of 8 trials started: 7 paused" in shown
+    assert shown.count(" paused ") == 7
+    assert f"no process drives it now; go on with: voxtune resume {tmp_path}" in shown
+    screen = sweep_screen(run, None, [], 100, 30, now=0.0)
+    assert [str(line).split()[0] for line in screen.renderables if " paused" in str(line)][2:] == list("3516402")
+    assert reason(run, run.trial(3)) == "paused at epoch 3 of 9 until all trials are there; the best ones go on then"
+    data = read_sweep(run, anonymous=True)
+    assert "0 running" not in dict(sweep_facts(data))["trials"]
+    assert "7 paused" in dict(sweep_facts(data))["trials"]
+    section = rungs_section(data)
+    assert section is not None
+    assert section.lead == "Trials pause at the rung until all are there; the best 1 in 3 goes on."
 
 
 def test_samplers_see_paused_trials_as_stopped_ones(tmp_path: Path):

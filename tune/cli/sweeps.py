@@ -286,7 +286,10 @@ def best(
     export: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the winner's recipe as YAML.")] = None,
     json_: Json = False,
 ) -> None:
-    """List the best trials, and show where the winner's recipe differs from the default one."""
+    """List the best trials, and show where the winner's recipe differs from the default one.
+
+    The winner has the highest score, at its best epoch, of the trials that trained to their end.
+    """
     result = read_run(run)
     if json_:
         print_json(best_output(result, top))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,8 @@ def run_attempt(
                     break
                 searcher.promote(recorder.promoted)
                 if searcher.remaining:
+                    with suppress(InputError):  # processes of the first part may hold GPU memory, which trials wait for
+                        wait_for_exclusive_lock(run.dir.worker_lock, WORKER_EXIT_TIMEOUT)
                     run = start_attempt(run)
                     recorder.follow(run)
 

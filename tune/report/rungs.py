@@ -33,9 +33,10 @@ def rungs_section(data: SweepData) -> Section | None:
 def rule_text(stopping: EarlyStopping) -> str:
     """Return how trials are compared, in a few sentences."""
     best = f"the best 1 in {stopping.reduction_factor} goes on"
+    by = " by the mean of their last scores" if stopping.value == "recent" else ""
     if stopping.type == "promote":
-        return f"Trials pause at the rung until all are there; {best}."
-    rule = best if stopping.type == "asha" else "the better half goes on"
+        return f"Trials pause at the rung until all are there; {best}{by}."
+    rule = (best if stopping.type == "asha" else "the better half goes on") + by
     text = f"A trial that reaches a rung is compared with those that reached it earlier: {rule}."
     if stopping.min_trials > 1:
         text += f" The first {stopping.min_trials} at each rung go on."

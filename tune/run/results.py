@@ -231,9 +231,8 @@ class Run:
         Raises:
             InputError: if the run has no such trial.
         """
-        for trial in self.trials:
-            if trial.number == number:
-                return trial
+        if (trial := next((trial for trial in self.trials if trial.number == number), None)) is not None:
+            return trial
         known = f"it has {len(self.trials)}, from 0 on" if self.trials else "none has started"
         raise InputError(f"{self.folder} has no trial {number}; {known}")
 
