@@ -187,7 +187,7 @@ class RandInt:
     def decode(self, param: int) -> int:
         return param
 
-    def contains(self, value: int) -> bool:
+    def contains(self, value: float) -> bool:
         return self.low <= value <= self.high and value == int(value)
 
     @property
