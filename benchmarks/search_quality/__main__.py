@@ -22,28 +22,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.update(OMP_NUM_THREADS="1", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1")
-warnings.filterwarnings("ignore")
-logging.disable(logging.WARNING)
+import numpy as np
+import optuna
+import torch
 
-import numpy as np  # noqa: E402
-import optuna  # noqa: E402
-import torch  # noqa: E402
-
-from search_quality import checks  # noqa: E402
-from search_quality.arms import ARMS, BENCHES, STAGES, Stage  # noqa: E402
-from search_quality.recorded import CACHE  # noqa: E402
-from search_quality.simulator import sweep  # noqa: E402
-from search_quality.table import Key, Results, table_lines  # noqa: E402
+from search_quality import checks
+from search_quality.arms import ARMS, BENCHES, STAGES, Stage
+from search_quality.recorded import CACHE
+from search_quality.simulator import sweep
+from search_quality.table import Key, Results, table_lines
 
 Task = tuple[str, int, str, int, tuple[int, ...]]  # bench, workers, arm, seed, budgets
+
+
+def silence() -> None:
+    """Use one thread, and print nothing but the table."""
+    torch.set_num_threads(1)
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 def run_one(task: Task) -> tuple[Key, dict[str, Any]]:
     """Return what an arm reaches on a benchmark with a seed, and how long that took in CPU seconds."""
     bench_name, workers, arm_name, seed, budgets = task
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    silence()
     began = time.process_time()
     try:
         bench = BENCHES[bench_name](seed)
@@ -123,6 +127,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="run nothing")
     parser.add_argument("--check", action="store_true", help="only the checks of the simulator")
     asked = parser.parse_args()
+    silence()
     if asked.check:
         print("\n".join(checks.run_checks()))
         return

@@ -113,7 +113,7 @@ def fit_number(kind: Kind, values: Sequence[float]) -> tuple[NumberPrior | None,
     if confidence is None:
         return None, said
     at = kind.from_unit(min(max(centre, 0.0), 1 - 1e-9))
-    rounded = float(f"{at:.2g}")
+    rounded: Any = float(f"{at:.2g}")
     return NumberPrior(rounded if kind.contains(rounded) and not isinstance(at, int) else at, confidence), said
 
 
