@@ -87,15 +87,15 @@ def test_patience_ends_simulated_trials() -> None:
     assert run_one(config).epochs < 20 * 30
 
 
-@pytest.mark.parametrize("budget", [{"time_budget": 300}, {"gpu_hours": 0.15}])
+@pytest.mark.parametrize("budget", [{"time_budget": 200}, {"gpu_hours": 0.1}])
 def test_a_budget_ends_a_simulated_sweep_where_it_would_end_a_real_one(budget: dict[str, float]) -> None:
     sweep = run_one(sweep_config(study=budget))
     assert sweep.cut
     assert sweep.trials < 20
     if "time_budget" in budget:
-        assert sweep.seconds == 300
+        assert sweep.seconds == 200
     else:
-        assert sweep.trial_seconds == pytest.approx(0.15 * 3600, rel=0.02)
+        assert sweep.trial_seconds == pytest.approx(0.1 * 3600, rel=0.02)
     assert sweep.trial_seconds <= 2 * sweep.seconds
 
 

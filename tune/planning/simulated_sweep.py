@@ -155,7 +155,8 @@ class Simulator:
             seconds = (self.speed * costs.epoch_seconds(size), self.speed * costs.validation_seconds(size))
             self.running[number] = SimulatedTrial(number, curve, now, *seconds)
             self.sweep.trials += 1
-            self.expect(now + self.speed * costs.start_seconds(size), self.running[number])
+            warm = number >= self.slots and self.config.resources.reuse_processes  # the process has trained before
+            self.expect(now + (0.0 if warm else self.speed * costs.start_seconds(size)), self.running[number])
 
     def promote(self, now: float) -> None:
         """Decide on the paused trials, all of which have come to their rung: the best go on first."""
