@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tune.spec.kinds import Choice, LogUniform, QUniform, RandInt, Uniform, all_values
 from tune.spec.parameter import Branch, Parameter
 from tune.spec.prior import NumberPrior, Prior, WeightsPrior
-from tune.spec.sections import EarlyStopping, Searcher
+from tune.spec.sections import EarlyStopping, Objective, Searcher
 from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
@@ -143,6 +143,7 @@ def foreign(ranges: dict[str, Choice | Uniform | LogUniform | RandInt | QUniform
     """Return voxtune's config as it was for a space that is no U-Net's: validated each epoch, rungs from the first."""
     parameters = tuple(make_parameter(name, kind) for name, kind in ranges.items())
     return SweepConfig(
+        objective=Objective(rank_by="best"),
         early_stopping=EarlyStopping(type="asha", grace_period=1, reduction_factor=ETA, min_trials=1, margin=0.0),
         searcher=Searcher(type="tpe", startup_trials=brats_as_it_was().searcher.startup_trials),
         space=Space(parameters, {"epochs": epochs, "val_freq": 1}),
@@ -169,6 +170,7 @@ def believing(was: SweepConfig, beliefs: dict[str, Any]) -> SweepConfig:
             "space": Space(tuple(parameters), was.space.fixed),
             "searcher": now.searcher,
             "budget": now.budget,
+            "objective": now.objective,
             "early_stopping": scaled(now, was),
         }
     )

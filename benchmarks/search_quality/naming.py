@@ -1,4 +1,4 @@
-"""Other ways to name the winner of a sweep than by its best score."""
+"""Other ways to name the winner of a sweep than that of the arm."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def candidates(trainings: dict[int, Training]) -> list[Training]:
 def first_by(score: Callable[[Training], float], trainings: Iterable[Training]) -> int:
     """Return the number of the training with the highest score, of equal ones the lowest number."""
     return max(trainings, key=lambda training: (score(training), -training.number)).number
+
+
+def by_best(trainings: dict[int, Training]) -> int:
+    """Name the winner by its highest score."""
+    return first_by(lambda training: max(training.scores), candidates(trainings))
 
 
 def by_last(count: int, trainings: dict[int, Training]) -> int:

@@ -72,6 +72,7 @@ class Voxtune(Arm):
         self.rungs = RungScheduler(self.journal, self.config, lambda number, report: None)
         self.rungs.default = 0 if bench.default in first[:1] else -1  # of options that TrainConfig lacks none is found
         self.readings = {
+            "best": (0, naming.by_best),
             **{f"last {count}": (0, functools.partial(naming.by_last, count)) for count in (1, 3, 5)},
             **{f"window {count}": (0, functools.partial(naming.by_best_window, count)) for count in (3, 5)},
             "model": (0, self.named_by_model),

@@ -22,6 +22,7 @@ COLUMN_MEANINGS = {
     "end_reason": "why the training ended by itself: epochs, patience, non_finite, oom, or empty",
     "reason": "why the trial ended, in words",
     "score": "highest validated score",
+    "late_score": "mean score of the last quarter of a training's validations, see study.rank_by",
     "best_epoch": "epoch of that score, 0 without one",
     "epoch": "last reported epoch, 0 before it",
     "state": "Optuna's: COMPLETE, PRUNED, FAIL, RUNNING",
@@ -55,7 +56,7 @@ class TrialTimes:
 def trial_columns(config: SweepConfig) -> list[str]:
     """Return the columns of the table, which depend only on what was requested."""
     return [
-        *("number", "status", "end_reason", "reason", "score", "best_epoch", "epoch", "state"),
+        *("number", "status", "end_reason", "reason", "score", "late_score", "best_epoch", "epoch", "state"),
         *(f"dice_{region}" for region in REGIONS),
         *(f"rung_{epoch}_{name}" for epoch in rung_epochs(config) for name in RUNG_FIELDS),
         *("stop_epoch", "kept", "seconds", "gpu_hours", "cost", "seed", "checkpoint", "error", "imported_from"),
@@ -73,9 +74,12 @@ def trial_rows(run: Run) -> list[Row]:
 
 def trial_row(run: Run, trial: TrialResult, times: TrialTimes) -> Row:
     """Return a trial as a row, without the columns that it lacks."""
-    fields = ("number", "status", "end_reason", "score", "best_epoch", "epoch", "stop_epoch", "kept", "seconds")
+    fields = ("number", "status", "end_reason", "score", "late_score", "best_epoch", "epoch", "stop_epoch", "kept")
     return {
-        **{name: getattr(trial, name) for name in (*fields, "cost", "seed", "checkpoint", "error", "imported_from")},
+        **{
+            name: getattr(trial, name)
+            for name in (*fields, "seconds", "cost", "seed", "checkpoint", "error", "imported_from")
+        },
         "end_reason": str(trial.end_reason),
         "reason": reason(run, trial),
         "state": trial.state.name,

@@ -293,7 +293,8 @@ def best(
 ) -> None:
     """List the best trials, and show where the winner's recipe differs from the default one.
 
-    The winner has the highest score, at its best epoch, of the trials that trained to their end.
+    The winner has the highest mean score over the last quarter of its validations, of the trials that trained to their
+    end (study.rank_by); the score shown is that of its best epoch.
     """
     result = read_run(run)
     if json_:

@@ -16,6 +16,7 @@ from trainable.core.locks import is_locked
 from trainable.core.options import make_config, words_of
 from trainable.data.split import Split, load_split, seen_line
 from trainable.training.epoch_result import EndReason
+from tune.run.ranking import late_score, rank
 from tune.run.run_dir import RunDir
 from tune.search.asha import PAUSE, Kept, RungDecision
 from tune.search.journal import read_trials
@@ -43,7 +44,8 @@ class TrialResult:
     outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
     space, else empty. waits: it waits for resources that others hold. rungs: what early stopping decided, by epoch.
     interrupted: it has not ended, and nothing drives it. intermediate: score of each validated epoch, of the
-    last ones if the sweep has a cost, see trial_curve.
+    last ones if the sweep has a cost, see known_scores. late_score: mean of the last quarter of a training's
+    validations, see ranking; None without a score.
     """
 
     number: int
@@ -66,12 +68,13 @@ class TrialResult:
     rungs: dict[int, RungDecision] = field(default_factory=dict)
     interrupted: bool = False
     intermediate: dict[int, float] = field(default_factory=dict)
+    late_score: float | None = None
 
     @classmethod
     def from_frozen(cls, frozen: FrozenTrial, config: SweepConfig, *, driven: bool = True) -> TrialResult:
         """Return a trial of a run's study as a TrialResult; config: the run's. driven: a process drives the sweep."""
         attrs, progress = frozen.user_attrs, Progress.from_attrs(frozen.user_attrs)
-        best = progress.best
+        best, scores = progress.best, known_scores(frozen)
         return cls(
             number=frozen.number,
             state=frozen.state,
@@ -92,7 +95,8 @@ class TrialResult:
             rungs=rung_decisions(attrs),
             error=attrs.get("error", attrs.get("hung", "")) if frozen.state == TrialState.FAIL else "",
             interrupted=frozen.state == TrialState.RUNNING and not driven,
-            intermediate=known_scores(frozen),
+            intermediate=scores,
+            late_score=late_score(scores, config),
         )
 
     @property
@@ -179,17 +183,8 @@ class Run:
 
     @cached_property
     def ranking(self) -> list[TrialResult]:
-        """Trials with a score, best first: those that trained to their end, then the rest, each group by falling score.
-
-        The rest was stopped, failed or still runs: scores are of fewer epochs, so the groups are not compared with each
-        other. Trials out of memory and those outside a changed space are left out.
-        """
-        scored = [
-            t
-            for t in self.trials
-            if t.score is not None and not t.outside_space and t.end_reason != EndReason.OUT_OF_MEMORY
-        ]
-        return sorted(scored, key=lambda t: (not t.finished, -(t.score or 0), t.number))
+        """Trials with a score, best first; see rank."""
+        return rank(self.trials, self.config)
 
     @property
     def default_trial(self) -> TrialResult | None:

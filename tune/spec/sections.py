@@ -91,6 +91,12 @@ class Objective(Section):
         description="Score of a trial, at its best validated epoch; or [score, cost], to minimise cost.",
     )
 
+    rank_by: Literal["late", "best"] = Field(
+        "late",
+        description="Trials that trained to their end are ranked by the mean score of the last quarter of their "
+        "validations, which chance moves less than a single one, or by their best one.",
+    )
+
     @field_validator("metric", mode="before")
     @classmethod
     def _known(cls, value: Any) -> Any:

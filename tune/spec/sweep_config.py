@@ -169,7 +169,7 @@ def make_sweep_config(values: dict[str, Any], folder: Path | None = None) -> Swe
         message = f"study.mode is {mode!r}; expected 'max'. Every score here is a Dice, which is maximised"
         problems.append((("study", "mode"), message))
     if given.get("record"):  # a run that was begun before there were these options goes on as it began
-        study.setdefault("protect_default", False)
+        study = {"protect_default": False, "rank_by": "best", **study}
         given["early_stopping"] = {**RULE_OF_OLDER_RUNS, **given.get("early_stopping", {})}
     given |= _fields_of_study(study)
     searched = given.get("space", {})

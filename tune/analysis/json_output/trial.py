@@ -32,6 +32,9 @@ class TrialItem(Document):
     status: str = Field(description='"complete", "stopped early", "running", "failed", ..., as `status` prints it.')
     reason: str = Field(description="Why it ended, or that it has not, in words.")
     score: float | None = Field(description="Highest validated score; null before a validated epoch.")
+    late_score: float | None = Field(
+        description="Mean score of the last quarter of a training's validations; null before a validated epoch."
+    )
     best_epoch: int = Field(description="Epoch of that score; 0 without one.")
     epoch: int = Field(description="Last reported epoch; 0 before it.")
     dice: dict[str, float] = Field(description="Dice by region at the best epoch; empty before a validated epoch.")
@@ -51,7 +54,7 @@ class TrialItem(Document):
     def from_trial(cls, run: Run, trial: TrialResult, times: TrialTimes | None = None) -> Self:
         """Return a trial of a run; times: when it began and ended, None if unknown."""
         times = times or TrialTimes()
-        names = ("number", "status", "score", "best_epoch", "epoch", "dice", "seconds", "cost", "seed", "checkpoint")
+        names = ("number", "status", "score", "late_score", "best_epoch", "epoch", "dice", "seconds", "cost", "seed")
         rungs = [
             RungItem(
                 epoch=epoch,
@@ -64,7 +67,7 @@ class TrialItem(Document):
             for epoch, decided in sorted(trial.rungs.items())
         ]
         return cls(
-            **{name: getattr(trial, name) for name in (*names, "error", "imported_from")},
+            **{name: getattr(trial, name) for name in (*names, "checkpoint", "error", "imported_from")},
             reason=reason(run, trial),
             rungs=rungs,
             gpu_hours=run.gpu_hours(trial),
