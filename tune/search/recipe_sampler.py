@@ -67,10 +67,12 @@ class SobolStartupSampler(RecipeSampler):
 
     The first points, however many, are evenly spread over the space, above all over each option's range: of a few
     random draws often none has, say, a high lr with Adam. docs/sweeps.md says what it gains. In a space with priors the
-    points are spread evenly over these, except one of EVEN_SHARE.
+    points are spread evenly over these, except one of EVEN_SHARE, unless the trials contradict the priors.
     """
 
-    def __init__(self, space: Space, seed: int, number: int, tried: Collection[str] = ()) -> None:
+    def __init__(
+        self, space: Space, seed: int, number: int, tried: Collection[str] = (), *, misled: bool = False
+    ) -> None:
         """Draw the point; another recipe at random if the space is finite and this one is among `tried`, by key_of."""
         import torch  # here, because commands that only read a run import this module, and torch takes two seconds
 
@@ -78,10 +80,11 @@ class SobolStartupSampler(RecipeSampler):
         sequence = torch.quasirandom.SobolEngine(len(names), scramble=True, seed=seed).fast_forward(number)
         point = sequence.draw(1, dtype=torch.float64)[0].tolist()  # float32 would round up to 1
         self.point = dict(zip(names, point, strict=True))
-        values = UnitSpace(space).recipe(point, use_prior=number % EVEN_SHARE != 0)
+        values = UnitSpace(space).recipe(point, use_prior=number % EVEN_SHARE != 0 and not misled)
         if key_of(values) in tried and (left := [r for r in space.recipes or () if key_of(r) not in tried]):
             values = left[int(np.random.default_rng([seed, number]).integers(len(left)))]
         super().__init__(space, values)
+        self.misled = misled
 
 
 class ModelSampler(RecipeSampler):

@@ -11,6 +11,7 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.logger import logger
+from tune.search.prior_guard import prior_misleads
 from tune.search.recipe_sampler import ModelSampler, SobolStartupSampler
 from tune.search.tpe import tpe_sampler
 from tune.search.tried import key_of, recipes_of
@@ -36,7 +37,8 @@ def make_sampler(
     learns_from = (TrialState.COMPLETE, TrialState.PRUNED) if kind in ("bayes", "tpe") else (TrialState.COMPLETE,)
     if kind != "random" and sum(trial.state in learns_from for trial in trials) < startup:
         tried = {key_of(values) for values in recipes_of(config.space, trials).values()}
-        return SobolStartupSampler(config.space, config.seed, number, tried)
+        misled = prior_misleads(config.space, trials)
+        return SobolStartupSampler(config.space, config.seed, number, tried, misled=misled)
     match kind:
         case "random":
             return samplers.RandomSampler(seed=seed)

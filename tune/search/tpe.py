@@ -10,11 +10,11 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.search_space import IntersectionSearchSpace
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from tune.search.memory_limits import out_of_memory, runs_out
+from tune.search.prior_guard import prior_misleads
 from tune.search.tried import key_of, recipes_of
-from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 
 MAX_REDRAWS = 100  # by TPE, then as many at random, before a proposal is kept that is known not to fit
@@ -29,21 +29,8 @@ def tpe_sampler(
     startup = config.searcher.startup_trials
     if not config.space.has_prior:
         return MemoryAwareTPESampler(config, search_space, seed=seed, n_startup_trials=startup)
-    power = 0.0 if prior_misleads(config.space, ended) else PRIOR_POWER / max(1, len(ended))
+    power = 0.0 if prior_misleads(config.space, trials) else PRIOR_POWER / max(1, len(ended))
     return PriorTPESampler(config, search_space, power, seed=seed, n_startup_trials=startup)
-
-
-def prior_misleads(space: Space, ended: Sequence[FrozenTrial]) -> bool:
-    """Return whether the best third of the ended trials is likelier under an even draw than under the prior."""
-
-    def standing(trial: FrozenTrial) -> tuple[bool, float, tuple[float, float]]:
-        last = max(trial.intermediate_values.items(), default=(0.0, 0.0))
-        complete = trial.state == TrialState.COMPLETE
-        return complete, trial.values[0] if complete else 0.0, last
-
-    best = sorted((trial for trial in ended if trial.state != TrialState.FAIL), key=standing, reverse=True)
-    liked = [space.log_prior(space.decode_params(trial.params)) for trial in best[: max(1, len(best) // 3)]]
-    return bool(liked) and float(np.mean(liked)) < 0
 
 
 class MemoryAwareTPESampler(optuna.samplers.TPESampler):
