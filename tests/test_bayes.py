@@ -83,6 +83,17 @@ def test_a_prior_is_dropped_when_the_trials_contradict_it(
     assert np.median(found) < 1
 
 
+def test_points_of_the_start_up_are_even_once_the_trials_contradict_the_prior(tmp_path: Path) -> None:
+    believed = {"lr": SPACE["lr"] | {"prior": {"at": 0.1, "confidence": "high"}}}
+    near = []
+    for name, best_lr in (("right", 0.1), ("wrong", 1e-5)):
+        (tmp_path / name).mkdir()
+        recipes = sweep(tmp_path / name, config_of(believed, startup_trials=60), 60, best_lr=best_lr)
+        near.append(sum(values["lr"] > 0.03 for values in recipes[20:]))
+    assert near[0] > 20  # of 40: two of three points are drawn from the prior
+    assert near[1] < 12  # 0.13 of an even draw
+
+
 @pytest.mark.parametrize("kind", ["bayes", "tpe"])
 def test_a_prior_brings_more_trials_near_what_is_believed(tmp_path: Path, kind: str) -> None:
     near = []

@@ -1,0 +1,66 @@
+"""Which trial is named the winner: by the mean of its last validations, or by its best one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import make_report
+
+from tune.run.ranking import late_validations
+from tune.run.results import Run, TrialResult
+from tune.run.run_dir import RunDir
+from tune.search.journal import Journal
+from tune.spec.sweep_config import SweepConfig, make_sweep_config, to_sections
+
+LUCKY = (0.2, 0.9, 0.5, 0.5, 0.5, 0.5, 0.6, 0.6)
+STEADY = (0.2, 0.5, 0.6, 0.7, 0.7, 0.7, 0.8, 0.7)
+
+
+def config_of(**study: Any) -> SweepConfig:
+    train = {"epochs": 16, "val_freq": 2}
+    stopping = {"type": "none", "grace_period": 2}
+    space = {"lr": {"loguniform": [1e-4, 1e-2]}}
+    return make_sweep_config({"study": study, "train": train, "early_stopping": stopping, "space": space})
+
+
+def run_of(folder: Path, config: SweepConfig, *curves: tuple[float, ...]) -> Run:
+    """A run whose trials have these validated scores; the last one is not finished if it is shorter."""
+    journal = Journal(folder, config)
+    for curve in curves:
+        number, _ = journal.ask()
+        for index, score in enumerate(curve):
+            ends = "epochs" if index == len(STEADY) - 1 else ""
+            journal.record(number, make_report(2 * index + 2, score, max(curve[: index + 1]), ends))
+        if len(curve) == len(STEADY):
+            journal.tell(number)
+    return Run(RunDir(folder), config, [TrialResult.from_frozen(frozen, config) for frozen in journal.trials()])
+
+
+@pytest.mark.parametrize(("rank_by", "winner"), [("late", 1), ("best", 0)])
+def test_a_single_lucky_validation_wins_only_if_trials_are_ranked_by_their_best_one(
+    tmp_path: Path, rank_by: str, winner: int
+) -> None:
+    run = run_of(tmp_path, config_of(rank_by=rank_by), LUCKY, STEADY)
+    assert run.best().number == winner
+    assert [trial.score for trial in run.trials] == [0.9, 0.8]
+    assert [trial.late_score for trial in run.trials] == pytest.approx([0.6, 0.75])
+
+
+def test_a_trial_that_still_runs_comes_after_those_that_trained_to_their_end(tmp_path: Path) -> None:
+    run = run_of(tmp_path, config_of(), LUCKY, STEADY, (0.95, 0.96))
+    assert [trial.number for trial in run.ranking] == [1, 0, 2]
+
+
+def test_the_late_score_is_of_the_last_quarter_of_the_validations_and_of_one_at_least() -> None:
+    assert late_validations(config_of()) == 2
+    short = {"train": {"epochs": 2}, "space": {"lr": {"loguniform": [1e-4, 1e-2]}}}
+    assert late_validations(make_sweep_config(short)) == 1
+
+
+def test_a_run_that_began_before_there_was_a_choice_keeps_its_winner() -> None:
+    sections = to_sections(config_of())
+    del sections["study"]["rank_by"]
+    assert make_sweep_config({**sections, "record": {"study": "old"}}).objective.rank_by == "best"
+    assert config_of().objective.rank_by == "late"
