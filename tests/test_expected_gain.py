@@ -78,7 +78,7 @@ def test_trials_since_the_best_are_those_that_began_after_it_and_have_ended(ende
     assert trials_since_best(replace(ended, trials=[])) == 0
 
 
-def test_enough_ends_a_sweep_only_if_less_is_expected_after_the_startup_trials(ended: Run) -> None:
+def test_enough_ends_a_sweep_only_if_less_is_expected_after_eight_trials(ended: Run) -> None:
     gain = expected_gain(ended)
     assert gain is not None
     assert enough_reached(ended) == ""
