@@ -32,7 +32,8 @@ def make_recorder(monkeypatch: pytest.MonkeyPatch, outcomes: list[Any]) -> Recor
     live: Any = SimpleNamespace(state=lambda: None)
     events: Any = SimpleNamespace(ended=lambda trial, run: None)
     unused: Any = None
-    return Recorder(run, unused, unused, snapshot, screen, live, events)
+    stopper: Any = SimpleNamespace(trial_ended=lambda run: None)
+    return Recorder(run, unused, stopper, snapshot, screen, live, events)
 
 
 def step(made: Recorder) -> None:
@@ -65,10 +66,9 @@ def test_run_is_brought_up_to_date_as_trials_end_but_not_all_the_time(monkeypatc
     made = make_recorder(monkeypatch, outcomes)
     now = 100.0
     monkeypatch.setattr(recorder.time, "monotonic", lambda: now)
-    ended: Any = SimpleNamespace(config={"number": 0})
     for moment, left in [(100.0, 2), (100.2, 2), (100.9, 2), (101.0, 1), (150.0, 0)]:
         now = moment
-        made.finish(ended)
+        made.finish(0)
         step(made)
         assert len(outcomes) == left
     step(made)  # nothing ended since

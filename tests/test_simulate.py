@@ -184,7 +184,7 @@ def test_the_default_recipe_is_not_stopped_and_a_trial_without_a_report_is_unkno
     assert [trial.missing for trial in result.trials] == [None, None, 0]
     assert result.epochs == (18, 27)
     shown = simulation_lines(result)
-    assert "  rank 1: trial 0, 0.6000, at epoch 1, the default recipe" in shown
+    assert "  rank 2: trial 0, 0.6000, at epoch 1, the default recipe" in shown
     assert shown[-1] == (
         "unknown: the scores of 1 trial that may go on where the recorded sweep has no more: 1 after epoch 0"
     )

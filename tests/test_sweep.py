@@ -120,8 +120,10 @@ def test_viewers_have_the_winners_pictures_and_a_note_on_each_trial(run: Path):
 
 
 def test_best_is_the_winners_recipe_and_its_model_of_its_best_epoch(run: Path):
-    best = read_run(run).best()
-    assert best.score == max(trial.value for trial in read_trials(run) if trial.state == TrialState.COMPLETE)
+    best, complete = read_run(run).best(), [t for t in read_trials(run) if t.state == TrialState.COMPLETE]
+    last = {trial.number: trial.intermediate_values[max(trial.intermediate_values)] for trial in complete}
+    assert best.late_score == max(last.values()), "the last quarter of four validations is one"
+    assert best.score == max(trial.value for trial in complete if trial.number == best.number)
     state = checkpoint.load_checkpoint(run / "best" / "best_model.pth")
     assert (state["best_score"], state["epoch"]) == (best.score, best.best_epoch)
     heading = f"# trial {best.number} of {run.name}: val_dice_mean {best.score:.4f} at epoch {best.best_epoch}\n"

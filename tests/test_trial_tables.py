@@ -31,7 +31,7 @@ def test_the_same_table_is_written_in_each_format_and_given_in_python(run_dir: P
     files = {form: tmp_path / f"trials.{form}" for form in ("csv", "json", "parquet")}
     done = voxtune("trials", run_dir, *(word for form, path in files.items() for word in (f"--{form}", path)))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == f"wrote {files['csv']}: 60 rows, 51 columns"
+    assert done.stdout.splitlines()[0] == f"wrote {files['csv']}: 60 rows, 52 columns"
     ours = vt.open(run_dir).trials()
     content = json.loads(files["json"].read_text())
     assert content["schema"] == "voxtune/trials/1"
