@@ -15,6 +15,7 @@ from tune.run.run_dir import RunDir
 from tune.search.journal import Journal
 from tune.search.trial_progress import Progress, late_validations
 from tune.spec.sweep_config import SweepConfig, make_sweep_config, to_sections
+from tune.terminal.tables import dice_table
 
 LUCKY = (0.2, 0.9, 0.5, 0.5, 0.5, 0.5, 0.6, 0.6)
 STEADY = (0.2, 0.5, 0.6, 0.7, 0.7, 0.7, 0.8, 0.7)
@@ -89,3 +90,13 @@ def test_of_a_long_training_in_a_sweep_with_a_cost_the_scores_of_its_last_quarte
     for epoch in range(2, 201, 2):
         progress = progress.with_recent(epoch, epoch / 200, config)
     assert list(progress.recent) == list(range(152, 201, 2))
+
+
+@pytest.mark.parametrize("rank_by", ["late", "best"])
+def test_the_table_of_the_best_trials_shows_what_they_are_ranked_by(tmp_path: Path, rank_by: str) -> None:
+    run = run_of(tmp_path, config_of(rank_by=rank_by), LUCKY, STEADY, (0.95, 0.96))
+    lines = [line.plain for line in dice_table(run, run.ranking, 80)]
+    assert ("late" in lines[0].split()) == (rank_by == "late")
+    assert ("0.7500" in lines[1]) == (rank_by == "late")
+    assert all(len(line) <= 80 for line in lines)
+    assert "lr" in lines[1], lines
