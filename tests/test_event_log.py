@@ -82,7 +82,7 @@ def test_a_winner_of_an_earlier_attempt_is_no_new_best(run: Run) -> None:
     assert texts(run) == ["launched", "complete at epoch 9/9, val_dice_mean 0.5000", "all is done"]
     with events.attempt(Run(run.dir, run.config, []), lambda: "all is done"):
         events.ended(run.trial(0), run)
-    assert texts(run)[3:6] == ["launched", texts(run)[1], "new best, val_dice_mean 0.5000"]
+    assert texts(run)[3:6] == ["launched", texts(run)[1], "new winner, val_dice_mean 0.5000"]
 
 
 def test_what_a_killed_driver_could_not_note_is_noted_by_the_next_one(run: Run) -> None:

@@ -15,7 +15,7 @@ from tune.search.asha import RungDecision
 from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal, read_trials
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
-from tune.spec.sweep_file import dump
+from tune.spec.sweep_file import dump, load_sweep_config
 
 SPACE: dict[str, Any] = {
     "lr": {"loguniform": [1e-4, 1e-2]},
@@ -132,6 +132,16 @@ def test_the_same_study_keeps_the_rule_of_its_decisions(run: Path, tmp_path: Pat
     space = {**SPACE, "lr": {"loguniform": [1e-5, 1e-1]}}
     other = change_space(read_run(run), written(tmp_path / "other.yaml", space), rule).early_stopping
     assert (other.value, other.min_trials, other.margin) == ("recent", 9, 0.1)
+
+
+def test_the_same_study_keeps_what_names_its_winner_and_protects_its_default(run: Path, tmp_path: Path):
+    old = ["study.rank_by=best", "study.protect_default=false"]
+    (run / "study.yaml").write_text(dump(load_sweep_config(str(run / "study.yaml"), old)))
+    changed = change_space(read_run(run), written(tmp_path / "new.yaml", SPACE), [])
+    assert (changed.objective.rank_by, changed.protect_default) == ("best", False)
+    space = {**SPACE, "lr": {"loguniform": [1e-5, 1e-1]}}
+    other = change_space(read_run(run), written(tmp_path / "other.yaml", space), [])
+    assert (other.objective.rank_by, other.protect_default) == ("late", True)
 
 
 def test_imported_trials_are_compared_by_the_values_of_the_new_sweep(tmp_path: Path):

@@ -14,6 +14,7 @@ from tune.cli.sweeps import check
 from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal
 from tune.search.memory_limits import dominates_in_memory
+from tune.search.prior_guard import MIN_ENDED, prior_misleads
 from tune.search.recipe_sampler import SobolStartupSampler
 from tune.search.sampler import first_recipes, make_sampler
 from tune.search.tpe import MemoryAwareTPESampler
@@ -186,3 +187,35 @@ def test_trial_0_is_the_same_in_check_in_launch_and_as_the_base_config(
     check("quick", overrides)
     expected = "trial 0: the defaults, except lr=0.001 (default 0.0003), scheduler=cosine (default plateau)\n"
     assert expected in capsys.readouterr().out
+
+
+def oom_trial(config: SweepConfig, values: dict[str, Any]) -> optuna.trial.FrozenTrial:
+    """A trial of these values that ran out of GPU memory."""
+    params = config.space.encode_recipe(DEFAULT | values)
+    return optuna.trial.create_trial(
+        value=0.0, params=params, distributions=config.space.distributions(params), constraints={"gpu_memory": 1.0}
+    )
+
+
+def test_the_start_up_leaves_out_recipes_that_are_known_not_to_fit(config: SweepConfig) -> None:
+    small = {"base_channels": 10, "batch_size": 2, "lr": 1e-3}
+    for number in range(40):
+        sampler = make_sampler(config, number, IntersectionSearchSpace(), [oom_trial(config, small)])
+        assert isinstance(sampler, SobolStartupSampler)
+        assert sampler.values["base_channels"] < 10 or sampler.values["batch_size"] < 2, number
+
+
+def test_of_the_start_up_in_a_space_with_priors_as_many_are_known_as_cannot_contradict_them() -> None:
+    space = {"lr": {"loguniform": [1e-5, 0.1], "prior": {"at": 1e-3}}}
+    raw = {"space": space, "searcher": {"startup_trials": 16}, "study": {"trials": 16}}
+    assert len(first_recipes(make_sweep_config(raw), 16)) == MIN_ENDED
+    assert len(first_recipes(make_sweep_config(raw | {"start": [{"lr": 1e-4 * n} for n in range(1, 9)]}), 16)) >= 8
+
+
+def test_trials_out_of_memory_say_nothing_of_the_priors() -> None:
+    raw = {"space": {"lr": {"loguniform": [1e-5, 0.1], "prior": {"at": 1e-4, "confidence": "high"}}}}
+    config = make_sweep_config(raw)
+    out = [oom_trial(config, {"lr": 0.05}) for _ in range(MIN_ENDED)]
+    for number, trial in enumerate(out):
+        trial.number = number
+    assert not prior_misleads(config.space, out)

@@ -294,7 +294,7 @@ def best(
     """List the best trials, and show where the winner's recipe differs from the default one.
 
     The winner has the highest mean score over the last quarter of its validations, of the trials that trained to their
-    end (study.rank_by); the score shown is that of its best epoch.
+    end (study.rank_by), shown as `late`; the score shown is that of its best epoch.
     """
     result = read_run(run)
     if json_:

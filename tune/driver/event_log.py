@@ -122,12 +122,12 @@ class EventLog:
             self.add(EventKind.TRIAL_PROMOTED, text, number)
 
     def ended(self, trial: TrialResult, run: Run) -> None:
-        """Note that a trial has ended, and whether it is the new best; nothing if it was only interrupted."""
+        """Note that a trial has ended, and whether it is the new winner; nothing if it was only interrupted."""
         if trial.state == TrialState.RUNNING:
             return
         self.add(EventKind.TRIAL_ENDED, end_text(trial, run), trial.number, status=trial.status)
         if (best := best_finished(run)) is not None and best != self.best:
-            self.add(EventKind.NEW_BEST, f"new best, {score_text(trial, run)}", trial.number)
+            self.add(EventKind.NEW_BEST, f"new winner, {score_text(trial, run)}", trial.number)
             self.best = best
 
 

@@ -52,6 +52,8 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     changed range jointly with the others, and each searcher needs trials reported in its own way. The old study counts
     until the caller writes the returned config to study.yaml, which names the study that counts.
 
+    Else the study goes on, and with it RULE_OF_OLDER_RUNS, rank_by and protect_default of the run.
+
     Args:
         file: the other YAML, or the name of a shipped one.
         overrides: `section.key=value` texts that change the other YAML.
@@ -72,7 +74,12 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     what = "space" if new.space.without_priors() != old.space.without_priors() else "searcher"
     if what == "searcher" and new.searcher.type == old.searcher.type:
         rule = {name: getattr(old.early_stopping, name) for name in RULE_OF_OLDER_RUNS}
-        new = new.model_copy(update={"early_stopping": new.early_stopping.model_copy(update=rule)})
+        kept = {
+            "early_stopping": new.early_stopping.model_copy(update=rule),
+            "objective": new.objective.model_copy(update={"rank_by": old.objective.rank_by}),
+            "protect_default": old.protect_default,
+        }
+        new = new.model_copy(update=kept)
         logger.info(f"the space is that of {run.folder} already: goes on with the same study")
         return new
     new = new.with_record(study=next_name(old.record.study))

@@ -16,7 +16,7 @@ from trainable.core.locks import is_locked
 from trainable.core.options import make_config, words_of
 from trainable.data.split import Split, load_split, seen_line
 from trainable.training.epoch_result import EndReason
-from tune.run.ranking import late_score, rank
+from tune.run.ranking import late_score, rank, ranked_score, ranks_by_late
 from tune.run.run_dir import RunDir
 from tune.search.asha import PAUSE, Kept, RungDecision
 from tune.search.journal import read_trials
@@ -186,6 +186,11 @@ class Run:
         """Trials with a score, best first; see rank."""
         return rank(self.trials, self.config)
 
+    @cached_property
+    def ranked_by_late(self) -> bool:
+        """Whether finished trials are ranked by their late_score."""
+        return ranks_by_late(self.ranking, self.config)
+
     @property
     def default_trial(self) -> TrialResult | None:
         """The first own trial that tries the default recipe; None if none does."""
@@ -197,15 +202,15 @@ class Run:
         return trial.seconds * self.config.resources.gpu_share / 3600
 
     def pareto_front(self) -> list[TrialResult]:
-        """Return the finished trials that score higher than every cheaper or equally cheap one, cheapest first.
+        """Return the finished trials that rank above every cheaper or equally cheap one, cheapest first.
 
-        Of trials with the same score and cost, the one of the lowest number is returned; without a cost, the winner.
+        Of trials with the same scores and cost, the one of the lowest number is returned; without a cost, the winner.
         Empty if no trial has finished.
         """
-        ended = [trial for trial in self.ranking if trial.finished]
-        front: list[TrialResult] = []
-        for trial in sorted(ended, key=lambda t: (t.cost or 0.0, -(t.score or 0.0))):
-            if not front or (trial.score or 0.0) > (front[-1].score or 0.0):
+        ended, front = [trial for trial in self.ranking if trial.finished], list[TrialResult]()
+        by_late = self.ranked_by_late
+        for trial in sorted(ended, key=lambda t: t.cost or 0.0):  # of equal costs as ranked
+            if not front or ranked_score(trial, by_late=by_late) > ranked_score(front[-1], by_late=by_late):
                 front.append(trial)
         return front
 

@@ -49,11 +49,14 @@ def suggest_recipe(run: Run, recipe: Path) -> str:
 
 
 def enqueue_suggestions(paths: RunDir, journal: Journal) -> None:
-    """Have the journal's next trials try the recipes that were suggested, in the order of the suggestions.
+    """Have the journal's next trial try the first recipe that was suggested, unless a recipe waits for it already.
 
-    A file is deleted once its recipe is in the journal, so that none is lost by a crash; one whose recipe a trial has
-    is deleted too. A file that is no recipe of the space is renamed to NAME.refused.
+    The others stay files, which count for another space too. A file is deleted once its recipe is in the journal, so
+    that none is lost by a crash; one whose recipe a trial has is deleted too. A file that is no recipe of the space is
+    renamed to NAME.refused.
     """
+    if len(journal.study.get_trials(deepcopy=False)) > len(journal.trials()):
+        return
     for file in sorted(paths.suggestions.glob("*.yaml")):
         try:
             values = recipe_of_file(file, journal.config.space)
@@ -68,3 +71,5 @@ def enqueue_suggestions(paths: RunDir, journal: Journal) -> None:
             else "a suggested recipe is not tried again: a trial has it"
         )
         file.unlink(missing_ok=True)
+        if number is not None:
+            return

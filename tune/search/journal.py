@@ -245,7 +245,7 @@ class Journal:
             )
             score = self.config.objective.score
             if score in report and self.config.objective.cost:  # with two objectives Optuna takes none of these
-                progress = progress.with_recent(epoch, float(report[score]))
+                progress = progress.with_recent(epoch, float(report[score]), self.config)
             elif score in report:
                 set_intermediate_value(self.study, trial, epoch, float(report[score]))
             if score in report and report["best_epoch"] == epoch:

@@ -15,13 +15,14 @@ from tune.search.memory_limits import out_of_memory, runs_out
 from tune.search.model_proposals import propose
 from tune.search.surrogate import Surrogate
 from tune.search.tried import key_of, recipes_of
-from tune.search.unit_space import UnitSpace
+from tune.search.unit_space import Recipe, UnitSpace
 from tune.spec.kinds import encode
 from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 
 EVEN_SHARE = 3  # of so many points of the start-up one is even although the space has a prior
 MAX_LEARNED = 300  # trials that the model learns from, the best ones: the time of a proposal grows with their cube
+MAX_REDRAWS = 100  # of a point of the start-up, before one is kept that is known not to fit into GPU memory
 EXPLORED = 4  # of so many proposals of `bayes` one is a point of the start-up's sequence
 
 
@@ -71,18 +72,40 @@ class SobolStartupSampler(RecipeSampler):
     """
 
     def __init__(
-        self, space: Space, seed: int, number: int, tried: Collection[str] = (), *, misled: bool = False
+        self,
+        space: Space,
+        seed: int,
+        number: int,
+        tried: Collection[str] = (),
+        *,
+        limits: Sequence[Recipe] = (),
+        misled: bool = False,
     ) -> None:
-        """Draw the point; another recipe at random if the space is finite and this one is among `tried`, by key_of."""
+        """Draw the point; another one at random if it is not likely to fit into GPU memory, or has been tried.
+
+        Args:
+            space: of the sweep.
+            seed: of the sequence.
+            number: of the trial.
+            tried: recipes, by key_of; they count in a finite space only.
+            limits: the recipes that ran out of memory, of out_of_memory. The last of MAX_REDRAWS is kept if none fits.
+            misled: whether the trials contradict the prior.
+        """
         import torch  # here, because commands that only read a run import this module, and torch takes two seconds
 
         names = [parameter.name for parameter in space.parameters]
         sequence = torch.quasirandom.SobolEngine(len(names), scramble=True, seed=seed).fast_forward(number)
         point = sequence.draw(1, dtype=torch.float64)[0].tolist()  # float32 would round up to 1
         self.point = dict(zip(names, point, strict=True))
-        values = UnitSpace(space).recipe(point, use_prior=number % EVEN_SHARE != 0 and not misled)
+        rng, use_prior = np.random.default_rng([seed, number]), number % EVEN_SHARE != 0 and not misled
+        values = UnitSpace(space).recipe(point, use_prior=use_prior)
+        for _ in range(MAX_REDRAWS):
+            if not runs_out(space.constants | values, limits):
+                break
+            values = UnitSpace(space).recipe(rng.random(len(names)).tolist(), use_prior=use_prior)
         if key_of(values) in tried and (left := [r for r in space.recipes or () if key_of(r) not in tried]):
-            values = left[int(np.random.default_rng([seed, number]).integers(len(left)))]
+            fitting = [recipe for recipe in left if not runs_out(space.constants | recipe, limits)] or left
+            values = fitting[int(np.random.default_rng([seed, number]).integers(len(fitting)))]
         super().__init__(space, values)
         self.misled = misled
 
@@ -109,4 +132,4 @@ class ModelSampler(RecipeSampler):
                     sampler = cls(space, values)
                     sampler.misled = surrogate.misled
                     return sampler
-        return SobolStartupSampler(space, config.seed, number, tried)
+        return SobolStartupSampler(space, config.seed, number, tried, limits=limits, misled=surrogate.misled)

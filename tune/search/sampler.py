@@ -11,7 +11,8 @@ from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.core.logger import logger
-from tune.search.prior_guard import prior_misleads
+from tune.search.memory_limits import out_of_memory
+from tune.search.prior_guard import MIN_ENDED, prior_misleads
 from tune.search.recipe_sampler import ModelSampler, SobolStartupSampler
 from tune.search.tpe import tpe_sampler
 from tune.search.tried import key_of, recipes_of
@@ -38,7 +39,8 @@ def make_sampler(
     if kind != "random" and sum(trial.state in learns_from for trial in trials) < startup:
         tried = {key_of(values) for values in recipes_of(config.space, trials).values()}
         misled = prior_misleads(config.space, trials)
-        return SobolStartupSampler(config.space, config.seed, number, tried, misled=misled)
+        limits = out_of_memory(config.space, trials)
+        return SobolStartupSampler(config.space, config.seed, number, tried, limits=limits, misled=misled)
     match kind:
         case "random":
             return samplers.RandomSampler(seed=seed)
@@ -67,9 +69,12 @@ def first_recipes(config: SweepConfig, count: int) -> list[dict[str, Any]]:
     """Return the searched options' values of a sweep's first trials: those of config.given_recipes, then drawn ones.
 
     They are those that do not depend on scores: all of a random searcher or of a space that the trials exhaust, else
-    startup_trials and at least config.given_recipes. There are at most `count` and at most budget.trials.
+    startup_trials, in a space with priors MIN_ENDED of them, and at least config.given_recipes. There are at most
+    `count` and at most budget.trials. A trial that runs out of GPU memory may change those after it.
     """
     known = config.budget.trials if config.searcher.type == "random" else config.searcher.startup_trials
+    if config.space.has_prior and config.searcher.type != "random":
+        known = min(known, MIN_ENDED)
     study = optuna.create_study(direction="maximize")
     given = [values for _, values in config.given_recipes]
     for recipe in given:

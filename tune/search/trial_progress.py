@@ -14,6 +14,13 @@ from tune.search.asha import PAUSE, STOP, RungDecision
 from tune.search.score_noise import RECENT_SCORES
 from tune.spec.sweep_config import SweepConfig
 
+LATE_SHARE = 4  # the last quarter of a training's validations
+
+
+def late_validations(config: SweepConfig) -> int:
+    """Return how many of a whole training's last validations `study.rank_by: late` looks at, at least one."""
+    return max(1, round(config.fixed("epochs") // config.fixed("val_freq") / LATE_SHARE))
+
 
 @dataclass(frozen=True)
 class BestEpoch:
@@ -32,7 +39,8 @@ class Progress:
     ended by itself, NONE if it did not. checkpoint: path of the newest one below the run's storage. best: None until an
     epoch is validated. device: name of the GPU or CPU that trained it last, None if no epoch is reported. data: hash of
     the cases that it was scored on, None if unknown. case_scores: number of epochs whose scores per case were reported.
-    recent: the scores of the last validated epochs, by epoch, in a sweep with a cost, of which Optuna takes no scores.
+    recent: the scores of the last validated epochs, by epoch, in a sweep with a cost, of which Optuna takes no scores:
+    RECENT_SCORES, or as many as late_validations if these are more.
     extra: keys of other versions of voxtune, kept as they are.
     """
 
@@ -84,9 +92,9 @@ class Progress:
             stored["recent"] = {str(epoch): score for epoch, score in self.recent.items()}
         return {**stored, **self.extra}
 
-    def with_recent(self, epoch: int, score: float) -> Self:
-        """Return a copy with one more score in `recent`, of the last RECENT_SCORES epochs."""
-        recent = dict([*self.recent.items(), (epoch, score)][-RECENT_SCORES:])
+    def with_recent(self, epoch: int, score: float, config: SweepConfig) -> Self:
+        """Return a copy with one more score in `recent`; config: of the sweep."""
+        recent = dict([*self.recent.items(), (epoch, score)][-max(RECENT_SCORES, late_validations(config)) :])
         return replace(self, recent=recent)
 
     @property

@@ -130,7 +130,9 @@ class Budget(Section):
     trials: int = Field(32, ge=1, description="Recipes to try.")
     time_budget: Duration | None = Field(None, description="Time after which a launch or resume stops.")
     gpu_hours: float | None = Field(None, gt=0, description="GPU hours, summed over trials, after which it stops.")
-    target: float | None = Field(None, gt=0, le=1, description="Score of a finished trial at which the sweep stops.")
+    target: float | None = Field(
+        None, gt=0, le=1, description="Score of a finished trial, at its best epoch, at which the sweep stops."
+    )
     enough: float | None = Field(
         None,
         gt=0,

@@ -25,19 +25,22 @@ from tune.terminal.trial_lines import COLOURS, state_text
 def dice_table(run: Run, trials: Sequence[TrialResult], width: int) -> list[Text]:
     """Return a line per trial: epochs, scores at its best epoch, state, cost if the sweep has one, recipe.
 
+    If trials that trained to their end are ranked by their late_score, there is a column of it, empty for the others.
+
     Args:
         trials: the lines, in this order.
         width: columns; the recipe, of which only what differs from the default is shown, has what is left.
     """
     words, epochs, costs = RecipeWords(run), run.config.fixed("epochs"), any(t.cost is not None for t in trials)
-    rows = [["trial", "epoch", "best at", "score", *REGIONS, *["cost in s"] * costs]]
+    by_late = run.ranked_by_late and any(trial.finished for trial in trials)
+    rows = [["trial", "epoch", "best at", "score", *["late"] * by_late, *REGIONS, *["cost in s"] * costs]]
     for trial in trials:
         dice = [f"{trial.dice[region]:.4f}" if trial.dice else "" for region in REGIONS]
         score = "" if trial.score is None else f"{trial.score:.4f}"
         cost = "" if trial.cost is None else f"{trial.cost:.1f}"
-        rows.append(
-            [str(trial.number), f"{trial.epoch}/{epochs}", str(trial.best_epoch or ""), score, *dice, *[cost] * costs]
-        )
+        late = "" if trial.late_score is None or not trial.finished else f"{trial.late_score:.4f}"
+        at = [str(trial.number), f"{trial.epoch}/{epochs}", str(trial.best_epoch or "")]
+        rows.append([*at, score, *[late] * by_late, *dice, *[cost] * costs])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = [" ".join(f"{text:>{size}}" for text, size in zip(row, widths, strict=True)) for row in rows]
     states = ["state", *map(state_text, trials)]
