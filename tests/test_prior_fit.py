@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,28 @@ def test_the_verb_prints_priors_and_refuses_a_folder_twice(tmp_path: Path) -> No
     twice = voxtune("prior", str(tmp_path / "run"), str(tmp_path / "run"))
     assert twice.returncode == 2
     assert "is given twice" in twice.stderr
+
+
+def test_draws_of_a_prior_without_effect_are_not_handed_back_as_evidence() -> None:
+    """All are near one value, and mostly SGD, as a prior draws them; their scores are noise."""
+    found = []
+    for seed in range(40):
+        rng, trials = np.random.default_rng(seed), list[tuple[dict[str, Any], float]]()
+        for _ in range(40):
+            values: dict[str, Any] = {"optimizer": "sgd" if rng.random() < 0.75 else "adam"}
+            values["dropout"] = float(np.clip(rng.normal(0.25, 0.05), 0, 0.5))
+            trials.append((values, float(rng.normal())))
+        found += [branch.prior for _, branches in fit_priors([run_of(trials)]) for branch in branches]
+    assert sum(prior is not None for prior in found) < 0.25 * 80
+
+
+def test_a_trial_that_contradicts_a_fixed_option_of_the_last_run_does_not_count() -> None:
+    """Adam is fixed in the last run; of SGD's trials, the lr says nothing of Adam's."""
+    space = {"lr": {"loguniform": [1e-5, 1.0]}}
+    config = make_sweep_config({"space": space, "train": {"optimizer": "adam"}})
+    last = [(values, score) for values, score in drawn(80, 2) if values["optimizer"] == "adam"]
+    own = replace(run_of([({"lr": values["lr"]}, score) for values, score in last], "last"), config=config)
+    [(_, [with_other])] = fit_priors([run_of(drawn(80, 0), "first"), own])
+    [(_, [alone])] = fit_priors([own])
+    assert with_other.prior == alone.prior
+    assert "first" not in with_other.reason

@@ -17,8 +17,9 @@ from tune.search.memory_limits import dominates_in_memory
 from tune.search.prior_guard import MIN_ENDED, prior_misleads
 from tune.search.recipe_sampler import SobolStartupSampler
 from tune.search.sampler import first_recipes, make_sampler
-from tune.search.tpe import MemoryAwareTPESampler
+from tune.search.tpe import MemoryAwareTPESampler, PriorTPESampler
 from tune.spec.kinds import LogUniform, QUniform, RandInt, Uniform
+from tune.spec.space import encode_values
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import load_sweep_config
 
@@ -219,3 +220,30 @@ def test_trials_out_of_memory_say_nothing_of_the_priors() -> None:
     for number, trial in enumerate(out):
         trial.number = number
     assert not prior_misleads(config.space, out)
+
+
+def test_tpe_weighs_an_option_with_when_by_its_prior_too() -> None:
+    """It is drawn alone, after the option that it depends on."""
+    space = {
+        "optimizer": {"choice": ["adam", "sgd"]},
+        "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}, "prior": {"at": 0.95, "confidence": "high"}},
+    }
+    config = make_sweep_config({"space": space})
+    near = []
+    for power in (0.0, 5.0):
+        drawn = []
+        for seed in range(15):
+            study = optuna.create_study(direction="maximize")
+            for index in range(16):
+                values = {"optimizer": "sgd", "momentum": 0.8 + 0.19 * index / 15} if index else {"optimizer": "adam"}
+                params = encode_values(values)
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        value=0.5, params=params, distributions=config.space.distributions(params)
+                    )
+                )
+            study.sampler = PriorTPESampler(config, IntersectionSearchSpace(), power, seed=seed, n_startup_trials=4)
+            study.enqueue_trial(encode_values({"optimizer": "sgd"}))
+            drawn.append(config.space.suggest(study.ask())["momentum"])
+        near.append(sum(abs(value - 0.95) < 0.02 for value in drawn))
+    assert near[1] > near[0] + 4, near

@@ -24,7 +24,11 @@ MIN_BEST = 3  # best trials with an option before it gets a prior
 NO_PRIOR = 4  # so many trials that say nothing are added to the best ones
 EVEN_DEVIATION = 12**-0.5  # standard deviation of even draws, as a share of the range
 CLEAR = 1.5  # the likeliest choice must be so many times likelier than the least likely one
+NARROWER = 0.8  # the values of a number deviate less than so much of what all trials' do, or they are not clear
+MORE_OFTEN = 1.25  # the likeliest choice is at least so many times as frequent among the best trials as among all
 LIMITS: tuple[tuple[Confidence, float], ...] = (("high", 0.10), ("medium", 0.18), ("low", 0.25))  # largest deviations
+
+NamedValues = tuple[str, dict[str, Any]]  # the name of a run, and the searched options of one of its trials
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,17 @@ class FittedBranch:
 def fit_priors(runs: Sequence[Run]) -> list[tuple[Parameter, list[FittedBranch]]]:
     """Return the options of the last run's space, each range with its prior.
 
-    A prior describes where the best quarter of each run's comparable trials lies, shrunk towards no prior. Trials of
-    the other runs count where their values are in a range of the last run's space.
+    A prior describes where the best quarter of each run's comparable trials lies, shrunk towards no prior. There is
+    none where all comparable trials lie there too, since they were drawn from a prior. Trials of the other runs count
+    where their values are in a range of the last run's space and do not contradict its fixed options.
 
     Raises:
         InputError: a run has fewer than MIN_TRIALS comparable trials.
     """
     best = [(run.folder.name, trial.values) for run in runs for trial in best_trials(run)]
+    tried = [(run.folder.name, trial.values) for run in runs for trial in run.trials if comparable(trial)]
     space = runs[-1].config.space
-    return [(p, [fit_branch(space, p, branch, best) for branch in p.branches]) for p in space.parameters]
+    return [(p, [fit_branch(space, p, branch, best, tried) for branch in p.branches]) for p in space.parameters]
 
 
 def best_trials(run: Run) -> list[TrialResult]:
@@ -67,15 +73,18 @@ def best_trials(run: Run) -> list[TrialResult]:
 
 
 def fit_branch(
-    space: Space, parameter: Parameter, branch: Branch, best: Sequence[tuple[str, dict[str, Any]]]
+    space: Space, parameter: Parameter, branch: Branch, best: Sequence[NamedValues], tried: Sequence[NamedValues]
 ) -> FittedBranch:
-    """Return a range with its prior. best: the run's name and the searched options of each of the best trials."""
-    name, constants = parameter.name, space.constants
-    found = [
-        (run, values[name])
-        for run, values in best
-        if name in values and parameter.branch(constants | values) is branch and branch.kind.contains(values[name])
-    ]
+    """Return a range with its prior.
+
+    Args:
+        space: of the last run.
+        parameter: the option.
+        branch: its range.
+        best: the run's name and the searched options of each of the best trials.
+        tried: of each comparable trial.
+    """
+    found = values_in(space, parameter, branch, best)
     if len(found) < MIN_BEST:
         return FittedBranch(branch, None, f"says nothing: {counted(len(found), 'best trial')} in this range")
     values, runs = [value for _, value in found], ", ".join(dict.fromkeys(run for run, _ in found))
@@ -83,7 +92,39 @@ def fit_branch(
     prior: Prior | None
     prior, said = fit_choice(kind, values) if isinstance(kind, Choice) else fit_number(kind, values)
     of = f"of {len(found)} best trials of {runs}"
+    if prior and not is_clear(kind, values, [value for _, value in values_in(space, parameter, branch, tried)]):
+        return FittedBranch(branch, None, f"says nothing: {said} {of}, much as of all trials")
     return FittedBranch(branch, prior, f"{said} {of}" if prior else f"says nothing: {said} {of}")
+
+
+def values_in(
+    space: Space, parameter: Parameter, branch: Branch, trials: Sequence[NamedValues]
+) -> list[tuple[str, Any]]:
+    """Return the run's name and the option's value of each trial in a range that fits the fixed options of a space."""
+    name, fixed = parameter.name, space.constants
+    return [
+        (run, values[name])
+        for run, values in trials
+        if name in values
+        and all(fixed.get(other, value) == value for other, value in values.items())
+        and parameter.branch(fixed | values) is branch
+        and branch.kind.contains(values[name])
+    ]
+
+
+def is_clear(kind: Kind, best: Sequence[Any], tried: Sequence[Any]) -> bool:
+    """Return whether the best trials' values are clearly other than those of all trials, which a prior may have drawn.
+
+    A number's are if they deviate less from their median, with NO_PRIOR values added that deviate as all do; a choice's
+    if the likeliest one is more frequent.
+    """
+    if isinstance(kind, Choice):
+        top = max(kind.values, key=best.count)
+        return best.count(top) / len(best) >= MORE_OFTEN * tried.count(top) / len(tried)
+    squares = [np.square(np.array(s) - np.median(s)) for s in ([kind.to_unit(v) for v in vs] for vs in (best, tried))]
+    of_all = float(squares[1].mean())
+    deviation = (float(squares[0].sum()) + NO_PRIOR * of_all) / (len(best) + NO_PRIOR)
+    return deviation < NARROWER**2 * of_all
 
 
 def fit_choice(kind: Choice, values: Sequence[Any]) -> tuple[WeightsPrior | None, str]:

@@ -8,7 +8,8 @@ from typing import Any
 from tune.report.blocks import Figure, Section
 from tune.report.chart_style import MARKS, axis, group_of, winner_mark
 from tune.report.sweep_data import SweepData, score_text
-from tune.run.results import TrialResult
+from tune.run.ranking import ranked_score
+from tune.run.results import Run, TrialResult
 
 MAX_TICKS = 16  # up to which each trial has one
 
@@ -74,11 +75,12 @@ def cost_figure(data: SweepData) -> Figure:
     """Return the trials that trained to their end by cost and score, and the Pareto front as a line."""
     finished, front = [trial for trial in data.run.ranking if trial.finished], data.run.pareto_front()
     line = {"color": "var(--fg)", "width": 1.5, "shape": "hv"}
-    costs, scores = cost_and_score(front)
-    marks = MARKS["complete"].trace(*cost_and_score(finished), trials=[trial.number for trial in finished])
+    costs, scores = cost_and_score(data.run, front)
+    marks = MARKS["complete"].trace(*cost_and_score(data.run, finished), trials=[trial.number for trial in finished])
     joined = {"type": "scatter", "mode": "lines", "name": "Pareto front", "line": line, "hoverinfo": "skip"}
+    late = "mean of the last quarter, " if data.run.ranked_by_late else ""
     unit = "GPU seconds" if data.run.config.objective.cost == "gpu_seconds" else "seconds"
-    layout = {"xaxis": axis(f"cost, {unit}"), "yaxis": axis(data.score_name), "showlegend": True}
+    layout = {"xaxis": axis(f"cost, {unit}"), "yaxis": axis(f"{late}{data.score_name}"), "showlegend": True}
     listed = ", ".join(f"trial {trial.number}" for trial in front)
     summary = f"Scatter plot of {len(finished)} trials by cost and score. On the Pareto front: {listed or 'none'}."
     title = "Cost and score: no other trial has a higher score for less than those on the Pareto front"
@@ -86,6 +88,7 @@ def cost_figure(data: SweepData) -> Figure:
     return Figure("cost_chart", title, summary, spec)
 
 
-def cost_and_score(trials: Sequence[TrialResult]) -> tuple[list[float], list[float]]:
-    """Return the costs and the scores of trials that have both."""
-    return [round(trial.cost or 0.0, 1) for trial in trials], [round(trial.score or 0.0, 4) for trial in trials]
+def cost_and_score(run: Run, trials: Sequence[TrialResult]) -> tuple[list[float], list[float]]:
+    """Return the costs of trials that have one, and the scores that they are ranked by."""
+    scores = [ranked_score(trial, by_late=run.ranked_by_late) for trial in trials]
+    return [round(trial.cost or 0.0, 1) for trial in trials], [round(score, 4) for score in scores]

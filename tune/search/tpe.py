@@ -103,16 +103,17 @@ class PriorTPESampler(MemoryAwareTPESampler):
         super().__init__(config, search_space, seed=seed, n_startup_trials=n_startup_trials)
         self.power, self.misled = power, power == 0
         self.drawn_from: dict[str, BaseDistribution] = {}
+        self.known: dict[str, Any] = {}
 
     def _sample(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution], *args: Any
     ) -> dict[str, Any]:
-        """Remember what the samples of _compute_acquisition_func are of."""
-        self.drawn_from = search_space
+        """Remember what the samples of _compute_acquisition_func are of, and the options that are drawn already."""
+        self.drawn_from, self.known = search_space, self.space.decode_params(trial.params)
         return super()._sample(study, trial, search_space, *args)
 
     def _compute_acquisition_func(self, samples: Any, mpe_below: Any, mpe_above: Any) -> NDArray[np.float64]:
-        """Add the log prior of the options that are drawn together."""
+        """Add the log prior of the options that are drawn together, or of one with `when`, drawn after those."""
         found: NDArray[np.float64] = super()._compute_acquisition_func(samples, mpe_below, mpe_above)
         if not self.power:
             return found
@@ -121,5 +122,5 @@ class PriorTPESampler(MemoryAwareTPESampler):
                 name: distribution.to_external_repr(samples[name][index])
                 for name, distribution in self.drawn_from.items()
             }
-            found[index] += self.power * self.space.log_prior(self.space.decode_params(params))
+            found[index] += self.power * self.space.log_prior(self.known | self.space.decode_params(params))
         return found

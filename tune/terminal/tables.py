@@ -128,7 +128,8 @@ def print_best(run: Run, top: int) -> None:
     logger.info(wrap_prose(summary_lines(run)))
     lines = dice_table(run, run.ranking[:top], console.width)
     if objective.cost:
-        title = f"Pareto front: no other trial has more {objective.score} for fewer {objective.cost}"
+        late = "late " if run.ranked_by_late else ""
+        title = f"Pareto front: no other trial has more {late}{objective.score} for fewer {objective.cost}"
         lines += [Text(""), *as_lines([title], console.width), *dice_table(run, run.pareto_front(), console.width)]
     for line in [*lines, Text("")]:
         console.print(line)

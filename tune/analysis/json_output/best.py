@@ -22,10 +22,10 @@ class BestOutput(Document):
     metric: str = Field(description="Score by which trials are compared.")
     winner: int = Field(description="Number of the winner, the first of `trials`.")
     trials: list[TrialItem] = Field(
-        description="The best trials: those that trained to their end by falling score, then the others likewise."
+        description="The best trials: those that trained to their end, as study.rank_by says, then the others by score."
     )
     pareto_front: list[int] | None = Field(
-        description="Numbers of the trials that score higher than every cheaper one; null if the sweep has no cost."
+        description="Numbers of the trials that rank above every cheaper one; null if the sweep has no cost."
     )
     recipe: dict[str, Any] = Field(description="All options of the winner.")
     default_recipe: dict[str, Any] = Field(description="All options of the default recipe, that of trial 0.")
