@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import SPACE, voxtune
+from helpers import SPACE, SWEEP, voxtune
 
+from trainable.core.errors import InputError
+from trainable.data.prepare import Data
+from trainable.data.split import Split
 from tune.analysis.json_output.estimate import EstimateOutput
+from tune.driver.recipe_timing import time_recipe
 from tune.run.results import read_run
+from tune.spec.sweep_config import make_sweep_config
 
 TINY = SPACE.replace("depth: 3", "depth: 2").replace("patches_per_epoch: 24", "patches_per_epoch: 8")
 
@@ -81,6 +86,16 @@ def test_a_wrong_argument_is_refused_before_anything_is_measured(
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_recipe_that_fails_while_it_is_measured_is_told_with_the_last_line_of_its_error(tmp_path: Path) -> None:
+    config = make_sweep_config({**SWEEP, "resources": {"gpu": 0}})
+    missing = Data(tmp_path / "missing", Split(("a",), ("b",), ()))
+    with pytest.raises(
+        InputError, match=r"^a recipe could not be tried out: [\w.]+Error: .*missing.*; `voxtune train` "
+    ) as e:
+        time_recipe(config, config.base_config(), missing, 1)
+    assert "\n" not in str(e.value)
 
 
 def test_a_launch_with_wrong_hours_makes_no_folder(space: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_enough_ends_a_sweep_only_if_less_is_expected_after_eight_trials(ended: 
     assert enough_reached(with_enough(first, 1.0)) == ""
 
 
+def test_a_running_trial_is_waited_for_only_above_the_best_score_of_a_finished_one(ended: Run) -> None:
+    run = with_enough(ended, 1.0)
+    (highest, other) = sorted((t for t in run.trials if t.finished), key=lambda t: -(t.score or 0.0))[:2]
+    assert highest.score is not None
+    assert other.score is not None
+    going = replace(run.trials[-1], state=TrialState.RUNNING, score=(highest.score + other.score) / 2, end_reason="")
+    assert enough_reached(replace(run, trials=[*run.trials[:-1], going]))
+
+
 def test_a_running_trial_above_the_best_is_waited_for(ended: Run) -> None:
     run = with_enough(ended, 1.0)
     assert enough_reached(run)

@@ -10,11 +10,13 @@ import pytest
 from helpers import SWEEP
 
 from trainable.core.errors import InputError
+from tune.analysis.json_output.estimate import estimate_output
 from tune.planning.estimate import make_estimate
 from tune.planning.forecast import confirmation_seconds, forecast, simulate_sweeps
 from tune.planning.recipe_costs import Costs, RecipeCost
-from tune.planning.simulated_sweep import CurveStyle, SimulatedSweep, Simulator
-from tune.planning.time_plan import GivenTime, check_hours, make_plan, time_text
+from tune.planning.simulated_sweep import CurveStyle, SimulatedSweep, SimulatedTrial, Simulator
+from tune.planning.time_plan import GivenTime, NoRoom, check_hours, make_plan, time_text
+from tune.run.retention import checkpoint_files
 from tune.search.asha import rung_epochs
 from tune.spec.sections import Confirm
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
@@ -189,7 +191,76 @@ def test_too_little_time_is_refused_with_the_time_that_is_enough() -> None:
     with pytest.raises(InputError, match=r"--hours 0\.005: no room for 4 trials; give about (\S+) hours or more") as e:
         plan_for(0.005, sweep_config())
     enough = float(str(e.value).partition("about ")[2].split()[0])
-    assert plan_for(1.05 * enough, sweep_config()).config.budget.trials >= 4
+    assert plan_for(enough, sweep_config()).config.budget.trials >= 4
+
+
+@pytest.mark.parametrize(("kind", "confirm", "before"), [("asha", Confirm(), 600.0), ("promote", None, 0.0)])
+def test_the_time_that_a_refusal_names_is_enough(kind: str, confirm: Confirm | None, before: float) -> None:
+    config = sweep_config(early_stopping={"type": kind}, train={"epochs": 40}).model_copy(update={"confirm": confirm})
+    with pytest.raises(NoRoom) as error:
+        plan_for(0.005, config, before=before)
+    enough = float(str(error.value).partition("about ")[2].split()[0])
+    plan = plan_for(enough, config, before=before)
+    assert plan.config.budget.trials >= 4
+    assert plan.config.budget.time_budget + plan.confirm_seconds + before <= enough * 3600 + 1
+
+
+def test_the_share_of_a_confirmation_is_one_of_the_time_that_is_left() -> None:
+    config = sweep_config().model_copy(update={"confirm": Confirm()})
+    plan = plan_for(2.0, config, before=5400.0)
+    assert plan.confirm_seconds <= 0.4 * 1800
+
+
+def test_a_given_time_budget_limits_the_trials_and_not_the_confirmation() -> None:
+    config = sweep_config(study={"time_budget": 1200}).model_copy(update={"confirm": Confirm()})
+    plan = plan_for(2.0, config, frozenset({"study.time_budget"}))
+    assert plan.config.budget.time_budget == 1200
+    assert plan.config.confirm == Confirm()
+    assert plan.forecast.hours.p90 <= 1200 / 3600
+    short = sweep_config(study={"time_budget": 20})
+    with pytest.raises(InputError, match=r"study\.time_budget is 20: no room for 4 trials; give (\d+) s or more"):
+        plan_for(2.0, short, frozenset({"study.time_budget"}))
+
+
+def test_given_trials_that_never_fit_are_as_short_as_may_be_and_the_plan_says_how_many_begin() -> None:
+    config = sweep_config(train={"epochs": 20}, study={"trials": 30}, early_stopping={"type": "none"})
+    plan = plan_for(0.05, config, frozenset({"study.trials"}))
+    assert (plan.config.fixed("epochs"), plan.config.budget.trials) == (5, 30)
+    begin = round(plan.forecast.trials.p50)
+    assert f"the time is too short for all: about {begin} are likely to begin" in plan.text()
+    assert "too short" not in plan_for(1.0, sweep_config()).text()
+
+
+def test_the_plan_names_searched_options_of_the_schedule_if_it_cuts_the_epochs() -> None:
+    config = sweep_config(train={"epochs": 90, "scheduler": "step"}, space={"step_size": {"randint": [5, 20]}})
+    assert plan_for(0.5, config).text().endswith("that are searched keep their ranges: step_size")
+    assert "keep their ranges" not in plan_for(0.5, config, frozenset({"train.epochs", "study.trials"})).text()
+
+
+def test_a_confirmation_takes_at_most_as_long_as_with_the_slower_recipe() -> None:
+    config = sweep_config()
+    assert confirmation_seconds(config, MIXED, 16, Confirm()) > 2 * confirmation_seconds(config, SAME, 16, Confirm())
+
+
+def test_a_simulated_trial_is_compared_by_its_recent_scores_if_the_sweep_does_that() -> None:
+    simulator = Simulator(sweep_config(early_stopping={"value": "recent"}), 1, SAME, np.random.default_rng(0))
+    trial = SimulatedTrial(1, np.array([0.8, 0.5, 0.4, 0.3]), 0.0, 1.0, 1.0, done=4)
+    for epoch, score in enumerate(trial.curve.tolist(), 1):
+        simulator.rungs.observe(1, epoch, score)
+    assert simulator.value(trial) == pytest.approx(0.4)
+
+
+def test_places_in_which_a_time_is_too_short_are_named_next_to_the_plans() -> None:
+    config = sweep_config(train={"epochs": 90})
+    words: dict[str, Any] = {"before": 0, "given": frozenset(), "cache_bytes": 0}
+    found = make_estimate(config, SAME, [(1, 1), (8, 8)], seconds=400.0, **words)
+    assert [plan.gpus for plan in found.plans] == [forecast.gpus for forecast in found.forecasts] == [8]
+    text = " ".join(" ".join(estimate_lines(found)).split())
+    assert "on 1 GPU: no room for 4 trials; give about " in text
+    assert "a retraining of the YAML's 90 epochs: " in text
+    assert estimate_output(found).no_room == list(found.no_room)
+    with pytest.raises(NoRoom, match=r"--hours 0\.00278: on 8 GPUs: no room for 4 trials"):
+        make_estimate(config, SAME, [(1, 1), (8, 8)], seconds=10.0, **words)
 
 
 @pytest.mark.parametrize("hours", [0.0, -1.0, float("nan"), float("inf")])
@@ -219,7 +290,10 @@ def test_an_estimate_is_told_in_80_columns(seconds: float | None) -> None:
     assert max(map(len, lines)) <= 80
     assert "the largest recipe: an epoch of 100 patches 30 s, a validation of 5 cases 10 s" in text
     assert "% of the recipes drawn from the space are expected not to fit" in text
-    assert "a confirmation (the best 3 and the default, 4 seeds): at most 16 trainings" in " ".join(text.split())
+    confirmation = "a confirmation (the best 3 and the default, 4 seeds): at most 16 trainings"
+    assert (confirmation in " ".join(text.split())) == (seconds is None)  # a plan tells of its own
+    most = max((plan.config.budget.trials for plan in found.plans), default=20)
+    assert found.checkpoints[0] == checkpoint_files(sweep_config(study={"trials": most}), 8)[0]
     assert "cache 3.0 GiB" in text
     assert len([line for line in lines if line.startswith(("   1 ", "   2 ", "   8 "))]) == 3
     assert ("1 h on 8 GPUs: " in text) == (seconds is not None)

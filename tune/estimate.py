@@ -36,7 +36,8 @@ def estimate(
         given: keys that the user has set, which a plan keeps.
 
     Raises:
-        InputError: for cases that cannot be used, or a default recipe that does not fit into the GPU's memory.
+        InputError: for cases that cannot be used, a default recipe that does not fit into the GPU's memory, a recipe
+            that cannot be trained, or a time that is too short.
     """
     config = with_local_gpu(config)
     share = config.resources.gpu_share

@@ -11,7 +11,7 @@ from tune.analysis.option_range import Edge, find_edge, value_label
 from tune.run.expected_gain import MORE_TRIALS, ExpectedGain, expected_gain, trials_since_best
 from tune.run.results import Run
 
-LONG = 8  # trials without a better one, from which on that is said
+LONG = 8  # trials with the same winner, from which on that is said
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def outlook_lines(run: Run) -> list[str]:
         lines.append(
             f"the winner is at {ends}: better values may lie beyond; `voxtune importance` says how to widen it"
         )
-    parts = [f"no better score in the last {counted(found.since, 'trial')}"] * (found.since >= LONG)
+    parts = [f"the winner has been the same for the last {counted(found.since, 'trial')}"] * (found.since >= LONG)
     if found.gain is not None:
         parts.append(f"another {MORE_TRIALS} trials are expected to bring {found.gain.text()}")
     return lines + ["; ".join(parts)] * bool(parts)

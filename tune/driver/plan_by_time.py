@@ -12,7 +12,7 @@ from trainable.core.logger import logger
 from trainable.data.prepare import Data
 from tune.driver.cluster import Slots
 from tune.driver.gpu_sharing import DoesNotFit
-from tune.driver.recipe_timing import measure_costs
+from tune.driver.recipe_timing import measure_costs, untried_text
 from tune.planning.recipe_costs import Costs
 from tune.planning.time_plan import GivenTime, make_plan
 from tune.spec.sweep_config import SweepConfig
@@ -24,7 +24,7 @@ def plan_by_time(config: SweepConfig, data: Data, slots: Slots, given: GivenTime
     """Return the config with the trials, epochs, rungs, time_budget and confirmation that the given time has room for.
 
     Raises:
-        InputError: if the time is too short, or the default recipe does not fit into the GPU's memory.
+        InputError: if the time is too short, the default recipe does not fit into the GPU's memory, or one fails.
     """
     logger.info(f"--hours {given.hours:g}: measuring some steps and a validation, as soon as a trial's place is free")
     costs = measure_on_cluster(config, data)
@@ -54,4 +54,6 @@ def measure_on_cluster(config: SweepConfig, data: Data) -> Costs:
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, DoesNotFit):
             raise InputError(f"{error.cause}; lower train.target_shape or train.batch_size") from None
-        raise
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise InputError(untried_text(str(error))) from None

@@ -12,6 +12,7 @@ import torch
 
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device, kernel_selection
+from trainable.core.errors import InputError
 from trainable.core.gpu_memory import CUDA_CONTEXT_BYTES
 from trainable.core.logger import logger
 from trainable.core.options import make_config, to_dict
@@ -68,7 +69,7 @@ def measure_costs(config: SweepConfig, data: Data, slots: int | None = None) -> 
 
     Raises:
         DoesNotFit: if not even the default recipe fits into the memory of the GPU.
-        RuntimeError: if a recipe cannot be trained for another reason.
+        InputError: if a recipe cannot be trained for another reason.
     """
     recipes = sampled_recipes(config)
     share, threads = config.resources.gpu_share, config.resources.cpu
@@ -120,7 +121,7 @@ def time_recipe(config: SweepConfig, recipe: TrainConfig, data: Data, at_once: i
     """Measure a recipe in this many processes at the same time; return the mean, None if it does not fit.
 
     Raises:
-        RuntimeError: if a process fails for another reason than memory, with the end of its traceback.
+        InputError: if a process fails for another reason than memory, with the last line of its traceback.
     """
     share = config.resources.gpu_share
     plain = {**to_dict(recipe), "device": recipe.device if share else "cpu"}
@@ -130,7 +131,7 @@ def time_recipe(config: SweepConfig, recipe: TrainConfig, data: Data, at_once: i
     except ProcessFailed as error:
         if error.error_type == DoesNotFit.__name__:
             return None
-        raise RuntimeError("a recipe could not be tried out: " + str(error)[-2000:]) from None
+        raise InputError(untried_text(str(error))) from None
     return RecipeTimes(
         patch_seconds=sum(one.patch_seconds for one in times) / at_once,
         case_seconds=sum(one.case_seconds for one in times) / at_once,
@@ -138,6 +139,15 @@ def time_recipe(config: SweepConfig, recipe: TrainConfig, data: Data, at_once: i
         memory=max(one.memory for one in times),
         device=times[0].device,
         device_memory=times[0].device_memory,
+    )
+
+
+def untried_text(error: str) -> str:
+    """Return that a recipe could not be measured, from a traceback or a message, and what to do."""
+    last_line = error.strip().rpartition("\n")[2].strip()
+    return (
+        f"a recipe could not be tried out: {last_line}; `voxtune train` with the options under train: shows all of the "
+        "error, and launch without --hours measures nothing"
     )
 
 

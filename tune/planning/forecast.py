@@ -88,6 +88,8 @@ def confirmation_trainings(confirm: Confirm) -> int:
 
 
 def confirmation_seconds(config: SweepConfig, costs: Costs, slots: int, confirm: Confirm) -> float:
-    """Return the seconds that a confirmation takes at most, if its trainings take as long as the default's."""
+    """Return the seconds that a confirmation takes at most, each training as long as the slower of the measured two."""
     rounds = -(-confirmation_trainings(confirm) // slots)
-    return rounds * (training_seconds(config, costs, confirm.epochs) + costs.cases * costs.default.case_seconds)
+    epochs, every = confirm.epochs or config.fixed("epochs"), config.fixed("val_freq")
+    sizes = (costs.default.size, costs.largest.size)
+    return rounds * max(costs.training_seconds(size, epochs, every) + costs.validation_seconds(size) for size in sizes)

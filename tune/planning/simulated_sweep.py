@@ -160,9 +160,9 @@ class Simulator:
 
     def promote(self, now: float) -> None:
         """Decide on the paused trials, all of which have come to their rung: the best go on first."""
-        for trial in sorted(self.paused, key=lambda one: -one.best):
+        for trial in sorted(self.paused, key=lambda one: -self.value(one)):
             epoch = self.validated[trial.done - 1]
-            decided = self.rungs.decide_paused(trial.number, epoch, trial.best, default=not trial.number)
+            decided = self.rungs.decide_paused(trial.number, epoch, self.value(trial), default=not trial.number)
             if decided.decision == STOP:
                 trial.start = now
                 self.count(trial, now)
@@ -201,9 +201,13 @@ class Simulator:
             return STOP
         for epoch, score in zip(self.validated, trial.curve[: trial.done].tolist(), strict=False):
             self.rungs.observe(trial.number, epoch, score)
-        decided = self.rungs.decide(trial.number, self.validated[index], trial.best, default=not trial.number)
+        decided = self.rungs.decide(trial.number, self.validated[index], self.value(trial), default=not trial.number)
         self.rungs.add(trial.number, self.validated[index], decided)
         return decided.decision
+
+    def value(self, trial: SimulatedTrial) -> float:
+        """Return what a trial is compared by at the rung that it has come to."""
+        return self.rungs.value(trial.number, self.validated[trial.done - 1], trial.best)
 
     def count(self, trial: SimulatedTrial, now: float) -> None:
         """Add what a trial has cost that ends now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from trainable.core.counted import counted
 from trainable.core.epoch_scale import scaled_options
 from trainable.core.errors import InputError
+from trainable.core.options import option_names
 from tune.planning.forecast import Forecast, confirmation_seconds, forecast, simulate_sweeps
 from tune.planning.recipe_costs import Costs
 from tune.planning.simulated_sweep import TURNOVER_SECONDS, SimulatedSweep
@@ -22,8 +24,9 @@ FEWEST_TRIALS = 4  # below that it is no sweep
 MOST_TRIALS = 256
 SHARES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.33, 0.25)  # of the YAML's epochs, that are tried in this order
 SWEEPS = 40  # simulated per candidate
-CONFIRM_SHARE = 0.4  # of the time, that a confirmation whose size is not given takes at most
+CONFIRM_SHARE = 0.4  # of the time that is left, that a confirmation whose size is not given takes at most
 CONFIRM_SIZES = ((3, 4), (2, 4), (1, 4), (1, 3), (1, 2))  # top, seeds: the first that fits
+CUT_SHARE = 0.2  # of the simulated sweeps that the end of the time cuts, from which on that is said
 MARGIN = 0.97  # of the time: the rest is for what no simulation has
 
 
@@ -43,13 +46,22 @@ class GivenTime:
         return max(1.0, self.hours * 3600 - (time.monotonic() - self.started))
 
 
+class NoRoom(InputError):
+    """A time is too short for FEWEST_TRIALS. hours: that were given. reason: the message without them."""
+
+    def __init__(self, hours: float, reason: str) -> None:
+        super().__init__(f"--hours {hours:.3g}: {reason}")
+        self.hours, self.reason = hours, reason
+
+
 @dataclass(frozen=True)
 class TimePlan:
     """What a sweep is to try in a given time.
 
     config: of the sweep, with its trials, epochs, rungs, time_budget and confirmation. seconds: that were given.
     before: of these, that were over when the plan was made. slots: trials at once, on so many gpus; 0 on a CPU.
-    confirm_seconds: kept for the confirmation. forecast: of the sweep.
+    confirm_seconds: kept for the confirmation. forecast: of the sweep. kept_ranges: searched options of the schedule
+    whose ranges stay although the epochs became fewer.
     """
 
     config: SweepConfig
@@ -59,6 +71,7 @@ class TimePlan:
     gpus: int
     confirm_seconds: float
     forecast: Forecast
+    kept_ranges: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return the plan in a paragraph."""
@@ -76,6 +89,12 @@ class TimePlan:
         parts.append(f"the trials are likely to take {low} to {high}")
         assert config.budget.time_budget is not None
         parts.append(f"they end after {time_text(config.budget.time_budget)} in any case")
+        if self.forecast.cut >= CUT_SHARE:
+            begun = round(self.forecast.trials.p50)
+            few = f": about {begun} are likely to begin" if begun < config.budget.trials else " to end"
+            parts.append(f"the time is too short for all{few}")
+        if self.kept_ranges:
+            parts.append(f"options of the schedule that are searched keep their ranges: {', '.join(self.kept_ranges)}")
         return "; ".join(parts)
 
 
@@ -120,41 +139,61 @@ def make_plan(
         before: seconds that are over already, or are needed before the first trial.
 
     Raises:
-        InputError: if there is no room for FEWEST_TRIALS.
+        NoRoom: if there is none for FEWEST_TRIALS.
     """
-    if "study.time_budget" in given and config.budget.time_budget is not None:
-        seconds = min(seconds, config.budget.time_budget + before)
+    asked, room = given_budget(config, given), seconds - before
+    found = choose(config, costs, slots, room, given, CONFIRM_SHARE)
+    if found is None and config.confirm is not None and "study.confirm" not in given:
+        found = choose(config, costs, slots, room, given, 0.0)
+    if found is None:
+        raise NoRoom(seconds / 3600, no_room_text(config, costs, slots, before, given))
+    chosen, kept, trials = found
+    end = round(max(1.0, min(asked, room - kept)), 1)
+    budget = chosen.budget.model_copy(update={"trials": max(1, trials), "time_budget": end})
+    chosen = chosen.model_copy(update={"budget": budget})
+    ranges = kept_ranges(config) if chosen.fixed("epochs") < config.fixed("epochs") else ()
+    return TimePlan(chosen, seconds, before, slots, gpus, kept, forecast(chosen, costs, slots, gpus), ranges)
+
+
+def given_budget(config: SweepConfig, given: Set[str]) -> float:
+    """Return the seconds that the user lets the trials take by study.time_budget; inf if that is not given."""
+    asked = config.budget.time_budget if "study.time_budget" in given else None
+    return math.inf if asked is None else asked
+
+
+def kept_ranges(config: SweepConfig) -> tuple[str, ...]:
+    """Return the searched options whose values would be scaled with the epochs if they were under `train:`."""
+    scaled = {*option_names(over_epochs="count"), *option_names(over_epochs="rate")}
+    return tuple(parameter.name for parameter in config.space.parameters if parameter.name in scaled)
+
+
+def choose(
+    config: SweepConfig, costs: Costs, slots: int, room: float, given: Set[str], share: float
+) -> tuple[SweepConfig, float, int] | None:
+    """Return a config with epochs, rungs and confirmation, the seconds of the latter, and the number of trials.
+
+    room: seconds for trials and confirmation. share: of these, that a confirmation whose size is not given takes at
+    most. None if there is no room for FEWEST_TRIALS. A given number of trials that never fits gets the fewest epochs.
+    """
+    asked, trials_given = given_budget(config, given), "study.trials" in given
     found: tuple[SweepConfig, float, int] | None = None
     for candidate in candidates(config, given):
-        confirm = fitting_confirm(candidate, costs, slots, seconds, given)
+        confirm = fitting_confirm(candidate, costs, slots, share * max(0.0, room), given)
         kept = confirmation_seconds(candidate, costs, slots, confirm) if confirm is not None else 0.0
-        candidate = candidate.model_copy(update={"confirm": confirm})
-        left = (seconds - before - kept) * MARGIN
-        trials = candidate.budget.trials if "study.trials" in given else most_trials(candidate, costs, slots, left)
-        fits = "study.trials" not in given or last_end(candidate, costs, slots, trials) <= left
-        if left > 0 and trials >= FEWEST_TRIALS * ("study.trials" not in given) and (fits or found is None):
-            found = candidate, kept, trials
-        if left > 0 and fits and trials >= (WANTED_TRIALS if "study.trials" not in given else 1):
+        left = min(room - kept, asked) * MARGIN
+        if left <= 0:
+            continue
+        trials = candidate.budget.trials if trials_given else most_trials(candidate, costs, slots, left)
+        if trials_given or trials >= FEWEST_TRIALS:
+            found = candidate.model_copy(update={"confirm": confirm}), kept, trials
+        if last_end(candidate, costs, slots, trials) <= left if trials_given else trials >= WANTED_TRIALS:
             break
-    if found is None:
-        needs = needed_seconds(config, costs, slots, given) + before
-        raise InputError(
-            f"--hours {seconds / 3600:g}: no room for {FEWEST_TRIALS} trials"
-            f"{' and the confirmation' * (config.confirm is not None)}; give about {needs / 3600:.2g} hours or more, "
-            "or lower train.epochs or train.patches_per_epoch"
-        )
-    chosen, kept, trials = found
-    chosen = with_trials(chosen, trials)
-    if "study.time_budget" not in given:
-        end = round(max(1.0, seconds - before - kept), 1)
-        chosen = chosen.model_copy(update={"budget": chosen.budget.model_copy(update={"time_budget": end})})
-    return TimePlan(chosen, seconds, before, slots, gpus, kept, forecast(chosen, costs, slots, gpus))
+    return found
 
 
 def candidates(config: SweepConfig, given: Set[str]) -> Iterator[SweepConfig]:
-    """Yield the config with fewer and fewer epochs, first as it is; without a budget of time that is not given."""
-    budget = config.budget if "study.time_budget" in given else config.budget.model_copy(update={"time_budget": None})
-    config = config.model_copy(update={"budget": budget})
+    """Yield the config with fewer and fewer epochs, first as it is; without a budget of time."""
+    config = config.model_copy(update={"budget": config.budget.model_copy(update={"time_budget": None})})
     epochs, every = config.fixed("epochs"), config.fixed("val_freq")
     seen = {epochs}
     yield config
@@ -187,13 +226,15 @@ def with_epochs(config: SweepConfig, epochs: int, *, keep_rungs: bool) -> SweepC
     return made.model_copy(update={"record": config.record, "protect_default": config.protect_default})
 
 
-def fitting_confirm(config: SweepConfig, costs: Costs, slots: int, seconds: float, given: Set[str]) -> Confirm | None:
-    """Return the confirmation that is to follow: as given, else the largest of CONFIRM_SIZES in CONFIRM_SHARE."""
+def fitting_confirm(config: SweepConfig, costs: Costs, slots: int, limit: float, given: Set[str]) -> Confirm | None:
+    """Return the confirmation that is to follow: as given, else the largest of CONFIRM_SIZES within `limit` seconds.
+
+    That is the smallest if none is within it.
+    """
     confirm = config.confirm
     if confirm is None or "study.confirm" in given:
         return confirm
     sizes = [confirm.model_copy(update={"top": top, "seeds": seeds}) for top, seeds in CONFIRM_SIZES]
-    limit = CONFIRM_SHARE * seconds
     return next((size for size in sizes if confirmation_seconds(config, costs, slots, size) <= limit), sizes[-1])
 
 
@@ -213,7 +254,7 @@ def most_trials(config: SweepConfig, costs: Costs, slots: int, seconds: float) -
         return 0
     if config.early_stopping.type == "promote":  # no trial ends before all have begun
         return largest_fitting(lambda trials: last_end(config, costs, slots, trials) <= seconds)
-    budget = config.budget.model_copy(update={"time_budget": min(seconds, config.budget.time_budget or seconds)})
+    budget = config.budget.model_copy(update={"time_budget": seconds})
     whole, config, trials = config, config.model_copy(update={"budget": budget}), MOST_TRIALS
     done = [0]
     for sweeps in (SWEEPS // 3, SWEEPS):  # first roughly: what is simulated has about as many trials as are chosen
@@ -247,9 +288,21 @@ def with_trials(config: SweepConfig, trials: int) -> SweepConfig:
     return config.model_copy(update={"budget": config.budget.model_copy(update={"trials": max(1, trials)})})
 
 
-def needed_seconds(config: SweepConfig, costs: Costs, slots: int, given: Set[str]) -> float:
-    """Return the seconds that FEWEST_TRIALS of the shortest trials take, with the smallest confirmation."""
+def no_room_text(config: SweepConfig, costs: Costs, slots: int, before: float, given: Set[str]) -> str:
+    """Return why FEWEST_TRIALS have no room, and the time that is enough."""
+    needs, kept = needed_seconds(config, costs, slots, given)
+    lower = "or lower train.epochs or train.patches_per_epoch"
+    if needs > (asked := given_budget(config, given)):
+        enough = math.ceil(needs * 1.05)
+        return f"study.time_budget is {asked:g}: no room for {FEWEST_TRIALS} trials; give {enough} s or more, {lower}"
+    hours = math.ceil((needs + kept + before) / 36 * 1.05) / 100
+    with_confirm = " and the confirmation" * (config.confirm is not None)
+    return f"no room for {FEWEST_TRIALS} trials{with_confirm}; give about {hours:g} hours or more, {lower}"
+
+
+def needed_seconds(config: SweepConfig, costs: Costs, slots: int, given: Set[str]) -> tuple[float, float]:
+    """Return the seconds that FEWEST_TRIALS of the shortest trials take, and those of the smallest confirmation."""
     *_, shortest = candidates(config, given)
     confirm = fitting_confirm(shortest, costs, slots, 0.0, given)
     kept = confirmation_seconds(shortest, costs, slots, confirm) if confirm is not None else 0.0
-    return last_end(shortest, costs, slots, FEWEST_TRIALS) / MARGIN + kept
+    return last_end(shortest, costs, slots, FEWEST_TRIALS) / MARGIN, kept

@@ -91,13 +91,14 @@ def trials_since_best(run: Run) -> int:
 def enough_reached(run: Run) -> str:
     """Return why study.enough ends a sweep now, in words; "" if it is not given or does not yet.
 
-    At least MORE_TRIALS must have ended, and no running trial may score above the best.
+    At least MORE_TRIALS must have ended, and no running trial may score above the best finished one.
     """
     enough = run.config.budget.enough
     ended = [trial for trial in run.own_trials if trial.state.is_finished()]
     if enough is None or len(ended) < MORE_TRIALS:
         return ""
-    best = run.ranking[0].score if run.ranking and run.ranking[0].score is not None else math.inf
+    finished = (trial.score for trial in run.ranking if trial.finished and trial.score is not None)
+    best = max(finished, default=math.inf)
     if any(t.state == TrialState.RUNNING and (t.score or 0.0) > best for t in run.ranking):
         return ""
     gain = expected_gain(run)

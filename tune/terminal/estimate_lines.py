@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from trainable.core.console import duration
+from trainable.core.counted import counted
 from tune.planning.estimate import Estimate
 from tune.planning.forecast import Forecast, Range
 from tune.planning.recipe_costs import Costs, RecipeCost
@@ -119,6 +120,7 @@ def too_few_lines(estimate: Estimate) -> list[str]:
 
 def plan_texts(estimate: Estimate) -> Iterator[str]:
     """Yield the plan for a given time on each number of GPUs; or how often a budget ends the sweep."""
+    yield from estimate.no_room
     yield from (plan.text() for plan in estimate.plans)
     for forecast in () if estimate.plans else estimate.forecasts:
         if forecast.cut >= 0.05:
@@ -128,17 +130,27 @@ def plan_texts(estimate: Estimate) -> Iterator[str]:
 
 def after_texts(estimate: Estimate) -> Iterator[str]:
     """Yield what follows a sweep, and the space on disk."""
-    epochs, confirm = estimate.config.fixed("epochs"), estimate.confirm
-    yield f"a training of {epochs} epochs, such as a retraining: {time_text(estimate.retraining_seconds)}"
+    epochs = estimate.config.fixed("epochs")
+    retraining = time_text(estimate.retraining_seconds)
+    if estimate.plans:  # they tell of their own confirmations
+        yield f"a retraining of the YAML's {counted(epochs, 'epoch')}: {retraining}"
+    else:
+        yield f"a training of {epochs} epochs, such as a retraining: {retraining}"
+        yield confirmation_text(estimate)
+    files, size = estimate.checkpoints
+    cache = format_bytes(estimate.cache_bytes)
+    yield f"disk: at most {files} checkpoints of {format_bytes(size)}, {format_bytes(files * size)}; cache {cache}"
+
+
+def confirmation_text(estimate: Estimate) -> str:
+    """Return what a confirmation takes at most."""
+    confirm = estimate.confirm
     times = [
         time_text(estimate.confirmation_seconds(forecast.slots)) + (f" on {forecast.gpus}" if forecast.gpus else "")
         for forecast in estimate.forecasts
     ]
     unit = " GPUs" if any(forecast.gpus for forecast in estimate.forecasts) else ""
-    yield (
+    return (
         f"a confirmation (the best {confirm.top} and the default, {confirm.seeds} seeds): at most "
         f"{estimate.confirmation_trainings} trainings, {', '.join(times)}{unit}"
     )
-    files, size = estimate.checkpoints
-    cache = format_bytes(estimate.cache_bytes)
-    yield f"disk: at most {files} checkpoints of {format_bytes(size)}, {format_bytes(files * size)}; cache {cache}"

@@ -82,7 +82,7 @@ class ForecastItem(Document):
     training_hours: RangeItem = Field(description="Training time of all trials.")
     hours: RangeItem = Field(description="From the start of the first trial to the end of the last.")
     ended_by_budget: float = Field(description="Share of the simulated sweeps that a budget ends.")
-    confirmation_seconds: float = Field(description="A confirmation of the winner, at most.")
+    confirmation_seconds: float = Field(description="A confirmation as in the YAML, at most; a plan has its own.")
     plan: PlanItem | None = Field(description="With --hours: what is tried in that time; else null.")
 
     @classmethod
@@ -113,9 +113,10 @@ class EstimateOutput(Document):
     device_memory_bytes: int = Field(description="GPU memory that a trial may use; 0 on a CPU.")
     share_that_does_not_fit: float = Field(description="Of the recipes drawn from the space, in GPU memory.")
     forecasts: list[ForecastItem] = Field(description="One per number of GPUs.")
-    retraining_seconds: float = Field(description="One training of the default recipe.")
-    confirmation_trainings: int = Field(description="Trainings of a confirmation, at most.")
-    checkpoint_bytes: int = Field(description="All checkpoints, at most.")
+    no_room: list[str] = Field(description="With --hours: numbers of GPUs on which that is too short, and why.")
+    retraining_seconds: float = Field(description="One training of the default recipe, of the YAML's epochs.")
+    confirmation_trainings: int = Field(description="Trainings of a confirmation as in the YAML, at most.")
+    checkpoint_bytes: int = Field(description="All checkpoints, at most; of the plan with most trials, if any.")
     cache_bytes: int = Field(description="The prepared cases.")
 
 
@@ -136,6 +137,7 @@ def estimate_output(estimate: Estimate) -> EstimateOutput:
         forecasts=[
             ForecastItem.of(estimate, forecast, plan) for forecast, plan in zip(estimate.forecasts, plans, strict=True)
         ],
+        no_room=list(estimate.no_room),
         retraining_seconds=estimate.retraining_seconds,
         confirmation_trainings=estimate.confirmation_trainings,
         checkpoint_bytes=files * size,
