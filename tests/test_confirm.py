@@ -372,7 +372,9 @@ def test_the_run_says_whether_its_winner_is_confirmed(swept: Path, copy: Path) -
     result.unlink()
     assert confirmation_line(run) == f"the confirmation has not ended: `voxtune confirm {copy}`"
     result.write_text(json.dumps({**content, "winner": 0}))
-    default_won = replace(run, trials=[replace(one, score=one.number == 0, late_score=one.number == 0) for one in run.trials])
+    default_won = replace(
+        run, trials=[replace(one, score=one.number == 0, late_score=one.number == 0) for one in run.trials]
+    )
     assert confirmation_line(default_won).startswith("the winner is the default recipe, and no other is shown")
     better = json.loads(result.read_text())
     better["validation"]["comparisons"]["dice_mean"] |= {"low": 0.01, "high": 0.02}

@@ -126,6 +126,7 @@ def plan_for(hours: float, config: SweepConfig, given: frozenset[str] = frozense
     return make_plan(config, SAME, hours * 3600, slots=2, gpus=2, given=given, **more)
 
 
+@pytest.mark.slow  # over 10 seconds
 def test_a_long_time_keeps_the_epochs_and_has_more_trials_than_a_short_one() -> None:
     short, long = plan_for(0.4, sweep_config()), plan_for(1.0, sweep_config())
     assert short.config.fixed("epochs") == long.config.fixed("epochs") == 9
@@ -148,6 +149,7 @@ def test_a_short_time_has_shorter_trials_whose_rungs_and_schedule_follow() -> No
     assert plan.config.fixed("scheduler") == "step"
 
 
+@pytest.mark.slow  # over 10 seconds
 def test_values_that_are_given_win_over_the_plan() -> None:
     config = sweep_config(train={"epochs": 90}, early_stopping={"grace_period": 10}, study={"trials": 6})
     assert plan_for(1.0, config, frozenset({"train.epochs"})).config.fixed("epochs") == 90
@@ -159,6 +161,7 @@ def test_values_that_are_given_win_over_the_plan() -> None:
     assert plan_for(1.0, budget).config.budget.time_budget == 3600
 
 
+@pytest.mark.slow  # over 10 seconds
 def test_room_is_left_for_the_confirmation_which_becomes_smaller_if_it_must() -> None:
     config = sweep_config().model_copy(update={"confirm": Confirm()})
     plan = plan_for(2.0, config)
@@ -173,13 +176,16 @@ def test_room_is_left_for_the_confirmation_which_becomes_smaller_if_it_must() ->
     assert kept.config.confirm == Confirm()
 
 
+@pytest.mark.slow  # over 10 seconds
 def test_time_that_is_over_before_the_first_trial_counts() -> None:
     plan = plan_for(1.0, sweep_config(), before=1800.0)
     assert plan.config.budget.time_budget == 1800
     assert plan.config.budget.trials < plan_for(1.0, sweep_config()).config.budget.trials
 
 
-@pytest.mark.parametrize("kind", ["asha", "promote", "median", "none"])
+@pytest.mark.parametrize(
+    "kind", ["promote", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("asha", "median", "none"))]
+)
 def test_the_planned_trials_end_in_time_in_9_of_10_simulated_sweeps(kind: str) -> None:
     plan = plan_for(0.8, sweep_config(early_stopping={"type": kind}))
     assert plan.forecast.hours.p90 <= 0.8
@@ -194,6 +200,7 @@ def test_too_little_time_is_refused_with_the_time_that_is_enough() -> None:
     assert plan_for(enough, sweep_config()).config.budget.trials >= 4
 
 
+@pytest.mark.slow  # over 10 seconds
 @pytest.mark.parametrize(("kind", "confirm", "before"), [("asha", Confirm(), 600.0), ("promote", None, 0.0)])
 def test_the_time_that_a_refusal_names_is_enough(kind: str, confirm: Confirm | None, before: float) -> None:
     config = sweep_config(early_stopping={"type": kind}, train={"epochs": 40}).model_copy(update={"confirm": confirm})
@@ -211,6 +218,7 @@ def test_the_share_of_a_confirmation_is_one_of_the_time_that_is_left() -> None:
     assert plan.confirm_seconds <= 0.4 * 1800
 
 
+@pytest.mark.slow  # over 10 seconds
 def test_a_given_time_budget_limits_the_trials_and_not_the_confirmation() -> None:
     config = sweep_config(study={"time_budget": 1200}).model_copy(update={"confirm": Confirm()})
     plan = plan_for(2.0, config, frozenset({"study.time_budget"}))
@@ -222,6 +230,7 @@ def test_a_given_time_budget_limits_the_trials_and_not_the_confirmation() -> Non
         plan_for(2.0, short, frozenset({"study.time_budget"}))
 
 
+@pytest.mark.slow  # over 10 seconds
 def test_given_trials_that_never_fit_are_as_short_as_may_be_and_the_plan_says_how_many_begin() -> None:
     config = sweep_config(train={"epochs": 20}, study={"trials": 30}, early_stopping={"type": "none"})
     plan = plan_for(0.05, config, frozenset({"study.trials"}))
@@ -280,7 +289,7 @@ def test_times_are_told_as_people_say_them() -> None:
     assert [time_text(s) for s in (40, 119, 1500, 6000, 43200)] == ["40 s", "2 min", "25 min", "1:40 h", "12 h"]
 
 
-@pytest.mark.parametrize("seconds", [None, 3600.0])
+@pytest.mark.parametrize("seconds", [None, pytest.param(3600.0, marks=pytest.mark.slow)])
 def test_an_estimate_is_told_in_80_columns(seconds: float | None) -> None:
     config = sweep_config().model_copy(update={"confirm": Confirm()})
     places = [(1, 1), (2, 2), (8, 8), (0, 0)]
