@@ -124,6 +124,7 @@ def test_the_test_cases_are_scored_once_by_all_members_with_the_gain(
         retrain_ensemble(sweep, FOUR, cluster=cluster)
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_call_lacks_is_done_by_the_next_with_the_same_result(
     four: EnsembleDir, sweep: Path, cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on
     assert "goes on after epoch 1" in (run.folder / "trials" / "0001" / "stdout.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_a_trial_ends_the_sweep_with_its_name_and_fails_no_trial(
     cluster, phantoms, prepared, tmp_path, capsys
 ):
@@ -202,6 +203,7 @@ def test_checkpoints_that_are_deleted_end_the_sweep_and_no_trial_fails(cluster, 
     assert [trial.state for trial in read_trials(run_dir)] == [COMPLETE] * 6
 
 
+@pytest.mark.slow
 def test_fail_fast_ends_the_sweep_at_the_first_failed_trial(cluster, phantoms, prepared, tmp_path, capsys):
     resources = {"max_failures": 0, "fail_fast": True}
     with pytest.raises(SystemExit) as ended:

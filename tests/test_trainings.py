@@ -80,6 +80,7 @@ def worker_killer(tmp_path: Path) -> Iterator[threading.Thread]:
     thread.join(10)
 
 
+@pytest.mark.slow
 def test_a_plan_is_asked_again_after_each_training_and_what_has_ended_is_not_run_again(
     cluster: Cluster, prepared: Data, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_what_is_not_wanted_any_more_is_cancelled_and_a_budget_leaves_the_rest_f
     assert len(rows(tmp_path / "endless")) > 0
 
 
+@pytest.mark.slow
 def test_a_training_that_has_its_last_epoch_is_waited_for_also_if_it_is_not_wanted_any_more(
     cluster: Cluster, prepared: Data, tmp_path: Path
 ) -> None:
