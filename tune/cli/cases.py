@@ -10,7 +10,7 @@ import typer
 from trainable.core.counted import counted
 from trainable.core.logger import logger
 from trainable.core.options import make_config
-from tune.cli.command import Labels, app
+from tune.cli.command import Labels, SkipBadCases, app
 
 
 @app.command(epilog="Example: voxtune phantom DIR --cases 20 --shape 64 64 48")
@@ -48,7 +48,7 @@ def prepare(
         Path | None, typer.Option("--cache_dir", metavar="DIR", help="By default next to the data.")
     ] = None,
     labels: Labels = None,
-    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
+    skip_bad_cases: SkipBadCases = False,
     background: Annotated[
         str, typer.Option(metavar="VALUE", help="Value of the images' background, or auto; train with the same one.")
     ] = "0",

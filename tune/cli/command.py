@@ -62,6 +62,13 @@ Labels = Annotated[
         "the names of the cases tell it.",
     ),
 ]
+Data = Annotated[Path, typer.Option(metavar="DIR", help="Folder with one sub-folder per case.")]
+Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of trials; short for --set study.trials=N.")]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option("--cache_dir", metavar="DIR", help="Of the preprocessed cases; by default next to the data."),
+]
+SkipBadCases = Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")]
 Address = Annotated[str | None, typer.Option(help="Address of a Ray cluster; by default a local one is started.")]
 
 

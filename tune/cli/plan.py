@@ -12,7 +12,7 @@ import typer
 
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from tune.cli.command import Labels, Set, Space, app
+from tune.cli.command import CacheDir, Data, Labels, Set, SkipBadCases, Space, Trials, app
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
 from tune.spec.sections import Confirm
 from tune.spec.sweep_config import SweepConfig
@@ -34,21 +34,16 @@ Hours = Annotated[
 @app.command(epilog="Example: voxtune estimate brats --data DIR --gpus 1,2,4")
 def estimate(
     space: Space,
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with one sub-folder per case.")],
-    trials: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of trials; short for --set study.trials=N.")
-    ] = None,
+    data: Data,
+    trials: Trials = None,
     hours: Hours = None,
     confirm: Annotated[bool, typer.Option("--confirm", help="With --hours: keep time for a confirmation.")] = False,
     gpus: Annotated[
         str | None, typer.Option(metavar="N,...", help="Numbers of GPUs to tell of; by default 1,2,4,8.")
     ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option("--cache_dir", metavar="DIR", help="Of the preprocessed cases; by default next to the data."),
-    ] = None,
+    cache_dir: CacheDir = None,
     labels: Labels = None,
-    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
+    skip_bad_cases: SkipBadCases = False,
     set_: Set = None,
     json_: Json = False,
 ) -> None:
@@ -61,7 +56,7 @@ def estimate(
         raise InputError(f"--data {data}: no such folder")
     with messages_on_stderr(json_):
         overrides = data_overrides(data, cache_dir, labels, skip_bad_cases=skip_bad_cases)
-        own = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
+        own = user_overrides(set_, trials)
         config, given = with_confirm(load_sweep_config(space, [*overrides, *own]), confirm), given_keys(own)
         from tune.estimate import estimate as make_estimate  # after the YAML is checked: this imports torch
         from tune.estimate import read_gpus
@@ -75,6 +70,11 @@ def estimate(
     from tune.terminal.estimate_lines import estimate_lines
 
     logger.info("\n".join(["", *estimate_lines(result)]))
+
+
+def user_overrides(set_: Sequence[str] | None, trials: int | None) -> list[str]:
+    """Return the values of the YAML that --set and --trials replace, as SECTION.KEY=VALUE texts."""
+    return [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
 
 
 def data_overrides(data: Path, cache_dir: Path | None, labels: str | None, *, skip_bad_cases: bool) -> list[str]:

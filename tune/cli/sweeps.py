@@ -16,9 +16,9 @@ from trainable.core.options import format_value
 from tune.analysis.json_output.best import best_output
 from tune.analysis.json_output.check import check_output
 from tune.analysis.json_output.verify import verify_output
-from tune.cli.command import Address, Labels, RunFolder, Set, Space, app
+from tune.cli.command import Address, CacheDir, Data, Labels, RunFolder, Set, SkipBadCases, Space, Trials, app
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
-from tune.cli.plan import Hours, data_overrides, time_to_plan_for, with_confirm
+from tune.cli.plan import Hours, data_overrides, time_to_plan_for, user_overrides, with_confirm
 from tune.confirmation.export import export_recipe
 from tune.confirmation.plan import ONLY_THE_DEFAULT, challengers
 from tune.confirmation.status import confirmed_choice
@@ -75,11 +75,9 @@ def check(space: Space, set_: Set = None, json_: Json = False) -> None:
 @app.command(epilog="Example: voxtune launch brats --data DIR --out RUN --trials 64")
 def launch(
     space: Space,
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with one sub-folder per case.")],
+    data: Data,
     out: Annotated[Path, typer.Option(metavar="RUN", help="Folder of the sweep, new.")],
-    trials: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of trials; short for --set study.trials=N.")
-    ] = None,
+    trials: Trials = None,
     hours: Hours = None,
     address: Address = None,
     storage: Annotated[
@@ -90,12 +88,9 @@ def launch(
             "s3://bucket/sweeps?endpoint_override=HOST:PORT&scheme=http."
         ),
     ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option("--cache_dir", metavar="DIR", help="Of the preprocessed cases; by default next to the data."),
-    ] = None,
+    cache_dir: CacheDir = None,
     labels: Labels = None,
-    skip_bad_cases: Annotated[bool, typer.Option("--skip_bad_cases", help="Leave bad cases out.")] = False,
+    skip_bad_cases: SkipBadCases = False,
     warm_start: Annotated[
         list[Path] | None, typer.Option("--warm_start", metavar="RUN", help="Begin with its trials; repeatable.")
     ] = None,
@@ -113,7 +108,7 @@ def launch(
     from tune.driver.launch_arguments import check_arguments, check_notify
 
     check_notify(notify)
-    own = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
+    own = user_overrides(set_, trials)
     overrides = [*data_overrides(data, cache_dir, labels, skip_bad_cases=skip_bad_cases), *own]
     overrides += ["resources.fail_fast=true"] * fail_fast
     config = with_confirm(load_sweep_config(space, overrides), confirm)
@@ -177,7 +172,7 @@ def resume(
     from tune.driver.sweep import resume as resume_sweep
     from tune.run.snapshot import restore_snapshot
 
-    overrides = [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
+    overrides = user_overrides(set_, trials)
     run, data = run.resolve(), data and data.resolve()
     if from_ is not None:
         restore_snapshot(from_, run)

@@ -14,10 +14,10 @@ from tune.search.expected_ends import ended_curves, expected_ends
 from tune.search.memory_limits import out_of_memory, runs_out
 from tune.search.model_proposals import propose
 from tune.search.surrogate import Surrogate
-from tune.search.tried import key_of, recipes_of
+from tune.search.tried import recipes_of
 from tune.search.unit_space import Recipe, UnitSpace
 from tune.spec.kinds import encode
-from tune.spec.space import Space
+from tune.spec.space import Space, key_of
 from tune.spec.sweep_config import SweepConfig
 
 EVEN_SHARE = 3  # of so many points of the start-up one is even although the space has a prior

@@ -15,8 +15,8 @@ from tune.search.memory_limits import out_of_memory
 from tune.search.prior_guard import MIN_ENDED, prior_misleads
 from tune.search.recipe_sampler import ModelSampler, SobolStartupSampler
 from tune.search.tpe import tpe_sampler
-from tune.search.tried import key_of, recipes_of
-from tune.spec.space import encode_values
+from tune.search.tried import recipes_of
+from tune.spec.space import encode_values, key_of
 from tune.spec.sweep_config import SweepConfig
 
 

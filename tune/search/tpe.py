@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial
 
 from tune.search.memory_limits import out_of_memory, runs_out
 from tune.search.prior_guard import prior_misleads
-from tune.search.tried import key_of, recipes_of
+from tune.search.tried import recipes_of
+from tune.spec.space import key_of
 from tune.spec.sweep_config import SweepConfig
 
 MAX_REDRAWS = 100  # by TPE, then as many at random, before a proposal is kept that is known not to fit

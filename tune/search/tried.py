@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,8 +13,3 @@ from tune.spec.space import Space
 def recipes_of(space: Space, trials: Iterable[FrozenTrial]) -> dict[int, dict[str, Any]]:
     """Return the searched options of the trials in a space, by number."""
     return {t.number: space.decode_params(t.params) for t in trials if t.params and "outside" not in t.user_attrs}
-
-
-def key_of(values: dict[str, Any]) -> str:
-    """Return a recipe as a text that is the same for equal ones."""
-    return json.dumps(values, sort_keys=True)

@@ -38,6 +38,11 @@ class ConfigErrors(InputError):
         super().__init__("\n".join(sentence for _, sentence in problems))
 
 
+def key_of(values: dict[str, Any]) -> str:
+    """Return a recipe as a text that is the same for equal ones."""
+    return json.dumps(values, sort_keys=True)
+
+
 def encode_values(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of options, by name, as Optuna's params."""
     return {name: encode(value) for name, value in values.items()}
@@ -161,8 +166,8 @@ class Space:
         """
         if self.recipes is None or len(self.recipes) > trials:
             return None
-        known = {json.dumps(values, sort_keys=True) for values in tried}
-        return [values for values in self.recipes if json.dumps(values, sort_keys=True) not in known]
+        known = set(map(key_of, tried))
+        return [values for values in self.recipes if key_of(values) not in known]
 
     def combinations(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Return every combination of the values of these parameters, and of the parameters that their conditions name.
