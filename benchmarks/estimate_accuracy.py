@@ -37,7 +37,7 @@ SWEEPS: dict[str, list[str]] = {
     ],
     "median, 10 trials, 8 epochs, batches of 1 to 4": [
         "study.trials=10", "study.seed=15", "train.epochs=8", "early_stopping.type=median",
-        "early_stopping.grace_period=2", "space.batch_size={choice: [1, 2, 4]}",
+        "early_stopping.grace_period=2", "train.batch_size=null", "space.batch_size={choice: [1, 2, 4]}",
     ],
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def actual(run: Run) -> dict[str, float]:
         "trials": len(run.own_trials),
         "epochs": sum(trial.epoch for trial in run.own_trials),
         "finished": sum(trial.finished for trial in run.own_trials),
-        "minutes": (max(ends) - min(starts)) / 60,
+        "seconds": max(ends) - min(starts),
     }
 
 
@@ -71,11 +71,11 @@ def one_sweep(folder: Path, space: str, data: Path, title: str, settings: Sequen
     with folder.with_suffix(".log").open("w") as log:
         subprocess.run(words, check=True, stdout=log, stderr=log, env=os.environ)
     came = actual(read_run(folder))
-    minutes = Range(*(60 * hours for hours in vars(forecast.hours).values()))
+    seconds = Range(*(3600 * hours for hours in vars(forecast.hours).values()))
     print(row(title, "trials", forecast.trials, came["trials"], 0))
     print(row("", "trained to their end", forecast.finished, came["finished"], 0))
     print(row("", "epochs", forecast.epochs, came["epochs"], 0))
-    print(row("", "minutes", minutes, came["minutes"], 1), flush=True)
+    print(row("", "seconds", seconds, came["seconds"], 0), flush=True)
 
 
 def main() -> None:

@@ -19,9 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
+    "voxtune": {"optimizer": "adam", "lr": 3e-4, "scheduler": "plateau"},  # what train.py does without options
+    "nnunet": yaml.safe_load((ROOT / "search_spaces/recipes/nnunet.yaml").read_text()),
     "ema0.99": {"ema_decay": 0.99},
     "ema0.999": {"ema_decay": 0.999},
     "no augment": {"augment": False},

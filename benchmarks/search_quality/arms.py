@@ -59,7 +59,8 @@ ARMS: dict[str, Callable[[Bench, int], Arm]] = {
     "is, no start recipe": functools.partial(as_it_is, start=False),
     "is, neither": functools.partial(as_it_is, priors=False, start=False),
     "is, misleading priors": functools.partial(as_it_is, misleading=True, start=False),
-    "is, bayes": functools.partial(as_it_is, searcher="bayes", startup=8),
+    "is, even points only": functools.partial(as_it_is, startup=10**6),
+    "is, model from trial 8": functools.partial(as_it_is, startup=8),
     "is, TPE": functools.partial(as_it_is, searcher="tpe", startup=12),
     "is, recent value": functools.partial(as_it_is, stopping={"value": "recent"}),
     "is, half a margin": functools.partial(as_it_is, stopping={"margin": "auto"}),
@@ -81,7 +82,7 @@ SMALL = (8, 16, 32)
 CORE = ("unet", "scan", "hartmann_good", "real", "unet_far")
 PEERS = ("random + ASHA (Ray)", "Optuna TPE + ASHA (Ray)", "random, no stopping", "NePS PriorBand, same prior")
 RULES = ("was, one rung at R/3", "was, start recipe", "was, no stopping", "was, searcher random")
-KNOWING = ("is, no priors", "is, no start recipe", "is, neither", "is, bayes", "is, TPE")
+KNOWING = ("is, no priors", "is, no start recipe", "is, neither", "is, even points only", "is, TPE")
 STAGES: tuple[Stage, ...] = (
     *(Stage(bench, 4, SMALL, (AS_IT_WAS, AS_IT_IS)) for bench in CORE),
     *(Stage(bench, 4, SMALL, KNOWING) for bench in CORE),

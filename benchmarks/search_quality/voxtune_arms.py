@@ -180,8 +180,6 @@ def as_it_is(
     if changed.get("grace_period") == "third":
         changed["grace_period"] = third(bench)
     searched: dict[str, Any] = {"type": searcher} if searcher else {}
-    if startup is None and config.searcher.startup_trials >= config.budget.trials:
-        startup = 10**6  # as all trials of the shipped sweep; here the number of trials has no limit
     searched |= {} if startup is None else {"startup_trials": startup}
     space = config.space if priors else config.space.without_priors()
     config = config.model_copy(

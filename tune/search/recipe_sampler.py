@@ -23,7 +23,7 @@ from tune.spec.sweep_config import SweepConfig
 EVEN_SHARE = 3  # of so many points of the start-up one is even although the space has a prior
 MAX_LEARNED = 300  # trials that the model learns from, the best ones: the time of a proposal grows with their cube
 MAX_REDRAWS = 100  # of a point of the start-up, before one is kept that is known not to fit into GPU memory
-EXPLORED = 4  # of so many proposals of `bayes` one is a point of the start-up's sequence
+EXPLORED = 3  # of so many proposals of `bayes` one is a point of the start-up's sequence
 
 
 class RecipeSampler(optuna.samplers.BaseSampler):
