@@ -1,9 +1,10 @@
-"""What `voxtune estimate` predicts against what came: five small sweeps of phantoms, really trained.
+"""What `voxtune estimate` predicts against what came: five small sweeps, really trained.
 
-    nice -n 10 python benchmarks/estimate_accuracy.py DIR [--keep]
+    python benchmarks/estimate_accuracy.py DIR [--only 0 3] [--data DATA] [--space demo] [--set KEY=VALUE ...]
 
 Each sweep is estimated, right after that launched, and compared: trials, epochs, trials that trained to their end, and
-the time from the start of the first trial to the end of the last. DIR holds the cases and the runs.
+the time from the start of the first trial to the end of the last. DIR holds the runs, and without --data 10 phantoms.
+--only: numbers of the sweeps. --set: what they share, by default a small network and small patches.
 """
 
 from __future__ import annotations
@@ -61,12 +62,11 @@ def row(title: str, name: str, expected: Range, came: float, digits: int) -> str
     return f"| {title} | {name} | {low} | {middle} | {high} | {came:.{digits}f} | {inside} |"
 
 
-def one_sweep(folder: Path, data: Path, title: str, changes: Sequence[str]) -> None:
+def one_sweep(folder: Path, space: str, data: Path, title: str, settings: Sequence[str]) -> None:
     """Estimate and launch a sweep; print its rows."""
-    settings = [*SMALL, *changes]
-    config = load_sweep_config("demo", [f"train.data_dir={data}", *settings])
+    config = load_sweep_config(space, [f"train.data_dir={data}", *settings])
     forecast = estimate(config).forecasts[0]
-    words = [sys.executable, "-m", "tune", "launch", "demo", "--data", data, "--out", folder, "--no_report"]
+    words = [sys.executable, "-m", "tune", "launch", space, "--data", data, "--out", folder, "--no_report"]
     words += [word for change in settings for word in ("--set", change)]
     with folder.with_suffix(".log").open("w") as log:
         subprocess.run(words, check=True, stdout=log, stderr=log, env=os.environ)
@@ -80,15 +80,21 @@ def one_sweep(folder: Path, data: Path, title: str, changes: Sequence[str]) -> N
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(SWEEPS)))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--space", default="demo")
+    parser.add_argument("--set", nargs="+", default=SMALL, metavar="KEY=VALUE")
     args = parser.parse_args()
-    data = args.folder / "data"
-    write_phantoms(data, cases=10, shape=(48, 48, 40), workers=1)
+    data = args.data or args.folder / "data"
+    if args.data is None:
+        write_phantoms(data, cases=10, shape=(48, 48, 40), workers=1)
     print("| sweep | | P10 | P50 | P90 | came | within |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    for number, (title, changes) in enumerate(SWEEPS.items()):
-        one_sweep(args.folder / f"run{number}", data, title, changes)
+    for number in args.only:
+        title, changes = list(SWEEPS.items())[number]
+        one_sweep(args.folder / f"run{number}", args.space, data, title, [*args.set, *changes])
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Sweeps that really train, by two checkouts of voxtune: what each names as winner, how good that is, how soon it came.
 
     python benchmarks/sweeps_before_after.py --before DIR --after DIR --out FOLDER [--seeds 10] [--data DATA --val 2]
-        [--space demo] [--set KEY=VALUE ...] [--set_after KEY=VALUE ...] [--at_once 2] [--cuda] [--minutes 9]
+        [--space demo] [--set KEY=VALUE ...] [--set_after KEY=VALUE ...] [--at_once 2] [--gpus 0 1] [--minutes 9]
 
 Each side is `voxtune launch SPACE` of its own checkout: its code, its shipped YAML, the same --set (a name is that of a
 shipped YAML). Without --data the cases are 6 phantoms; the last --val cases by name are validated, by both sides.
---at_once sweeps run at a time, each with one trial at a time, and both sides of a seed next to each other; with --cuda
-all share one GPU. Seconds count from the start of the process, imports and Ray's start included. Scores so far come
-from metrics.csv of the trials, looked at four times a second.
+--at_once sweeps run at a time, each with one trial at a time, and both sides of a seed next to each other; with --gpus
+that many on each of these GPUs. Seconds count from the start of the process, imports and Ray's start included. Scores
+so far come from metrics.csv of the trials, looked at four times a second.
 
 The truth: the winner's recipe, trained again with --truth fresh seeds, the same for both sides and all with the code of
 --after, after all sweeps; the mean of their best epochs' scores. Also that of the default recipe. "reached" is when any
@@ -71,11 +71,12 @@ class Bench:
     """The arguments of this call, and what follows from them."""
 
     asked: argparse.Namespace
+    local: threading.local  # its `gpu` is that of the job that runs in the thread
 
     @property
     def device(self) -> str:
         """Where everything is trained."""
-        return "cuda" if self.asked.cuda else "cpu"
+        return "cuda" if self.asked.gpus else "cpu"
 
     def path(self, name: str) -> Path:
         """Return a path in the folder of this call."""
@@ -85,8 +86,10 @@ class Bench:
         """Start a verb of a side's voxtune, whose output goes to a file."""
         checkout = getattr(self.asked, side)
         path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
-        one_trial = json.dumps({"CPU": 1} | ({"GPU": 1} if self.asked.cuda else {}))
+        one_trial = json.dumps({"CPU": 1} | ({"GPU": 1} if self.asked.gpus else {}))
         environment = {**os.environ, "PYTHONPATH": path, "RAY_OVERRIDE_RESOURCES": one_trial, "OMP_NUM_THREADS": "1"}
+        if self.asked.gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(getattr(self.local, "gpu", self.asked.gpus[0]))
         with log.open("ab") as out:
             return subprocess.Popen(
                 [sys.executable, "-m", "tune", *map(str, words)], stdout=out, stderr=subprocess.STDOUT, env=environment,
@@ -102,7 +105,7 @@ class Bench:
             "train.num_workers": 0,
             "train.device": self.device,
             "resources.cpu": 1,
-            "resources.gpu": math.floor(1e4 / self.asked.at_once) / 1e4 if self.asked.cuda else 0,
+            "resources.gpu": math.floor(1e4 / self.asked.at_once) / 1e4 if self.asked.gpus else 0,
         }
         own = [f"{name}={value}" for name, value in shared.items()]
         return [*own, *self.asked.set, *getattr(self.asked, f"set_{side}")]
@@ -188,7 +191,13 @@ class Jobs:
 
     def run(self, jobs: dict[str, Callable[[], Found]]) -> dict[str, Found]:
         """Run the jobs, by name, in their order; return what those have found that are done."""
-        with ThreadPoolExecutor(self.bench.asked.at_once) as pool:
+        gpus = self.bench.asked.gpus or [0]
+        places = iter(gpus * self.bench.asked.at_once)
+
+        def take_gpu() -> None:
+            self.bench.local.gpu = next(places)
+
+        with ThreadPoolExecutor(len(gpus) * self.bench.asked.at_once, initializer=take_gpu) as pool:
             found = list(pool.map(self.run_one, jobs, jobs.values()))
         return {name: each for name, each in zip(jobs, found, strict=True) if each is not None}
 
@@ -294,7 +303,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--space", default="demo")
     for name in ("set", "set_before", "set_after"):
         parser.add_argument(f"--{name}", nargs="+", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[], metavar="INDEX")
     parser.add_argument("--dice", type=float)
     parser.add_argument("--minutes", type=float, default=math.inf)
     return parser.parse_args()
@@ -302,7 +311,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run what is not run yet, print both tables, and write table.json."""
-    started, bench = time.monotonic(), Bench(parse_arguments())
+    started, bench = time.monotonic(), Bench(parse_arguments(), threading.local())
     bench.asked.out.mkdir(parents=True, exist_ok=True)
     try:
         prepare(bench)

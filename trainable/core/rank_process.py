@@ -1,0 +1,95 @@
+"""A command run by several processes that train together: one prints, and an error of one ends all with its message."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from trainable.core.logger import logger
+from trainable.core.ranks import Launch, leave
+
+FAILED = "failed"  # key of the store: how many processes have ended with an error
+POLL_SECONDS = 0.5
+INTERRUPTED = 130  # the exit code after Ctrl-C
+LOST_CONNECTION = re.compile("connection|socket", re.IGNORECASE)  # in an error of torch.distributed
+GRACE_SECONDS = 20  # for a process to end by itself once another one has failed; torchrun kills it after 30
+
+
+class RankProcess:
+    """This process among those of a launch.
+
+    Attributes:
+        store: by which the processes find each other, to be used by `ranks.join`.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world_size))
+        self.own_failure = False
+        self.left = threading.Event()  # the others are no longer needed
+
+    def run(self, command: Callable[[], int]) -> int:
+        """Run a command, which may use `ranks.join`; return its exit code, 0.
+
+        If the code is not 0, or for an exception, this process ends here, without waiting for the others: these end
+        too, as they notice. Only rank 0 prints, except for errors: the first one of all processes is printed.
+        """
+        log_filter = self._passes
+        logger.addFilter(log_filter)
+        threading.Thread(target=self._end_with_others, args=(self.store.clone(),), daemon=True).start()
+        try:
+            code = command()
+            if not code:
+                leave()
+                self.left.set()
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        except BaseException as error:
+            code = 1
+            if self._is_first_failure():
+                if isinstance(error, RuntimeError) and LOST_CONNECTION.search(str(error)):
+                    logger.error(f"error: another process of this training has ended without a message: {error}")
+                else:
+                    traceback.print_exc()
+        finally:
+            logger.removeFilter(log_filter)
+        if code:
+            self._is_first_failure()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # a regular exit would wait for sums that the others take no part in any more
+        return code
+
+    def _is_first_failure(self) -> bool:
+        """Tell the others that this process has failed; return whether it is the first, or was so before."""
+        if not self.own_failure:
+            try:
+                self.own_failure = self.store.add(FAILED, 1) == 1
+            except RuntimeError:  # the process that has the store has ended, and its message was printed
+                self.own_failure = self.launch.rank == 0
+        return self.own_failure
+
+    def _passes(self, record: logging.LogRecord) -> bool:
+        """Return whether a message is printed; add the rank to errors of others than rank 0."""
+        if record.levelno < logging.ERROR:
+            return self.launch.rank == 0
+        if self.launch.rank:
+            record.msg = f"{record.msg} (process {self.launch.rank} of {self.launch.world_size})"
+        return self._is_first_failure()
+
+    def _end_with_others(self, store: dist.Store) -> None:
+        """End this process some time after another one has failed, if it still waits for that one."""
+        try:
+            while not self.left.wait(POLL_SECONDS) and not store.check([FAILED]):
+                pass
+        except RuntimeError:  # the process that has the store has ended
+            pass
+        if not self.left.wait(GRACE_SECONDS):
+            os._exit(1)
