@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
         return report_error(error)
     except KeyboardInterrupt:
         return INTERRUPTED
-    return process.run(lambda: run(argv, process))
+    process.run(lambda: run(argv, process))
 
 
 def run(argv: Sequence[str], process: RankProcess | None = None) -> int:

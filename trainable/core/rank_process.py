@@ -7,13 +7,15 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch.distributed as dist
 
 from trainable.core.logger import logger
-from trainable.core.ranks import Launch, leave
+from trainable.core.ranks import Launch, gather
 
 FAILED = "failed"  # key of the store: how many processes have ended with an error
 POLL_SECONDS = 0.5
@@ -33,39 +35,39 @@ class RankProcess:
         self.launch = launch
         self.store, _, _ = next(dist.rendezvous("env://", launch.rank, launch.world_size))
         self.own_failure = False
-        self.left = threading.Event()  # the others are no longer needed
 
-    def run(self, command: Callable[[], int]) -> int:
-        """Run a command, which may use `ranks.join`; return its exit code, 0.
+    def run(self, command: Callable[[], int]) -> NoReturn:
+        """Run a command, which may use `ranks.join`, and end this process with its exit code.
 
-        If the code is not 0, or for an exception, this process ends here, without waiting for the others: these end
-        too, as they notice. Only rank 0 prints, except for errors: the first one of all processes is printed.
+        If the code is 0 it first waits for the others. If not, or for an exception, they end too, as they notice. Only
+        rank 0 prints, except for errors: the first one of all processes is printed.
         """
-        log_filter = self._passes
-        logger.addFilter(log_filter)
+        logger.addFilter(self._passes)
         threading.Thread(target=self._end_with_others, args=(self.store.clone(),), daemon=True).start()
+        code = 1
         try:
             code = command()
             if not code:
-                leave()
-                self.left.set()
+                gather(None)
         except KeyboardInterrupt:
             code = INTERRUPTED
+        except SystemExit as error:  # of --help, or a flag without its value
+            code = error.code if isinstance(error.code, int) else 2
         except BaseException as error:
-            code = 1
-            if self._is_first_failure():
-                if isinstance(error, RuntimeError) and LOST_CONNECTION.search(str(error)):
-                    logger.error(f"error: another process of this training has ended without a message: {error}")
-                else:
-                    traceback.print_exc()
-        finally:
-            logger.removeFilter(log_filter)
+            self._print_exception(error)
         if code:
             self._is_first_failure()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)  # a regular exit would wait for sums that the others take no part in any more
-        return code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # A regular exit would wait for sums that others take no part in any more, or for CUDA graphs that have sums.
+        os._exit(code)
+
+    def _print_exception(self, error: BaseException) -> None:
+        """Print an exception that was not expected, if it is the first one of all processes."""
+        if isinstance(error, RuntimeError) and LOST_CONNECTION.search(str(error)):
+            logger.error(f"error: another process of this training has ended without a message: {error}")
+        elif self._is_first_failure():
+            traceback.print_exception(error)
 
     def _is_first_failure(self) -> bool:
         """Tell the others that this process has failed; return whether it is the first, or was so before."""
@@ -87,9 +89,9 @@ class RankProcess:
     def _end_with_others(self, store: dist.Store) -> None:
         """End this process some time after another one has failed, if it still waits for that one."""
         try:
-            while not self.left.wait(POLL_SECONDS) and not store.check([FAILED]):
-                pass
+            while not store.check([FAILED]):
+                time.sleep(POLL_SECONDS)
         except RuntimeError:  # the process that has the store has ended
             pass
-        if not self.left.wait(GRACE_SECONDS):
-            os._exit(1)
+        time.sleep(GRACE_SECONDS)
+        os._exit(1)

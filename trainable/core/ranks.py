@@ -38,6 +38,7 @@ class Launch:
 
 
 _joined: Launch | None = None  # of this process, once it has joined the others
+_gpu = torch.device("cuda")  # of this process; for one alone the current one
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
@@ -72,15 +73,11 @@ def join(launch: Launch, store: dist.Store, *, cuda: bool) -> None:
     Raises:
         InputError: if there is no GPU for this process.
     """
-    global _joined
-    if cuda and launch.local_rank >= (count := torch.cuda.device_count()):
-        raise InputError(
-            f"process {launch.local_rank + 1} of this machine has no GPU, as torch sees {count}; "
-            f"start one process per GPU: torchrun --nproc-per-node {count}"
-        )
-    device = torch.device("cuda", launch.local_rank) if cuda else None
+    global _joined, _gpu
+    device = _gpu_of(launch) if cuda else None
     if device is not None:
         torch.cuda.set_device(device)
+        _gpu = device
     dist.init_process_group(
         "nccl" if cuda else "gloo", store=store, rank=launch.rank, world_size=launch.world_size,
         timeout=COLLECTIVE_TIMEOUT, device_id=device,
@@ -89,15 +86,16 @@ def join(launch: Launch, store: dist.Store, *, cuda: bool) -> None:
     _control_group()
 
 
-def leave() -> None:
-    """End the connections to the other processes, once each has called this; nothing if there are none."""
-    global _joined
-    if _joined is not None:
-        gather(None)
-        dist.destroy_process_group()
-        _control_group.cache_clear()
-        block_group.cache_clear()
-        _joined = None
+def _gpu_of(launch: Launch) -> torch.device:
+    """Return the GPU of a process: that of its local rank, or the only one that a batch system lets it see."""
+    count = torch.cuda.device_count()
+    own = count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ  # which torchrun sets, whose processes see all GPUs
+    if not own and launch.local_rank >= count:
+        raise InputError(
+            f"process {launch.local_rank + 1} of this machine has no GPU, as torch sees {count}; "
+            f"start one process per GPU: torchrun --nproc-per-node {count}"
+        )
+    return torch.device("cuda", 0 if own else launch.local_rank)
 
 
 def rank() -> int:
@@ -117,7 +115,7 @@ def is_main() -> bool:
 
 def local_gpu() -> torch.device:
     """Return the GPU of this process: that of its local rank, or the current one of a process alone."""
-    return torch.device("cuda", _joined.local_rank) if _joined else torch.device("cuda")
+    return _gpu
 
 
 @lru_cache(1)
