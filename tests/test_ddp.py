@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from trainable import cli
 from trainable.core.config import TrainConfig
 from trainable.core.division import epoch_shares
 from trainable.core.errors import InputError
+from trainable.core.options import make_config
 from trainable.core.ranks import read_launch
 from trainable.data.prepare import Data
+from trainable.data.split import load_split
+from trainable.train_processes import train_in_processes
 from trainable.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -245,3 +250,21 @@ def test_several_gpus_train_as_one_does(
     for count in (count for count in (1, 2, 4) if count <= torch.cuda.device_count()):
         trained(count, *flags(prepared, phantoms, tmp_path / str(count), *words, device="cuda"))
         assert_same(tmp_path / "1", tmp_path / str(count), rtol=0.02, atol=2e-3)
+
+
+def test_processes_that_a_process_starts_train_as_one_does(
+    prepared: Data, phantoms: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--epochs", 1, "--batch_size", 2]
+    trained(1, *flags(prepared, phantoms, tmp_path / "one", *words))
+    options = json.loads((tmp_path / "one" / "training_config.json").read_text())
+    config = make_config({**options, "output_dir": tmp_path / "two"})
+    split = load_split(tmp_path / "one" / "split.json")
+    train_in_processes(config, replace(prepared, split=split), 2)
+    assert_same(tmp_path / "one", tmp_path / "two")
+    assert capfd.readouterr().out.count("device: 2 x cpu") == 1
+    with pytest.raises(InputError, match=r"a step of 2 patches .* among 4 processes"):
+        train_in_processes(config, prepared, 4)
+    with pytest.raises(InputError, match="the training on 2 devices ended early"):
+        train_in_processes(config, prepared, 2)
+    assert capfd.readouterr().err.count("already contains a training") == 1

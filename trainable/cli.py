@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -99,11 +99,21 @@ def run(argv: Sequence[str], process: RankProcess | None = None) -> int:
     given = options.keys() & TrainConfig.model_fields.keys()
     if idle := idle_text(idle_options(config, sorted(given))):
         logger.warning(idle)
+    return exit_code_of(lambda: train_or_test(config), config)
+
+
+def train_or_test(config: TrainConfig) -> int:
+    """Train, or score the test cases with test_only; return 1 if the training diverged, else 0."""
+    if config.test_only:
+        evaluate(config)
+        return 0
+    return int(train(config).end_reason == EndReason.NON_FINITE)
+
+
+def exit_code_of(work: Callable[[], int], config: TrainConfig) -> int:
+    """Train by some function; return the exit code, its own or that of the error that it met, which is printed."""
     try:
-        if config.test_only:
-            evaluate(config)
-        elif train(config).end_reason == EndReason.NON_FINITE:
-            return 1
+        return work()
     except CacheError as error:  # also in the middle of a training
         return report_error(f"{error}{resume_hint(config)}")
     except InputError as error:
@@ -115,7 +125,6 @@ def run(argv: Sequence[str], process: RankProcess | None = None) -> int:
     except KeyboardInterrupt:
         logger.info(f"\nstopped{resume_hint(config) or '; no epoch was finished yet'}")
         return INTERRUPTED
-    return 0
 
 
 def scale_batch(config: TrainConfig, processes: int) -> TrainConfig:
