@@ -92,7 +92,14 @@ def assert_same(one: Path, other: Path, *, rtol: float = 1e-4, atol: float = 2e-
 
 
 # Micro-batches whole (4 x 1 on 2 and 4), split (1 x 4, whose Dice is over all 4 patches), and both (2 x 2 on 4).
-@pytest.mark.parametrize(("batch", "accumulation", "counts"), [(1, 4, (2, 4)), (4, 1, (2, 4)), (2, 2, (4,))])
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "counts"),
+    [
+        pytest.param(1, 4, (2, 4), marks=pytest.mark.slow),
+        pytest.param(4, 1, (2, 4), marks=pytest.mark.slow),
+        (2, 2, (4,)),
+    ],
+)
 def test_several_processes_train_as_one_does(
     prepared: Data, phantoms: Path, tmp_path: Path, batch: int, accumulation: int, counts: Sequence[int]
 ) -> None:
@@ -117,6 +124,7 @@ def test_each_loss_is_that_of_the_whole_micro_batch(
     assert_same(tmp_path / "1", tmp_path / "4")
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_another_number_of_processes(prepared: Data, phantoms: Path, tmp_path: Path) -> None:
     words = ["--batch_size", 1, "--accumulation_steps", 2]
     trained(1, *flags(prepared, phantoms, tmp_path / "whole", *words, "--epochs", 3))
@@ -127,6 +135,7 @@ def test_a_training_goes_on_with_another_number_of_processes(prepared: Data, pha
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_scale_batch_gives_each_process_the_step_of_one(prepared: Data, phantoms: Path, tmp_path: Path) -> None:
     done = trained(2, *flags(prepared, phantoms, tmp_path / "two", "--epochs", 1, "--scale_batch"))
     assert "scale_batch: a step has 4 patches, 2 for each of 2 processes" in done
@@ -151,9 +160,7 @@ def test_a_step_that_cannot_be_divided_is_refused_once_with_what_can(
 
 
 def test_an_error_of_one_process_ends_all_with_its_message(prepared: Data, phantoms: Path, tmp_path: Path) -> None:
-    """The case that process 1 validates is damaged after the training has begun."""
-    cases = sorted(path.name for path in prepared.folder.iterdir() if path.is_dir())
-    assert cases
+    """Process 1 cannot read its cases when it validates; process 0 waits for its scores."""
     words = flags(prepared, phantoms, tmp_path / "out", "--epochs", 500, "--accumulation_steps", 2)
     code = (
         f"import sys, os\nsys.path.insert(0, {str(ROOT)!r})\nfrom trainable.evaluation import validate\n"
@@ -174,7 +181,7 @@ def test_an_error_of_one_process_ends_all_with_its_message(prepared: Data, phant
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_to_torchrun_ends_all_processes_and_the_training_can_go_on(
     prepared: Data, phantoms: Path, tmp_path: Path, number: int
 ) -> None:

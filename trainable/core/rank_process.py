@@ -20,7 +20,7 @@ from trainable.core.ranks import Launch, gather
 FAILED = "failed"  # key of the store: how many processes have ended with an error
 POLL_SECONDS = 0.5
 INTERRUPTED = 130  # the exit code after Ctrl-C
-LOST_CONNECTION = re.compile("connection|socket", re.IGNORECASE)  # in an error of torch.distributed
+LOST_CONNECTION = re.compile("connection|socket|remote process", re.IGNORECASE)  # in an error of torch.distributed
 GRACE_SECONDS = 20  # for a process to end by itself once another one has failed; torchrun kills it after 30
 
 
@@ -65,7 +65,8 @@ class RankProcess:
     def _print_exception(self, error: BaseException) -> None:
         """Print an exception that was not expected, if it is the first one of all processes."""
         if isinstance(error, RuntimeError) and LOST_CONNECTION.search(str(error)):
-            logger.error(f"error: another process of this training has ended without a message: {error}")
+            reason = str(error).split(". This is")[0].splitlines()[0]
+            logger.error(f"error: another process of this training has ended, perhaps killed: {reason}")
         elif self._is_first_failure():
             traceback.print_exception(error)
 
@@ -74,8 +75,8 @@ class RankProcess:
         if not self.own_failure:
             try:
                 self.own_failure = self.store.add(FAILED, 1) == 1
-            except RuntimeError:  # the process that has the store has ended, and its message was printed
-                self.own_failure = self.launch.rank == 0
+            except RuntimeError:  # the process that has the store has ended, perhaps without a message
+                self.own_failure = True
         return self.own_failure
 
     def _passes(self, record: logging.LogRecord) -> bool:
