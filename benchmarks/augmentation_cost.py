@@ -60,12 +60,12 @@ def measure(cache: Path, size: int, kind: str, arguments: argparse.Namespace) ->
     batches = list(loader.epoch(0))
 
     def prepare_only(_: int) -> int:
-        for number, batch in enumerate(batches):
-            prepare_batch(batch, config, device, 0, number * BATCH)
+        for batch in batches:
+            prepare_batch(batch, config, device, 0)
         return arguments.patches
 
     def whole(epoch: int) -> int:
-        return sum(len(x) for _, x, _ in prefetch_to_device(loader.epoch(epoch), config, device, epoch))
+        return sum(len(x) for x, _ in prefetch_to_device(loader.epoch(epoch), config, device, epoch))
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

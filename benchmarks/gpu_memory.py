@@ -19,8 +19,8 @@ from trainable.data.patches import PatchLoader
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
 from trainable.evaluation.validate import validate
-from trainable.training.loop import train_one_epoch
 from trainable.training.state import TrainingState
+from trainable.training.train_epoch import train_one_epoch
 
 PROFILES = {
     "below 8 GB": {"batch_size": 1, "accumulation_steps": 4, "target_shape": (96, 96, 96)},

@@ -18,9 +18,9 @@ from common import prepare_phantoms
 from trainable.core.options import make_config
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import prepare_data
-from trainable.training.loop import train_one_epoch
 from trainable.training.state import TrainingState
 from trainable.training.step_progress import PERIOD_SECONDS, ProgressReporter, StepProgress
+from trainable.training.train_epoch import train_one_epoch
 from tune.driver.live_recorder import READ_SECONDS
 from tune.driver.progress_board import ProgressBoard, ProgressSender
 

@@ -41,7 +41,7 @@ def normalised(batch: Batch) -> Tensor:
 def test_a_batch_is_normalised_and_its_targets_are_the_regions_of_its_labels(prepared: Data) -> None:
     config = config_of(augment=False, batch_size=2)
     for batch in read(prepared, config):
-        x, y = prepare_batch(batch, config, CPU, 0, 0)
+        x, y = prepare_batch(batch, config, CPU, 0)
         assert (x.dtype, y.dtype) == (torch.float32, torch.bool)
         assert torch.equal(x, normalised(batch))
         assert torch.equal(y, labels_to_regions_torch(torch.stack(batch["label"])))
@@ -51,7 +51,7 @@ def test_augmentation_can_be_switched_off(prepared: Data) -> None:
     for on in (True, False):
         config = config_of(augment=on, flip_prob=1.0, rotate_prob=0, zoom_prob=0)
         batch = read(prepared, config)[0]
-        x, _ = prepare_batch(batch, config, CPU, 0, 0)
+        x, _ = prepare_batch(batch, config, CPU, 0)
         assert torch.equal(x, normalised(batch)) != on
 
 
@@ -70,7 +70,8 @@ def test_two_equal_patches_of_a_batch_are_augmented_differently(prepared: Data) 
     config = config_of(shift_prob=1.0, rotate_prob=0, zoom_prob=0, flip_prob=0)
     reader = PatchReader(prepared.folder, prepared.split.train[:1], config)
     batch = reader.read([(0, 0), (0, 0)])
-    x, _ = prepare_batch(batch, config, CPU, 0, 0)
+    batch["index"] = [0, 1]
+    x, _ = prepare_batch(batch, config, CPU, 0)
     assert not torch.equal(x[0], x[1])
 
 
@@ -96,8 +97,8 @@ def test_a_gpu_gets_the_batches_of_a_cpu_and_keeps_two_of_them(prepared: Data) -
         batch_size=1, patches_per_epoch=20, augment=False, fast=False, depth=3, target_shape=(64, 64, 64)
     )
     batches, device = read(prepared, config), torch.device("cuda")
-    for number, (_, *made) in enumerate(prefetch_to_device(batches, config, device, 0)):
-        expected = prepare_batch(batches[number], config, CPU, 0, number)
+    for number, made in enumerate(prefetch_to_device(batches, config, device, 0)):
+        expected = prepare_batch(batches[number], config, CPU, 0)
         torch.testing.assert_close([each.cpu() for each in made], list(expected), atol=1e-6, rtol=1e-6)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

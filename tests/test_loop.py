@@ -17,6 +17,7 @@ from helpers import run_fit
 from trainable import cli
 from trainable.core.config import TrainConfig
 from trainable.core.device import autocast
+from trainable.core.division import epoch_shares
 from trainable.core.errors import InputError
 from trainable.core.options import make_config, option_names, to_dict
 from trainable.data.patches import PatchLoader
@@ -25,8 +26,9 @@ from trainable.data.prepare import Data, prepare_data
 from trainable.evaluation.pictures import COLOURS
 from trainable.training import checkpoint, validation
 from trainable.training.epoch_result import EpochResult
-from trainable.training.loop import fit, micro_batch_weight, seed_epoch, train_one_epoch
+from trainable.training.loop import fit
 from trainable.training.state import TrainingState, check_resumable
+from trainable.training.train_epoch import seed_epoch, train_one_epoch
 from tune.driver.trainer_process import MAX_LEAKED_BYTES, free_memory
 
 TINY = {
@@ -113,8 +115,7 @@ def test_batch_dice_is_of_each_micro_batch_so_accumulation_changes_it(prepared: 
 
 def test_share_of_step_sums_to_one_in_every_step():
     config = make_config({**TINY, "batch_size": 2, "accumulation_steps": 3})
-    sizes = [2, 2, 2, 2, 2, 2, 2, 1]  # 15 patches: steps of 6, 6 and 3
-    shares = [micro_batch_weight(index, size, 15, config) for index, size in enumerate(sizes)]
+    shares = [share.weight for share in epoch_shares(15, config)]  # steps of 6, 6 and 3 patches
     assert [sum(shares[:3]), sum(shares[3:6]), sum(shares[6:])] == pytest.approx([1, 1, 1])
 
 

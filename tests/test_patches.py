@@ -171,10 +171,11 @@ def test_an_error_of_a_reading_thread_comes_up(prepared: Data, monkeypatch: pyte
         next(loader(prepared, num_workers=2).epoch(0))
 
 
-def test_batch_names_its_cases(prepared: Data) -> None:
+def test_loader_names_the_cases_of_patches(prepared: Data) -> None:
     patches = loader(prepared)
-    drawn = [name for batch in patches.epoch(1) for name in patches.case_names(batch["case"])]
-    assert drawn == names_drawn(prepared, dataset(prepared, target_shape=(16, 8, 12)), 1, 8)
+    assert patches.case_names(1, range(patches.patches)) == names_drawn(
+        prepared, dataset(prepared, target_shape=(16, 8, 12)), 1, 8
+    )
 
 
 def test_same_seed_gives_the_same_patches_and_another_other_ones(prepared: Data) -> None:

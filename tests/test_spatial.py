@@ -68,7 +68,7 @@ def test_a_moved_patch_is_the_crop_of_the_whole_case_moved(prepared: Data, stren
     volume = normalise(torch.from_numpy(np.array(case.image)), *map(torch.from_numpy, (case.mean, case.std))).numpy()
     for index in indices(config, moved=True, number=4):
         batch = reader.read([(0, index)])
-        x, y = prepare_batch(batch, config, torch.device("cpu"), 0, index)
+        x, y = prepare_batch(batch, config, torch.device("cpu"), 0)
         start = start_in_case(case, config, index)
         for result, channel in zip(x[0].numpy(), volume, strict=True):
             np.testing.assert_allclose(result, moved_volume(channel, config, index, start, 1), atol=2e-4)
@@ -87,7 +87,7 @@ def test_a_moved_patch_loses_no_voxel_inside_the_brain_s_box(prepared: Data) -> 
         batch["image"][0].fill_(1000)  # as large as it was read: the whole block is brain
         batch["mean"].zero_()
         batch["std"].fill_(1)
-        x, _ = prepare_batch(batch, config, torch.device("cpu"), 0, index)
+        x, _ = prepare_batch(batch, config, torch.device("cpu"), 0)
         expected = moved_volume(inside, config, index, start_in_case(case, config, index), 0) > 0
         border = moved_volume(inside, config, index, start_in_case(case, config, index), 1)
         lost = (x[0, 0].numpy() == 0) & expected & (border > 0.5 + 1e-3)

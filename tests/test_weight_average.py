@@ -14,9 +14,9 @@ from trainable.core.options import make_config
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.training import checkpoint, loop, validation
-from trainable.training.loop import train_one_epoch
 from trainable.training.state import TrainingState
 from trainable.training.step import TrainStep
+from trainable.training.train_epoch import train_one_epoch
 
 TINY: dict[str, Any] = {
     **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},

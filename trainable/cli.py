@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +12,8 @@ import torch
 
 from trainable.core.command_name import DEFAULT, set_train_command, train_command
 from trainable.core.config import TrainConfig
+from trainable.core.device import choose_device
+from trainable.core.division import scale_to_processes
 from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS, user_path
 from trainable.core.idle_options import idle_options, idle_text
@@ -27,6 +29,8 @@ from trainable.core.options import (
     path_options,
     to_dict,
 )
+from trainable.core.rank_process import INTERRUPTED, RankProcess
+from trainable.core.ranks import join, read_launch, world_size
 from trainable.data.cache import CacheError
 from trainable.evaluate import evaluate
 from trainable.train import FULL_DISK_HINT, out_of_memory, refuse_used, resume_hint, train
@@ -36,12 +40,12 @@ from trainable.training.epoch_result import EndReason
 from trainable.training.state import check_resumable
 from trainable.training.training_dir import BEST, LATEST, TrainingDir
 
-INTERRUPTED = 130
 USAGE = """
   %(prog)s --data_dir DIR --output_dir DIR [options]        a new training
   %(prog)s --config FILE --data_dir DIR --output_dir DIR    a new training with an exported recipe
   %(prog)s --resume DIR [--lr N ...]                        go on with a training
-  %(prog)s --resume DIR --test_only [--save_predictions]    score its test cases"""
+  %(prog)s --resume DIR --test_only [--save_predictions]    score its test cases
+  torchrun --nproc-per-node N train.py ...                  a training on N GPUs"""
 EPILOG = (
     "DIR/checkpoints contains latest.pth, to go on from, and best_model.pth; DIR/metrics.csv and TensorBoard in DIR "
     "show the epochs. Exit codes: 0 done, 1 the training diverged, 2 something to correct, 130 Ctrl-C."
@@ -49,7 +53,7 @@ EPILOG = (
 
 
 def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
-    """Train or test as the flags say.
+    """Train or test as the flags say, alone or together with other processes (see core/ranks.py).
 
     Args:
         argv: the flags; those of this process if None.
@@ -63,9 +67,31 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
     """
     init_logger()
     set_train_command(prog)
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        options = read_flags(sys.argv[1:] if argv is None else argv)
+        launch = read_launch()
+        if launch is None:
+            return run(argv)
+        process = RankProcess(launch)
+    except InputError as error:
+        return report_error(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    process.run(lambda: run(argv, process))
+
+
+def run(argv: Sequence[str], process: RankProcess | None = None) -> int:
+    """Train or test as the flags say; return the exit code. process: this one among several, None for one alone."""
+    try:
+        options = read_flags(argv)
+        scaled = options.pop("scale_batch", False)
         config = resolve(options)
+        if process is not None:
+            if config.test_only:
+                raise InputError("--test_only is done by one process; start it without torchrun")
+            join(process.launch, process.store, cuda=choose_device(config).type == "cuda")
+        if scaled:
+            config = scale_batch(config, world_size())
     except (InputError, OSError) as error:
         return report_error(error)
     except KeyboardInterrupt:
@@ -73,11 +99,21 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
     given = options.keys() & TrainConfig.model_fields.keys()
     if idle := idle_text(idle_options(config, sorted(given))):
         logger.warning(idle)
+    return exit_code_of(lambda: train_or_test(config), config)
+
+
+def train_or_test(config: TrainConfig) -> int:
+    """Train, or score the test cases with test_only; return 1 if the training diverged, else 0."""
+    if config.test_only:
+        evaluate(config)
+        return 0
+    return int(train(config).end_reason == EndReason.NON_FINITE)
+
+
+def exit_code_of(work: Callable[[], int], config: TrainConfig) -> int:
+    """Train by some function; return the exit code, its own or that of the error that it met, which is printed."""
     try:
-        if config.test_only:
-            evaluate(config)
-        elif train(config).end_reason == EndReason.NON_FINITE:
-            return 1
+        return work()
     except CacheError as error:  # also in the middle of a training
         return report_error(f"{error}{resume_hint(config)}")
     except InputError as error:
@@ -89,7 +125,26 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
     except KeyboardInterrupt:
         logger.info(f"\nstopped{resume_hint(config) or '; no epoch was finished yet'}")
         return INTERRUPTED
-    return 0
+
+
+def scale_batch(config: TrainConfig, processes: int) -> TrainConfig:
+    """Return a config whose step has `processes` times as many micro-batches, and print what a step has.
+
+    Raises:
+        InputError: if a training is resumed: its step stays as it is on any number of GPUs.
+    """
+    if config.resume is not None:
+        raise InputError("--scale_batch is for a new training; a resumed one keeps its step, on any number of GPUs")
+    if processes == 1:
+        logger.info("scale_batch: this is one process, so a step stays as it is")
+        return config
+    scaled = scale_to_processes(config, processes)
+    patches = config.batch_size * config.accumulation_steps
+    logger.info(
+        f"scale_batch: a step has {patches * processes} patches, {patches} for each of {processes} processes "
+        f"(accumulation_steps {scaled.accumulation_steps} is saved); lr stays {config.lr:g}"
+    )
+    return scaled
 
 
 def report_error(error: object) -> int:
@@ -99,7 +154,7 @@ def report_error(error: object) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return a parser with one flag per option of TrainConfig, in its groups, and --config and --focal_loss.
+    """Return a parser with one flag per option of TrainConfig, in its groups, and three of the command line.
 
     A bool option is a pair of flags, --NAME and --no-NAME; other values stay text, or lists of text, for TrainConfig to
     check. Options that are not given are left out of the result.
@@ -115,6 +170,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--focal_loss", action="store_true", default=argparse.SUPPRESS, help="short for --base_loss focal"
     )
+    parser.add_argument(
+        "--scale_batch", action="store_true", default=argparse.SUPPRESS,
+        help="on N GPUs, N times as many micro-batches per step; by default they share the step as it is",
+    )  # fmt: skip
     groups: dict[str, Any] = {}
     for name, field in TrainConfig.model_fields.items():
         heading = option_info(name).group
@@ -146,7 +205,7 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
     """
     parser = make_parser()
     known, unknown = parser.parse_known_args(argv)
-    names = [f"--{name}" for name in [*TrainConfig.model_fields, "config", "focal_loss"]]
+    names = [f"--{name}" for name in [*TrainConfig.model_fields, "config", "focal_loss", "scale_batch"]]
     for word in unknown:
         raise InputError(f"unknown argument {word!r}{did_you_mean(word, names)}; see {train_command()} --help")
     flags = vars(known)
@@ -155,7 +214,7 @@ def read_flags(argv: Sequence[str]) -> dict[str, Any]:
         del flags["focal_loss"]  # with another base loss it stays, and is refused
     options = load_options(config_file) if config_file else {}
     for name in options:
-        if name in option_names(one_call=True):
+        if name in [*option_names(one_call=True), "scale_batch"]:
             raise InputError(f"{config_file}: {name} belongs on the command line, not in a file; remove it there")
         if f"--{name}" not in names:
             close = did_you_mean(str(name), list(TrainConfig.model_fields))

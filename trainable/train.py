@@ -13,6 +13,7 @@ from trainable.core.command_name import train_command
 from trainable.core.config import TrainConfig
 from trainable.core.console import terminal_width
 from trainable.core.device import check_precision, choose_device
+from trainable.core.division import micro_batch_groups
 from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.core.gpu_memory import memory_taken_by_others
@@ -20,6 +21,7 @@ from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.option_files import save_options
 from trainable.core.options import option_names, to_dict
+from trainable.core.ranks import from_main, is_main, world_size
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
@@ -43,7 +45,15 @@ def resume_hint(config: TrainConfig) -> str:
     if config.test_only or not TrainingDir(config.output_dir).latest.exists():
         return ""
     folder = shlex.quote(str(config.output_dir))
-    return f". The last finished epoch is kept; go on with: {train_command()} --resume {folder}"
+    return f". The last finished epoch is kept; go on with: {resume_command()} --resume {folder}"
+
+
+def resume_command() -> str:
+    """Return the command that starts a training on as many processes as this one has."""
+    if world_size() == 1:
+        return train_command()
+    program = "train.py" if train_command().endswith("train.py") else "-m tune train"
+    return f"torchrun --nproc-per-node {world_size()} {program}"
 
 
 def out_of_memory(config: TrainConfig) -> str:
@@ -89,10 +99,15 @@ def train(
         flush: flush checkpoints to the disk, so that they survive a crash of the machine too.
         tests_follow: the caller scores the test cases itself, so do not print how to.
 
+    Of several processes that train together each must call this; rank 0 alone prepares the cases, writes and prints.
+
     Raises:
         InputError: if output_dir is in use or belongs to another training or a sweep, the cases, a file or the device
             cannot be used, no training case has a tumour, or a resumed training has ended already.
     """
+    micro_batch_groups(config, world_size())
+    if not is_main():
+        return train_with_main(config, flush=flush)
     paths = TrainingDir(config.output_dir)
     refuse_sweep(paths.path)
     if config.resume is None and config.data_dir is not None:
@@ -104,6 +119,7 @@ def train(
         check_files(config)
         data = data or prepare_data(config)
         check_regions(data.folder, data.split)
+        from_main((config, data))
         options = to_dict(config)
         log = TrainingLog(paths.path, options={name: options[name] for name in option_names(role="recipe")})
         seen = ""
@@ -133,6 +149,22 @@ def train(
         if data.skipped:
             logger.info(f"{len(data.skipped)} bad cases were left out, see {paths.skipped_cases}")
         return result
+
+
+def train_with_main(config: TrainConfig, *, flush: bool) -> EpochResult:
+    """Train together with rank 0, which calls `train` and does all that is done once; return the same result.
+
+    Raises:
+        InputError: if a file or the device cannot be used, or the options are not those of rank 0.
+    """
+    check_files(config)
+    main_config, data = from_main((config, None))
+    assert data is not None
+    own, others = to_dict(config), to_dict(main_config)
+    if differing := [name for name in own if own[name] != others[name]]:
+        name = differing[0]
+        raise InputError(f"{name} is {own[name]!r} here and {others[name]!r} for process 0; give all the same options")
+    return fit(config, data, flush=flush)
 
 
 def check_files(config: TrainConfig) -> None:
@@ -188,10 +220,11 @@ def training_summary(config: TrainConfig, data: Data) -> str:
     if 0 < config.val_cases < len(data.split.val):
         parts += f", {config.val_cases} of val validated each time"
     device = choose_device(config).type
+    devices = device if world_size() == 1 else f"{world_size()} x {device}"
     precision: str = "float32" if device == "cpu" or config.amp == "off" else config.amp
     if device == "cpu" and config.amp != "off":
         precision += f" (amp {config.amp} acts on a GPU only)"
-    return f"cases: {parts}; cache: {data.folder}\ndevice: {device}, {precision}; output: {config.output_dir}"
+    return f"cases: {parts}; cache: {data.folder}\ndevice: {devices}, {precision}; output: {config.output_dir}"
 
 
 def outcome_summary(result: EpochResult, config: TrainConfig, *, tests_follow: bool = False) -> str:

@@ -23,6 +23,7 @@ from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, fold_splits, load_split, save_split
 from trainable.evaluate import as_chosen, evaluate
 from trainable.train import refuse_sweep, train
+from trainable.train_processes import train_in_processes
 from trainable.training import checkpoint
 from trainable.training.ensemble import is_ensemble
 from trainable.training.training_dir import TrainingDir
@@ -43,6 +44,7 @@ def retrain(
     epochs: int | None = None,
     with_val: bool = False,
     name: str | None = None,
+    gpus: int = 1,
 ) -> Path:
     """Train a recipe from the start in RUN/retrain/<name>, and score it on the test cases if the split has any.
 
@@ -56,6 +58,8 @@ def retrain(
         epochs: number of epochs, to which the lr schedule is scaled; None for the recipe's own number.
         with_val: train on the validation cases too; the last epoch is then the model, as nothing is left to select by.
         name: of the folder; None for one made of the trial or config_file, epochs and with_val.
+        gpus: number of GPUs of this machine that train together, with the recipe's step divided among them; processes
+            if the recipe's device is the CPU. The test cases are scored on one.
 
     Returns:
         The folder, RUN/retrain/<name>.
@@ -91,7 +95,10 @@ def retrain(
     if done < epochs:
         if done:
             logger.info(f"goes on after epoch {done} of {output.path}")
-        train(config, data, tests_follow=bool(split.test))
+        if gpus > 1:
+            train_in_processes(config, data, gpus, tests_follow=bool(split.test))
+        else:
+            train(config, data, tests_follow=bool(split.test))
     elif output.test_scores.with_suffix(".json").exists():
         raise InputError(f"{output.path} is done, {epochs} epochs; use it, or take another --name")
     if split.test:

@@ -13,6 +13,7 @@ from torch import Tensor
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
+from trainable.core.ranks import local_gpu
 
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # dtype on a GPU, by the option amp
 
@@ -28,12 +29,14 @@ class InputFormat(TypedDict):
 def choose_device(config: TrainConfig) -> torch.device:
     """Return the device that a config requests; for "auto" a GPU if torch sees one, else the CPU.
 
+    Of several processes that train together each gets another GPU.
+
     Raises:
         InputError: if device is "cuda" and torch sees no GPU.
     """
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA GPU here; use --device cpu or auto")
-    return torch.device("cpu" if config.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    return torch.device("cpu") if config.device == "cpu" or not torch.cuda.is_available() else local_gpu()
 
 
 def missing_gpu_reason() -> str:

@@ -36,8 +36,8 @@ class TimedIterator:
 
 def prefetch_to_device(
     batches: Iterable[Batch], config: TrainConfig, device: torch.device, epoch: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the batches of an epoch: indices of their cases (N,), and x and y of `prepare_batch`.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of an epoch: x and y of `prepare_batch`.
 
     On a GPU, the next batch is prepared on a side stream during the current step, not earlier, because a waiting batch
     occupies memory.
@@ -46,21 +46,19 @@ def prefetch_to_device(
         batches: all of the epoch, in order.
         epoch: counted from 0; the augmentation depends on it.
     """
-    patches = 0
     for batch in batches:
         if device.type == "cuda":
             side, main = side_stream(device), torch.cuda.current_stream(device)
             with torch.cuda.stream(side):
-                x, y = prepare_batch(batch, config, device, epoch, patches)
+                x, y = prepare_batch(batch, config, device, epoch)
             main.wait_stream(side)
             for tensor in (x, y):
                 tensor.record_stream(main)
             step_start = main.record_event()
-            yield batch["case"], x, y
+            yield x, y
             step_start.synchronize()
         else:
-            yield batch["case"], *prepare_batch(batch, config, device, epoch, patches)
-        patches += len(batch["case"])
+            yield prepare_batch(batch, config, device, epoch)
 
 
 @lru_cache
@@ -72,9 +70,7 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def prepare_batch(
-    batch: Batch, config: TrainConfig, device: torch.device, epoch: int, first: int
-) -> tuple[Tensor, Tensor]:
+def prepare_batch(batch: Batch, config: TrainConfig, device: torch.device, epoch: int) -> tuple[Tensor, Tensor]:
     """Return a batch's image (N, 4, D, H, W) in the `input_format`, and its target, bool (N, 3, D, H, W).
 
     The image is normalised and, with the option `augment`, augmented together with the target. Both are on the device.
@@ -82,7 +78,6 @@ def prepare_batch(
 
     Args:
         batch: as PatchReader.read returns it.
-        first: index in the epoch of the batch's first patch.
     """
     mean, std = (tensor.to(device, non_blocking=True) for tensor in (batch["mean"], batch["std"]))
     count, shape = len(batch["image"]), config.target_shape
@@ -93,7 +88,7 @@ def prepare_batch(
         patch, labels = normalise(image, mean[i], std[i]), label[None]
         if config.augment:
             start = batch["start"][i]
-            patch, labels = augment(patch, labels, config, epoch, first + i, start=start, shape=shape)
+            patch, labels = augment(patch, labels, config, epoch, batch["index"][i], start=start, shape=shape)
         x[i], y[i] = patch, labels_to_regions_torch(labels[0])
         del image, label, patch, labels
     return x, y

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,14 +17,17 @@ from torch import Tensor
 
 from trainable.core.brats import MODALITIES, REGIONS
 from trainable.core.config import Shape3, TrainConfig
+from trainable.core.division import Share, epoch_shares
 from trainable.core.files import raise_open_files_limit
 from trainable.core.parallel import prefetch
+from trainable.core.ranks import rank, world_size
 from trainable.data.cache import CachedCase, open_case, require_same
 from trainable.data.spatial import augmentation_generator, draw_transform, source_block
 
 Key = tuple[int, int]  # epoch, index of the patch in it
 FILES_PER_CASE = 2  # that an opened case keeps open
 OPEN_FILES_SHARE = 1 / 4  # of the files that this process may open, for the cases of a reader
+ORDERS_KEPT = 8  # of the cases, for the patches that are read now
 MAX_OPEN_CASES = 10_000  # Linux limits a process to 65,530 mapped files too
 
 
@@ -34,8 +36,8 @@ class Batch(TypedDict):
 
     image: N of int16 (4, D, H, W). label: N of uint8 (D, H, W). Both are of target_shape, except for a patch that the
     augmentation rotates or zooms: they are then the block of the case that it is cropped from. start: the first voxel
-    of each patch in its block. mean, std: float32 (N, 4), of each patch's case. case: int64 (N,), the index of each
-    patch's case in PatchReader.names.
+    of each patch in its block. mean, std: float32 (N, 4), of each patch's case. index: of each patch in
+    its epoch.
     """
 
     image: list[Tensor]
@@ -43,7 +45,7 @@ class Batch(TypedDict):
     start: list[Shape3]
     mean: Tensor
     std: Tensor
-    case: Tensor
+    index: list[int]
 
 
 class PatchReader:
@@ -64,6 +66,7 @@ class PatchReader:
         self.max_open = min(max(1, allowed), MAX_OPEN_CASES)
         self._open: OrderedDict[str, CachedCase] = OrderedDict()  # the one read last is at the end
         self._lock = threading.Lock()
+        self._order = lru_cache(ORDERS_KEPT)(self._draw_order)
 
     def read(self, keys: Sequence[Key]) -> Batch:
         """Read the patches of these keys into one batch.
@@ -75,9 +78,8 @@ class PatchReader:
         channels = len(MODALITIES)
         images, labels, starts = list[Tensor](), list[Tensor](), list[Shape3]()
         mean, std = new((len(keys), channels)), new((len(keys), channels))
-        cases = [self._case_index(epoch, index) for epoch, index in keys]
         for i, (epoch, index) in enumerate(keys):
-            case = self._case(self.names[cases[i]])
+            case = self._case(self.case_name(epoch, index))
             rng = np.random.default_rng([self.config.seed, epoch, index])
             patch_start = self._start(case, rng, self._region(epoch, index))
             start, shape = self._block(case, patch_start, epoch, index)
@@ -93,14 +95,17 @@ class PatchReader:
             "start": starts,
             "mean": mean,
             "std": std,
-            "case": torch.tensor(cases),
+            "index": [index for _, index in keys],
         }
 
-    def _case_index(self, epoch: int, index: int) -> int:
+    def case_name(self, epoch: int, index: int) -> str:
         """Return the case of a patch: every case once before any comes twice, in another order each time."""
         lap, position = divmod(index, len(self.names))
-        order = np.random.default_rng([self.config.seed, epoch, lap, 1]).permutation(len(self.names))
-        return int(order[position])
+        return self.names[self._order(epoch, lap)[position]]
+
+    def _draw_order(self, epoch: int, lap: int) -> NDArray[np.int64]:
+        """Return in which order the cases come, by their positions in `names`."""
+        return np.random.default_rng([self.config.seed, epoch, lap, 1]).permutation(len(self.names))
 
     def _case(self, name: str) -> CachedCase:
         """Return a case, open until the caller drops it."""
@@ -169,29 +174,25 @@ def copy_patch(array: NDArray[Any], start: Shape3, out: NDArray[Any]) -> None:
     inside[...] = array[tuple(source)]
 
 
-def batch_keys(epochs: Iterable[int], patches: int, config: TrainConfig) -> Iterator[list[Key]]:
-    """Yield the keys of each batch of these epochs; no batch spans two epochs, so the last of an epoch may be smaller.
-
-    Args:
-        patches: number of patches per epoch.
-    """
-    size = config.batch_size
+def batch_keys(epochs: Iterable[int], shares: Sequence[Share]) -> Iterator[list[Key]]:
+    """Yield the keys of the patches of each share of each of these epochs."""
     for epoch in epochs:
-        for first in range(0, patches, size):
-            yield [(epoch, index) for index in range(first, min(first + size, patches))]
+        for share in shares:
+            yield [(epoch, index) for index in range(share.first, share.first + share.count)]
 
 
 class PatchLoader:
     """The micro-batches of each epoch, read ahead by num_workers threads, also across the end of an epoch.
 
     Threads suffice: numpy releases the GIL while it copies. `names` and the arguments are those of PatchReader;
-    `patches` is the number of patches per epoch.
+    `patches` is the number of patches per epoch. Of several processes each reads its `shares` of them only.
     """
 
     def __init__(self, folder: Path, names: Sequence[str], config: TrainConfig, *, pin_memory: bool) -> None:
         self._reader = PatchReader(folder, names, config, pin_memory=pin_memory)
         self._config = config
         self.names, self.patches = self._reader.names, config.patches_per_epoch or len(names)
+        self.shares = epoch_shares(self.patches, config, rank(), world_size())
         self._batches: Iterator[Batch] = iter(())
         self._next: int | None = None  # the epoch that _batches start with
 
@@ -203,16 +204,16 @@ class PatchLoader:
         """Start reading the batches of an epoch, and then of later ones, in the threads, unless they already do."""
         if self._next != epoch:
             self._next = epoch
-            keys = batch_keys(range(epoch, max(self._config.epochs, epoch + 1)), self.patches, self._config)
+            keys = batch_keys(range(epoch, max(self._config.epochs, epoch + 1)), self.shares)
             self._batches = prefetch(self._reader.read, keys, self._config.num_workers)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, as PatchReader.read returns them; `begin` is called if it was not."""
         self.begin(epoch)
         self._next = None  # unknown until all batches of this epoch are consumed
-        yield from islice(self._batches, math.ceil(self.patches / self._config.batch_size))
+        yield from islice(self._batches, len(self.shares))
         self._next = epoch + 1
 
-    def case_names(self, indices: Tensor) -> list[str]:
-        """Return the names of the cases with these indices, a batch's `case`."""
-        return [self.names[index] for index in indices.tolist()]
+    def case_names(self, epoch: int, patches: Iterable[int]) -> list[str]:
+        """Return the names of the cases of an epoch's patches, given by their indices."""
+        return [self._reader.case_name(epoch, index) for index in patches]

@@ -7,13 +7,15 @@ Logits are (N, C, D, H, W) of any floating dtype, targets of the same shape, 0 o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trainable.core.config import TrainConfig
+from trainable.core.division import Part
+from trainable.core.ranks import sum_over_ranks
 from trainable.model.fused_kernels import has_fused_kernels
 
 SMOOTH = 1e-5  # keeps an empty region's ratio defined: 0 over 0 counts as a full match
@@ -63,8 +65,11 @@ def overlap_loss(sums: Tensor, *, alpha: float, beta: float, batch: bool) -> Ten
 
 
 def entropy_loss(sums: Tensor, logits: Tensor) -> Tensor:
-    """Return the mean cross-entropy over samples, voxels and regions, in nats, from region_sums of these logits."""
-    return sums[3].sum() / logits.numel()
+    """Return the mean cross-entropy over samples, voxels and regions, in nats, from region_sums.
+
+    logits: (N, C, D, H, W); the sums may be of more samples of this size.
+    """
+    return sums[3].sum() / (sums.shape[1] * logits[0].numel())
 
 
 def dice_loss(logits: Tensor, target: Tensor, *, batch: bool = True) -> Tensor:
@@ -127,25 +132,63 @@ def head_weights(heads: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def make_loss(config: TrainConfig) -> Callable[[Sequence[Tensor], Tensor], Loss]:
+class GatherSums(torch.autograd.Function):
+    """Completes the sums of some samples of a micro-batch by those of its other samples, which other processes have.
+
+    Each process computes the loss of the whole micro-batch from the result, and by its backward pass the gradient of
+    this loss that comes from its own samples: added up over the processes, they are the gradient of the loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, part: Part, group: Any) -> Tensor:
+        """Return the sums of all samples.
+
+        Args:
+            sums: of this process's samples, (..., N, C).
+            part: the samples of the micro-batch that these are.
+            group: the processes that have the micro-batch.
+        """
+        ctx.part, ctx.shape = part, sums.shape
+        whole = sums.new_zeros((*sums.shape[:-2], part.samples, sums.shape[-1]))
+        whole[..., part.start : part.stop, :] = sums[..., : part.stop - part.start, :]
+        sum_over_ranks(whole, group)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of the process's own samples; 0 for a sample that counts for nothing."""
+        own = gradient.new_zeros(ctx.shape)
+        own[..., : ctx.part.stop - ctx.part.start, :] = gradient[..., ctx.part.start : ctx.part.stop, :]
+        return own, None, None
+
+
+def make_loss(config: TrainConfig, group: Any = None) -> Callable[..., Loss]:
     """Return the loss of a config: a function of the logits of each head, from full resolution down, and the target.
 
     The target (N, 3, D, H, W) is downsampled to each head by nearest neighbour. The loss is the mean over the heads,
     weighted by `head_weights`, so its scale is that of a single head.
+
+    group: the processes that train on each micro-batch together, if there are several. The loss function then has a
+        third argument, the Part of the micro-batch that the logits are of, and returns the loss of all of it.
     """
     base_loss = BASE_LOSSES[config.base_loss]
     gamma, weights = focal_terms(config)
     base_weight, dice_weight = config.loss_weights
     fused = has_fused_kernels(config)
 
-    def loss(heads: Sequence[Tensor], target: Tensor) -> Loss:
+    def sums_of(logits: Tensor, target: Tensor) -> Tensor:
+        step = target.shape[2] // logits.shape[2]
+        downsampled = target[..., ::step, ::step, ::step].contiguous()
+        return region_sums(logits, downsampled, gamma=gamma, weights=weights, fused=fused)
+
+    def loss(heads: Sequence[Tensor], target: Tensor, part: Part | None = None) -> Loss:
         base = dice = upcast(heads[0]).new_zeros(())
-        for logits, weight in zip(heads, head_weights(len(heads)), strict=True):
-            step = target.shape[2] // logits.shape[2]
-            downsampled = target[..., ::step, ::step, ::step].contiguous()
-            sums = region_sums(logits, downsampled, gamma=gamma, weights=weights, fused=fused)
-            base = base + weight * base_loss(sums, logits, config)
-            dice = dice + weight * overlap_loss(sums, alpha=0.5, beta=0.5, batch=config.batch_dice)
+        sums = [sums_of(logits, target) for logits in heads]
+        if group is not None:
+            sums = list(GatherSums.apply(torch.stack(sums), part, group))
+        for own, logits, weight in zip(sums, heads, head_weights(len(heads)), strict=True):
+            base = base + weight * base_loss(own, logits, config)
+            dice = dice + weight * overlap_loss(own, alpha=0.5, beta=0.5, batch=config.batch_dice)
         return Loss(base_weight * base + dice_weight * dice, base, dice)
 
     return loss

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from trainable.data.batches import TimedIterator, prefetch_to_device
+from trainable.core.ranks import from_main, gather, is_main
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.evaluation.inference import NonFiniteLogitsError
 from trainable.evaluation.metrics import Scores, mean_scores
+from trainable.training.agreed_end import AgreedEnd
 from trainable.training.case_scores import case_rows
 from trainable.training.checkpoint import load_latest_valid, load_pretrained
 from trainable.training.checkpoint_manager import CheckpointManager
@@ -28,131 +24,8 @@ from trainable.training.epoch_result import EndReason, EpochResult, EpochStats, 
 from trainable.training.seen_cases import history_of_pretrained
 from trainable.training.state import TrainingState
 from trainable.training.step_progress import OnProgress, ProgressReporter
+from trainable.training.train_epoch import train_one_epoch
 from trainable.training.validation import validate_epoch
-
-
-def seed_epoch(config: TrainConfig, epoch: int) -> None:
-    """Seed torch's generators (dropout) from `seed` and an epoch, from 0, so that a resumed training draws the same."""
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, 3]).generate_state(1)[0]))
-
-
-class EpochMeter:
-    """Sums over an epoch, kept on the device so that the GPU is not waited for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # One tensor, read in one transfer; the names below are views of it, in the order in which stats() unpacks it.
-        self.sums = torch.zeros(6, device=device, dtype=torch.float64)
-        self.losses = self.sums[:3]  # total, base, Dice: each times the number of patches
-        self.finite_patches, self.grad_norms, self.steps = self.sums[3:].unbind()
-        self.memory, self.batches = 0, 0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-
-    def add_batch(self, losses: Tensor, patches: int) -> None:
-        """Add the total, base and Dice loss of a micro-batch, (3,), unless one of the three is not finite."""
-        finite = losses.isfinite().all()
-        self.losses += torch.where(finite, losses, 0) * patches
-        self.finite_patches += finite * patches
-        self.batches += 1
-        if self.device.type == "cuda":
-            self.memory += torch.cuda.memory_allocated(self.device)
-
-    def add_step(self, norm: Tensor) -> None:
-        """Add a step by the norm of its gradient; a step whose norm is not finite was skipped, and is left out."""
-        self.grad_norms += torch.where(norm.isfinite(), norm, 0)
-        self.steps += norm.isfinite()
-
-    def stats(self, training: TrainingState, *, patches: int, seconds: float, wait: float) -> EpochStats:
-        """Return the statistics of the epoch.
-
-        Args:
-            training: after the epoch; read for lr and the memory of its CUDA graphs.
-            patches: number of patches that were trained on.
-            seconds: duration of the epoch.
-            wait: seconds of it that were spent waiting for data.
-        """
-        total, base, dice, finite_patches, grad_norms, steps = self.sums.tolist()
-        peak = (
-            torch.cuda.max_memory_allocated(self.device) + training.train_step.graph_pool_bytes
-            if self.device.type == "cuda"
-            else 0
-        )
-        return EpochStats(
-            avg_total_loss=total / finite_patches if finite_patches else math.nan,
-            avg_base_loss=base / finite_patches if finite_patches else math.nan,
-            avg_dice_loss=dice / finite_patches if finite_patches else math.nan,
-            grad_norm=grad_norms / steps if steps else math.nan,
-            steps=steps,
-            lr=training.schedule.lr,
-            epoch_time=seconds,
-            avg_batch_time=seconds / self.batches,
-            patches_per_second=patches / seconds,
-            data_wait_share=wait / seconds,
-            avg_gpu_memory=self.memory / self.batches / 2**20,
-            max_gpu_memory=peak / 2**20,
-        )
-
-
-def train_one_epoch(
-    training: TrainingState,
-    loader: PatchLoader,
-    check: Callable[[], object] = lambda: None,
-    progress: ProgressReporter | None = None,
-) -> EpochStats:
-    """Train on the patches of epoch `training.epoch`, counted from 0; return the epoch's statistics.
-
-    The epoch ends early, with training.skipped.too_many True, if the gradient was not finite in max_skipped_steps steps
-    in a row. training.step grows by the steps that were not skipped; training.epoch stays. check is called before
-    each micro-batch is trained on; what it raises ends the epoch. progress is told of each step.
-    """
-    progress = progress or ProgressReporter()
-    config, device = training.config, training.device
-    training.network.train()
-    seed_epoch(config, training.epoch)
-    last = math.ceil(loader.patches / config.batch_size) - 1
-    steps = last // config.accumulation_steps + 1
-    meter, cases, patches = EpochMeter(device), list[str](), 0
-    lr = training.schedule.lr  # read once: it waits for the GPU
-    started = time.perf_counter()
-    progress.step(training.epoch + 1, 0, steps, 0, started)
-    batches = TimedIterator(loader.epoch(training.epoch))
-    for index, (case_indices, x, y) in enumerate(prefetch_to_device(batches, config, device, training.epoch)):
-        check()
-        cases += loader.case_names(case_indices)
-        weight = micro_batch_weight(index, len(x), loader.patches, config)
-        losses = training.train_step.forward_backward(x, y, weight)
-        meter.add_batch(losses, len(x))
-        patches += len(x)
-        if (index + 1) % config.accumulation_steps == 0 or index == last:
-            norm = training.train_step.update()
-            meter.add_step(norm)
-            location = f"epoch {training.epoch + 1}, batch {index + 1} ({', '.join(cases)})"
-            training.skipped.add(norm, f"{location} at lr {lr:.2e}")
-            cases.clear()
-            progress.step(training.epoch + 1, index // config.accumulation_steps + 1, steps, patches, started)
-            if training.skipped.too_many:
-                break
-    training.skipped.read()
-    stats = meter.stats(training, patches=patches, seconds=time.perf_counter() - started, wait=batches.seconds)
-    training.step += int(stats.steps)
-    return stats
-
-
-def micro_batch_weight(index: int, samples: int, patches: int, config: TrainConfig) -> float:
-    """Return the weight of a micro-batch's mean loss in its step.
-
-    The weighted means of a step's micro-batches sum to the mean over the step's patches, also in the last step of an
-    epoch, which may have fewer patches than the others.
-
-    Args:
-        index: of the micro-batch in the epoch, from 0.
-        samples: number of patches in the micro-batch.
-        patches: number of patches in the epoch.
-    """
-    step_size = config.batch_size * config.accumulation_steps
-    before = index // config.accumulation_steps * step_size
-    return samples / min(step_size, patches - before)
 
 
 def fit(
@@ -166,6 +39,8 @@ def fit(
     one_file: bool = False,
 ) -> EpochResult:
     """Train until the last epoch, until patience ends or until it diverges; return the last epoch's result.
+
+    Of several processes that train together each must call this; rank 0 alone writes and calls the functions below.
 
     Writes `latest.pth` each epoch, `best_model.pth` at each better validated `metric` and `epoch_NNNN.pth` every
     save_freq epochs into output_dir/checkpoints; nothing for an epoch in which it diverges, whose end_reason is
@@ -192,14 +67,14 @@ def fit(
         if config.resume is None:
             loader.begin(0)  # while the network's weights are drawn
         training = TrainingState(config)
-        with CheckpointManager(config, flush=flush, one_file=one_file) as checkpoints:
+        with AgreedEnd() as end, CheckpointManager(config, flush=flush, one_file=one_file) as checkpoints:
             if config.resume is not None:
                 resume_training(training, data, checkpoints, on_start)
             else:
                 begin_training(training, data, on_start)
             progress = ProgressReporter(on_progress)
             while True:
-                result = run_epoch(training, loader, data, checkpoints, on_epoch_end, progress)
+                result = run_epoch(training, loader, data, checkpoints, on_epoch_end, progress, end)
                 if result.end_reason:
                     return result
 
@@ -215,7 +90,8 @@ def begin_training(training: TrainingState, data: Data, on_start: Callable[[Trai
         logger.info(load_pretrained(training.network, training.config.pretrained))
         if training.average:
             training.average.restart()
-    on_start(training)
+    if is_main():
+        on_start(training)
 
 
 def resume_training(
@@ -236,13 +112,16 @@ def resume_training(
     assert config.resume is not None
     source, state = load_latest_valid(config.resume)
     training.load_state(state, data)
+    if len(set(gather(training.epoch))) > 1:
+        raise InputError(f"{source} is not the same file for all processes; they need a file system that they share")
     done = f"{source} has done {training.epoch} of {config.epochs} epochs"
     if training.epoch >= config.epochs:
         raise InputError(f"{done}; raise --epochs to go on")
     if training.out_of_patience:
         raise InputError(f"{done} and ended by patience of {config.patience}; raise --patience to go on")
-    on_start(training)
-    if not checkpoints.adopt(source, state):
+    if is_main():
+        on_start(training)
+    if not from_main(is_main() and checkpoints.adopt(source, state)):
         training.reset_best()
 
 
@@ -253,6 +132,7 @@ def run_epoch(
     checkpoints: CheckpointManager,
     on_epoch_end: Callable[[EpochResult], None],
     progress: ProgressReporter,
+    end: AgreedEnd,
 ) -> EpochResult:
     """Train an epoch, validate if it is due, step the schedule, save; return what the epoch did.
 
@@ -261,7 +141,7 @@ def run_epoch(
     returned.
     """
     config = training.config
-    stats = train_one_epoch(training, loader, checkpoints.check, progress)
+    stats = train_one_epoch(training, loader, checkpoints.check, progress, end)
     training.epoch += 1
     if training.skipped.too_many:
         skipped = training.skipped
@@ -274,7 +154,7 @@ def run_epoch(
     if data.split.val and (training.epoch % config.val_freq == 0 or is_last):
         started = time.perf_counter()
         try:
-            cases, pictures = validate_epoch(training, data, checkpoints.check, progress)
+            cases, pictures = validate_epoch(training, data, checkpoints.check, progress, end)
         except NonFiniteLogitsError as error:
             note = f"the validation of epoch {training.epoch} met {error}"
             return end_diverged(training, stats, note, checkpoints, on_epoch_end)
@@ -285,8 +165,9 @@ def run_epoch(
     best = training.best_score, training.best_epoch
     folder = checkpoints.dir.checkpoints
     result = EpochResult(training.epoch, stats, val, *best, end_reason, folder, pictures=pictures, case_scores=cases)
-    state = training.state(data, result.row(), case_rows(training.epoch, cases))
-    checkpoints.save(state, is_best=is_best, on_written=partial(on_epoch_end, result))
+    if is_main():
+        state = training.state(data, result.row(), case_rows(training.epoch, cases))
+        checkpoints.save(state, is_best=is_best, on_written=partial(on_epoch_end, result))
     return result
 
 
@@ -303,5 +184,6 @@ def end_diverged(
     """
     best, folder = (training.best_score, training.best_epoch), checkpoints.dir.checkpoints
     result = EpochResult(training.epoch, stats, None, *best, EndReason.NON_FINITE, folder, note)
-    checkpoints.call_after_writing(partial(on_epoch_end, result))
+    if is_main():
+        checkpoints.call_after_writing(partial(on_epoch_end, result))
     return result

@@ -15,14 +15,17 @@ from trainable.cases.grid import ORIENTATION
 from trainable.cases.labels import labels_of_checkpoint
 from trainable.core.config import TrainConfig
 from trainable.core.device import check_precision, choose_device
+from trainable.core.division import micro_batch_groups
 from trainable.core.errors import InputError
 from trainable.core.options import option_names, to_dict
+from trainable.core.ranks import block_group, world_size
 from trainable.data.cache import changed_cases
 from trainable.data.prepare import Data
 from trainable.evaluation.metrics import Scores
 from trainable.model.losses import make_loss
 from trainable.model.unet3d import UNet3D, build_network
 from trainable.training.epoch_result import Row
+from trainable.training.gradient_sum import GradientSum
 from trainable.training.optimizers import make_optimizer
 from trainable.training.schedules import Schedule
 from trainable.training.seen_cases import History, cases_by_part
@@ -95,7 +98,13 @@ class TrainingState:
         self.scaled = needs_loss_scale(config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**16 if self.scaled else 1.0)
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
-        self.train_step = TrainStep(self.network, make_loss(config), self.optimizer, self.scaler, config, self.average)
+        members = world_size() // micro_batch_groups(config, world_size())
+        self.parts_micro_batches = members > 1  # each micro-batch is divided among several processes
+        loss = make_loss(config, block_group(members) if self.parts_micro_batches else None)
+        self.gradient_sum = GradientSum(self.network) if world_size() > 1 else None
+        self.train_step = TrainStep(
+            self.network, loss, self.optimizer, self.scaler, config, self.average, self.gradient_sum
+        )
         self.epoch = self.step = 0  # finished epochs, and steps without the skipped ones
         self.best_score, self.best_epoch = 0.0, 0
         self.validations_without_gain = 0

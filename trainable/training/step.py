@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,12 +15,15 @@ from torch.optim import Optimizer
 
 from trainable.core.config import TrainConfig
 from trainable.core.device import AMP_DTYPES, autocast
+from trainable.core.division import Part
 from trainable.model.losses import Loss
+from trainable.training.gradient_sum import GradientSum
 from trainable.training.weight_average import WeightAverage
 
 WARMUP_MICRO_BATCHES = 3  # micro-batches before a step is captured: all kernels are then chosen, compiled and loaded
 
-LossFunction = Callable[[Sequence[Tensor], Tensor], Loss]  # of the heads' logits and the target
+# Of the heads' logits and the target, and if several processes share the micro-batch of the Part of it that these are.
+LossFunction = Callable[..., Loss]
 CapturedGraph = tuple[torch.cuda.CUDAGraph, Tensor]  # a graph, and the tensor that it writes its result into
 
 
@@ -45,8 +48,10 @@ class TrainStep:
         scaler: torch.amp.GradScaler,
         config: TrainConfig,
         average: WeightAverage | None = None,
+        gradient_sum: GradientSum | None = None,
     ) -> None:
         self.average = average  # updated after each step
+        self.gradient_sum = gradient_sum  # None for a process that trains alone
         self.network, self.loss, self.optimizer, self.scaler, self.config = network, loss, optimizer, scaler, config
         self.device = next(network.parameters()).device
         self.scaled = needs_loss_scale(config, self.device)
@@ -59,7 +64,7 @@ class TrainStep:
         # Bytes that a captured step occupies while it runs, and that nothing else can use in the meantime.
         self.graph_pool_bytes = 0
 
-    def forward_backward(self, x: Tensor, y: Tensor, loss_weight: float) -> Tensor:
+    def forward_backward(self, x: Tensor, y: Tensor, loss_weight: float, part: Part | None = None) -> Tensor:
         """Add the gradient of a micro-batch; return its total, base and Dice loss, (3,), unweighted.
 
         With CUDA graphs the next call overwrites the returned tensor: use or copy it before that.
@@ -68,20 +73,23 @@ class TrainStep:
             x: normalised image patches, (N, 4, D, H, W).
             y: targets per region, (N, 3, D, H, W), 0 or 1.
             loss_weight: weight of the micro-batch in its step.
+            part: the samples of the micro-batch that x has, if several processes share it. The losses that are returned
+                are of all of it, and the gradient is what these samples add to that of all.
 
         Raises:
             RuntimeError: if the GPU cannot hold this step as a CUDA graph; the message names the option `fast`.
         """
         config = self.config
         # With this weight its step is full, and so is every other micro-batch of it: no step is of both kinds.
-        if not self.use_cuda_graphs or len(x) != config.batch_size or loss_weight != 1 / config.accumulation_steps:
-            return self._forward_backward_eagerly(x, y, loss_weight)
+        samples = len(x) if part is None else part.samples
+        if not self.use_cuda_graphs or samples != config.batch_size or loss_weight != 1 / config.accumulation_steps:
+            return self._forward_backward_eagerly(x, y, loss_weight, part)
         if self.update_graph is None:
             at_start_of_step = all(parameter.grad is None for parameter in self.network.parameters())
             if self.warmup_count < WARMUP_MICRO_BATCHES or not at_start_of_step:
                 self.warmup_count += 1
-                return self._forward_backward_eagerly(x, y, loss_weight)
-            self._capture(x, y, loss_weight)
+                return self._forward_backward_eagerly(x, y, loss_weight, part)
+            self._capture(x, y, loss_weight, part)
         self.x.copy_(x)
         self.y.copy_(y)
         graph, losses = self.first_graph if self.micro_batches_done == 0 else self.further_graph
@@ -102,13 +110,13 @@ class TrainStep:
         graph.replay()
         return norm
 
-    def _forward_backward_eagerly(self, x: Tensor, y: Tensor, loss_weight: float) -> Tensor:
+    def _forward_backward_eagerly(self, x: Tensor, y: Tensor, loss_weight: float, part: Part | None) -> Tensor:
         """Do what forward_backward does, with each kernel launched from Python and not replayed from a graph."""
         cast_weights = self.use_cuda_graphs and self.config.amp != "off"
         weights = cast_conv_weights(self.network, AMP_DTYPES[self.config.amp]) if cast_weights else {}
         with autocast(self.config, self.device):
             heads = functional_call(self.network, weights, x) if weights else self.network(x)
-        loss = self.loss(heads, y)
+        loss = self.loss(heads, y) if part is None else self.loss(heads, y, part)
         self.scaler.scale(loss.total * loss_weight).backward()
         return torch.stack([part.detach() for part in loss])
 
@@ -116,6 +124,8 @@ class TrainStep:
         """Do what update does, with each kernel launched from Python and not replayed from a graph."""
         parameters = list(self.network.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.gradient_sum is not None:
+            self.gradient_sum.add_up(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
         gradients[0].mul_(torch.where(norm.isfinite(), 1.0, math.nan))  # a norm may overflow though no element does
         norm = norm / self.scaler.scale(torch.ones_like(norm))
@@ -129,7 +139,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _capture(self, x: Tensor, y: Tensor, loss_weight: float) -> None:
+    def _capture(self, x: Tensor, y: Tensor, loss_weight: float, part: Part | None) -> None:
         """Capture the graphs, on copies of x and y; nothing is computed yet."""
         for group in self.optimizer.param_groups:  # what changes during a training must be read from the GPU
             group["lr"] = torch.tensor(float(group["lr"]), device=self.device)
@@ -139,11 +149,10 @@ class TrainStep:
         torch.cuda.empty_cache()  # the eager steps have left blocks of the same sizes
         torch.cuda.reset_peak_memory_stats(self.device)
         pool = torch.cuda.graph_pool_handle()
-        self.first_graph = capture_graph(lambda: self._forward_backward_eagerly(self.x, self.y, loss_weight), pool)
+        micro_batch = partial(self._forward_backward_eagerly, self.x, self.y, loss_weight, part)
+        self.first_graph = capture_graph(micro_batch, pool)
         if self.config.accumulation_steps > 1:  # these add to the gradient that the first has written
-            self.further_graph = capture_graph(
-                lambda: self._forward_backward_eagerly(self.x, self.y, loss_weight), pool
-            )
+            self.further_graph = capture_graph(micro_batch, pool)
         self.update_graph = capture_graph(self._update_eagerly, pool)
         self.graph_pool_bytes = torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)

@@ -20,9 +20,9 @@ from trainable.core.parallel import cores
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.data.split import evenly_spaced
-from trainable.training.loop import train_one_epoch
 from trainable.training.state import TrainingState
 from trainable.training.step_progress import ProgressReporter
+from trainable.training.train_epoch import train_one_epoch
 from trainable.training.validation import validate_epoch
 from tune.driver.gpu_sharing import DoesNotFit, share_memory
 from tune.driver.parallel_processes import ProcessFailed, WaitForAll, run_together
