@@ -103,10 +103,15 @@ def retrain(
         int | None, typer.Option(metavar="N", min=1, help="Train an ensemble: N trainings, with --folds of each fold.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Folder below RUN/retrain.")] = None,
+    gpus: Annotated[
+        int, typer.Option(metavar="N", min=1, help="GPUs of this machine that train the model together; a step is divided.")
+    ] = 1,
     address: Address = None,
 ) -> None:
     """Train the winner again from the start, or an ensemble of it, and score it once on the held-out test cases."""
     if folds is not None or seeds is not None:
+        if gpus > 1:
+            raise InputError("--gpus is of a single model: the trainings of an ensemble take a GPU each")
         from tune.ensemble_retrain import EnsembleRequest, retrain_ensemble
 
         request = EnsembleRequest(folds or 0, seeds or 1, trial, config, epochs, with_val, name)
@@ -119,7 +124,9 @@ def retrain(
     from tune.run.results import read_run
     from tune.terminal.retrained import print_retrained
 
-    output = retrain_trial(run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name)
+    output = retrain_trial(
+        run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name, gpus=gpus
+    )
     print_retrained(read_run(run.resolve()), TrainingDir(output))
 
 
