@@ -1,0 +1,145 @@
+"""cluster/slurm/voxtune.sbatch: real sweeps on two nodes of this machine, under stand-ins for Slurm and a real one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import SPACE, clean_environment, rows, voxtune
+from slurm_cluster import SlurmCluster, why_not
+from slurm_standin import write_programs
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "cluster/slurm/voxtune.sbatch"
+REQUEUED = "the job goes back to the queue, and then resumes the sweep"
+WITHOUT_SLURM = pytest.mark.skipif(bool(why_not()), reason=f"a real Slurm: {why_not()}")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return an environment whose PATH has this checkout's voxtune, and Ray and Python of the tests."""
+    programs = folder / "bin"
+    programs.mkdir()
+    (programs / "voxtune").write_text(f'#!/bin/bash\nexec {sys.executable} -m tune "$@"\n')
+    (programs / "voxtune").chmod(0o755)
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return clean_environment() | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def write_space(folder: Path, trials: int) -> Path:
+    """Write the YAML of a sweep whose trials take some seconds on one CPU; return its path."""
+    space = yaml.safe_load(SPACE)
+    space["train"] |= {"patches_per_epoch": 48, "epochs": 8}
+    space["study"]["trials"] = trials
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(space))
+    return path
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str], log: Path, seconds: float) -> None:
+    """Wait until a condition holds, while a process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.1)
+
+
+def two_train(run: Path) -> bool:
+    """Return whether the first two trials are both in the middle, which takes both nodes: each has one CPU."""
+    return all(0 < len(rows(run / f"trials/{number:04d}")) < 8 for number in (0, 1))
+
+
+def token_of(pid: str) -> str:
+    """Return the token of Ray in the environment of a process."""
+    variables = dict(item.split("=", 1) for item in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in item)
+    assert variables["RAY_AUTH_MODE"] == "token"
+    return variables["RAY_AUTH_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "message"),
+    [
+        ("", ["run", "demo"], "submit it: sbatch --nodes=2 --gpus-per-node=4 voxtune.sbatch RUN SPACE --data DATA"),
+        ("1", [], "the folder of the sweep is missing; expected: voxtune.sbatch RUN SPACE --data DATA"),
+        ("1", ["run"], "run has no sweep to resume; to launch one: voxtune.sbatch run SPACE --data DATA"),
+        ("1", ["run", "--trials", "9"], "run has no sweep to resume; to launch one"),
+    ],
+)
+def test_what_it_cannot_do_is_said_before_ray_starts(tmp_path: Path, job: str, words: list[str], message: str) -> None:
+    variables = environment(tmp_path) | {"SLURM_JOB_ID": job}
+    done = subprocess.run(
+        ["bash", SCRIPT, *words], env=variables, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"voxtune.sbatch: {message}" in done.stderr
+
+
+def test_a_missing_environment_is_said(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["/bin/bash", SCRIPT, "run"], env={"SLURM_JOB_ID": "1", "PATH": "/usr/bin:/bin"}, cwd=tmp_path,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no voxtune in PATH; activate the environment of voxtune before sbatch" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_job_of_two_nodes_that_slurm_ends_goes_on_when_it_is_started_again(phantoms: Path, tmp_path: Path) -> None:
+    """TERM to the batch shell alone, as `--signal=B:TERM@120` sends it; then a cancelled job, which stays ended."""
+    variables = environment(tmp_path) | {"SLURM_STANDIN": str(tmp_path)}
+    write_programs(tmp_path / "bin")
+    run, log = tmp_path / "run", tmp_path / "job.log"
+    words = ["--nodes=2", "--cpus-per-task=1", SCRIPT, run, write_space(tmp_path, 5), "--data", phantoms, "--no_report"]
+    sbatch = subprocess.Popen(
+        [tmp_path / "bin/sbatch", *map(str, words)], env=variables, text=True, stderr=subprocess.STDOUT
+    )
+    wait_until(lambda: two_train(run), sbatch, log, 120)
+    token = token_of((tmp_path / "step.pids").read_text().split()[0])
+    os.kill(int((tmp_path / "batch.pid").read_text()), signal.SIGTERM)
+    wait_until(lambda: log.read_text().count("resumed: attempt 2"), sbatch, log, 120)
+    (tmp_path / "state").write_text("CANCELLED")
+    os.kill(int((tmp_path / "batch.pid").read_text()), signal.SIGTERM)
+    assert sbatch.wait(timeout=120) == 143, log.read_text()
+    assert log.read_text().count(REQUEUED) == 1
+    (tmp_path / "state").unlink()
+    done = subprocess.run([tmp_path / "bin/sbatch", *map(str, words)], env=variables, check=False)
+    text = log.read_text()
+    assert done.returncode == 0, text
+    assert f"voxtune launch {words[4]} --data {phantoms} --no_report --out {run} --address" in text
+    assert f"voxtune resume {run} --address" in text
+    assert "all 5 trials have ended" in text
+    assert voxtune("verify", run).returncode == 0
+    assert not list(Path("/tmp").glob("voxtune-4711-*"))
+    assert len(token) == 64
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
+
+
+@pytest.mark.slow
+@WITHOUT_SLURM
+def test_a_real_slurm_cuts_it_off_by_the_time_limit_and_requeues_it_until_it_has_ended(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    """The limit is 3 minutes, and TERM comes 90 s before it (Slurm counts in minutes, so up to a minute earlier)."""
+    run, log = tmp_path / "run", tmp_path / "job.log"
+    variables = environment(tmp_path)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, SlurmCluster(Path(folder)) as slurm:
+        slurm.environment |= variables | {"PATH": f"{variables['PATH']}:/usr/sbin:/sbin"}
+        size = ["--nodes=2", "--cpus-per-task=1", "--time=3", "--signal=B:TERM@90", f"--output={log}"]
+        slurm.run(
+            "sbatch", *size, str(SCRIPT), str(run), str(write_space(tmp_path, 24)), "--data", str(phantoms),
+            "--no_report",
+        )  # fmt: skip
+        slurm.wait_for("", "squeue", "-h", seconds=900)
+    text = log.read_text()
+    assert text.count(REQUEUED) >= 1
+    assert text.count("resumed: attempt") == text.count(REQUEUED)
+    assert "all 24 trials have ended" in text
+    assert voxtune("verify", run).returncode == 0
