@@ -4,13 +4,26 @@
 #   launch_or_resume.sh [--from STORAGE/NAME] [--address HOST:PORT] RUN SPACE --data DATA [options of voxtune launch]
 #
 # --from names the snapshot of a sweep that was launched with --storage STORAGE and whose folder RUN was called NAME: if
-# RUN is not on this machine, it is made from the snapshot. The options of launch count only the first time.
+# RUN is not on this machine, it is made from the snapshot. The options of launch count the first time; --notify and
+# --no_report, which RUN does not keep, count each time.
 
 set -u
 
 fail() {
     echo "launch_or_resume.sh: $1" >&2
     exit 2
+}
+
+# Note in `kept` those options of launch that count in a resume too, as RUN does not have them.
+keep() {
+    kept=()
+    while (($#)); do
+        case $1 in
+            --no_report | --notify=*) kept+=("$1") ;;
+            --notify) kept+=("$1" "${2:-}") && shift ;;
+        esac
+        shift
+    done
 }
 
 from='' address=()
@@ -29,11 +42,12 @@ for ((i = 1; i < $#; i++)); do
     fi
 done
 
+keep "$@"
 if [[ -e $run/study.yaml ]]; then
-    exec voxtune resume "$run" "${address[@]}"
+    exec voxtune resume "$run" "${kept[@]}" "${address[@]}"
 fi
 if [[ -n $from ]]; then
-    voxtune resume "$run" --from "$from" --data "${data:-.}" "${address[@]}" &
+    voxtune resume "$run" --from "$from" --data "${data:-.}" "${kept[@]}" "${address[@]}" &
     trap 'kill -TERM $! 2> /dev/null' TERM
     while kill -0 $! 2> /dev/null; do wait $!; done
     wait $!

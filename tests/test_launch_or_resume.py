@@ -80,4 +80,5 @@ def test_the_same_command_launches_resumes_and_goes_on_from_the_snapshot_on_anot
     assert third.returncode == 0, text
     assert "resumed: attempt 3" in text
     assert "all 4 trials have ended" in text
+    assert not (run / "report.html").exists()  # --no_report holds for all three
     assert voxtune("verify", run).returncode == 0
