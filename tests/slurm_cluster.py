@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -107,6 +108,13 @@ class SlurmCluster:
         while (printed := self.run(*words)) != text:
             assert time.monotonic() < end, f"{words} prints {printed!r}, not {text!r}"
             time.sleep(0.5)
+
+    def wait_until(self, condition: Callable[[], bool], log: Path, seconds: float = 180) -> None:
+        """Wait until a condition holds; a job's log is shown if it does not."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
 
 
 def free_ports(count: int) -> list[int]:
