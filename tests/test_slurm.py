@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helpers import SPACE, clean_environment, rows, voxtune, wait_for
 from slurm_cluster import SlurmCluster, why_not
-from slurm_standin import write_programs
+from slurm_standin import JOB, write_programs
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "cluster/slurm/voxtune.sbatch"
@@ -82,7 +82,9 @@ def test_a_missing_environment_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_of_two_nodes_that_slurm_ends_goes_on_when_it_is_started_again(phantoms: Path, tmp_path: Path) -> None:
-    """TERM to the batch shell alone, as `--signal=B:TERM@120` sends it; then a cancelled job, which stays ended."""
+    """TERM to the batch shell alone, as `--signal=B:TERM@120` sends it; to Ray's processes alone, as a preemption does;
+    to a cancelled job, which stays ended.
+    """
     variables = environment(tmp_path) | {"SLURM_STANDIN": str(tmp_path)}
     write_programs(tmp_path / "bin")
     run, log = tmp_path / "run", tmp_path / "job.log"
@@ -94,17 +96,19 @@ def test_a_job_of_two_nodes_that_slurm_ends_goes_on_when_it_is_started_again(pha
     token = token_of((tmp_path / "step.pids").read_text().split()[0])
     os.kill(int((tmp_path / "batch.pid").read_text()), signal.SIGTERM)
     wait_for(sbatch, lambda: "resumed: attempt 2" in log.read_text())
+    subprocess.run([tmp_path / "bin/scancel", "--signal=TERM", f"{JOB}.0"], env=variables, check=True)
+    wait_for(sbatch, lambda: "resumed: attempt 3" in log.read_text())
     (tmp_path / "state").write_text("CANCELLED")
     os.kill(int((tmp_path / "batch.pid").read_text()), signal.SIGTERM)
     assert sbatch.wait(timeout=120) == 143, log.read_text()
-    assert log.read_text().count(REQUEUED) == 1
+    assert log.read_text().count(REQUEUED) == 2
     (tmp_path / "state").unlink()
     done = subprocess.run([tmp_path / "bin/sbatch", *map(str, words)], env=variables, check=False)
     text = log.read_text()
     assert done.returncode == 0, text
     assert text.count(f"voxtune launch {run}, with Ray at ") == 1
-    assert text.count(f"voxtune resume {run}, with Ray at ") == 2
-    assert not (run / "report.html").exists()  # --no_report holds for all three
+    assert text.count(f"voxtune resume {run}, with Ray at ") == 3
+    assert not (run / "report.html").exists()  # --no_report holds for all four
     assert "all 5 trials have ended" in text
     assert voxtune("verify", run).returncode == 0
     assert not list(Path("/tmp").glob("voxtune-4711-*"))
