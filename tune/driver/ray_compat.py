@@ -7,14 +7,20 @@ changes one of them fails there.
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
 from typing import Any
 
 import ray
 from ray.tune.experiment import Trial
+
+JOB_DIGITS = 8  # hex digits of the id of a job, with which those of its placement groups end
 
 
 def _local_node() -> Any:
@@ -76,6 +82,29 @@ def patient_start(seconds: float) -> Iterator[None]:
         services.get_node = get_node
 
 
+@contextlib.contextmanager
+def stranger(address: str | None) -> Iterator[Callable[[], bool]]:
+    """Let a process without a token knock at a cluster; yield a function that waits, and tells whether it was let in.
+
+    The answer is False for None, which is a cluster of this process, and if Ray's command line does not have the verb.
+    """
+    if address is None:
+        yield lambda: False
+        return
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--component", "none"]
+        + ["--address", address],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment | {"RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    try:
+        yield lambda: process.wait() == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def started_here() -> bool:
     """Return whether this process has started its cluster, on this machine only; False if Ray does not tell."""
     is_head = getattr(_local_node(), "is_head", None)
@@ -114,6 +143,26 @@ def holds_resources() -> bool:
     job = ray.get_runtime_context().get_job_id()
     groups = ray.util.placement_group_table()
     return any(group.get("state", "CREATED") == "CREATED" for name, group in groups.items() if name.endswith(job))
+
+
+def live_jobs() -> dict[str, dict[str, Any]]:
+    """Return what Ray knows of the programs that use the cluster now, by the id of their job; {} if it does not tell.
+
+    Of each there are Entrypoint, the command line, DriverPid and DriverIPAddress.
+    """
+    private = getattr(ray, "_private", None)
+    jobs = getattr(getattr(private, "state", None), "jobs", None)
+    return {job["JobID"]: job for job in jobs() if not job["IsDead"]} if jobs is not None else {}
+
+
+def reserved_by_job() -> dict[str, Counter[str]]:
+    """Return what the jobs have reserved in placement groups, by Ray's names, by the id of the job."""
+    reserved: dict[str, Counter[str]] = {}
+    for name, group in ray.util.placement_group_table().items():
+        if group.get("state") == "CREATED":
+            for bundle in group.get("bundles", {}).values():
+                reserved.setdefault(name[-JOB_DIGITS:], Counter()).update(bundle)
+    return reserved
 
 
 def checkpoint_name(result: dict[str, Any]) -> str | None:
