@@ -78,7 +78,7 @@ SICK = {
         "torch reaches none of them (The NVIDIA driver on your system is too old): NVIDIA's driver there is 570.1",
     ),
     "DATA": ("DATA", with_folder("DATA", sight=Sight.EMPTY), Level.WARNING, "is empty, as without its mount"),
-    "cache": ("cache", with_folder("cache", sight=Sight.MISSING), Level.WRONG, "there is no such folder; mount the driver's disk"),
+    "cache": ("cache", with_folder("cache", sight=Sight.MISSING), Level.WRONG, "there is no such folder; mount"),
     "RUN": ("RUN", with_folder("RUN", sight=Sight.OTHER), Level.WRONG, "not the driver's; mount"),
     "lost": ("RUN", with_folder("RUN", sight=Sight.UNSHARED), Level.WRONG, "does not reach the driver"),
     "write": ("RUN", with_folder("RUN", sight=Sight.READ_ONLY, error="Permission denied"), Level.WRONG, "Permission"),

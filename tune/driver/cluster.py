@@ -159,6 +159,7 @@ def start_ray(address: str | None) -> None:
         if port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
             answers = True
+            ray_compat.refuse_wrong_token(address)
         packages = [str(Path(__file__).parents[2] / name) for name in ("tune", "trainable")]
         ray.init(address=address, runtime_env={"py_modules": packages}, **options)
     except ray.exceptions.AuthenticationError as error:

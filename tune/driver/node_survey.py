@@ -49,15 +49,16 @@ def survey_nodes(
     token = secrets.token_hex(16)
     with marked_folders(folders, token) as marks, witnesses(alive) as actors:
         answers = ask_all(alive, actors, packages, marks, timeout)
-    own_id = ray.get_runtime_context().get_node_id()
-    names = node_names(alive)
+    own_id, names = ray.get_runtime_context().get_node_id(), node_names(alive)
+    still_alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     columns = []
     for node in sorted(alive, key=lambda node: (node["NodeID"] != own_id, names[node["NodeID"]])):
         number = node["NodeID"]
         found = Node(names[number], node["NodeManagerAddress"], node["Resources"], takes(node["Resources"], need))
-        cells = examine(replace(found, **answers[number]), here)
+        answer = answers[number] if number in still_alive else {"silence": "Ray has lost it while it was asked"}
+        cells = examine(replace(found, **answer), here)
         columns.append(NodeColumn(names[number] + " (driver)" * (number == own_id), found.address, cells))
-    return NodesReport(address, tuple(columns), notes=tuple(lost_nodes()))
+    return NodesReport(address, tuple(columns), notes=tuple(lost_nodes(alive)))
 
 
 def takes(resources: Mapping[str, float], need: Mapping[str, float] | None) -> bool:
@@ -146,13 +147,12 @@ def node_names(nodes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return names
 
 
-def lost_nodes() -> list[str]:
+def lost_nodes(alive: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line on nodes that were in the cluster and have not come back; none if there are none."""
-    nodes = ray.nodes()
-    here = {node["NodeManagerAddress"] for node in nodes if node["Alive"]}
+    here = {node["NodeManagerAddress"] for node in alive}
     lost = {
         node["NodeManagerAddress"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        for node in nodes
+        for node in ray.nodes()
         if not node["Alive"] and node["NodeManagerAddress"] not in here
     }
     return [f"no longer in the cluster: {', '.join(lost.values())}"] if lost else []

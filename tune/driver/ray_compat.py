@@ -7,6 +7,7 @@ changes one of them fails there.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -82,27 +83,52 @@ def patient_start(seconds: float) -> Iterator[None]:
         services.get_node = get_node
 
 
+KNOCK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+
+
+def refuse_wrong_token(address: str) -> None:
+    """Ask a cluster whether it accepts the token of this process, or that there is none; ray.init tries for minutes.
+
+    Nothing is asked if Ray does not have these names any more.
+
+    Raises:
+        ray.exceptions.AuthenticationError: it does not, or this process is to have a token and has none.
+    """
+    setup = "ray._private.authentication.authentication_token_setup"
+    names = [("ray._raylet", "GcsClient"), (setup, "ensure_token_if_auth_enabled")]
+    names.append((setup, "maybe_enable_token_auth_if_token_available"))
+    try:
+        client, ensure_token, find_token = (getattr(importlib.import_module(module), name) for module, name in names)
+    except (ImportError, AttributeError):
+        return
+    find_token(warn_if_disabled=False)  # these two as ray.init does it
+    ensure_token(create_token_if_missing=False)  # without a token the client would abort this process
+    try:
+        client(address=address)
+    except ray.exceptions.AuthenticationError:
+        raise
+    except ray.exceptions.RayError:  # of which ray.init tells
+        return
+
+
 @contextlib.contextmanager
 def stranger(address: str | None) -> Iterator[Callable[[], bool]]:
     """Let a process without a token knock at a cluster; yield a function that waits, and tells whether it was let in.
 
-    The answer is False for None, which is a cluster of this process, and if Ray's command line does not have the verb.
+    The answer is False for None, which is a cluster of this process, and if Ray does not have these names any more.
     """
     if address is None:
         yield lambda: False
         return
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--component", "none"]
-        + ["--address", address],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env=environment | {"RAY_AUTH_MODE": "disabled"},
-    )  # fmt: skip
-    try:
-        yield lambda: process.wait() == 0
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(
+        [sys.executable, "-c", KNOCK, address],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment | {"RAY_AUTH_MODE": "disabled"},
+    ) as process:  # fmt: skip
+        try:
+            yield lambda: process.wait() == 0
+        finally:
+            process.kill()
 
 
 def started_here() -> bool:
