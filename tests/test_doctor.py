@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from helpers import voxtune
+from helpers import SPACE, voxtune
 
 from tune.analysis.json_output.outputs import json_schema
 from tune.nodes.checks import Level, Node, Reference, examine
@@ -279,3 +279,31 @@ def test_wrong_arguments_are_refused_before_ray_starts(tmp_path: Path) -> None:
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     assert sorted(tmp_path.iterdir()) == [tmp_path / "empty"]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_requires_no_token_and_a_trial_that_fits_nowhere_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        (tmp_path / "space.yaml").write_text(SPACE.replace("cpu: 1", "cpu: 2"))
+        words = ["doctor", tmp_path / "space.yaml", "--address", cluster.address]
+        done = voxtune(*words, "--json", RAY_AUTH_MODE="disabled")
+        table = voxtune(*words, RAY_AUTH_MODE="disabled").stdout
+    finally:
+        cluster.shutdown()
+    content = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert [finding["level"] for finding in content["cluster"]] == ["warning", "wrong"]
+    assert "takes commands from everyone who reaches its ports" in content["cluster"][0]["advice"]
+    assert (
+        "2 CPUs and 0 GPUs per trial, on one node; the cluster has 2 nodes of 1 CPUs" in content["cluster"][1]["advice"]
+    )
+    assert len({node["name"] for node in content["nodes"]}) == 2  # though both are this machine
+    assert "✗ resources ask for 2 CPUs" in table
+    assert "! this cluster takes commands" in table

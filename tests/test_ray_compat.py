@@ -255,6 +255,10 @@ def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPat
     assert not ray_compat.cluster_died()
     assert not ray_compat.started_here()
     assert ray_compat.actor_of(SimpleNamespace()) is None  # type: ignore[arg-type]
+    monkeypatch.delattr("ray._private.state.jobs")
+    assert ray_compat.live_jobs() == {}
+    monkeypatch.delattr("ray._raylet.GcsClient")
+    ray_compat.refuse_wrong_token("no.such.host:1")
 
 
 def test_the_start_of_a_cluster_waits_for_its_node_as_long_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
