@@ -55,6 +55,7 @@ def with_folder(role: str, **changes: object) -> Node:
 
 def test_nothing_is_wrong_with_a_node_that_has_what_the_driver_has() -> None:
     assert {cell.level for cell in examine(NODE, HERE).values()} == {Level.OK}
+    assert examine(with_facts(gpus=(), gpu_driver=""), HERE)["GPUs"].text == "4 by torch"  # without nvidia-smi
     builds = with_facts(versions={**VERSIONS, "torch": "2.13.0+cpu"})  # as on a head without a GPU
     assert examine(builds, HERE)["torch"].level == Level.OK
 
@@ -69,13 +70,18 @@ SICK = {
     "code": ("voxtune", with_facts(code="def"), Level.WRONG, "other code of voxtune"),
     "missing": ("packages", with_facts(versions={**VERSIONS, "nibabel": ""}), Level.WRONG, "pip install nibabel==5.3"),
     "other": ("packages", with_facts(versions={**VERSIONS, "numpy": "2.0"}), Level.WARNING, "numpy 2.0 instead of 2.1"),
-    "lost GPU": ("GPUs", with_facts(gpus=WELL.gpus[:3]), Level.WRONG, "Ray gives away 4 GPUs, nvidia-smi shows 3"),
+    "lost GPU": (
+        "GPUs",
+        with_facts(gpus=(), gpu_driver="", torch_gpus=0, torch_error="No CUDA GPUs are available"),
+        Level.WRONG,
+        "Ray gives away 4 GPUs, nvidia-smi shows none, torch reaches none (No CUDA GPUs are available)",
+    ),
     "idle GPU": ("GPUs", replace(NODE, resources={"CPU": 16.0}), Level.WARNING, "Ray gives away none of its 4 GPUs"),
     "driver": (
         "GPU driver",
         with_facts(torch_gpus=0, torch_error="The NVIDIA driver on your system is too old"),
         Level.WRONG,
-        "torch reaches none of them (The NVIDIA driver on your system is too old): NVIDIA's driver there is 570.1",
+        "torch reaches none (The NVIDIA driver on your system is too old) of its 4 GPUs: renew NVIDIA's",
     ),
     "DATA": ("DATA", with_folder("DATA", sight=Sight.EMPTY), Level.WARNING, "is empty, as without its mount"),
     "cache": ("cache", with_folder("cache", sight=Sight.MISSING), Level.WRONG, "there is no such folder; mount"),

@@ -43,6 +43,7 @@ class Machine:
         self.own_ray = network.folder / f"ray-{name}"  # which its processes see as the folder of Ray
         self.own_ray.mkdir()
         self.raylet: subprocess.Popen[str] | None = None
+        self.ray_words: tuple[str, ...] = ()
 
     def start(self, *words: object, setup: str | None = None, **environment: str) -> subprocess.Popen[str]:
         """Start a command on the machine, in a process group of its own; its standard error goes to its output.
@@ -70,13 +71,22 @@ class Machine:
         output, _ = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
-    def start_ray(self, *words: object, head: bool = False) -> None:
-        """Start the machine's Ray node; it ends with `stop`."""
-        place = ["--head", f"--port={PORT}"] if head else [f"--address={self.network.head.address}:{PORT}"]
-        options = [f"--node-ip-address={self.address}", "--include-dashboard=false", "--disable-usage-stats"]
-        options = options if head else [option for option in options if "dashboard" not in option]
-        memory = [f"--object-store-memory={80 * 2**20}"]
-        self.raylet = self.start(RAY, "start", "--block", *place, *options, *memory, *words)
+    def start_ray(self, *words: str) -> None:
+        """Start the machine's Ray node with these options; that of the first machine is the head. `stop` ends it."""
+        head = self.network.head
+        place = ["--head", f"--port={PORT}", "--include-dashboard=false"] if self is head else []
+        place = place or [f"--address={head.address}:{PORT}"]
+        options = [f"--node-ip-address={self.address}", "--disable-usage-stats", f"--object-store-memory={80 * 2**20}"]
+        # A process that has imported tune has set this to 0, and Ray would refuse to be one node of several.
+        several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+        self.raylet = self.start(RAY, "start", "--block", *place, *options, *words, **several)
+        self.ray_words = words
+
+    def start_ray_again_if_ended(self) -> None:
+        """Start the Ray node again if it has given up, as it does when it has waited 30 s on a busy computer."""
+        if self.raylet is not None and self.raylet.poll() is not None:
+            print(f"{self.name}: Ray has not started: {(self.raylet.communicate()[0] or '')[-400:]}", file=sys.stderr)
+            self.start_ray(*self.ray_words)
 
     def processes(self) -> list[int]:
         """Return the processes that run on the machine."""
@@ -114,13 +124,11 @@ class Network:
     """A bridge with machines: `add` makes one. The first is the head of the Ray cluster, which requires a token.
 
     Args:
-        bridge: name of the bridge, at most 8 characters, which no other network of this computer has.
-        subnet: the first three numbers of its addresses.
         folder: for the token and for Ray's sockets; its path must be short.
     """
 
-    def __init__(self, folder: Path, *, bridge: str = "vt", subnet: str = "10.77.0") -> None:
-        self.folder, self.bridge, self.subnet = folder, bridge, subnet
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bridge = folder, f"vt{os.getpid()}"  # a name of an interface has at most 15 characters
         self.machines: list[Machine] = []
         token = folder / "token"
         token.write_text(os.urandom(32).hex())
@@ -149,7 +157,7 @@ class Network:
     def add(self, name: str, setup: str = "") -> Machine:
         """Make a machine; arguments as of Machine."""
         number = len(self.machines) + 1
-        machine = Machine(self, name, f"{self.subnet}.{number}", setup)
+        machine = Machine(self, name, f"10.77.0.{number}", setup)
         self.machines.append(machine)
         inner, outer = "eth0", f"{self.bridge}-v{number}"
         ip("netns", "add", machine.namespace)
@@ -188,19 +196,20 @@ def ray_network(folder: Path, machines: Sequence[tuple[str, str]], *, cpus: int 
         for name, setup in machines:
             network.add(name, setup)
         for number, machine in enumerate(network.machines):
-            machine.start_ray(f"--num-cpus={cpus if number else 0}", head=number == 0)
+            machine.start_ray(f"--num-cpus={cpus if number else 0}")
             if number == 0:
                 wait_for_head(network)
         wait_for_nodes(network, len(machines))
         yield network
 
 
-def wait_for_head(network: Network, seconds: float = 60) -> None:
+def wait_for_head(network: Network, seconds: float = 120) -> None:
     """Wait until the head accepts connections."""
     code = f"import socket; socket.create_connection(({network.head.address!r}, {PORT}), 1)"
     end = time.monotonic() + seconds
     while network.head.run(sys.executable, "-c", code).returncode:
-        assert time.monotonic() < end, network.head.raylet and network.head.raylet.communicate()[0]
+        assert time.monotonic() < end, "the head does not start"
+        network.head.start_ray_again_if_ended()
         time.sleep(0.2)
 
 
@@ -208,14 +217,18 @@ COUNT = """
 import sys, time
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-end = time.monotonic() + 60
+end = time.monotonic() + 20
 while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
-    assert time.monotonic() < end, ray.nodes()
+    if time.monotonic() > end:
+        sys.exit(1)
     time.sleep(0.2)
 """
 
 
-def wait_for_nodes(network: Network, count: int) -> None:
-    """Wait until the cluster has this many nodes."""
-    done = network.head.run(sys.executable, "-c", COUNT, network.address, count)
-    assert done.returncode == 0, done.stdout
+def wait_for_nodes(network: Network, count: int, seconds: float = 240) -> None:
+    """Wait until the cluster has this many nodes; a Ray node that has given up is started again."""
+    end = time.monotonic() + seconds
+    while (done := network.head.run(sys.executable, "-c", COUNT, network.address, count)).returncode:
+        assert time.monotonic() < end, done.stdout
+        for machine in network.machines:
+            machine.start_ray_again_if_ended()

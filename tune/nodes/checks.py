@@ -6,6 +6,7 @@ is to write it and to name it in CHECKS.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -132,23 +133,26 @@ def packages(node: Node, facts: NodeFacts, here: Reference) -> Cell:
 
 def gpus(node: Node, facts: NodeFacts, here: Reference) -> Cell:
     """Check that the GPUs that Ray gives away are there."""
-    promised = node.resources.get("GPU", 0)
-    models = {gpu.name: gpu for gpu in facts.gpus}
-    text = ", ".join(
-        f"{sum(gpu.name == name for gpu in facts.gpus)} x {name} of {format_bytes(gpu.memory)}"
-        for name, gpu in models.items()
-    )
-    if promised > len(facts.gpus):
+    promised, names = node.resources.get("GPU", 0), Counter(gpu.name.removeprefix("NVIDIA ") for gpu in facts.gpus)
+    text = ", ".join(f"{count} x {name}" for name, count in names.items()) or "none"
+    if promised > max(len(facts.gpus), facts.torch_gpus or 0):  # a container may be without nvidia-smi
         advice = (
-            f"Ray gives away {counted(int(promised), 'GPU')}, nvidia-smi shows {len(facts.gpus) or 'none'}: repair the "
-            "driver (`nvidia-smi` must list them there), or start Ray there with --num-gpus as it is"
+            f"Ray gives away {counted(int(promised), 'GPU')}, nvidia-smi shows {len(facts.gpus) or 'none'}, "
+            f"{torch_reaches(facts)}: repair its NVIDIA driver, or start Ray there with the --num-gpus that are left"
         )
-        return Cell(text or "none", Level.WRONG, advice)
+        return Cell(text, Level.WRONG, advice)
+    if promised and not facts.gpus:
+        return Cell(f"{facts.torch_gpus} by torch")
     if facts.gpus and not promised:
-        return Cell(
-            text, Level.WARNING, f"Ray gives away none of its {len(facts.gpus)} GPUs: start Ray there with --num-gpus"
-        )
-    return Cell(text or "none")
+        advice = f"Ray gives away none of its {counted(len(facts.gpus), 'GPU')}: start Ray there with --num-gpus"
+        return Cell(text, Level.WARNING, advice)
+    return Cell(text)
+
+
+def gpu_memory(node: Node, facts: NodeFacts, here: Reference) -> Cell | None:
+    """Return the memory of a GPU; if they differ, of each kind."""
+    sizes = sorted({gpu.memory for gpu in facts.gpus})
+    return Cell(", ".join(map(format_bytes, sizes))) if sizes else None
 
 
 def gpu_driver(node: Node, facts: NodeFacts, here: Reference) -> Cell | None:
@@ -157,11 +161,17 @@ def gpu_driver(node: Node, facts: NodeFacts, here: Reference) -> Cell | None:
         return None
     if facts.torch_gpus is None or facts.torch_gpus >= node.resources.get("GPU", 0):
         return Cell(facts.gpu_driver)
-    reaches = f"torch reaches {facts.torch_gpus or 'none'} of them ({facts.torch_error or 'others are hidden from it'})"
     advice = (
-        f"{reaches}: NVIDIA's driver there is {facts.gpu_driver}; renew it, or install a torch that is built for it"
+        f"{torch_reaches(facts)} of its {counted(len(facts.gpus), 'GPU')}: renew NVIDIA's driver {facts.gpu_driver} "
+        "there, or install a torch that is built for it"
     )
     return Cell(f"{facts.gpu_driver}, not by torch", Level.WRONG, advice)
+
+
+def torch_reaches(facts: NodeFacts) -> str:
+    """Return how many GPUs torch reaches on a node, and why not more if that is known."""
+    why = f" ({facts.torch_error})" if facts.torch_error else ""
+    return f"torch reaches {facts.torch_gpus or 'none'}{why}"
 
 
 def folder(role: str, option: str, *, needed: bool = True) -> Check:
@@ -260,6 +270,7 @@ CHECKS: dict[str, Check] = {
     "voxtune": voxtune,
     "packages": packages,
     "GPUs": gpus,
+    "GPU memory": gpu_memory,
     "GPU driver": gpu_driver,
     "DATA": folder("DATA", "--data", needed=False),
     "cache": folder("cache", "--cache_dir"),

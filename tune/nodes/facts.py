@@ -26,11 +26,14 @@ TORCH_TIMEOUT = 100  # seconds to import torch, from a network's disk the first 
 # Prints how many GPUs torch reaches, or why none.
 TORCH_GPUS = """
 import torch
-try:
-    torch.cuda.init()
+if torch.cuda.is_available():  # which takes no memory of a GPU
     print(torch.cuda.device_count())
-except Exception as error:
-    print(str(error).splitlines()[0])
+else:
+    try:
+        torch.cuda.init()
+        print("0")
+    except Exception as error:
+        print(str(error).splitlines()[0])
 """
 
 
@@ -78,10 +81,10 @@ class NodeWitness:
             packages: whose versions are wanted.
             folders: to look at, by role.
             ray_folder: in which Ray keeps its sockets and logs here.
-            use_gpus: try whether torch reaches the GPUs, which takes seconds.
+            use_gpus: try whether torch reaches GPUs, which takes seconds.
         """
         gpus, driver = list_gpus()
-        reached, error = reach_gpus() if use_gpus and gpus else (None, "")
+        reached, error = reach_gpus() if use_gpus else (None, "")
         return NodeFacts(
             python=platform.python_version(),
             versions=versions_of(packages),
