@@ -16,7 +16,16 @@ from tune.cli.completion import complete_run, complete_space
 PANELS = {
     "Cases": ("phantom", "convert_msd", "prepare"),
     "Search": (
-        *("check", "doctor", "estimate", "launch", "resume", "suggest", "confirm", "verify", "simulate", "demo"),
+        "check",
+        "doctor",
+        "estimate",
+        "launch",
+        "resume",
+        "suggest",
+        "confirm",
+        "verify",
+        "simulate",
+        "demo",
     ),
     "See what came out": ("status", "show", "best", "importance", "prior", "compare", "report", "trials", "curves"),
     "Models": ("train", "retrain", "predict", "postprocess"),

@@ -25,7 +25,7 @@ def doctor(
     sweep: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SPACE or RUN]",
+            metavar="SWEEP",
             help="YAML of the sweep to come, or folder of one: its folders and resources are checked too.",
             autocompletion=complete_space,
         ),
