@@ -199,7 +199,7 @@ def ray_network(folder: Path, machines: Sequence[tuple[str, str]], *, cpus: int 
             machine.start_ray(f"--num-cpus={cpus if number else 0}")
             if number == 0:
                 wait_for_head(network)
-        wait_for_nodes(network, len(machines))
+        wait_for_nodes(network, network.machines)
         yield network
 
 
@@ -213,22 +213,22 @@ def wait_for_head(network: Network, seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
-COUNT = """
+JOINED = """
 import sys, time
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 end = time.monotonic() + 20
-while sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]):
+while not set(sys.argv[2:]) <= {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}:
     if time.monotonic() > end:
         sys.exit(1)
     time.sleep(0.2)
 """
 
 
-def wait_for_nodes(network: Network, count: int, seconds: float = 240) -> None:
-    """Wait until the cluster has this many nodes; a Ray node that has given up is started again."""
-    end = time.monotonic() + seconds
-    while (done := network.head.run(sys.executable, "-c", COUNT, network.address, count)).returncode:
+def wait_for_nodes(network: Network, machines: Sequence[Machine], seconds: float = 240) -> None:
+    """Wait until these machines are in the cluster; a Ray node that has given up is started again."""
+    end, addresses = time.monotonic() + seconds, [machine.address for machine in machines]
+    while (done := network.head.run(sys.executable, "-c", JOINED, network.address, *addresses)).returncode:
         assert time.monotonic() < end, done.stdout
-        for machine in network.machines:
+        for machine in machines:
             machine.start_ray_again_if_ended()

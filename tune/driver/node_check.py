@@ -15,6 +15,7 @@ from trainable.data.prepare import cases_on_disk
 from tune.driver import ray_compat
 from tune.driver.cluster import Slots, default_gpu
 from tune.driver.node_survey import survey_nodes
+from tune.driver.run_files import with_absolute_paths
 from tune.nodes.checks import Level
 from tune.nodes.folders import Folder, Use
 from tune.nodes.report import Finding, NodesReport
@@ -71,6 +72,7 @@ def examine_cluster(
     Raises:
         InputError: as survey_nodes and sweep_folders.
     """
+    config = config and with_absolute_paths(config)
     need = trial_need(config) if fits and config is not None else None
     with ray_compat.stranger(address) as is_let_in:
         report = survey_nodes(sweep_folders(config, run_dir, storage), need, address=address or "")

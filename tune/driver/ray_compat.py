@@ -146,6 +146,32 @@ def cluster_died() -> bool:
     return dead_processes is not None and bool(dead_processes())
 
 
+@contextlib.contextmanager
+def one_failure_per_death() -> Iterator[None]:
+    """In this context, let a process that dies when it is to take the next trial, as with its node, fail it once.
+
+    Ray has made two calls of such a process by then. After the error of the first the trial waits for its restart, and
+    after that of the second Ray fails a trial that waits for good. Nothing changes if it does not have this name.
+    """
+    module = importlib.import_module("ray.tune.execution.tune_controller")
+    controller = getattr(module, "TuneController", None)
+    fail = getattr(controller, "_trial_task_failure", None)
+    if controller is None or fail is None:
+        yield
+        return
+
+    def fail_once(self: Any, trial: Trial, exception: Exception) -> None:
+        if trial.status == Trial.PENDING and isinstance(exception, ray.exceptions.RayActorError):
+            return  # its restart is scheduled
+        fail(self, trial, exception)
+
+    controller._trial_task_failure = fail_once
+    try:
+        yield
+    finally:
+        controller._trial_task_failure = fail
+
+
 def actor_of(ray_trial: Trial) -> Any:
     """Return the handle of the process that runs a trial; None if it has none, or Ray does not tell."""
     return getattr(getattr(ray_trial, "temporary_state", None), "ray_actor", None)
