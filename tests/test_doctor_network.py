@@ -67,7 +67,7 @@ def test_doctor_names_what_each_sick_node_has(network: Network, shared: Path) ->
         "head (driver)": {},
         "node-a": {"DATA": "warning"},
         "node-b": {"torch": "wrong"},
-        "node-c": {"Ray's disk": "warning"},
+        "node-c": {"free for Ray": "warning"},
     }
     assert [node["address"] for node in content["nodes"]] == [f"10.77.0.{number}" for number in range(1, 5)]
     assert content["notes"] == ["3 trials at once if nothing else runs, each with 1 CPU and 0 GPU"]

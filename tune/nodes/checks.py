@@ -224,10 +224,10 @@ def room(title: str, remedy: str, *, own: bool = False, fullest: float = 1.0) ->
         found = (facts.disks if own else facts.folders).get(title)
         if found is None or found.free is None or not found.total or found.sight == Sight.OTHER:
             return None
-        text, used = f"{format_bytes(found.free)} free", 1 - found.free / found.total
+        text, used = format_bytes(found.free), 1 - found.free / found.total
         if found.free >= MIN_FREE and used <= fullest:
             return Cell(text)
-        return Cell(text, Level.WARNING, f"{title} has {text}, {100 * used:.0f} % are in use: {remedy}")
+        return Cell(text, Level.WARNING, f"{title} has {text} free, {100 * used:.0f} % are in use: {remedy}")
 
     return check
 
@@ -277,11 +277,11 @@ CHECKS: dict[str, Check] = {
     "RUN": folder("RUN", "--out"),
     "storage": folder("storage", "--storage"),
     "locks in RUN": locks,
-    "RUN's disk": room("RUN", "make room, or choose another --out"),
-    "storage's disk": room("storage", "make room, or choose another --storage"),
-    "cache's disk": room("cache", "make room, or choose another --cache_dir"),
-    "Ray's disk": room(RAY_DISK, "make room, or start Ray there with another --temp-dir", own=True, fullest=FULLEST),
-    "TMPDIR's disk": room(TEMP_DISK, "make room, or start Ray there with another TMPDIR", own=True),
+    "free in RUN": room("RUN", "make room, or choose another --out"),
+    "free in storage": room("storage", "make room, or choose another --storage"),
+    "free in cache": room("cache", "make room, or choose another --cache_dir"),
+    "free for Ray": room(RAY_DISK, "make room, or start Ray there with another --temp-dir", own=True, fullest=FULLEST),
+    "free in TMPDIR": room(TEMP_DISK, "make room, or start Ray there with another TMPDIR", own=True),
     "/dev/shm": shared_memory,
     "open files": open_files,
     "clock": clock,
