@@ -1,6 +1,6 @@
 """A sweep on a head and two workers with their own addresses, of which one is killed, one joins, and the head is lost.
 
-python tests/drills/network_drill.py [--trials 30]      needs root (see node_network.py); about six minutes on two cores
+python tests/drills/network_drill.py [--trials 30]   needs root; about eight minutes on two cores
 
 The cluster requires a token: a client without it is refused. Then a sweep is launched on the head. When some trials
 have ended, a worker is killed as by a power cut, and another one joins; when that has trained, the head is killed with
