@@ -31,6 +31,7 @@ drill: .venv/installed
 	$(BIN)/python tests/drills/sweep_drill.py --serial --kills 15
 	$(BIN)/python tests/drills/fault_drill.py
 	$(BIN)/python tests/drills/confirm_drill.py
+	$(BIN)/python tests/drills/network_drill.py
 
 # docs/options.md, docs/cli.md, docs/json.md and search_spaces/sweep.schema.json from the code.
 docs: .venv/installed

@@ -24,6 +24,7 @@ LAYERS = (
     ("tune/spec",),
     ("tune/search",),
     ("tune/run",),
+    ("tune/nodes",),
     ("tune/confirmation",),
     ("tune/planning",),
     ("tune/analysis",),

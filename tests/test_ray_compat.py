@@ -16,6 +16,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray import tune as ray_tune
+from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -250,11 +251,31 @@ def test_a_dead_process_of_the_cluster_is_noticed() -> None:
     assert done.stdout.splitlines()[-1] == "died"  # Ray may print lines before it
 
 
+def test_a_process_that_dies_with_two_calls_fails_its_next_trial_once() -> None:
+    """As when a node is lost while a trial is handed to a process on it that was free."""
+    failures: list[Exception] = []
+    controller = SimpleNamespace(
+        _fail_fast=False, RAISE=TuneController.RAISE, _print_trial_errors=False,
+        _process_trial_failure=lambda trial, exception: failures.append(exception),
+    )  # fmt: skip
+    died, other = ray.exceptions.ActorUnavailableError("lost", None), RuntimeError("its own error")
+    before = TuneController._trial_task_failure
+    with ray_compat.one_failure_per_death():
+        for status, error in ((Trial.RUNNING, died), (Trial.PENDING, died), (Trial.PENDING, other)):
+            TuneController._trial_task_failure(controller, SimpleNamespace(status=status), error)
+    assert failures == [died, other]
+    assert TuneController._trial_task_failure is before
+
+
 def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_compat, "_local_node", lambda: None)
     assert not ray_compat.cluster_died()
     assert not ray_compat.started_here()
     assert ray_compat.actor_of(SimpleNamespace()) is None  # type: ignore[arg-type]
+    monkeypatch.delattr("ray._private.state.jobs")
+    assert ray_compat.live_jobs() == {}
+    monkeypatch.delattr("ray._raylet.GcsClient")
+    ray_compat.refuse_wrong_token("no.such.host:1")
 
 
 def test_the_start_of_a_cluster_waits_for_its_node_as_long_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults import small_sweep
-from helpers import clean_environment, rows, start, wait_for
+from helpers import clean_environment, rows, start, voxtune, wait_for
 from optuna.trial import TrialState
 
 from trainable.core.signals import END_SIGNALS
@@ -196,14 +196,18 @@ def test_a_sweep_says_that_others_hold_the_cluster_and_starts_when_they_end(spac
         while other.stdout.readline() != "held\n":
             assert other.poll() is None
         process = start(*words, "--address", cluster.address, RAY_AUTH_MODE="disabled")
-        wait_for(process, lambda: (run / "journal.log").exists() and "waits" in (run / "journal.log").read_text())
+        wait_for(process, lambda: (run / "events.jsonl").exists() and "waits" in (run / "events.jsonl").read_text())
         assert [trial.status for trial in read_run(run).trials] == ["waiting"]
+        held = (
+            f"1 CPU per trial: 2 of 2 CPU are taken by python (process {other.pid} on {cluster.address.split(':')[0]})"
+        )
+        assert f"the sweep waits for {held}\n" in voxtune("status", run).stdout
         other.kill()
         other.wait()
         output, _ = process.communicate(timeout=120)
     finally:
         cluster.shutdown()
-    assert output.count("waits for 1 CPU per trial: 2 of 2 CPU are taken by others\n") == 1
+    assert output.count(f"waits for {held}\n") == 1
     assert process.returncode == 0, output
     assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE]
     assert nothing_lost(run)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from node_network import can_make_machines
 
 DRILLS = Path(__file__).parent / "drills"
 
@@ -17,6 +18,7 @@ DRILLS = Path(__file__).parent / "drills"
         ("sweep_drill.py", ["--kills", "5", "--trials", "16", "--serial"], "of an untouched sweep: the same"),
         ("fault_drill.py", ["--trials", "25"], "other scores than in a fresh process: none"),
         ("confirm_drill.py", ["--kills", "3", "--seed", "1"], "scores.csv yes, verify yes"),
+        ("network_drill.py", ["--trials", "12"], "passed" if can_make_machines() else "left out"),
     ],
 )
 def test_nothing_is_lost(drill: str, words: list[str], expected: str):

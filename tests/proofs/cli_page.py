@@ -17,8 +17,8 @@ from tune.cli.command import PANELS
 PAGE = Path(__file__).parents[2] / "docs/cli.md"
 HEAD = """# The verbs of voxtune
 
-`voxtune VERB --help` prints the same. Exit codes: 0 done; 1 no trial has a score, `verify` found something wrong, or a
-training diverged; 2 something to correct; 128 + N signal N (130 Ctrl-C, 143 SIGTERM).
+`voxtune VERB --help` prints the same. Exit codes: 0 done; 1 no trial has a score, `verify` or `doctor` found something
+wrong, or a training diverged; 2 something to correct; 128 + N signal N (130 Ctrl-C, 143 SIGTERM).
 
 This page is made by `make docs` from `tune/cli`; do not edit it.
 """

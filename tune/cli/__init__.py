@@ -3,6 +3,7 @@
 from tune.cli import (  # which add their verbs to app
     analyse,
     cases,
+    doctor,
     export,
     look,
     models,
@@ -14,4 +15,17 @@ from tune.cli import (  # which add their verbs to app
 )
 from tune.cli.command import app
 
-__all__ = ["analyse", "app", "cases", "export", "look", "models", "plan", "report", "schema", "suggest", "sweeps"]
+__all__ = [
+    "analyse",
+    "app",
+    "cases",
+    "doctor",
+    "export",
+    "look",
+    "models",
+    "plan",
+    "report",
+    "schema",
+    "suggest",
+    "sweeps",
+]

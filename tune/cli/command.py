@@ -15,7 +15,18 @@ from tune.cli.completion import complete_run, complete_space
 # What the verbs are for, in the order of `voxtune --help` and docs/cli.md.
 PANELS = {
     "Cases": ("phantom", "convert_msd", "prepare"),
-    "Search": ("check", "estimate", "launch", "resume", "suggest", "confirm", "verify", "simulate", "demo"),
+    "Search": (
+        "check",
+        "doctor",
+        "estimate",
+        "launch",
+        "resume",
+        "suggest",
+        "confirm",
+        "verify",
+        "simulate",
+        "demo",
+    ),
     "See what came out": ("status", "show", "best", "importance", "prior", "compare", "report", "trials", "curves"),
     "Models": ("train", "retrain", "predict", "postprocess"),
     "For other tools": ("export", "schema"),

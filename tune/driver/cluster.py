@@ -9,12 +9,14 @@ import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
 import ray.tune  # completely imported before a thread starts Ray while other modules are imported
 
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
@@ -157,6 +159,7 @@ def start_ray(address: str | None) -> None:
         if port.isdigit():  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
             answers = True
+            ray_compat.refuse_wrong_token(address)
         packages = [str(Path(__file__).parents[2] / name) for name in ("tune", "trainable")]
         ray.init(address=address, runtime_env={"py_modules": packages}, **options)
     except ray.exceptions.AuthenticationError as error:
@@ -206,10 +209,9 @@ def resolve_gpu(config: SweepConfig) -> SweepConfig:
     if gpu not in ("auto", None):
         return config
     gpus: float = 0
-    if gpu is None and config.fixed("device") == "cpu":
-        has = "train.device is cpu"
-    elif gpu is None:
-        gpus = min(count, 1)
+    if gpu is None:
+        gpus = default_gpu(config)
+        has = "train.device is cpu" if config.fixed("device") == "cpu" else has
     elif count:
         gpus, has = measure_auto(config)
     logger.info(f"resources.gpu: {'not given, so it' if gpu is None else 'auto'} is {gpus:g} ({has})")
@@ -217,6 +219,11 @@ def resolve_gpu(config: SweepConfig) -> SweepConfig:
     if problems := list(conflicts(config)):
         raise ConfigErrors(*problems)
     return config
+
+
+def default_gpu(config: SweepConfig) -> float:
+    """Return `resources.gpu` if it is not given: 1 if the connected cluster has a GPU and trials may use it, else 0."""
+    return 0 if config.fixed("device") == "cpu" else min(ray.cluster_resources().get("GPU", 0), 1)
 
 
 def measure_auto(config: SweepConfig) -> tuple[float, str]:
@@ -263,10 +270,9 @@ class Slots:
         self.need = {"CPU": float(cpu), "GPU": gpu}
         self.checked_at, self.capacity = -60.0, 0
         if not self.count():
-            cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
             raise InputError(
-                f"resources ask for {cpu} CPUs and {gpu:g} GPUs per trial; the cluster has {cpus:g} and {gpus:g} in "
-                "all; lower them with --set resources.gpu=... --set resources.cpu=..."
+                f"resources ask for {cpu} CPUs and {gpu:g} GPUs per trial, on one node; {nodes_in_words()}; lower them "
+                "with --set resources.gpu=... --set resources.cpu=..."
             )
 
     def count(self) -> int:
@@ -279,6 +285,15 @@ class Slots:
     def on_node(self, resources: dict[str, float]) -> int:
         """Return how many trials fit on one node: a trial does not span two."""
         return min(slots_for(resources.get(kind, 0), need) for kind, need in self.need.items() if need)
+
+
+def nodes_in_words() -> str:
+    """Return what the nodes of the connected cluster offer to trials, those that offer the same together."""
+    offers = Counter(
+        tuple(node["Resources"].get(kind, 0) for kind in ("CPU", "GPU")) for node in ray.nodes() if node["Alive"]
+    )
+    texts = [f"{counted(count, 'node')} of {cpus:g} CPUs and {gpus:g} GPUs" for (cpus, gpus), count in offers.items()]
+    return f"the cluster has {', '.join(texts)}"
 
 
 def slots_for(have: float, need: float) -> int:

@@ -13,6 +13,7 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.preview import Preview, preview_data
 from tune.driver.cluster import Cluster, Slots, resolve_gpu
+from tune.driver.node_check import check_nodes
 from tune.driver.run_files import check_launch, with_absolute_paths
 from tune.run.import_trials import differences
 from tune.run.results import read_run
@@ -30,7 +31,8 @@ def dry_run(
 ) -> None:
     """Check all that launch checks before its first trial, but for the images themselves, and print what would run.
 
-    A storage that is a URI is tried by a file that is deleted at once. The arguments are those of launch.
+    A storage that is a URI, and folders that several nodes are to see, are tried by files that are deleted at once. The
+    arguments are those of launch.
 
     Raises:
         InputError: if a launch would be refused, as far as it can be told.
@@ -44,6 +46,7 @@ def dry_run(
         refuse_other_scores(config, data, folder)
     logger.info("\n".join(data_lines(data)))
     cluster.wait()
+    check_nodes(config, run_dir, storage, cluster.address)
     gpu_is_measured = config.resources.gpu == "auto"
     config = config.with_gpu(1) if gpu_is_measured else resolve_gpu(config)
     slots = Slots(config.resources)

@@ -7,14 +7,21 @@ changes one of them fails there.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
 from typing import Any
 
 import ray
 from ray.tune.experiment import Trial
+
+JOB_DIGITS = 8  # hex digits of the id of a job, with which those of its placement groups end
 
 
 def _local_node() -> Any:
@@ -76,6 +83,54 @@ def patient_start(seconds: float) -> Iterator[None]:
         services.get_node = get_node
 
 
+KNOCK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+
+
+def refuse_wrong_token(address: str) -> None:
+    """Ask a cluster whether it accepts the token of this process, or that there is none; ray.init tries for minutes.
+
+    Nothing is asked if Ray does not have these names any more.
+
+    Raises:
+        ray.exceptions.AuthenticationError: it does not, or this process is to have a token and has none.
+    """
+    setup = "ray._private.authentication.authentication_token_setup"
+    names = [("ray._raylet", "GcsClient"), (setup, "ensure_token_if_auth_enabled")]
+    names.append((setup, "maybe_enable_token_auth_if_token_available"))
+    try:
+        client, ensure_token, find_token = (getattr(importlib.import_module(module), name) for module, name in names)
+    except (ImportError, AttributeError):
+        return
+    find_token(warn_if_disabled=False)  # these two as ray.init does it
+    ensure_token(create_token_if_missing=False)  # without a token the client would abort this process
+    try:
+        client(address=address)
+    except ray.exceptions.AuthenticationError:
+        raise
+    except ray.exceptions.RayError:  # of which ray.init tells
+        return
+
+
+@contextlib.contextmanager
+def stranger(address: str | None) -> Iterator[Callable[[], bool]]:
+    """Let a process without a token knock at a cluster; yield a function that waits, and tells whether it was let in.
+
+    The answer is False for None, which is a cluster of this process, and if Ray does not have these names any more.
+    """
+    if address is None:
+        yield lambda: False
+        return
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    with subprocess.Popen(
+        [sys.executable, "-c", KNOCK, address],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment | {"RAY_AUTH_MODE": "disabled"},
+    ) as process:  # fmt: skip
+        try:
+            yield lambda: process.wait() == 0
+        finally:
+            process.kill()
+
+
 def started_here() -> bool:
     """Return whether this process has started its cluster, on this machine only; False if Ray does not tell."""
     is_head = getattr(_local_node(), "is_head", None)
@@ -89,6 +144,32 @@ def cluster_died() -> bool:
     """
     dead_processes = getattr(_local_node(), "dead_processes", None)
     return dead_processes is not None and bool(dead_processes())
+
+
+@contextlib.contextmanager
+def one_failure_per_death() -> Iterator[None]:
+    """In this context, let a process that dies when it is to take the next trial, as with its node, fail it once.
+
+    Ray has made two calls of such a process by then. After the error of the first the trial waits for its restart, and
+    after that of the second Ray fails a trial that waits for good. Nothing changes if it does not have this name.
+    """
+    module = importlib.import_module("ray.tune.execution.tune_controller")
+    controller = getattr(module, "TuneController", None)
+    fail = getattr(controller, "_trial_task_failure", None)
+    if controller is None or fail is None:
+        yield
+        return
+
+    def fail_once(self: Any, trial: Trial, exception: Exception) -> None:
+        if trial.status == Trial.PENDING and isinstance(exception, ray.exceptions.RayActorError):
+            return  # its restart is scheduled
+        fail(self, trial, exception)
+
+    controller._trial_task_failure = fail_once
+    try:
+        yield
+    finally:
+        controller._trial_task_failure = fail
 
 
 def actor_of(ray_trial: Trial) -> Any:
@@ -114,6 +195,26 @@ def holds_resources() -> bool:
     job = ray.get_runtime_context().get_job_id()
     groups = ray.util.placement_group_table()
     return any(group.get("state", "CREATED") == "CREATED" for name, group in groups.items() if name.endswith(job))
+
+
+def live_jobs() -> dict[str, dict[str, Any]]:
+    """Return what Ray knows of the programs that use the cluster now, by the id of their job; {} if it does not tell.
+
+    Of each there are Entrypoint, the command line, DriverPid and DriverIPAddress.
+    """
+    private = getattr(ray, "_private", None)
+    jobs = getattr(getattr(private, "state", None), "jobs", None)
+    return {job["JobID"]: job for job in jobs() if not job["IsDead"]} if jobs is not None else {}
+
+
+def reserved_by_job() -> dict[str, Counter[str]]:
+    """Return what the jobs have reserved in placement groups, by Ray's names, by the id of the job."""
+    reserved: dict[str, Counter[str]] = {}
+    for name, group in ray.util.placement_group_table().items():
+        if group.get("state") == "CREATED":
+            for bundle in group.get("bundles", {}).values():
+                reserved.setdefault(name[-JOB_DIGITS:], Counter()).update(bundle)
+    return reserved
 
 
 def checkpoint_name(result: dict[str, Any]) -> str | None:

@@ -24,6 +24,7 @@ from tune.driver.cluster import Cluster, Slots, resolve_gpu, running_or_new
 from tune.driver.event_log import EventLog
 from tune.driver.launch_arguments import ensure_new
 from tune.driver.live_recorder import LiveRecorder
+from tune.driver.node_check import check_nodes
 from tune.driver.notifier import Notifier
 from tune.driver.plan_by_time import plan_by_time
 from tune.driver.progress_board import start_board
@@ -100,7 +101,7 @@ def launch(
         The run as it is at the end.
 
     Raises:
-        InputError: if the folder, the data, the storage, the address or the resources cannot be used.
+        InputError: if the folder, the data, the storage, the address, a node or the resources cannot be used.
         SystemExit: after a signal, a full disk, changed cases, a lost cluster, or a failed trial with fail_fast.
     """
     hooks = Hooks(fit, on_report, report, Notifier(notify, run_dir.name))
@@ -109,6 +110,7 @@ def launch(
     with lock_folder(run_dir), running_or_new(cluster, address) as cluster:
         ensure_new(run_dir)  # another launch may have ended meanwhile
         cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
+        check_nodes(config, run_dir, storage, cluster.address)
         data = prepare_data(config.base_config())
         if not data.split.val:
             raise InputError(
@@ -177,6 +179,7 @@ def resume(
         run.require_file("pretrained")
         with running_or_new(cluster, address) as cluster:
             cluster.wait()
+            check_nodes(config, run_dir, config.record.storage, cluster.address)
             config = resolve_gpu(config)
             slots = Slots(config.resources)
             write_config(config, run_dir)

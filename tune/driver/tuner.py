@@ -9,6 +9,7 @@ from ray import tune as ray_tune
 from ray.tune.error import TuneError
 
 from trainable.core.errors import InputError
+from tune.driver import ray_compat
 from tune.driver.progress_board import BoardAddress
 from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
@@ -66,7 +67,8 @@ def run_tuner(tuner: ray_tune.Tuner, stopper: SweepStopper) -> None:
     stopper.error. Errors of another cause are raised, unless a signal was received.
     """
     try:
-        tuner.fit()
+        with ray_compat.one_failure_per_death():
+            tuner.fit()
     except (TuneError, OSError, ray.exceptions.RayError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, CAUSES_TO_REPAIR):

@@ -84,6 +84,13 @@ def has_ended(events: Sequence[Event]) -> bool:
     return bool(kinds) and kinds[-1] == EventKind.SWEEP_ENDED
 
 
+def waits_for(events: Sequence[Event]) -> str:
+    """Return what the trials wait for now and who holds it, as the driver noted it last; "" if they do not wait."""
+    about_waiting = (EventKind.TRIAL_WAITS, EventKind.TRIAL_STARTED, EventKind.SWEEP_STARTED, EventKind.SWEEP_ENDED)
+    last = next((event for event in reversed(events) if event.kind in about_waiting), None)
+    return last.text if last is not None and last.kind == EventKind.TRIAL_WAITS else ""
+
+
 def _is_cut(line: str) -> bool:
     return BEGINNING.startswith(line[: len(BEGINNING)]) and not line.endswith("}")
 

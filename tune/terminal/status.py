@@ -14,7 +14,7 @@ from trainable.core.logger import logger
 from tune.analysis.outlook import outlook_lines
 from tune.analysis.stop_audit import audit_lines
 from tune.confirmation.status import confirmation_text
-from tune.run.events import Event, read_events
+from tune.run.events import Event, read_events, waits_for
 from tune.run.expected_gain import ended_as_asked
 from tune.run.live_state import LiveState, read_live_state
 from tune.run.results import Run, TrialResult, read_run
@@ -41,8 +41,9 @@ def print_status(run: Run, *, show_all: bool = False) -> None:
     trials = trial_table(run, live, events, console.width, show_all=show_all)
     for line in as_lines([*head, *trials], console.width, ascii_only=not console.encoding.startswith("utf")):
         console.print(line)
+    waits = f"the sweep {text}" if run.driven and (text := waits_for(events)) else ""
     confirmed = "" if run.unfinished and not ended_as_asked(run) else confirmation_text(run)[0]
-    prose = filter(None, [run.seen_line(), confirmed, *audit_lines(run), *outlook_lines(run)])
+    prose = filter(None, [waits, run.seen_line(), confirmed, *audit_lines(run), *outlook_lines(run)])
     logger.info(wrap_prose("\n".join(["", *prose])))
     if run.unfinished and not run.driven:
         logger.info(f"no process drives it now; go on with: {resume_command(run.folder)}")

@@ -8,6 +8,7 @@ from tune.analysis.json_output.best import BestOutput
 from tune.analysis.json_output.check import CheckOutput
 from tune.analysis.json_output.compare import CompareOutput
 from tune.analysis.json_output.confirm import ConfirmOutput
+from tune.analysis.json_output.doctor import DoctorOutput
 from tune.analysis.json_output.document import Document
 from tune.analysis.json_output.estimate import EstimateOutput
 from tune.analysis.json_output.importance import ImportanceOutput
@@ -26,6 +27,7 @@ OUTPUTS: dict[str, type[Document]] = {
     "check": CheckOutput,
     "estimate": EstimateOutput,
     "confirm": ConfirmOutput,
+    "doctor": DoctorOutput,
     "trials": TrialsOutput,
     "curves": CurvesOutput,
 }

@@ -12,7 +12,7 @@ from tune.analysis.outlook import outlook
 from tune.analysis.trial_rows import trial_times
 from tune.confirmation.status import confirmation_text
 from tune.run.effort import measure_effort
-from tune.run.events import read_events
+from tune.run.events import read_events, waits_for
 from tune.run.results import Run
 
 
@@ -53,6 +53,7 @@ class StatusOutput(Document):
     best: int | None = Field(description="Number of the best trial; null while none has a score.")
     confirmation: str = Field(description='Whether the winner is confirmed, in words; "" while there is none.')
     effort: EffortItem = Field(description="What it has cost.")
+    waits_for: str = Field(description='What trials wait for now and who holds it, in words; "" if they do not wait.')
     trials_since_best: int = Field(description="Trials that started after the best one and have ended.")
     expected_gain: GainItem | None = Field(description="Of another 8 trials; null while it is not known.")
     winner_at_edge: list[str] = Field(description="Options at an end of whose range the winner is.")
@@ -61,7 +62,8 @@ class StatusOutput(Document):
 
 def status_output(run: Run) -> StatusOutput:
     """Return the status of a run."""
-    effort, times = measure_effort(run), trial_times(read_events(run.dir.events))
+    events = read_events(run.dir.events)
+    effort, times = measure_effort(run), trial_times(events)
     ahead = outlook(run)
     statuses = [trial.status for trial in run.own_trials]
     return StatusOutput(
@@ -79,6 +81,7 @@ def status_output(run: Run) -> StatusOutput:
             elapsed_seconds=effort.elapsed,
             **{name: getattr(effort, name) for name in EffortItem.model_fields if name != "elapsed_seconds"},
         ),
+        waits_for=waits_for(events) if run.driven else "",
         trials_since_best=ahead.since,
         expected_gain=None if ahead.gain is None else GainItem(**vars(ahead.gain)),
         winner_at_edge=list(ahead.edges),

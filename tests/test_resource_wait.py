@@ -1,0 +1,89 @@
+"""What trials wait for and who holds it, in words that give no secret away; what no node can ever run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+from helpers import clean_environment
+
+from trainable.core.errors import InputError
+from tune.driver.cluster import Cluster, Slots
+from tune.driver.resource_wait import program, waiting_line
+from tune.run.events import Event, EventKind, waits_for
+from tune.spec.sections import Resources
+
+
+@pytest.mark.parametrize(
+    ("command_line", "name"),
+    [
+        ("/venv/bin/python /venv/bin/voxtune launch brats --notify https://host/SECRET", "voxtune launch"),
+        ("/venv/bin/python3.11 -m tune resume /data/run", "tune resume"),
+        ("python other.py --token SECRET", "other.py"),
+        ("python -c 'import ray; SECRET'", "python"),
+        ("python it's", "python"),
+        ("", "a program"),
+    ],
+)
+def test_a_program_is_named_without_its_arguments(command_line: str, name: str) -> None:
+    assert program(command_line) == name
+
+
+OTHER = """
+import sys, time
+import ray
+from ray.util.placement_group import placement_group
+ray.init(address=sys.argv[1], log_to_driver=False)
+ray.get(placement_group([{"CPU": 1}]).ready())
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_other_program_that_holds_the_cores_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.wait()
+    total = ray.cluster_resources()
+    assert waiting_line({"CPU": 1.0}, total, total) == (
+        f"waits for 1 CPU per trial: 0 of {total['CPU']:g} CPU are taken by others"
+    )
+    script = tmp_path / "other_sweep.py"
+    script.write_text(OTHER)
+    address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
+    environment = clean_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    other = subprocess.Popen(
+        [sys.executable, script, address, "SECRET"], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert other.stdout is not None
+        while "held" not in (line := other.stdout.readline()):
+            assert line
+        line = waiting_line({"CPU": 1.0, "GPU": 0.5}, total, {**total, "CPU": total["CPU"] - 1})
+        taken = f"1 of {total['CPU']:g} CPU, 0 of 0 GPU are taken by other_sweep.py (process {other.pid} on "
+        assert line.startswith(f"waits for 1 CPU and 0.5 GPU per trial: {taken}")
+        assert line.endswith("): 1 CPU")
+        assert "SECRET" not in line
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_what_no_node_can_ever_run_is_refused_with_what_the_nodes_have(cluster: Cluster) -> None:
+    cluster.wait()
+    cores = ray.cluster_resources()["CPU"]
+    expected = (
+        rf"ask for 1000 CPUs and 0 GPUs per trial, on one node; the cluster has 1 node of {cores:g} CPUs and 0 GPUs; "
+    )
+    with pytest.raises(InputError, match=expected):
+        Slots(Resources(cpu=1000, gpu=0))
+
+
+def test_trials_wait_until_one_starts_or_the_sweep_ends() -> None:
+    waits = Event(2.0, EventKind.TRIAL_WAITS, "waits for 1 GPU")
+    assert waits_for([]) == ""
+    assert waits_for([waits, Event(3.0, EventKind.NEW_BEST, "")]) == "waits for 1 GPU"
+    for kind in (EventKind.TRIAL_STARTED, EventKind.SWEEP_ENDED, EventKind.SWEEP_STARTED):
+        assert waits_for([waits, Event(3.0, kind, "")]) == ""
