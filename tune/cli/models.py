@@ -104,7 +104,8 @@ def retrain(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Folder below RUN/retrain.")] = None,
     gpus: Annotated[
-        int, typer.Option(metavar="N", min=1, help="GPUs of this machine that train the model together; a step is divided.")
+        int,
+        typer.Option(metavar="N", min=1, help="GPUs of this machine that train the model together; a step is divided."),
     ] = 1,
     address: Address = None,
 ) -> None:
