@@ -104,6 +104,7 @@ def test_a_prior_brings_more_trials_near_what_is_believed(tmp_path: Path, kind: 
     assert near[1] >= near[0] + 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bayes", "tpe"])
 def test_no_recipe_of_a_finite_space_is_proposed_twice(tmp_path: Path, kind: str) -> None:
     finite = {"lr": {"choice": [1e-5, 1e-4, 1e-3, 1e-2]}, "dropout": {"quniform": [0.0, 0.3, 0.1]}, "residual": {}}

@@ -262,6 +262,7 @@ def test_first_convolution_for_other_modalities_is_adapted_and_keeps_its_scale(t
     torch.testing.assert_close(own.eval()(image.expand(-1, 4, -1, -1, -1))[0], expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_two_voxels_at_the_lowest_resolution_predicts_and_goes_on(
     prepared: Data, phantoms: Path, tmp_path: Path
 ) -> None:

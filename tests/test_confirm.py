@@ -324,6 +324,7 @@ def _data(run: Run) -> Any:
     return Data(Path(str(run.config.record.cache_dir)), run.split())
 
 
+@pytest.mark.slow
 def test_a_second_call_trains_nothing_and_a_larger_one_extends(
     confirmed: Path, copy: Path, cluster: Cluster, capsys
 ) -> None:

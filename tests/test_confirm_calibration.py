@@ -20,6 +20,7 @@ def test_the_interval_of_two_models_contains_the_truth_as_often_as_it_says(cases
     assert 0.92 <= coverage_of_predictions(cases, 400, DRAWS) <= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [Setting(1, 4, 4), Setting(2, 3, 20), Setting(2, 1, 20, folds=5)])
 def test_where_no_recipe_is_better_a_race_hardly_ever_says_so(setting: Setting):
     assert run_races(setting, 0.0, 200, DRAWS).better <= 0.05

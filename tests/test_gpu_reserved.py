@@ -100,6 +100,7 @@ def reserving(phantoms: Path, prepared: Data, tmp_path: Path) -> Callable[[Any],
     return lambda gpu: load_sweep_config(path, [*paths, f"resources.gpu={gpu}", "study.trials=2"])
 
 
+@pytest.mark.slow
 @no_gpu
 def test_a_sweep_whose_trials_see_no_reserved_gpu_ends_with_the_reason_and_can_be_resumed(
     cluster: Cluster, reserving: Callable[[Any], SweepConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]

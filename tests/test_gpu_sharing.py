@@ -57,6 +57,7 @@ def test_counts_are_tried_until_more_do_not_fit_or_gain_little(monkeypatch: pyte
     assert measure_sharing({}, 8) == {1: 10.0}
 
 
+@pytest.mark.slow
 def test_processes_train_a_recipe_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = to_dict(TrainConfig.model_validate(TINY))
     rate = measure_concurrent(recipe, 2)

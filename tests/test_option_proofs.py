@@ -27,6 +27,7 @@ def test_line_of_a_proof_is_there_once(proof: Proof) -> None:
     assert option_proofs.changed(proof, ROOT) != option_proofs.source(proof, ROOT).read_text()
 
 
+@pytest.mark.slow
 def test_tests_of_the_proofs_exist() -> None:
     """And the cases of those that are named by one."""
     tests = sorted({option_proofs.node(proof.test) for proof in PROOFS})

@@ -240,6 +240,7 @@ def test_given_trials_that_never_fit_are_as_short_as_may_be_and_the_plan_says_ho
     assert "too short" not in plan_for(1.0, sweep_config()).text()
 
 
+@pytest.mark.slow
 def test_the_plan_names_searched_options_of_the_schedule_if_it_cuts_the_epochs() -> None:
     config = sweep_config(train={"epochs": 90, "scheduler": "step"}, space={"step_size": {"randint": [5, 20]}})
     assert plan_for(0.5, config).text().endswith("that are searched keep their ranges: step_size")
@@ -259,6 +260,7 @@ def test_a_simulated_trial_is_compared_by_its_recent_scores_if_the_sweep_does_th
     assert simulator.value(trial) == pytest.approx(0.4)
 
 
+@pytest.mark.slow
 def test_places_in_which_a_time_is_too_short_are_named_next_to_the_plans() -> None:
     config = sweep_config(train={"epochs": 90})
     words: dict[str, Any] = {"before": 0, "given": frozenset(), "cache_bytes": 0}

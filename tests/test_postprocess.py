@@ -175,6 +175,7 @@ def test_earlier_test_scores_are_said_to_be_without_it(chosen: Chosen) -> None:
     assert f"voxtune train --resume {chosen.model.path} --test_only" in chosen.printed
 
 
+@pytest.mark.slow
 def test_a_second_call_starts_from_the_setting_before_the_first_also_after_a_kill_between_record_and_model(
     chosen: Chosen, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def sweep(tmp_path: Path, share: float, *, trials: int = 30, seed: int = 0) -> A
     return BENCHMARK["run_sweep"](tmp_path / "run", config, BENCHMARK["draw_curves"](trials, seed))
 
 
+@pytest.mark.slow
 def test_the_printed_share_of_false_stops_is_the_true_one_within_its_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -275,6 +275,7 @@ def test_a_storage_that_cannot_be_used_is_refused_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_missing_bucket_is_exit_code_2_without_a_traceback(
     server: Server, phantoms: Path, prepared: Data, tmp_path: Path
 ):

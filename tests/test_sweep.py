@@ -313,6 +313,7 @@ def test_gpu_hours_are_summed_over_launch_and_resume(config_of, one_core: Cluste
     assert not read_run(folder).unfinished
 
 
+@pytest.mark.slow
 def test_the_next_trial_starts_while_run_best_is_brought_up_to_date(
     config_of, one_core: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -476,6 +477,7 @@ def test_status_shows_every_trial(run: Path):
     assert len(re.findall(r"complete|stopped early", shown.stdout)) >= 5
 
 
+@pytest.mark.slow
 def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dice(
     run: Path, phantoms: Path, tmp_path: Path
 ):
