@@ -563,7 +563,7 @@ def test_wrong_input_of_a_verb_is_exit_code_2_without_a_traceback(words, message
 
 
 def test_resources_that_the_cluster_lacks_are_refused(config_of, one_core: Cluster, tmp_path: Path):
-    with pytest.raises(InputError, match=r"ask for 1 CPUs and 64 GPUs per trial; .*--set resources\.gpu"):
+    with pytest.raises(InputError, match=r"ask for 1 CPUs and 64 GPUs per trial, .*--set resources\.gpu"):
         launch(config_of("resources.gpu=64"), tmp_path / "run", cluster=one_core)
     assert not (tmp_path / "run").exists()
 

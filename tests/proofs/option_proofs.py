@@ -97,7 +97,7 @@ PROOFS = [
     pin("resample", "spacing::resample_brings_only_cases_beyond_10_percent_to_the_median_of_the_training_cases"),
     pin("seed", "cases::split_is_seeded_disjoint_and_blind_to_order"),
     pin("seed", SEED_OF_NETWORK),
-    cut("seed", "loop", "SeedSequence([config.seed", "SeedSequence([0", SEED_OF_NETWORK),  # of the dropout
+    cut("seed", "train_epoch", "words = [config.seed", "words = [0", SEED_OF_NETWORK),  # of the dropout
     pin("seed", SEED_OF_PATCHES),
     cut("seed", "patches", "rng([self.config.seed, epoch, lap, 1])", "rng([epoch, lap, 1])", SEED_OF_PATCHES),
     pin("seed", "augment::a_patch_depends_on_seed_epoch_and_index_not_on_global_generators"),
