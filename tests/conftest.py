@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if not Path("/dev/nvidiactl").exists():  # before torch, which imports Triton: without a GPU its kernels are interpreted
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets them starve beside the tests on the other core
 
 import pytest
 import torch
