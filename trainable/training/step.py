@@ -118,7 +118,7 @@ class TrainStep:
             heads = functional_call(self.network, weights, x) if weights else self.network(x)
         loss = self.loss(heads, y) if part is None else self.loss(heads, y, part)
         self.scaler.scale(loss.total * loss_weight).backward()
-        return torch.stack([part.detach() for part in loss])
+        return torch.stack([value.detach() for value in loss])
 
     def _update_eagerly(self) -> Tensor:
         """Do what update does, with each kernel launched from Python and not replayed from a graph."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from tune.analysis.json_output.doctor import doctor_output
 from tune.cli.command import Address, CacheDir, app
 from tune.cli.completion import complete_space
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
+from tune.cli.plan import data_overrides
 from tune.run.results import ensure_run
 from tune.run.snapshot import is_uri
 from tune.spec.sweep_config import SweepConfig
@@ -72,11 +72,7 @@ def what_to_check(
     """
     if storage is not None and not is_uri(storage):
         storage = str(Path(storage).resolve())
-    overrides = [
-        f"train.{option}={json.dumps(str(path.resolve()), ensure_ascii=False)}"
-        for option, path in (("data_dir", data), ("cache_dir", cache_dir))
-        if path is not None
-    ]
+    overrides = data_overrides(data, cache_dir)
     folder = None if sweep is None else Path(sweep)
     if folder is not None and folder.is_dir():
         if out is not None or storage is not None:

@@ -77,11 +77,15 @@ def user_overrides(set_: Sequence[str] | None, trials: int | None) -> list[str]:
     return [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
 
 
-def data_overrides(data: Path, cache_dir: Path | None, labels: str | None, *, skip_bad_cases: bool) -> list[str]:
+def data_overrides(
+    data: Path | None, cache_dir: Path | None, labels: str | None = None, *, skip_bad_cases: bool = False
+) -> list[str]:
     """Return the values of the YAML that the flags on cases replace, as SECTION.KEY=VALUE texts."""
-    overrides = [f"train.data_dir={json.dumps(str(data.resolve()), ensure_ascii=False)}"]
-    if cache_dir is not None:
-        overrides.append(f"train.cache_dir={json.dumps(str(cache_dir.resolve()), ensure_ascii=False)}")
+    overrides = [
+        f"train.{option}={json.dumps(str(folder.resolve()), ensure_ascii=False)}"
+        for option, folder in (("data_dir", data), ("cache_dir", cache_dir))
+        if folder is not None
+    ]
     overrides += [f"train.labels={json.dumps(labels)}"] * (labels is not None)
     return overrides + ["train.skip_bad_cases=true"] * skip_bad_cases
 
