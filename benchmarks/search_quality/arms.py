@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from search_quality import peer_arms
 from search_quality.bench import ETA, Bench
+from search_quality.cases import Cases
 from search_quality.recorded import Real, Scan
 from search_quality.simulator import Arm
 from search_quality.synthetic import Hartmann, Line
@@ -20,6 +21,7 @@ BENCHES: dict[str, Callable[[int], Bench]] = {
     "unet_far": functools.partial(UNet, far=True),
     "scan": Scan,
     "real": Real,
+    "cases": Cases,
     "hartmann_good": functools.partial(Hartmann, bias=2.5, noise=2.0),
     "hartmann_bad": functools.partial(Hartmann, bias=3.5, noise=4.0),
     "line": Line,
@@ -79,7 +81,7 @@ class Stage:
 
 
 SMALL = (8, 16, 32)
-CORE = ("unet", "scan", "hartmann_good", "real", "unet_far")
+CORE = ("unet", "cases", "scan", "hartmann_good", "real", "unet_far")
 PEERS = ("random + ASHA (Ray)", "Optuna TPE + ASHA (Ray)", "random, no stopping", "NePS PriorBand, same prior")
 RULES = ("was, one rung at R/3", "was, start recipe", "was, no stopping", "was, searcher random")
 KNOWING = ("is, no priors", "is, no start recipe", "is, neither", "is, even points only", "is, TPE")
