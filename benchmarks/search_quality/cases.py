@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from search_quality.bench import DATA, Bench, Recipe, brats_as_it_was, given_by_yaml, maximise
 from search_quality.recorded import REAL_CHOICES, fit_process, kept_on_disk, matern
 from search_quality.unet import BELIEFS, NNUNET, all_recipes
-from tune.spec.short_trainings import without_priors_if_short
 from tune.spec.space import DEFAULTS
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
 Floats = NDArray[np.float64]
 TRAININGS = DATA / "whole_trainings.jsonl"
-TRAINED, PATCHES = 3, 30  # cases, and patches per epoch
+PATCHES = 30  # per epoch
 CHOICES = ("optimizer", "scheduler", "base_loss")
 LOWEST, HIGHEST = 0.02, 0.98  # Dice that the process knows, as log odds
 
@@ -31,7 +30,8 @@ class Cases(Bench):
     rank correlation of 0.94 (0.82 among those that end above 0.6). In Dice points.
     """
 
-    epochs, every, seed_noise = 100, 5, 0.007  # the last of other trainings, see recorded.fit_real
+    epochs, every, trained = 100, 5, 3
+    seed_noise = 0.007  # of other trainings, see recorded.fit_real
 
     def __init__(self, seed: int) -> None:
         self.model = cases_model()
@@ -41,8 +41,7 @@ class Cases(Bench):
         self.best = cases_best(self)
 
     def shipped(self) -> SweepConfig:
-        config = load_sweep_config("brats", [f"train.patches_per_epoch={PATCHES}"])
-        return without_priors_if_short(config, TRAINED)
+        return load_sweep_config("brats", [f"train.patches_per_epoch={PATCHES}"])
 
     def given(self, config: SweepConfig) -> list[Recipe]:
         return given_by_yaml(config)

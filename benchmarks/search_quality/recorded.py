@@ -19,7 +19,6 @@ from scipy.optimize import minimize
 from search_quality.bench import DATA, Bench, Recipe, brats_as_it_was, foreign, given_by_yaml, maximise, scaled
 from search_quality.unet import BELIEFS, NNUNET, all_recipes
 from tune.spec.kinds import Choice, LogUniform, Uniform
-from tune.spec.short_trainings import without_priors_if_short
 from tune.spec.space import DEFAULTS
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
@@ -40,7 +39,7 @@ SCAN_FEATURES = (
     "total_epochs",
 )
 SCAN_LINEAR = ("warmup_fraction", "beta1", "beta2")  # the others are taken on a logarithmic scale
-REAL_EPOCHS, REAL_EVERY, REAL_PATCHES, REAL_CASES = 24, 2, 60, 7
+REAL_EPOCHS, REAL_EVERY, REAL_PATCHES = 24, 2, 60
 MAX_FITTED = 200  # trainings by which the kernel is chosen
 
 
@@ -205,7 +204,7 @@ class Real(Bench):
     mean of all, and its best is the best of what these trainings suggest. In Dice points.
     """
 
-    epochs, every = REAL_EPOCHS, REAL_EVERY
+    epochs, every, trained = REAL_EPOCHS, REAL_EVERY, 7
 
     def __init__(self, seed: int) -> None:
         self.model = real_model()
@@ -221,8 +220,7 @@ class Real(Bench):
     def shipped(self) -> SweepConfig:
         now = load_sweep_config("brats")
         train = {**now.train, "epochs": self.epochs, "val_freq": self.every, "patches_per_epoch": REAL_PATCHES}
-        config = now.with_train(train).model_copy(update={"early_stopping": scaled(now, self.was)})
-        return without_priors_if_short(config, REAL_CASES)
+        return now.with_train(train).model_copy(update={"early_stopping": scaled(now, self.was)})
 
     def given(self, config: SweepConfig) -> list[Recipe]:
         return given_by_yaml(config)
