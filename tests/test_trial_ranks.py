@@ -1,4 +1,4 @@
-"""Trials on two GPUs: real sweeps of real processes, on a cluster that claims two GPUs; they train on the CPU by gloo."""
+"""Trials on two GPUs: real sweeps on a cluster that claims two GPUs; they train on the CPU by gloo."""
 
 from __future__ import annotations
 
