@@ -1,4 +1,4 @@
-"""One training by several processes of this machine, one per GPU, that this process starts and watches."""
+"""One training by several processes of this machine, one per GPU, that this process starts, watches and restarts."""
 
 from __future__ import annotations
 
@@ -9,34 +9,66 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
 from trainable.core.division import micro_batch_groups
 from trainable.core.errors import InputError
-from trainable.core.rank_group import RankGroup
+from trainable.core.logger import logger
+from trainable.core.rank_group import RankDiedError, RankGroup
 from trainable.core.rank_link import RankLink
 from trainable.data.prepare import Data
-from trainable.train import out_of_memory, resume_hint, train
+from trainable.train import last_row, out_of_memory, resume_hint, train
+from trainable.training.epoch_result import EpochResult
+from trainable.training.training_dir import TrainingDir
+
+MAX_DEATHS = 3  # of processes in a row, without a finished epoch in between
 
 
 def train_in_processes(config: TrainConfig, data: Data, processes: int, *, tests_follow: bool = False) -> None:
     """Train as trainable.train.train does, by several processes on a GPU each, or on the CPU if that is the device.
 
-    If this process gets an exception meanwhile, as by Ctrl-C, they end together, and it is raised again.
+    If a process dies, all are started again and go on from the last checkpoint, which is printed. If this process gets
+    an exception meanwhile, as by Ctrl-C, they end together, and it is raised again.
 
     Raises:
-        InputError: if there are fewer GPUs, the steps cannot be divided, the training runs out of GPU memory, or as
-            train.
-        RankDiedError: if one of the processes was killed.
+        InputError: if there are fewer GPUs, the steps cannot be divided, the training runs out of GPU memory, processes
+            die MAX_DEATHS times without a finished epoch in between, or as train.
     """
     micro_batch_groups(config, processes)
     cuda = choose_device(config).type == "cuda"
     if cuda and processes > torch.cuda.device_count():
         raise InputError(f"--gpus {processes}: torch sees {torch.cuda.device_count()} here; take at most as many")
-    with RankGroup(processes, cuda=cuda, threads=torch.get_num_threads() * processes) as group:
-        group.run(train_rank, config, data, train_command(), tests_follow, on_message=lambda _: None)
+    deaths = 0
+
+    def on_epoch(_: EpochResult) -> None:
+        nonlocal deaths
+        deaths = 0
+
+    while True:
+        try:
+            with RankGroup(processes, cuda=cuda, threads=torch.get_num_threads() * processes) as group:
+                group.run(train_rank, config, data, train_command(), tests_follow, on_message=on_epoch)
+            return
+        except RankDiedError as error:
+            deaths += 1
+            if deaths == MAX_DEATHS:
+                raise InputError(
+                    f"{error}; {deaths} processes have died in a row without a finished epoch in between. The "
+                    "kernel's log (`dmesg`) tells whether memory ran out; after that the same command goes on"
+                ) from None
+            if last_row(TrainingDir(config.output_dir)).get("end_reason"):
+                return
+            config = from_last_checkpoint(config)
+            after = "the last checkpoint" if config.resume else "the beginning, as no epoch was finished"
+            logger.warning(f"{error}; the epoch under way is lost, and the training goes on from {after}")
+
+
+def from_last_checkpoint(config: TrainConfig) -> TrainConfig:
+    """Return a config that goes on from the last checkpoint in its folder, if there is one."""
+    latest = TrainingDir(config.output_dir).latest
+    return config.model_copy(update={"resume": latest, "pretrained": None}) if latest.exists() else config
 
 
 def train_rank(link: RankLink, config: TrainConfig, data: Data, command: str, tests_follow: bool) -> None:
     """Train as one of the processes; arguments and errors as for train_in_processes."""
     set_train_command(command)
     try:
-        train(config, data, tests_follow=tests_follow)
+        train(config, data, link.ask, tests_follow=tests_follow)
     except torch.cuda.OutOfMemoryError:
         raise InputError(f"{out_of_memory(config)}{resume_hint(config)}") from None

@@ -59,7 +59,8 @@ class RankGroup:
             for rank in range(processes):
                 self.members.append(start_member(rank, threads))
                 setup = Setup(Launch(rank, processes, rank), self.store.port, cuda, threads)
-                self.members[-1].connection.send(setup)
+                with suppress(OSError):  # it has died, which `run` sees
+                    self.members[-1].connection.send(setup)
         except BaseException:
             self.close()
             raise

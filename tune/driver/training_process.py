@@ -26,11 +26,9 @@ from trainable.data.cache import CacheError, changed_cases
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.evaluate import evaluate
-from trainable.train import train
-from trainable.training.checkpoint import load_latest_valid
+from trainable.train import last_row, train
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import TrainingDir
-from trainable.training.training_log import TrainingLog, read_rows
 from tune.driver.gpu_sharing import missing_gpu, share_memory
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_process import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, free_memory, freeze_imports
@@ -210,18 +208,6 @@ def train_to_the_end(config: TrainConfig, train: Callable[[TrainConfig], EpochRe
 def divergence(row: Mapping[str, Any]) -> str:
     """Return that a training diverged, by its last row; "" if it did not."""
     return f"diverged in epoch {row['epoch']}" if row["end_reason"] == EndReason.NON_FINITE else ""
-
-
-def last_row(paths: TrainingDir) -> Mapping[str, Any]:
-    """Return the last row of a training's metrics.csv, {} without one.
-
-    A kill after the last checkpoint and before its row leaves the training without the row; it is then written here.
-    """
-    if paths.latest.exists() and not any(row["end_reason"] for row in read_rows(paths.metrics)):
-        state = load_latest_valid(paths.latest)[1]
-        if state["row"]["end_reason"]:
-            TrainingLog(paths.path).write(state["row"], case_rows=state.get("case_scores", ""))
-    return (read_rows(paths.metrics) or [{}])[-1]
 
 
 def wait_for_folder(folder: Path) -> None:
