@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,78 @@ def test_processes_that_a_process_starts_train_as_one_does(
     assert capfd.readouterr().out.count("device: 2 x cpu") == 1
     with pytest.raises(InputError, match=r"a step of 2 patches .* among 4 processes"):
         train_in_processes(config, prepared, 4)
-    with pytest.raises(InputError, match="the training on 2 devices ended early"):
+    with pytest.raises(InputError, match="already contains a training"):
         train_in_processes(config, prepared, 2)
-    assert capfd.readouterr().err.count("already contains a training") == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def own_processes() -> list[int]:
+    """The ids of the processes that this one has started to train together, in the order of their ranks."""
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = [int(pid) for path in children for pid in path.read_text().split()]
+    return sorted(pid for pid in pids if "rank_link" in command_of(pid))
+
+
+def command_of(pid: int) -> str:
+    """The command of a process; "" once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def kill_one(when: Callable[[], bool], rank: int) -> threading.Thread:
+    """A thread that kills one of the processes once a condition holds."""
+
+    def wait() -> None:
+        while not (when() and len(own_processes()) == 2):
+            time.sleep(0.02)
+        os.kill(own_processes()[rank], signal.SIGKILL)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_costs_the_epoch_under_way(
+    prepared: Data, phantoms: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], killed: int
+) -> None:
+    trained(1, *flags(prepared, phantoms, tmp_path / "one", "--epochs", 6))
+    options = json.loads((tmp_path / "one" / "training_config.json").read_text())
+    config = make_config({**options, "output_dir": tmp_path / "two"})
+    split = load_split(tmp_path / "one" / "split.json")
+    metrics = tmp_path / "two" / "metrics.csv"
+    killer = kill_one(lambda: metrics.exists() and len(rows(tmp_path / "two")) >= 2, killed)
+    train_in_processes(config, replace(prepared, split=split), 2)
+    killer.join(10)
+    assert_same(tmp_path / "one", tmp_path / "two", rtol=2e-3, atol=2e-5)  # rounding, over 6 epochs
+    output = capfd.readouterr().out
+    reason = f"process {killed} of the 2 that train together was killed by SIGKILL"
+    assert (
+        output.count(f"{reason}; the epoch under way is lost, and the training goes on from the last checkpoint") == 1
+    )
+    assert not own_processes()
+
+
+def test_a_training_whose_processes_die_again_and_again_is_given_up(
+    prepared: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    killed = set[int]()
+
+    def kill_three() -> None:
+        while len(killed) < 3:
+            if len(pids := own_processes()) == 2 and not killed & set(pids):
+                killed.add(pids[1])
+                os.kill(pids[1], signal.SIGKILL)
+            time.sleep(0.02)
+
+    threading.Thread(target=kill_three, daemon=True).start()
+    small = {"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "num_workers": 0, "epochs": 50}
+    config = TrainConfig(output_dir=tmp_path / "out", cache_dir=prepared.folder, device="cpu", **small)
+    with pytest.raises(InputError, match="by SIGKILL; 3 processes have died in a row without a finished epoch"):
+        train_in_processes(config, prepared, 2)
+    output = capfd.readouterr().out
+    assert output.count("the training goes on from the beginning, as no epoch was finished") == 2
+    assert not own_processes()

@@ -12,9 +12,10 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.preview import Preview, preview_data
-from tune.driver.cluster import Cluster, Slots, resolve_gpu
+from tune.driver.cluster import Cluster, Slots
 from tune.driver.node_check import check_nodes
 from tune.driver.run_files import check_launch, with_absolute_paths
+from tune.driver.trial_gpus import is_measured, resolve_gpu
 from tune.run.import_trials import differences
 from tune.run.results import read_run
 from tune.run.retention import check_disk_space
@@ -49,7 +50,7 @@ def dry_run(
     config = without_priors_if_short(config, len(data.split.train))
     cluster.wait()
     check_nodes(config, run_dir, storage, cluster.address)
-    gpu_is_measured = config.resources.gpu == "auto"
+    gpu_is_measured = is_measured(config)
     config = config.with_gpu(1) if gpu_is_measured else resolve_gpu(config)
     slots = Slots(config.resources)
     space = check_disk_space(config, storage or str(run_dir / "ray"), slots.count())

@@ -21,7 +21,7 @@ from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import prepare_data
 from trainable.data.split import load_split
 from trainable.training.seen_cases import cases_by_part, history_of_pretrained
-from tune.driver.cluster import Cluster, Slots, resolve_gpu, running_or_new
+from tune.driver.cluster import Cluster, Slots, running_or_new
 from tune.driver.event_log import EventLog
 from tune.driver.launch_arguments import ensure_new
 from tune.driver.live_recorder import LiveRecorder
@@ -38,9 +38,10 @@ from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
+from tune.driver.trial_gpus import resolve_gpu
+from tune.driver.trial_ranks import Fit, fit_to_storage
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
-from tune.driver.worker import Fit, fit_to_storage
 from tune.planning.time_plan import GivenTime
 from tune.run.import_trials import change_space
 from tune.run.results import Run, ensure_run, read_run
