@@ -18,7 +18,8 @@ import pytest
 from helpers import SPACE, voxtune
 
 from tune.analysis.json_output.outputs import json_schema
-from tune.nodes.checks import Level, Node, Reference, examine
+from tune.nodes.cells import Level, Node, Reference
+from tune.nodes.checks import examine
 from tune.nodes.facts import Gpu, NodeFacts, NodeWitness, read_gpus, required_packages, torch_version
 from tune.nodes.folders import Folder, FolderFacts, Sight, Use, look_at, marked_folders, with_answer
 from tune.nodes.report import NodeColumn, NodesReport
@@ -143,7 +144,7 @@ def folders(tmp_path: Path) -> dict[str, Folder]:
     (tmp_path / "data/case").mkdir(parents=True)
     return {
         "DATA": Folder(tmp_path / "data", Use.NOBODY),
-        "cache": Folder(tmp_path / "deep/cache", Use.DRIVER),
+        "cache": Folder(tmp_path / "deep/cache", Use.CACHE),
         "RUN": Folder(tmp_path / "run", Use.BOTH),
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainable.core.files import user_path
+from trainable.core.storage import place_of_data
 from tune.spec.sweep_file import load_sweep_config
 from voxtune.reader import RunReader
 
@@ -61,7 +62,7 @@ def launch(
 
     if hours is not None:
         check_hours(hours)
-    values = {"train.data_dir": str(user_path(data).resolve()), **(overrides or {})}
+    values = {"train.data_dir": str(place_of_data(data)), **(overrides or {})}
     if trials is not None:
         values["study.trials"] = trials
     config = load_sweep_config(

@@ -10,10 +10,10 @@ from ray.tune.search import Searcher
 
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
+from trainable.core.storage import is_uri
 from tune.driver.cluster import Slots
 from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, resolve_checkpoint
-from tune.run.snapshot import is_uri
 from tune.run.suggestions import enqueue_suggestions
 from tune.search.journal import Journal
 from tune.search.promotion import OnDecision, promote

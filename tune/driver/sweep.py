@@ -17,6 +17,7 @@ from typing import Any
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
+from trainable.core.storage import Uri
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import prepare_data
 from trainable.data.split import load_split
@@ -140,7 +141,7 @@ def resume(
     address: str | None = None,
     overrides: Sequence[str] = (),
     space: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: Path | Uri | None = None,
     fit: Fit = fit_to_storage,
     on_report: OnReport | None = None,
     report: bool = False,

@@ -9,6 +9,7 @@ from ray import tune as ray_tune
 from ray.tune.error import TuneError
 
 from trainable.core.errors import InputError
+from trainable.core.storage import is_uri
 from tune.driver import ray_compat
 from tune.driver.progress_board import BoardAddress
 from tune.driver.rung_scheduler import RungScheduler
@@ -18,7 +19,6 @@ from tune.driver.trial_ranks import Fit
 from tune.driver.worker import run_trial
 from tune.run.results import Run
 from tune.run.retention import NUM_TO_KEEP
-from tune.run.snapshot import is_uri
 
 CAUSES_TO_REPAIR = (OSError, InputError, ray.exceptions.RayError)  # after which the sweep can go on
 
