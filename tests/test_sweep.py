@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import SPACE, rows, start_voxtune, voxtune, wait_for
+from helpers import SPACE, rows, start_voxtune, voxtune, voxtune_here, wait_for
 from optuna.trial import TrialState
 
 from trainable import cli as train_cli
@@ -248,7 +248,7 @@ def test_resume_on_other_data_is_refused_and_nothing_is_lost(run: Path, prepared
 def test_best_prints_and_exports_a_recipe_that_train_py_and_retrain_take_in_any_folder(
     run: Path, phantoms: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    shown = voxtune("best", run, "--top", "2", "--export", tmp_path / "best.yaml")
+    shown = voxtune_here("best", run, "--top", "2", "--export", tmp_path / "best.yaml")
     assert shown.returncode == 0, shown.stderr
     best = read_run(run).best()
     assert f"{best.score:.4f}" in shown.stdout
@@ -401,7 +401,7 @@ def test_a_dry_run_refuses_what_a_launch_refuses(
 
 
 def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
-    done = voxtune("resume", run, "--set", "study.seed=4")
+    done = voxtune_here("resume", run, "--set", "study.seed=4")
     assert done.returncode == 2
     assert "study.seed cannot change on resume, only study.trials" in done.stderr
     with pytest.raises(InputError, match=f"study.trials is 4, but {run} has 5 already; choose at least 5"):
@@ -457,9 +457,9 @@ def test_status_says_how_to_go_on_where_no_process_drives_a_sweep(run: Path, tmp
     study = load_sweep_config(run / "study.yaml", ["study.trials=6"])
     (tmp_path / "a run" / "study.yaml").write_text(dump(study))
     hint = f"no process drives it now; go on with: voxtune resume '{tmp_path}/a run'"
-    assert hint in voxtune("status", tmp_path / "a run").stdout.replace("\n", "")
+    assert hint in voxtune_here("status", tmp_path / "a run").stdout.replace("\n", "")
     with lock_folder(tmp_path / "a run"):
-        assert "no process" not in voxtune("status", tmp_path / "a run").stdout
+        assert "no process" not in voxtune_here("status", tmp_path / "a run").stdout
 
 
 def test_paths_in_study_yaml_are_whole_and_those_of_checkpoints_lie_below_the_storage(tmp_path: Path, monkeypatch):
@@ -472,7 +472,7 @@ def test_paths_in_study_yaml_are_whole_and_those_of_checkpoints_lie_below_the_st
 
 
 def test_status_shows_every_trial(run: Path):
-    shown = voxtune("status", run)
+    shown = voxtune_here("status", run)
     assert shown.returncode == 0
     assert len(re.findall(r"complete|stopped early", shown.stdout)) >= 5
 
@@ -555,7 +555,7 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
 def test_wrong_input_of_a_verb_is_exit_code_2_without_a_traceback(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    done = voxtune(*words)
+    done = voxtune_here(*words)
     assert done.returncode == 2
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
