@@ -14,10 +14,11 @@ from helpers import SPACE, SWEEP, voxtune
 from trainable.core.device import missing_gpu_reason
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
-from tune.driver.cluster import Cluster, resolve_gpu
+from tune.driver.cluster import Cluster
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep import launch
+from tune.driver.trial_gpus import resolve_gpu
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.search.journal import Journal, read_trials

@@ -10,7 +10,7 @@ import torch
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
 from tune.driver import gpu_sharing as sharing
-from tune.driver.cluster import Cluster, resolve_gpu
+from tune.driver.cluster import Cluster
 from tune.driver.gpu_sharing import (
     DoesNotFit,
     best_count,
@@ -20,6 +20,7 @@ from tune.driver.gpu_sharing import (
     share_memory,
 )
 from tune.driver.parallel_processes import ProcessFailed
+from tune.driver.trial_gpus import resolve_gpu
 from tune.planning.recipe_costs import largest_recipe
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import make_sweep_config

@@ -20,6 +20,7 @@ from trainable.core.errors import InputError
 from trainable.core.locks import is_locked, lock_folder
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
+from trainable.train import train
 from trainable.training.case_scores import read_case_scores
 from trainable.training.training_dir import TrainingDir
 from tune.driver.cluster import Cluster
@@ -36,6 +37,7 @@ def training(folder: Path, prepared: Data, name: str, *, test: bool = False, **o
     if not split.exists():
         save_split(prepared.split, split)
     small = {"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "patches_per_epoch": 8, "num_workers": 0}
+    small |= {"overlap": 0}
     places = {"output_dir": folder / name, "cache_dir": prepared.folder, "split_file": split, "device": "cpu"}
     return Training(name, TrainConfig(**{**small, **places, "epochs": 2, **options}), test)
 
@@ -198,12 +200,12 @@ def test_an_error_is_retried_from_the_last_checkpoint_and_then_the_training_has_
 
 def test_a_row_that_a_kill_has_cut_off_is_written_when_the_training_goes_on(prepared: Data, tmp_path: Path) -> None:
     one = training(tmp_path, prepared, "one")
-    assert train_to_the_end(one.config, prepared, lambda _: None) == ""
+    assert train_to_the_end(one.config, lambda config: train(config, prepared)) == ""
     before = one.dir.metrics.read_text(), one.dir.case_scores.read_text()
     for path in (one.dir.metrics, one.dir.case_scores):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[:2]))  # of the heading and the first epoch
-    assert train_to_the_end(one.config, prepared, lambda _: None) == ""
+    assert train_to_the_end(one.config, lambda config: train(config, prepared)) == ""
     assert one.dir.case_scores.read_text() == before[1]
     assert scores(one.dir.path)[-1][0] == "2"
 
@@ -225,7 +227,7 @@ def test_a_process_says_what_an_error_means_for_the_others(prepared: Data, tmp_p
 
 def test_a_folder_of_another_training_is_refused_before_anything_runs(prepared: Data, tmp_path: Path) -> None:
     one = training(tmp_path, prepared, "one")
-    assert train_to_the_end(one.config, prepared, lambda _: None) == ""
+    assert train_to_the_end(one.config, lambda config: train(config, prepared)) == ""
     for other, reason in (("lr", 1e-2), ("epochs", 3), ("seed", 8)):
         changed = Training("one", one.config.model_copy(update={other: reason}))
         with pytest.raises(InputError, match=f"was begun with {other} .*, and it would be {reason} now"):
@@ -244,6 +246,7 @@ from tune.spec.sections import Resources
 init_logger()
 folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
 small = dict(depth=3, base_channels=4, target_shape=(16, 16, 16), patches_per_epoch=8, num_workers=0, device="cpu")
+small |= dict(overlap=0)
 places = dict(cache_dir=cache, split_file=folder / "split.json")
 wanted = [
     Training(f"seed_{n}", TrainConfig(**small, **places, output_dir=folder / f"seed_{n}", seed=n, epochs=60))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,13 +27,13 @@ from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
 from trainable.training.case_scores import case_rows
-from trainable.training.checkpoint import find_checkpoint
+from trainable.training.checkpoint import find_checkpoint, load_latest_valid
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.seen_cases import cases_by_part
 from trainable.training.state import TrainingState
 from trainable.training.training_dir import BEST, TrainingDir
-from trainable.training.training_log import TrainingLog, epoch_line
+from trainable.training.training_log import TrainingLog, epoch_line, read_rows
 
 FULL_DISK_HINT = ": there is no space for it; free some"
 
@@ -241,3 +242,15 @@ def outcome_summary(result: EpochResult, config: TrainConfig, *, tests_follow: b
     if tests_follow:
         return ended
     return f"{ended}\ntest it: {train_command()} --resume {shlex.quote(str(best))} --test_only"
+
+
+def last_row(paths: TrainingDir) -> Mapping[str, Any]:
+    """Return the last row of a training's metrics.csv, {} without one.
+
+    A kill after the last checkpoint and before its row leaves the training without the row; it is then written here.
+    """
+    if paths.latest.exists() and not any(row["end_reason"] for row in read_rows(paths.metrics)):
+        state = load_latest_valid(paths.latest)[1]
+        if state["row"]["end_reason"]:
+            TrainingLog(paths.path).write(state["row"], case_rows=state.get("case_scores", ""))
+    return (read_rows(paths.metrics) or [{}])[-1]

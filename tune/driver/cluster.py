@@ -18,15 +18,10 @@ import ray.tune  # completely imported before a thread starts Ray while other mo
 
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
-from trainable.core.logger import logger
-from trainable.core.options import to_dict
 from trainable.core.parallel import cores
 from tune.driver import ray_compat
 from tune.driver.home import short_private_dir
-from tune.planning.recipe_costs import largest_recipe
 from tune.spec.sections import Resources
-from tune.spec.space import ConfigErrors
-from tune.spec.sweep_config import SweepConfig, conflicts
 
 # Bytes: of the 107 of a Unix socket's path Ray adds "/ray/session_DATE_TIME_MICROSECONDS_PID/sockets/plasma_store".
 LONGEST_TEMP_DIR = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -189,70 +184,6 @@ def start_local(options: dict[str, Any]) -> None:
             f"Ray's processes have not started within {START_TIMEOUT} s: {os.getloadavg()[0]:.0f} processes compete "
             f"for this machine's {cores()} cores; try again when it is less busy"
         ) from None
-
-
-def resolve_gpu(config: SweepConfig) -> SweepConfig:
-    """Return the config with a number for `resources.gpu`, and print it if that was auto or not given.
-
-    A number stays. If it is not given, it is 1 if the cluster has a GPU and train.device is not cpu, else 0. Auto is 0
-    if the cluster has no GPU, else 1 / N: N trials share a GPU, see measure_auto.
-
-    Raises:
-        InputError: if no trial with a whole GPU fits on the cluster, or torch sees no GPU where auto is measured.
-        ConfigErrors: if the config does not fit the number.
-        RuntimeError: from Ray, if a trial fails to run for another reason than memory.
-    """
-    gpu, count = config.resources.gpu, ray.cluster_resources().get("GPU", 0)
-    has = f"the cluster has {count:g} GPU{'s' * (count != 1)}" if count else "the cluster has no GPU"
-    if gpu == 0 and count and config.fixed("device") != "cpu":
-        logger.info(f"resources.gpu is 0: trials train on the CPU; {has}, see --set resources.gpu=1")
-    if gpu not in ("auto", None):
-        return config
-    gpus: float = 0
-    if gpu is None:
-        gpus = default_gpu(config)
-        has = "train.device is cpu" if config.fixed("device") == "cpu" else has
-    elif count:
-        gpus, has = measure_auto(config)
-    logger.info(f"resources.gpu: {'not given, so it' if gpu is None else 'auto'} is {gpus:g} ({has})")
-    config = config.with_gpu(gpus)
-    if problems := list(conflicts(config)):
-        raise ConfigErrors(*problems)
-    return config
-
-
-def default_gpu(config: SweepConfig) -> float:
-    """Return `resources.gpu` if it is not given: 1 if the connected cluster has a GPU and trials may use it, else 0."""
-    return 0 if config.fixed("device") == "cpu" else min(ray.cluster_resources().get("GPU", 0), 1)
-
-
-def measure_auto(config: SweepConfig) -> tuple[float, str]:
-    """Measure how many trials are to share a GPU, see best_count: on one GPU of the cluster, as soon as one is free.
-
-    The recipe is the one of the space that needs most memory.
-
-    Returns:
-        The share of a GPU per trial, and the rates in words.
-
-    Raises: as resolve_gpu.
-    """
-    from tune.driver.gpu_sharing import best_count, measure_sharing
-
-    cpu = config.resources.cpu
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    Slots(config.with_gpu(1).resources)
-    logger.info("resources.gpu is auto: measuring how many trials are to share a GPU, as soon as one is free")
-    max_processes = min(int(node.get("CPU", 0) / node["GPU"]) // cpu for node in nodes)
-    recipe = {**to_dict(largest_recipe(config)), "device": "cuda"}
-    options: dict[str, Any] = {"num_gpus": 1, "num_cpus": cpu, "max_retries": 0}
-    try:
-        rates = ray.get(ray.remote(**options)(measure_sharing).remote(recipe, max_processes))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause)) from None
-        raise
-    reason = ", ".join(f"{count}: {rate:.1f} patches/s" for count, rate in rates.items()) or "none fits"
-    return 1 / best_count(rates), reason
 
 
 class Slots:

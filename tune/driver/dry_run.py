@@ -12,12 +12,14 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.preview import Preview, preview_data
-from tune.driver.cluster import Cluster, Slots, resolve_gpu
+from tune.driver.cluster import Cluster, Slots
 from tune.driver.node_check import check_nodes
 from tune.driver.run_files import check_launch, with_absolute_paths
+from tune.driver.trial_gpus import is_measured, resolve_gpu
 from tune.run.import_trials import differences
 from tune.run.results import read_run
 from tune.run.retention import check_disk_space
+from tune.spec.short_trainings import without_priors_if_short
 from tune.spec.sweep_config import SweepConfig
 
 
@@ -45,9 +47,10 @@ def dry_run(
     for folder in earlier:
         refuse_other_scores(config, data, folder)
     logger.info("\n".join(data_lines(data)))
+    config = without_priors_if_short(config, len(data.split.train))
     cluster.wait()
     check_nodes(config, run_dir, storage, cluster.address)
-    gpu_is_measured = config.resources.gpu == "auto"
+    gpu_is_measured = is_measured(config)
     config = config.with_gpu(1) if gpu_is_measured else resolve_gpu(config)
     slots = Slots(config.resources)
     space = check_disk_space(config, storage or str(run_dir / "ray"), slots.count())

@@ -14,9 +14,10 @@ from trainable.core.storage import Uri, is_uri, place_of_data
 from trainable.data.cache import cache_folder, can_be_written, sibling_cache
 from trainable.data.prepare import cases_on_disk
 from tune.driver import ray_compat
-from tune.driver.cluster import Cluster, Slots, default_gpu
+from tune.driver.cluster import Cluster, Slots
 from tune.driver.node_survey import survey_nodes
 from tune.driver.run_files import with_absolute_paths
+from tune.driver.trial_gpus import trial_need
 from tune.nodes.cells import Cell, Level
 from tune.nodes.folder_checks import OWN_CACHE
 from tune.nodes.folders import Folder, Use
@@ -154,13 +155,3 @@ def place_of(config: SweepConfig) -> Path:
     if place is None and sibling.is_dir() and not can_be_written(sibling):  # it counts if it has all cases
         return cases_on_disk(config.base_config())[2]
     return cache_folder(data, place and Path(place))
-
-
-def trial_need(config: SweepConfig) -> dict[str, float]:
-    """Return what a trial takes on the connected cluster, by Ray's names; a whole GPU if a share is to be measured."""
-    gpu = config.resources.gpu
-    if gpu is None:
-        gpu = default_gpu(config)
-    elif gpu == "auto":
-        gpu = min(ray.cluster_resources().get("GPU", 0), 1)
-    return {"CPU": float(config.resources.cpu), "GPU": float(gpu)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -66,3 +67,8 @@ def empty_host_cache() -> None:
     empty = public or getattr(torch._C, "_host_emptyCache", None)
     if empty is not None:
         empty()
+
+
+def device_name() -> str:
+    """Return the name of the GPU that this process has used; of the CPU if it has used none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.evaluate import evaluate
-from trainable.train import train
-from trainable.training.checkpoint import load_latest_valid
+from trainable.train import last_row, train
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import TrainingDir
-from trainable.training.training_log import TrainingLog, read_rows
 from tune.driver.gpu_sharing import missing_gpu, share_memory
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_process import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, free_memory, freeze_imports
+from tune.driver.trial_ranks import run_in_ranks, train_rank
 from tune.run.provenance import load_contents
 from tune.run.run_dir import RunDir
+from tune.spec.sections import processes_per_trial
 
 STDOUT = "stdout.log"  # in a training's folder: what it has printed
 LOCK_TIMEOUT = 30.0  # seconds that a killed process may take to let go of the training's folder
@@ -82,7 +83,7 @@ class TrainingProcess:
 
     def __init__(self, threads: int, gpu_share: float, lock_file: str) -> None:
         init_logger()
-        self.gpu_share, self.lock_file = gpu_share, Path(lock_file)
+        self.gpu_share, self.threads, self.lock_file = gpu_share, threads, Path(lock_file)
         hold_shared_lock(self.lock_file)
         torch.set_num_threads(threads)
 
@@ -112,7 +113,7 @@ class TrainingProcess:
                 redirect_stdout(log),
                 dump_stacks_of_hang(stdout_log, spec.report_timeout) as dump,
             ):
-                end, taken = train_and_test(config, spec, dump, self.gpu_share)
+                end, taken = self.train_and_test(config, spec, dump)
         except OSError as error:  # of the folder or the log itself
             return end_of_error(error)
         if taken:  # it says nothing of the recipe
@@ -121,34 +122,43 @@ class TrainingProcess:
             return TrainingEnd(failure=taken)
         return end
 
+    def train_and_test(
+        self, config: TrainConfig, spec: TrainingSpec, dump: StackDump | None
+    ) -> tuple[TrainingEnd, str]:
+        """Train and test as run does; no error is raised.
 
-def train_and_test(
-    config: TrainConfig, spec: TrainingSpec, dump: StackDump | None, gpu_share: float
-) -> tuple[TrainingEnd, str]:
-    """Train and test as TrainingProcess.run does; no error is raised.
+        Returns:
+            How it ended; and if it ran out of GPU memory, the processes that hold a part of its share, "" for none.
+        """
+        paths = TrainingDir(config.output_dir)
 
-    Returns:
-        How it ended; and if it ran out of GPU memory, the processes that hold a part of its share, "" for none.
-    """
+        def on_epoch(_: EpochResult) -> None:
+            if dump is not None:
+                dump.restart()
 
-    paths = TrainingDir(config.output_dir)
+        try:
+            data = read_cases(config, spec)
+            error = train_to_the_end(config, partial(self.train, data=data, on_epoch=on_epoch))
+            if spec.test and not error and not paths.test_scores.with_suffix(".json").exists():
+                evaluate(config.model_copy(update={"resume": paths.best}), data)
+            return TrainingEnd(error=error), ""
+        except torch.cuda.OutOfMemoryError as error:
+            return end_of_error(error), memory_taken_by_others(self.gpu_share)
+        except Exception as error:
+            with suppress(OSError):  # a full disk
+                traceback.print_exc(file=sys.stdout)
+            return end_of_error(error), ""
 
-    def on_epoch(_: EpochResult) -> None:
-        if dump is not None:
-            dump.restart()
-
-    try:
-        data = read_cases(config, spec)
-        error = train_to_the_end(config, data, on_epoch)
-        if spec.test and not error and not paths.test_scores.with_suffix(".json").exists():
-            evaluate(config.model_copy(update={"resume": paths.best}), data)
-        return TrainingEnd(error=error), ""
-    except torch.cuda.OutOfMemoryError as error:
-        return end_of_error(error), memory_taken_by_others(gpu_share)
-    except Exception as error:
-        with suppress(OSError):  # a full disk
-            traceback.print_exc(file=sys.stdout)
-        return end_of_error(error), ""
+    def train(self, config: TrainConfig, data: Data, on_epoch: Callable[[EpochResult], object]) -> EpochResult:
+        """Train in this process, or in one for each of its GPUs; on_epoch is called with each epoch's result."""
+        processes = processes_per_trial(self.gpu_share)
+        if processes == 1:
+            # Not flushed: several trainings at once would wait for the disk, 0.8 s per epoch with four GPUs.
+            return train(config, data, on_epoch, flush=False)
+        result: EpochResult = run_in_ranks(
+            processes, self.threads, train_rank, config, data, self.lock_file, on_message=on_epoch
+        )
+        return result
 
 
 def end_of_error(error: Exception) -> TrainingEnd:
@@ -187,8 +197,10 @@ def read_cases(config: TrainConfig, spec: TrainingSpec) -> Data:
     return data
 
 
-def train_to_the_end(config: TrainConfig, data: Data, on_epoch: Callable[[EpochResult], object]) -> str:
+def train_to_the_end(config: TrainConfig, train: Callable[[TrainConfig], EpochResult]) -> str:
     """Train in output_dir, or go on there, unless it has ended; return why it has no model, "" if it has one.
+
+    train: trains a config, and returns the last epoch's result.
 
     Raises: as train and wait_for_folder.
     """
@@ -197,26 +209,13 @@ def train_to_the_end(config: TrainConfig, data: Data, on_epoch: Callable[[EpochR
     if not (row := last_row(paths)).get("end_reason"):
         if paths.latest.exists():
             config = config.model_copy(update={"resume": paths.latest, "pretrained": None})
-        # Not flushed: several trainings at once would wait for the disk, 0.8 s per epoch with four GPUs.
-        row = train(config, data, on_epoch, flush=False).row()
+        row = train(config).row()
     return divergence(row)
 
 
 def divergence(row: Mapping[str, Any]) -> str:
     """Return that a training diverged, by its last row; "" if it did not."""
     return f"diverged in epoch {row['epoch']}" if row["end_reason"] == EndReason.NON_FINITE else ""
-
-
-def last_row(paths: TrainingDir) -> Mapping[str, Any]:
-    """Return the last row of a training's metrics.csv, {} without one.
-
-    A kill after the last checkpoint and before its row leaves the training without the row; it is then written here.
-    """
-    if paths.latest.exists() and not any(row["end_reason"] for row in read_rows(paths.metrics)):
-        state = load_latest_valid(paths.latest)[1]
-        if state["row"]["end_reason"]:
-            TrainingLog(paths.path).write(state["row"], case_rows=state.get("case_scores", ""))
-    return (read_rows(paths.metrics) or [{}])[-1]
 
 
 def wait_for_folder(folder: Path) -> None:

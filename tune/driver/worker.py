@@ -6,7 +6,7 @@ import contextlib
 import io
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -28,8 +28,6 @@ from trainable.data.split import load_split
 from trainable.training import checkpoint
 from trainable.training.case_scores import case_rows
 from trainable.training.epoch_result import EndReason, EpochResult, Pictures
-from trainable.training.loop import fit
-from trainable.training.step_progress import OnProgress
 from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import missing_gpu, reserved_gpus, share_memory
 from tune.driver.progress_board import BoardAddress, ProgressSender
@@ -38,28 +36,19 @@ from tune.driver.trainer_process import (
     MAX_LEAKED_BYTES,
     TAKEN_MEMORY_PAUSE,
     GpuMemoryTakenError,
+    device_name,
     free_memory,
     freeze_imports,
     run_in_trainer_thread,
 )
+from tune.driver.trial_ranks import Fit, fit_trial
 from tune.run.provenance import digest_of, load_contents
 from tune.run.run_dir import TrialDir
+from tune.spec.sections import processes_per_trial
 from tune.spec.trial_spec import Report, TrialSpec
-
-Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None], OnProgress], EpochResult]
 
 SIGN_OF_LIFE: Report = {"epoch": 0, "end_reason": "", "sign_of_life": True, "log": "", "time_this_iter_s": 0.0}
 SIGN_OF_LIFE_AT = 0.2  # of report_timeout: the driver hears of a trial that trains without a validation so often
-
-
-def fit_to_storage(
-    config: TrainConfig,
-    data: Data,
-    on_epoch_end: Callable[[EpochResult], None],
-    on_progress: OnProgress | None = None,
-) -> EpochResult:
-    """Call fit with one file of checkpoints per epoch, since Ray copies it to the sweep's storage at once."""
-    return fit(config, data, on_epoch_end, on_progress=on_progress, flush=False, one_file=True)
 
 
 class FreshProcess(Exception):
@@ -110,7 +99,10 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
                 if trial.repeat(restored):
                     return
                 recipe = recipe.model_copy(update={"resume": restored})
-            run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
+            if processes_per_trial(spec["gpu_share"]) > 1:
+                fit_trial(spec, recipe, data, fit, trial.on_epoch_end, trial.progress.send)
+            else:
+                run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
         except torch.cuda.OutOfMemoryError as error:
             logger.info(f"out of GPU memory: {str(error).splitlines()[0]}")
             taken = memory_taken_by_others(spec["gpu_share"])
@@ -202,17 +194,19 @@ class TrialReports:
         self.send({**cases, "log": f"goes on after epoch {row['epoch']}\n"})
         return bool(row["end_reason"])
 
-    def on_epoch_end(self, result: EpochResult) -> None:
+    def on_epoch_end(self, result: EpochResult, device: str = "") -> None:
         """Print an epoch's line; if the epoch was validated or is the last, report it with its folder of checkpoints.
 
         After another epoch the driver only gets a sign of life, as often as it needs one.
 
         If the epoch is the best so far, that folder has best_model.pth only, which replaces latest.pth. If a loss that
         is not finite ended the training, the report has no checkpoints.
+
+        device: the name of the GPU; "" for that of this process.
         """
         row = result.row()
         logger.info(epoch_line(row, self.recipe.epochs))
-        row["device"] = torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"
+        row["device"] = device or device_name()
         report = cast(Report, {**row, "log": ""})
         if result.case_scores:
             report["case_scores"] = case_rows(result.epoch, result.case_scores)

@@ -14,6 +14,7 @@ from trainable.core.storage import place_of_data
 from trainable.data.cache import cache_folder
 from trainable.training.case_scores import SCORE_COLUMNS, read_case_scores
 from trainable.training.training_dir import EnsembleDir, TrainingDir
+from trainable.training.training_log import read_rows
 
 if TYPE_CHECKING:  # it imports torch, and a report does without it
     from trainable.evaluation.metrics import Scores
@@ -45,8 +46,6 @@ def validation_scores(folder: Path) -> tuple[int, Mapping[str, Scores]]:
     Raises:
         InputError: if case_scores.csv is damaged.
     """
-    from trainable.training.training_log import read_rows  # here: it imports TensorBoard, which takes a second
-
     paths = TrainingDir(folder)
     rows = read_rows(paths.metrics)
     epoch = int(rows[-1].get("best_epoch") or 0) if rows else 0

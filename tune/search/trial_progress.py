@@ -156,8 +156,9 @@ def known_scores(frozen: FrozenTrial) -> dict[int, float]:
 def error_summary(error: str) -> str:
     """Return the last line of a traceback that names an error, which other lines may follow.
 
-    Without such a line it is the last line; "unknown error" for an empty text.
+    Without such a line it is the last line; "unknown error" for an empty text. Of Ray's file of several failures the
+    last one counts.
     """
-    lines = error.strip().splitlines() or ["unknown error"]
+    lines = re.split(r"^Failure # \d+ .*", error, flags=re.MULTILINE)[-1].strip().splitlines() or ["unknown error"]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
     return (named or lines)[-1]

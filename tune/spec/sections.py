@@ -204,6 +204,9 @@ class Searcher(Section):
     wait_for_startup: bool = Field(
         False, description="Run no other trials until startup_trials have ended, even if slots are free."
     )
+    prior_min_steps: int = Field(
+        0, ge=0, description="Sweeps of trainings of fewer steps do without `start:` and `prior:`, as if not written."
+    )
 
 
 class Confirm(Section):
@@ -225,6 +228,11 @@ class Confirm(Section):
         return value
 
 
+def processes_per_trial(gpu_share: float) -> int:
+    """Return how many processes train a trial together: one for each of its GPUs, and one on a share or the CPU."""
+    return max(1, int(gpu_share))
+
+
 class Resources(Section):
     """GPUs and cores of a trial, what follows its errors and hangs, which checkpoints and processes are kept."""
 
@@ -242,8 +250,8 @@ class Resources(Section):
         ),
     ] = Field(
         None,
-        description="GPUs per trial, 0 for the CPU; a fraction shares one; auto measures at launch how many share it; "
-        "by default 1 if the cluster has one.",
+        description="GPUs per trial, 0 for the CPU; N train it together, on one node; a fraction shares one; auto "
+        "measures at launch how many share it; by default 1 if the cluster has one.",
     )
     cpu: int = Field(1, ge=1, description="CPU cores per trial, and its threads.")
     max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")

@@ -14,10 +14,20 @@ from trainable.core.option_errors import UnexpectedValueError, did_you_mean, exp
 from trainable.core.options import make_config, option_names, permissive_values, to_dict, validation_messages
 from tune.spec.kinds import Choice
 from tune.spec.run_record import RunRecord
-from tune.spec.sections import Budget, Confirm, EarlyStopping, Objective, Resources, Searcher, Section
+from tune.spec.sections import (
+    Budget,
+    Confirm,
+    EarlyStopping,
+    Objective,
+    Resources,
+    Searcher,
+    Section,
+    processes_per_trial,
+)
 from tune.spec.space import ConfigErrors, KeyPath, Problem, Space
 from tune.spec.space_reader import read_space
 from tune.spec.start_recipes import read_start
+from tune.spec.step_division import undivided_step
 
 STUDY_FIELDS = ("seed", "protect_default", "confirm")  # fields of SweepConfig that the YAML has in `study:`
 RULE_OF_OLDER_RUNS = {"value": "best", "min_trials": 1, "margin": 0.0}  # of `early_stopping:`
@@ -266,6 +276,14 @@ def _yaml_path(loc: KeyPath) -> KeyPath:
     return ("study", *loc) if loc[0] in STUDY_FIELDS else loc
 
 
+def undivided_steps(config: SweepConfig) -> str:
+    """Return why a trial's GPUs cannot divide the steps of its recipes among them, and what to do; "" if they can."""
+    gpu = config.resources.gpu
+    processes = processes_per_trial(0 if gpu in ("auto", None) else float(gpu))
+    undivided = undivided_step(config.space, processes)
+    return f"resources.gpu is {processes}, but {undivided}" if undivided else ""
+
+
 def conflicts(config: SweepConfig) -> Iterator[Problem]:
     """Yield a problem per pair of settings that do not go together."""
     stopping, val_freq, epochs = config.early_stopping, config.fixed("val_freq"), config.fixed("epochs")
@@ -281,6 +299,8 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
         yield ("study", "metric"), "study.metric: gpu_seconds would always be 0, since resources.gpu is 0; use seconds"
     if config.fixed("device") == "cuda" and config.resources.gpu == 0:
         yield ("resources", "gpu"), "resources.gpu is 0, but train.device is cuda; expected a GPU, or a share of one"
+    if not config.record.attempts and (undivided := undivided_steps(config)):  # a run that was begun can be read
+        yield ("resources", "gpu"), undivided
     if config.searcher.type == "bayes" and config.objective.cost:
         message = "searcher.type is 'bayes', which has one objective; expected tpe, gp or random with study.metric"
         yield ("searcher", "type"), f"{message} {config.objective.metric}"

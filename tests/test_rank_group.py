@@ -1,0 +1,133 @@
+"""Processes that train together, kept for one training after another: real ones, on the CPU with gloo."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import rank_work
+
+from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
+from trainable.core.rank_group import RankDiedError, RankGroup
+from trainable.data.prepare import Data
+from trainable.training.checkpoint import load_checkpoint
+from trainable.training.training_dir import TrainingDir
+
+
+class Stop(Exception):
+    """What on_message raises to end a training."""
+
+
+def nothing(message: object) -> None:
+    raise AssertionError(message)
+
+
+def small(folder: Path, **options: object) -> TrainConfig:
+    shape = {"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "patches_per_epoch": 8, "num_workers": 0}
+    return TrainConfig(**{"output_dir": folder, "device": "cpu", "epochs": 500, **shape, **options})
+
+
+def ended(pids: Sequence[int], seconds: float = 5) -> bool:
+    """Whether all processes end within this time; one that is not reaped yet has ended."""
+    end = time.monotonic() + seconds
+    while any(lives(pid) for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[list[RankGroup]]:
+    """A list with one group of two processes; a test that ends it leaves another one there."""
+    groups = [RankGroup(2, cuda=False, threads=2)]
+    yield groups
+    groups[0].close()
+
+
+@pytest.fixture
+def group(shared: list[RankGroup]) -> RankGroup:
+    if not shared[0].usable:
+        shared[0] = RankGroup(2, cuda=False, threads=2)
+    return shared[0]
+
+
+def test_a_training_that_is_ended_leaves_the_processes_for_the_next_one(
+    group: RankGroup, prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = group.run(rank_work.pids, on_message=nothing)
+    assert len(set(before)) == 2
+    assert capsys.readouterr().out == "printed by rank 0\n"
+    heard: list[int] = []
+
+    def on_message(epoch: int) -> None:
+        heard.append(epoch)
+        if epoch == 2:
+            raise Stop
+
+    started = time.monotonic()
+    with pytest.raises(Stop):
+        group.run(rank_work.train, small(tmp_path / "one"), prepared, on_message=on_message)
+    assert heard[:2] == [1, 2]
+    assert time.monotonic() - started < 30
+    assert int(load_checkpoint(TrainingDir(tmp_path / "one").latest)["epoch"]) >= 2
+    assert group.run(rank_work.train, small(tmp_path / "two", epochs=2), prepared, on_message=heard.append) == 2
+    assert heard[-2:] == [1, 2]
+    assert group.run(rank_work.pids, on_message=nothing) == before
+
+
+@pytest.mark.parametrize(("failing", "kind"), [(1, InputError), pytest.param(0, RuntimeError, marks=pytest.mark.slow)])
+def test_an_error_of_one_process_is_raised_here_and_ends_all(
+    group: RankGroup, failing: int, kind: type[Exception]
+) -> None:
+    pids = group.run(rank_work.pids, on_message=nothing)
+    with pytest.raises(kind, match="the disk of this node is gone") as raised:
+        group.run(rank_work.fail, failing, kind, on_message=nothing)
+    assert f"in process {failing} of the training:\nTraceback" in raised.value.__notes__[0]
+    assert ended(pids, 0)
+    assert not group.usable
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_killed_process_is_named_and_the_others_end(
+    group: RankGroup, prepared: Data, tmp_path: Path, killed: int
+) -> None:
+    pids = group.run(rank_work.pids, on_message=nothing)
+
+    def kill(epoch: int) -> None:
+        os.kill(pids[killed], signal.SIGKILL)
+
+    with pytest.raises(RankDiedError, match=f"^process {killed} of the 2 that train together was killed by SIGKILL$"):
+        group.run(rank_work.train, small(tmp_path / "out"), prepared, on_message=kill)
+    assert ended(pids, 0)
+
+
+@pytest.mark.parametrize("frozen", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_kill_9_of_the_process_that_has_started_them_ends_all(prepared: Data, tmp_path: Path, frozen: bool) -> None:
+    (tmp_path / "request").write_bytes(pickle.dumps((small(tmp_path / "out"), prepared)))
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import rank_work; rank_work.main()"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "request"], stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "printed by rank 0\n"
+        pids = [int(word) for word in one.stdout.readline().split()]
+        assert one.stdout.readline() == "1\n"  # an epoch is trained
+        assert all(map(lives, pids))
+        if frozen:
+            os.kill(pids[1], signal.SIGSTOP)
+        one.kill()
+    assert ended(pids)

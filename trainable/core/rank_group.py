@@ -1,0 +1,199 @@
+"""Processes of this machine that train together, one per GPU, started and watched by this process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe, wait
+from typing import Any, Self
+
+import torch.distributed as dist
+
+from trainable.core.rank_link import HOST, Kind, Setup
+from trainable.core.rank_process import LOST_CONNECTION
+from trainable.core.ranks import Launch
+
+END_SECONDS = 60.0  # that the processes get to end a training at the same step, and to write its last checkpoint
+DEATH_SECONDS = 5.0  # in which the death of a process is seen after another one has lost its connection to it
+
+
+class RankDiedError(RuntimeError):
+    """A process of a training has died, perhaps killed; the others were ended."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One of the processes."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+
+class RankGroup:
+    """Processes that train together, kept for one training after another.
+
+    They end when the thread that has made this object ends, and when this process does, also by kill -9.
+
+    Args:
+        processes: how many, at least two.
+        cuda: each trains on another one of the GPUs that this process sees; else on the CPU.
+        threads: of the CPU, for all of them together.
+    """
+
+    def __init__(self, processes: int, *, cuda: bool, threads: int) -> None:
+        self.store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        threads = max(1, threads // processes)
+        self.members: list[Member] = []
+        self.working: set[Member] = set()
+        self.asking: Member | None = None  # which waits for the answer to what it has asked
+        self.result: Any = None
+        try:
+            for rank in range(processes):
+                self.members.append(start_member(rank, threads))
+                setup = Setup(Launch(rank, processes, rank), self.store.port, cuda, threads)
+                with suppress(OSError):  # it has died, which `run` sees
+                    self.members[-1].connection.send(setup)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def usable(self) -> bool:
+        """Whether all processes live, and can be given work."""
+        return bool(self.members) and all(member.process.poll() is None for member in self.members)
+
+    def run(self, work: Callable[..., Any], *arguments: Any, on_message: Callable[[Any], object]) -> Any:
+        """Call `work(link, *arguments)` in each process; return rank 0's result once all have returned.
+
+        If an exception is raised here meanwhile, as by on_message or Ctrl-C, the training in `work` is ended at the
+        same step of all processes, which stay usable; after END_SECONDS they are killed.
+
+        Args:
+            work: a function that the processes can import; link: the RankLink of its process.
+            arguments: that can be pickled.
+            on_message: called with each value that rank 0 tells or asks by its link.
+
+        Raises:
+            RankDiedError: if a process dies. Other exceptions are the first one of `work`, with its traceback as a
+                note. All processes are killed then.
+        """
+        request = pickle.dumps((work, arguments))
+        self.working, self.result = set(self.members), None
+        try:
+            for member in self.members:
+                with suppress(OSError):  # it has died, which is seen below
+                    member.connection.send_bytes(request)
+            while self.working:
+                self._handle_messages(on_message, None)
+        except BaseException:
+            self._end_work()
+            raise
+        return self.result
+
+    def _handle_messages(self, on_message: Callable[[Any], object], timeout: float | None) -> None:
+        """Wait for messages of the processes that work, and handle them; raise what one of them has raised."""
+        by_connection = {member.connection: member for member in self.working}
+        for connection in wait(list(by_connection), timeout):
+            member = by_connection[connection]  # type: ignore[index]
+            try:
+                kind, value = member.connection.recv()
+            except (EOFError, OSError):
+                raise self._death_of(member) from None
+            if kind == Kind.PRINT:
+                sys.stdout.write(value)
+                sys.stdout.flush()
+            elif kind == Kind.FAILED:
+                raise self._failure(value)
+            elif kind in (Kind.TELL, Kind.ASK):
+                self.asking = member if kind == Kind.ASK else self.asking
+                on_message(value)
+                if kind == Kind.ASK:
+                    self._answer()
+            else:
+                self.working.discard(member)
+                self.result = value if member.rank == 0 else self.result
+
+    def _answer(self) -> None:
+        """Let the process that waits for an answer go on."""
+        if self.asking is not None:
+            with suppress(OSError):  # it has died, which is seen by the next message
+                self.asking.connection.send_bytes(b"")
+            self.asking = None
+
+    def _end_work(self) -> None:
+        """End what the processes work on, at the same step; kill them if they do not end in time. Nothing is raised."""
+        if not self.members:
+            return
+        end = time.monotonic() + END_SECONDS
+        try:
+            self.members[0].process.send_signal(signal.SIGTERM)
+            self._answer()
+            while self.working and time.monotonic() < end:
+                self._handle_messages(lambda _: None, max(0.0, end - time.monotonic()))
+        except Exception:
+            self.close()  # what has failed is less than what ended the work
+        except BaseException:
+            self.close()
+            raise
+        if self.working:
+            self.close()
+
+    def _failure(self, error: Exception) -> Exception:
+        """End all after an exception in one process; return it, or the death of another process that has led to it."""
+        end = time.monotonic() + DEATH_SECONDS * bool(LOST_CONNECTION.search(str(error)))
+        while True:
+            died = [member for member in self.members if member.process.poll() is not None]
+            if died:
+                return self._death_of(died[0])
+            if time.monotonic() >= end:
+                self.close()
+                return error
+            time.sleep(0.05)
+
+    def _death_of(self, member: Member) -> RankDiedError:
+        """End all after the death of one process; return an error that says which one and how."""
+        with suppress(subprocess.TimeoutExpired):
+            member.process.wait(DEATH_SECONDS)
+        code, count = member.process.returncode, len(self.members)
+        self.close()
+        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
+        return RankDiedError(f"process {member.rank} of the {count} that train together {how}")
+
+    def close(self) -> None:
+        """Kill the processes, and return when they have ended."""
+        members, self.members, self.working, self.asking = self.members, [], set(), None
+        for member in members:
+            member.process.kill()
+        for member in members:
+            member.process.wait()
+            member.connection.close()
+
+
+def start_member(rank: int, threads: int) -> Member:
+    """Start a process; it waits for its Setup."""
+    own, its = Pipe()
+    paths = os.pathsep.join(path for path in sys.path if path)  # as Ray ships the packages
+    extra = {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+    with its:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from trainable.core.rank_link import main; main()", str(its.fileno())],
+            env={"GLOO_SOCKET_IFNAME": "lo", **os.environ, **extra},  # all are on this machine
+            pass_fds=[its.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which ends them
+        )
+    return Member(rank, process, own)

@@ -1,0 +1,176 @@
+"""A trial on several GPUs: the processes that train it together, which the trial's own process starts and keeps.
+
+This module does without Ray, as those processes do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainable.core.config import TrainConfig
+from trainable.core.gpu_memory import memory_taken_by_others
+from trainable.core.locks import hold_shared_lock
+from trainable.core.rank_group import RankGroup
+from trainable.core.rank_link import RankLink
+from trainable.core.ranks import gather, is_main
+from trainable.data.prepare import Data
+from trainable.train import train
+from trainable.training.epoch_result import EpochResult
+from trainable.training.loop import fit
+from trainable.training.step_progress import OnProgress, StepProgress
+from tune.driver.stack_dump import dump_stacks_of_hang
+from tune.driver.trainer_process import (
+    MAX_LEAKED_BYTES,
+    TAKEN_MEMORY_PAUSE,
+    GpuMemoryTakenError,
+    device_name,
+    free_memory,
+    run_in_trainer_thread,
+)
+from tune.spec.sections import processes_per_trial
+from tune.spec.trial_spec import TrialSpec
+
+Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None], OnProgress], EpochResult]
+
+
+class LeftMemoryError(RuntimeError):
+    """The training before has left GPU memory occupied in one of the processes."""
+
+
+def fit_to_storage(
+    config: TrainConfig,
+    data: Data,
+    on_epoch_end: Callable[[EpochResult], None],
+    on_progress: OnProgress | None = None,
+) -> EpochResult:
+    """Call fit with one file of checkpoints per epoch, since Ray copies it to the sweep's storage at once."""
+    return fit(config, data, on_epoch_end, on_progress=on_progress, flush=False, one_file=True)
+
+
+_groups: list[RankGroup] = []  # the one of this process, or none yet
+
+
+def run_in_ranks(
+    processes: int,
+    threads: int,
+    work: Callable[..., Any],
+    config: TrainConfig,
+    *arguments: Any,
+    on_message: Callable[[Any], object],
+) -> Any:
+    """Call RankGroup.run with `work(link, config, *arguments)`, in processes that are kept for the next training.
+
+    They are replaced if the training before has left GPU memory occupied. threads: of the CPU, for all of them.
+
+    Raises: as RankGroup.run.
+    """
+    try:
+        return group_of(processes, threads, config).run(work, config, *arguments, on_message=on_message)
+    except LeftMemoryError:
+        return group_of(processes, threads, config).run(work, config, *arguments, on_message=on_message)
+    except GpuMemoryTakenError:
+        time.sleep(TAKEN_MEMORY_PAUSE)  # before it is restarted
+        raise
+
+
+def group_of(processes: int, threads: int, config: TrainConfig) -> RankGroup:
+    """Return this process's group, a new one if there is none that can be used."""
+    if not (_groups and _groups[0].usable):
+        end_ranks()
+        cuda = config.device != "cpu"
+        # In a thread that lasts as long as this process does, as they end with it.
+        _groups.append(run_in_trainer_thread(lambda: RankGroup(processes, cuda=cuda, threads=threads)))
+    return _groups[0]
+
+
+def end_ranks() -> None:
+    """End the processes that this one has started to train together, if any."""
+    while _groups:
+        _groups.pop().close()
+
+
+def fit_trial(
+    spec: TrialSpec,
+    recipe: TrainConfig,
+    data: Data,
+    fit: Fit,
+    on_epoch_end: Callable[[EpochResult, str], None],
+    on_progress: OnProgress,
+) -> None:
+    """Train a trial's recipe in several processes, one for each of its GPUs.
+
+    on_epoch_end: called in this thread with each epoch's result and the name of the GPU; what it raises ends the
+    training in all processes, and is raised. on_progress: called with the progress in between.
+
+    Raises: as RankGroup.run.
+    """
+
+    def on_message(message: StepProgress | tuple[EpochResult, str]) -> None:
+        if isinstance(message, StepProgress):
+            on_progress(message)
+        else:
+            on_epoch_end(*message)
+
+    processes = processes_per_trial(spec["gpu_share"])
+    run_in_ranks(processes, spec["threads"], fit_rank, recipe, data, fit, spec, on_message=on_message)
+
+
+def fit_rank(link: RankLink, recipe: TrainConfig, data: Data, fit: Fit, spec: TrialSpec) -> None:
+    """Train a trial as one of its processes.
+
+    Raises:
+        LeftMemoryError, GpuMemoryTakenError: in place of running out of memory that the recipe could have.
+    """
+    prepare_rank(Path(spec["lock_file"]))
+    with dump_stacks_of_hang(Path(spec["stdout_log"]), spec["report_timeout"] if is_main() else None) as dump:
+
+        def on_epoch_end(result: EpochResult) -> None:
+            link.ask((result, device_name()))
+            if dump is not None:
+                dump.restart()
+
+        name_memory_holders(lambda: fit(recipe, data, on_epoch_end, link.tell if is_main() else ignore))
+
+
+def train_rank(link: RankLink, config: TrainConfig, data: Data, lock_file: Path) -> EpochResult:
+    """Train in the config's folder, not flushed, as one of the processes; `on_message` gets each epoch's result.
+
+    Raises: as fit_rank and trainable.train.train.
+    """
+    prepare_rank(lock_file)
+    results = list[EpochResult]()
+    name_memory_holders(lambda: results.append(train(config, data, link.ask, flush=False)))
+    return results[0]
+
+
+def prepare_rank(lock_file: Path) -> None:
+    """Hold a shared lock on a file until this process ends, and free what the training before has left.
+
+    Raises:
+        LeftMemoryError: if more than MAX_LEAKED_BYTES of GPU memory stay occupied in any of the processes.
+    """
+    hold_shared_lock(lock_file)
+    if (left := max(gather(free_memory()))) > MAX_LEAKED_BYTES:
+        raise LeftMemoryError(f"{left / 2**20:.0f} MiB of GPU memory were left by the training before")
+
+
+def name_memory_holders(work: Callable[[], object]) -> None:
+    """Call work(); if it runs out of GPU memory that other programs hold, raise GpuMemoryTakenError, which names them.
+
+    Each process has a whole GPU.
+    """
+    try:
+        work()
+    except torch.cuda.OutOfMemoryError:
+        if taken := memory_taken_by_others(1):
+            raise GpuMemoryTakenError(taken) from None
+        raise
+
+
+def ignore(progress: StepProgress) -> None:
+    """Do nothing with the progress of another rank than 0."""

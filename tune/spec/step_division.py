@@ -1,0 +1,26 @@
+"""Whether the steps of all recipes of a space can be divided among the GPUs of a trial."""
+
+from __future__ import annotations
+
+import math
+
+from tune.spec.space import DEFAULTS, Space
+
+
+def undivided_step(space: Space, gpus: int) -> str:
+    """Return which step of a space cannot be divided among so many GPUs, and what to do; "" if all can be."""
+    names = ("batch_size", "accumulation_steps")
+    recipes = [DEFAULTS | space.constants | chosen for chosen in space.combinations(names)]
+    steps = sorted({(int(recipe[names[0]]), int(recipe[names[1]])) for recipe in recipes})
+    wrong = next(((batch, count) for batch, count in steps if batch * count % gpus), None)
+    if wrong is None:
+        return ""
+    batch, count = wrong
+    common = math.gcd(*(batch * count for batch, count in steps))
+    fitting = ", ".join(str(number) for number in range(1, common + 1) if common % number == 0)
+    recipes_in_words = "every recipe" if len(steps) > 1 else "the recipes"
+    return (
+        f"a step of {batch * count} patches (batch_size {batch} x accumulation_steps {count}) cannot be divided among "
+        f"{gpus} GPUs; expected resources.gpu of {fitting}, which {'divides' if common == 1 else 'divide'} "
+        f"{recipes_in_words} of this space, or values of both whose products are multiples of {gpus}"
+    )
