@@ -37,11 +37,12 @@ def shared() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def network(shared: Path) -> Iterator[Network]:
-    """A head without cores, two nodes of two trials each, and one that sees no cases."""
+    """A head without cores, two nodes of two trials each; not started yet: one without cases, one with a small disk."""
     own = f"mount -t tmpfs none {shared}/local"
     blind = f"{own} && mount -t tmpfs none {shared}/data"
     with ray_network(shared, [("head", ""), ("node-a", own), ("node-b", own)], cpus=2) as network:
         network.add("node-c", blind)
+        network.add("node-d", f"mount -t tmpfs -o size=200k none {shared}/local")
         yield network
 
 
@@ -104,3 +105,17 @@ def test_a_node_that_can_neither_see_nor_prepare_a_cache_is_refused_before_a_con
         assert listing(machine, shared / "local/cache") == CASES
     logs = shared.glob("run/confirm/trainings/**/stdout.log")
     assert preparations(logs) >= Counter(["node-a", "node-b"])
+
+
+def test_a_full_disk_of_a_node_ends_the_sweep_with_its_name(network: Network, shared: Path) -> None:
+    """The other nodes are full of work, so that a trial gets there."""
+    full = network.machines[4]
+    full.start_ray("--num-cpus=1")
+    wait_for_nodes(network, [full])
+    words = ["--data", shared / "data", "--cache_dir", shared / "local/cache", "--out", shared / "full", "--trials", 12]
+    done = network.head.voxtune("launch", shared / "space.yaml", *words, "--address", network.address, "--no_report")
+    assert done.returncode == 1, done.stdout
+    why = f"stopped by the cache on node-d: {shared}/local/cache: the cache cannot be written ([Errno 28] No space left"
+    assert why in done.stdout, done.stdout
+    assert "free some space, or choose a cache_dir that can be" in done.stdout
+    assert f"go on with: voxtune resume {shared}/full" in done.stdout
