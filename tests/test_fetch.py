@@ -27,6 +27,7 @@ from trainable.data.fetch import FETCHED, fetch_cases
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import save_split
+from tune.nodes.folders import Folder, FolderFacts, Sight, Use, look_at, marked_folders
 from tune.run.results import read_run
 
 BUCKET = "cases"
@@ -149,6 +150,15 @@ def test_a_refused_key_is_said_and_not_shown(phantoms: Path, tmp_path: Path, ser
     assert "the credentials (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in done.stderr
     assert "nothing" not in done.stderr  # the key
     assert "Traceback" not in done.stderr
+
+
+def test_doctor_tells_whether_a_node_can_list_the_cases_at_a_uri(uri: Uri, server: Server) -> None:
+    places = {"DATA": Folder(uri, Use.NOBODY), "gone": Folder(Uri(server.uri("no-such-bucket/brats")), Use.NOBODY)}
+    with marked_folders(places, "token" * 4) as marks:
+        assert look_at(marks["DATA"], "node1") == FolderFacts(Sight.SEEN)
+        found = look_at(marks["gone"], "node1")
+    assert found.sight == Sight.ERROR
+    assert "NO_SUCH_BUCKET" in found.error
 
 
 @pytest.mark.parametrize("verb", ["prepare", "launch", "doctor", "check", "train"])

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not can_make_machines(), reason="needs root and namespaces of network, mounts and host names"),
 ]
+CASES = [f"Phantom_{number:05d}" for number in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,15 @@ def network(shared: Path) -> Iterator[Network]:
         yield network
 
 
+def inside(machine: Machine, *words: object) -> str:
+    """Run a command among the mounts of a machine's Ray node; return what it prints."""
+    command = ["nsenter", "-t", str(machine.processes()[-1]), "-m", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def listing(machine: Machine, folder: Path) -> list[str]:
     """The names in a folder as a machine's Ray node sees it."""
-    inside = ["nsenter", "-t", str(machine.processes()[-1]), "-m", "ls", str(folder)]
-    return subprocess.run(inside, capture_output=True, text=True, check=False).stdout.split()
+    return inside(machine, "ls", folder).split()
 
 
 def preparations(texts: Iterator[Path]) -> Counter[str]:
@@ -74,7 +80,7 @@ def test_each_node_prepares_the_cases_once_on_its_own_disk(network: Network, sha
     assert hosts == {"node-a", "node-b"}
     assert preparations(run.trials.glob("*/stdout.log")) >= Counter(hosts)
     for machine in network.machines[1:3]:
-        assert listing(machine, cache) == [f"Phantom_{number:05d}" for number in range(6)]
+        assert listing(machine, cache) == CASES
     audit = network.head.voxtune("verify", run.path)
     assert audit.returncode == 0, audit.stdout
 
@@ -89,6 +95,12 @@ def test_a_node_that_can_neither_see_nor_prepare_a_cache_is_refused_before_a_con
     assert refused.returncode == 2, refused.stdout
     assert "error: node-c: cache: the driver's is not there, and without DATA the node cannot" in refused.stdout
     network.machines[3].stop()
+    for machine in network.machines[1:3]:
+        inside(machine, "rm", "-r", shared / "local/cache")
     confirmed = network.head.voxtune(*words)
     assert confirmed.returncode == 0, confirmed.stdout
-    assert " nodes checked: all can be used" in confirmed.stdout, confirmed.stdout
+    assert " nodes checked: all " in confirmed.stdout
+    for machine in network.machines[1:3]:
+        assert listing(machine, shared / "local/cache") == CASES
+    logs = shared.glob("run/confirm/trainings/**/stdout.log")
+    assert preparations(logs) >= Counter(["node-a", "node-b"])

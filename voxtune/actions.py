@@ -38,7 +38,7 @@ def launch(
 
     Args:
         space: YAML of the sweep: a file, or the name of a shipped one such as "brats".
-        data: folder with one sub-folder per case.
+        data: folder with one sub-folder per case, or its URI, such as s3://bucket/cases.
         out: folder of the sweep, made if missing; refused if it contains a sweep or any sub-folder.
         trials: number of trials; None for that of the YAML or the overrides.
         hours: choose trials, epochs and rungs for this time, but for those that trials or overrides give.

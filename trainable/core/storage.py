@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import core_schema
+from typing import TYPE_CHECKING, Any
 
 from trainable.core.errors import InputError
 from trainable.core.files import user_path
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import core_schema
 
 
 class Uri(str):
@@ -23,6 +24,8 @@ class Uri(str):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         """Accept a text with ://, and write it as a plain text."""
+        from pydantic_core import core_schema  # here: the check of a node does without it
+
         return core_schema.no_info_after_validator_function(
             cls,
             core_schema.str_schema(pattern="://"),
@@ -89,6 +92,17 @@ def storage_errors(uri: str) -> Iterator[None]:
             f"{uri}: {error}; check the bucket, the endpoint and the credentials (for S3: AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws)"
         ) from None
+
+
+def list_below(files: Any, path: str, *, recursive: bool = False) -> list[Any]:
+    """Return what a storage tells of each file and folder in a folder of it, or with `recursive` below it.
+
+    Raises:
+        OSError: if there is none, or it cannot be read.
+    """
+    from pyarrow import fs
+
+    return list(files.get_file_info(fs.FileSelector(path, recursive=recursive)))
 
 
 def read_file(files: Any, path: str) -> bytes:

@@ -15,7 +15,7 @@ from trainable.core.files import FULL_DISK_ERRNOS, atomic_write
 from trainable.core.locks import one_at_a_time
 from trainable.core.parallel import run_parallel
 from trainable.core.progress_bar import progress_bar
-from trainable.core.storage import Uri, open_storage, read_file, storage_errors
+from trainable.core.storage import Uri, list_below, open_storage, read_file, storage_errors
 
 FETCHED = ".fetched"  # in the cache: the files of the cases as they are in the store
 MAX_DOWNLOADS = 16  # at once
@@ -62,10 +62,7 @@ def fetch_cases(uri: Uri, cache: Path, *, quiet: bool = False) -> Path:
 
 def _listing(files: Any, base: str) -> list[Any]:
     """Return what the store tells of each NIfTI file below a path in it."""
-    from pyarrow import fs
-
-    infos = files.get_file_info(fs.FileSelector(base, recursive=True))
-    return [info for info in infos if info.type == fs.FileType.File and is_nifti(info.base_name)]
+    return [info for info in list_below(files, base, recursive=True) if info.is_file and is_nifti(info.base_name)]
 
 
 def lacking(folder: Path, stored: dict[str, Any]) -> list[str]:

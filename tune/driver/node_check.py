@@ -119,7 +119,7 @@ def own_cache_lines(report: NodesReport) -> list[str]:
 
 
 def sweep_folders(config: SweepConfig | None, run_dir: Path | None, storage: str | None) -> dict[str, Folder]:
-    """Return the folders of a sweep that its nodes must see, by role; DATA at a URI is none.
+    """Return the folders of a sweep that its nodes must see, by role.
 
     Args:
         config: of the sweep; if there is none, or it names no cases, there is no folder of them and no cache.
@@ -131,8 +131,7 @@ def sweep_folders(config: SweepConfig | None, run_dir: Path | None, storage: str
     """
     folders = {}
     if config is not None and (data := config.fixed("data_dir")) is not None:
-        if not is_uri(str(data)):
-            folders["DATA"] = Folder(Path(data), Use.NOBODY)
+        folders["DATA"] = Folder(place_of_data(data), Use.NOBODY)
         cache = place_of(config)
         read_only = cache.is_dir() and not can_be_written(cache)  # a whole cache may be on such a mount
         folders["cache"] = Folder(cache, Use.NOBODY if read_only else Use.CACHE)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from trainable.core.errors import InputError
 from trainable.core.locks import NO_LOCKS_ERRNOS
+from trainable.core.storage import Uri, is_uri, list_below, open_storage, storage_errors
 
 PROBE = ".voxtune-probe-"  # begins the names of the files, which are removed at the end
 LOCKED = ".lock"  # ends the name of the locked one
@@ -48,9 +49,9 @@ class Use(StrEnum):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of the driver."""
+    """A folder of the driver, or a place in an object store that nodes are to read."""
 
-    path: Path
+    path: Path | Uri
     use: Use
 
 
@@ -115,8 +116,11 @@ def marked_folders(folders: Mapping[str, Folder], token: str) -> Iterator[dict[s
     with contextlib.ExitStack() as stack:
         marks = {}
         for role, folder in folders.items():
+            if isinstance(folder.path, Uri):
+                marks[role] = FolderMarks(str(folder.path), folder.use, token)
+                continue
             if folder.use != Use.NOBODY:
-                marks[role] = stack.enter_context(_probed(role, folder, token))
+                marks[role] = stack.enter_context(_probed(role, folder.path, folder.use, token))
                 continue
             try:
                 marks[role] = FolderMarks(str(folder.path), folder.use, token, names_digest(folder.path))
@@ -126,10 +130,9 @@ def marked_folders(folders: Mapping[str, Folder], token: str) -> Iterator[dict[s
 
 
 @contextlib.contextmanager
-def _probed(role: str, folder: Folder, token: str) -> Iterator[FolderMarks]:
-    path = folder.path
+def _probed(role: str, path: Path, use: Use, token: str) -> Iterator[FolderMarks]:
     missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-    marks = FolderMarks(str(path), folder.use, token)
+    marks = FolderMarks(str(path), use, token)
     try:
         path.mkdir(parents=True, exist_ok=True)
         marks.probe.write_text(token)
@@ -151,6 +154,8 @@ def _probed(role: str, folder: Folder, token: str) -> Iterator[FolderMarks]:
 
 def look_at(marks: FolderMarks, node: str) -> FolderFacts:
     """Return how this machine sees a folder; this leaves an answer to the driver's mark. node: id of this machine."""
+    if is_uri(marks.path):
+        return _look_at_store(marks.path)
     found = disk_of(marks.path)
     try:
         if found.sight == Sight.SEEN:
@@ -168,6 +173,17 @@ def look_at(marks: FolderMarks, node: str) -> FolderFacts:
         except OSError as error:
             return replace(found, sight=Sight.READ_ONLY, error=f"{error.strerror}")
     return found
+
+
+def _look_at_store(uri: str) -> FolderFacts:
+    """Return whether this machine can list what is below a URI."""
+    try:
+        files, base = open_storage(uri)
+        with storage_errors(uri):
+            list_below(files, base)
+    except (InputError, ImportError) as error:
+        return FolderFacts(Sight.ERROR, error=str(error))
+    return FolderFacts(Sight.SEEN)
 
 
 def _sight_of(marks: FolderMarks) -> Sight:
