@@ -108,7 +108,8 @@ def kill_one(driver: int, run: RunDir, count: int) -> float:
         except (OSError, UnicodeDecodeError):
             continue
         visible = variables.get("CUDA_VISIBLE_DEVICES", "")
-        if "rank_link" in command and visible == ",".join(map(str, gpus)) and descends_from(int(folder.name), driver):
+        own = sorted(visible.split(",")) == sorted(map(str, gpus))
+        if own and "rank_link" in command and descends_from(int(folder.name), driver):
             os.kill(int(folder.name), signal.SIGKILL)
             print(f"kill -9 of process {folder.name}, one of {count} of trial {KILLED_TRIAL} on GPU {visible}")
             return time.time()

@@ -106,8 +106,8 @@ study: {trials: 5, seed: 1}
 early_stopping: {type: asha, grace_period: 1, reduction_factor: 2, min_trials: 1, margin: 0.0}
 searcher: {type: tpe, startup_trials: 3}
 resources: {gpu: 0, cpu: 1}
-train: {epochs: 4, depth: 3, base_channels: 4, target_shape: [16, 16, 16], overlap: 0, patches_per_epoch: 24,
-        num_workers: 0, device: cpu}
+train: {epochs: 4, depth: 3, base_channels: 4, target_shape: [16, 16, 16], patches_per_epoch: 24, num_workers: 0,
+        device: cpu}
 space:
   optimizer: {choice: [adam, adamw, sgd]}
   lr: {loguniform: [1e-5, 3e-2]}

@@ -44,6 +44,6 @@ def main() -> None:
     from trainable.core.rank_group import RankGroup
 
     config, data = pickle.loads(Path(sys.argv[1]).read_bytes())
-    with RankGroup(2, cuda=False, threads=2) as group:
+    with RankGroup(2, cuda=False, threads=1) as group:
         print(*group.run(pids, on_message=print), flush=True)
         group.run(train, config, data, on_message=lambda epoch: print(epoch, flush=True))

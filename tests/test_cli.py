@@ -39,7 +39,10 @@ def train(*words: object) -> subprocess.CompletedProcess[str]:
 def test_the_four_commands_of_the_seed(
     phantoms: Path, prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Basic, advanced, resume with a new lr, test only: each flag as written there, on a small network."""
+    """Basic, advanced, resume with a new lr, test only: each flag as written there, on a small network.
+
+    The first is a process, as those of test_cli_verbs.py are.
+    """
     data = f"--data_dir {phantoms} --cache_dir {prepared.folder}"
     small = SMALL.split()
     one, two = tmp_path / "experiment_1", tmp_path / "experiment_advanced"
@@ -70,12 +73,12 @@ def test_the_four_commands_of_the_seed(
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[2]["lr"]) == 5e-5
 
-    tested = train("--resume", one / "checkpoints" / "best_model.pth", "--test_only")
-    assert tested.returncode == 0, tested.stderr  # in a new process, as the first of the four
+    assert cli.main(["--resume", str(one / "checkpoints" / "best_model.pth"), "--test_only"]) == 0
+    printed = capsys.readouterr().out
     scores = json.loads((one / "test_scores.json").read_text())
     assert set(scores["cases"]) == set(prepared.split.test)
-    assert f"{scores['means']['test']['dice_WT']:.4f}" in tested.stdout
-    assert f"{scores['means']['test']['hd95_WT']:.2f}" in tested.stdout
+    assert f"{scores['means']['test']['dice_WT']:.4f}" in printed
+    assert f"{scores['means']['test']['hd95_WT']:.2f}" in printed
 
 
 @pytest.mark.parametrize(

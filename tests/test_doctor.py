@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from helpers import SPACE, voxtune
+from helpers import SPACE, voxtune, voxtune_here
 
 from tune.analysis.json_output.outputs import json_schema
 from tune.nodes.cells import Level, Node, Reference
@@ -280,7 +280,7 @@ def test_wrong_arguments_are_refused_before_ray_starts(tmp_path: Path) -> None:
         (["brts"], "no such file"),
         ([tmp_path / "empty", "--out", tmp_path / "run"], "leave out --out and --storage"),
     ):
-        done = voxtune("doctor", *words)
+        done = voxtune_here("doctor", *words)
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr

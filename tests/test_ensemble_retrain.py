@@ -213,7 +213,7 @@ def test_members_that_diverge_are_named_at_the_end(sweep: Path, cluster: Cluster
 def test_flags_that_exclude_each_other_are_refused(sweep: Path, four: EnsembleDir) -> None:
     with pytest.raises(InputError, match="each fold of --folds is validated by the others: drop one"):
         retrain_verb(sweep, folds=3, with_val=True)
-    with pytest.raises(InputError, match="--address is of --folds and --seeds"):
+    with pytest.raises(InputError, match="--address is of --nodes, --folds and --seeds"):
         retrain_verb(sweep, address="auto")
     with pytest.raises(InputError, match="four is an ensemble; go on with its --folds and --seeds"):
         retrain_verb(sweep, name=four.path.name)

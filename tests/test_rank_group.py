@@ -55,7 +55,7 @@ def lives(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[list[RankGroup]]:
     """A list with one group of two processes; a test that ends it leaves another one there."""
-    groups = [RankGroup(2, cuda=False, threads=2)]
+    groups = [RankGroup(2, cuda=False, threads=1)]
     yield groups
     groups[0].close()
 
@@ -63,7 +63,7 @@ def shared() -> Iterator[list[RankGroup]]:
 @pytest.fixture
 def group(shared: list[RankGroup]) -> RankGroup:
     if not shared[0].usable:
-        shared[0] = RankGroup(2, cuda=False, threads=2)
+        shared[0] = RankGroup(2, cuda=False, threads=1)
     return shared[0]
 
 

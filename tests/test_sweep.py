@@ -45,9 +45,9 @@ from tune.spec.trial_spec import Report
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of the sweeps here."""
+    """The file of the sweeps here; windows that do not overlap take a third of the time to validate."""
     path = tmp_path_factory.mktemp("space") / "space.yaml"
-    path.write_text(SPACE)
+    path.write_text(SPACE.replace("device: cpu", "device: cpu, overlap: 0"))
     return path
 
 
@@ -594,7 +594,7 @@ def test_a_killed_worker_is_restarted_from_its_checkpoint(
     options = ["--trials", "1", "--set", f"train.cache_dir={prepared.folder}"]
     launched = start_voxtune("launch", space, "--data", phantoms, "--out", folder, *options)
     trial = folder / "trials" / "0000"
-    wait_for(launched, lambda: len(rows(trial)) >= 2)
+    wait_for(launched, lambda: len(rows(trial)) >= 1)
     os.kill(worker_of(launched.pid), signal.SIGKILL)
     output, _ = launched.communicate(timeout=120)
     assert launched.returncode == 0, output

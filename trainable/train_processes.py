@@ -1,6 +1,10 @@
-"""One training by several processes of this machine, one per GPU, that this process starts, watches and restarts."""
+"""One training by several processes, one per GPU, that this process starts, watches and restarts."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 
@@ -20,20 +24,27 @@ from trainable.training.training_dir import TrainingDir
 MAX_DEATHS = 3  # of processes in a row, without a finished epoch in between
 
 
-def train_in_processes(config: TrainConfig, data: Data, processes: int, *, tests_follow: bool = False) -> None:
+def train_in_processes(
+    config: TrainConfig,
+    data: Data,
+    processes: int,
+    *,
+    tests_follow: bool = False,
+    make_group: Callable[[], AbstractContextManager[RankGroup]] | None = None,
+) -> None:
     """Train as trainable.train.train does, by several processes on a GPU each, or on the CPU if that is the device.
 
     If a process dies, all are started again and go on from the last checkpoint, which is printed. If this process gets
     an exception meanwhile, as by Ctrl-C, they end together, and it is raised again.
+
+    make_group: returns a context with the processes; None for processes of this machine.
 
     Raises:
         InputError: if there are fewer GPUs, the steps cannot be divided, the training runs out of GPU memory, processes
             die MAX_DEATHS times without a finished epoch in between, or as train.
     """
     micro_batch_groups(config, processes)
-    cuda = choose_device(config).type == "cuda"
-    if cuda and processes > torch.cuda.device_count():
-        raise InputError(f"--gpus {processes}: torch sees {torch.cuda.device_count()} here; take at most as many")
+    make_group = make_group or group_here(config, processes)
     deaths = 0
 
     def on_epoch(_: EpochResult) -> None:
@@ -42,7 +53,7 @@ def train_in_processes(config: TrainConfig, data: Data, processes: int, *, tests
 
     while True:
         try:
-            with RankGroup(processes, cuda=cuda, threads=torch.get_num_threads() * processes) as group:
+            with make_group() as group:
                 group.run(train_rank, config, data, train_command(), tests_follow, on_message=on_epoch)
             return
         except RankDiedError as error:
@@ -57,6 +68,14 @@ def train_in_processes(config: TrainConfig, data: Data, processes: int, *, tests
             config = from_last_checkpoint(config)
             after = "the last checkpoint" if config.resume else "the beginning, as no epoch was finished"
             logger.warning(f"{error}; the epoch under way is lost, and the training goes on from {after}")
+
+
+def group_here(config: TrainConfig, processes: int) -> Callable[[], RankGroup]:
+    """Return a function that makes a group of processes of this machine; InputError if there are fewer GPUs."""
+    cuda = choose_device(config).type == "cuda"
+    if cuda and processes > torch.cuda.device_count():
+        raise InputError(f"--gpus {processes}: torch sees {torch.cuda.device_count()} here; take at most as many")
+    return partial(RankGroup, processes, cuda=cuda, threads=torch.get_num_threads())
 
 
 def from_last_checkpoint(config: TrainConfig) -> TrainConfig:

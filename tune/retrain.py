@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def retrain(
     with_val: bool = False,
     name: str | None = None,
     gpus: int = 1,
+    nodes: int = 1,
+    address: str | None = None,
 ) -> Path:
     """Train a recipe from the start in RUN/retrain/<name>, and score it on the test cases if the split has any.
 
@@ -60,6 +63,8 @@ def retrain(
         name: of the folder; None for one made of the trial or config_file, epochs and with_val.
         gpus: number of GPUs of this machine that train together, with the recipe's step divided among them; processes
             if the recipe's device is the CPU. The test cases are scored on one.
+        nodes: number of nodes of the Ray cluster at `address`, each with so many GPUs, that train together; 1 for this
+            machine alone, without Ray.
 
     Returns:
         The folder, RUN/retrain/<name>.
@@ -69,6 +74,8 @@ def retrain(
             changed, if the file of labels or weights that the sweep had is gone, or if the folder is a sweep's or has a
             retraining that is scored already, or one with another recipe, number of epochs or split.
     """
+    if (nodes > 1) != (address is not None):
+        raise InputError("--nodes N and --address HOST:PORT of a Ray cluster with N nodes go together")
     run = read_run(run_dir)
     trial, recipe, label = choose_recipe(run, number, config_file)
     epochs = epochs or recipe.epochs
@@ -95,7 +102,9 @@ def retrain(
     if done < epochs:
         if done:
             logger.info(f"goes on after epoch {done} of {output.path}")
-        if gpus > 1:
+        if nodes > 1:
+            train_on_nodes(run, config, data, gpus, nodes, address)
+        elif gpus > 1:
             train_in_processes(config, data, gpus, tests_follow=bool(split.test))
         else:
             train(config, data, tests_follow=bool(split.test))
@@ -104,6 +113,29 @@ def retrain(
     if split.test:
         evaluate(as_chosen(config.model_copy(update={"resume": TrainingDir(config.output_dir).best})), data)
     return output.path
+
+
+def train_on_nodes(run: Run, config: TrainConfig, data: Data, gpus: int, nodes: int, address: str | None) -> None:
+    """Train on several nodes of the Ray cluster at an address, which see the same folders, with so many GPUs on each.
+
+    Raises:
+        InputError: as train_in_processes; or if too few nodes have so many GPUs, or one does not see the folders.
+    """
+    from tune.driver.cluster import Cluster
+    from tune.driver.node_check import check_nodes
+    from tune.driver.node_ranks import group_on_nodes, node_need, refuse_too_few_nodes
+    from tune.driver.trial_gpus import cluster_gpus
+
+    with Cluster(address) as cluster:
+        cluster.wait()
+        cuda = config.device != "cpu" and cluster_gpus() > 0
+        check_nodes(run.config.with_gpu(gpus if cuda else 0), run.folder, None, address)
+        if not cuda:
+            config = config.model_copy(update={"device": "cpu"})
+        threads = run.config.resources.cpu
+        refuse_too_few_nodes(nodes, node_need(gpus, cuda=cuda, threads=threads))
+        make_group = partial(group_on_nodes, nodes, gpus, cuda=cuda, threads=threads)
+        train_in_processes(config, data, gpus * nodes, tests_follow=bool(data.split.test), make_group=make_group)
 
 
 def choose_output(run: Run, name: str) -> TrainingDir:

@@ -1,4 +1,4 @@
-"""Processes of this machine that train together, one per GPU, started and watched by this process."""
+"""Processes that train together, one per GPU, started and watched by this process."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch.distributed as dist
 
-from trainable.core.rank_link import HOST, Kind, Setup
+from trainable.core.rank_link import END, Kind, Setup
 from trainable.core.rank_process import LOST_CONNECTION
 from trainable.core.ranks import Launch
 
+LOCAL_HOST = "127.0.0.1"
+LOOK_SECONDS = 5.0  # from one look at the processes that say nothing to the next: a lost machine closes no connection
 END_SECONDS = 60.0  # that the processes get to end a training at the same step, and to write its last checkpoint
 DEATH_SECONDS = 5.0  # in which the death of a process is seen after another one has lost its connection to it
 
@@ -28,13 +30,26 @@ class RankDiedError(RuntimeError):
     """A process of a training has died, perhaps killed; the others were ended."""
 
 
+class Process(Protocol):
+    """What is used of a Popen; a process on another machine has the same."""
+
+    def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
 @dataclass(eq=False)
 class Member:
-    """One of the processes."""
+    """One of the processes. place: its machine in messages, as " on 10.0.0.2"; "" for this one."""
 
     rank: int
-    process: subprocess.Popen[bytes]
+    process: Process
     connection: Connection
+    place: str = ""
+
+
+# Starts these processes, which wait for their Setup, with a number of CPU threads for each.
+Start = Callable[[Sequence[Launch], int], list[Member]]
 
 
 class RankGroup:
@@ -44,26 +59,33 @@ class RankGroup:
 
     Args:
         processes: how many, at least two.
-        cuda: each trains on another one of the GPUs that this process sees; else on the CPU.
-        threads: of the CPU, for all of them together.
+        cuda: each trains on another GPU; else on the CPU.
+        threads: of the CPU, for each of them.
+        start: starts them; by default on this machine, where they see the GPUs that this process sees.
+        local: how many of them are on each machine; None for all.
+        host: the address of this machine that they can reach.
     """
 
-    def __init__(self, processes: int, *, cuda: bool, threads: int) -> None:
-        self.store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-        threads = max(1, threads // processes)
-        self.members: list[Member] = []
+    def __init__(
+        self,
+        processes: int,
+        *,
+        cuda: bool,
+        threads: int,
+        start: Start | None = None,
+        local: int | None = None,
+        host: str = LOCAL_HOST,
+    ) -> None:
+        self.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        launches = [Launch(rank, processes, rank % (local or processes)) for rank in range(processes)]
         self.working: set[Member] = set()
         self.asking: Member | None = None  # which waits for the answer to what it has asked
         self.result: Any = None
-        try:
-            for rank in range(processes):
-                self.members.append(start_member(rank, threads))
-                setup = Setup(Launch(rank, processes, rank), self.store.port, cuda, threads)
-                with suppress(OSError):  # it has died, which `run` sees
-                    self.members[-1].connection.send(setup)
-        except BaseException:
-            self.close()
-            raise
+        self.members = (start or start_here)(launches, threads)
+        for member in self.members:
+            setup = Setup(launches[member.rank], host, self.store.port, cuda, threads)
+            with suppress(OSError):  # it has died, which `run` sees
+                member.connection.send_bytes(pickle.dumps(setup))
 
     def __enter__(self) -> Self:
         return self
@@ -98,16 +120,19 @@ class RankGroup:
                 with suppress(OSError):  # it has died, which is seen below
                     member.connection.send_bytes(request)
             while self.working:
-                self._handle_messages(on_message, None)
+                self._handle_messages(on_message, LOOK_SECONDS)
         except BaseException:
             self._end_work()
             raise
         return self.result
 
-    def _handle_messages(self, on_message: Callable[[Any], object], timeout: float | None) -> None:
+    def _handle_messages(self, on_message: Callable[[Any], object], timeout: float) -> None:
         """Wait for messages of the processes that work, and handle them; raise what one of them has raised."""
         by_connection = {member.connection: member for member in self.working}
-        for connection in wait(list(by_connection), timeout):
+        ready = wait(list(by_connection), timeout)
+        if not ready and (died := [member for member in self.members if member.process.poll() is not None]):
+            raise self._death_of(died[0])
+        for connection in ready:
             member = by_connection[connection]  # type: ignore[index]
             try:
                 kind, value = member.connection.recv()
@@ -140,7 +165,9 @@ class RankGroup:
             return
         end = time.monotonic() + END_SECONDS
         try:
-            self.members[0].process.send_signal(signal.SIGTERM)
+            for member in self.members:
+                with suppress(OSError):
+                    member.connection.send_bytes(END)
             self._answer()
             while self.working and time.monotonic() < end:
                 self._handle_messages(lambda _: None, max(0.0, end - time.monotonic()))
@@ -168,10 +195,10 @@ class RankGroup:
         """End all after the death of one process; return an error that says which one and how."""
         with suppress(subprocess.TimeoutExpired):
             member.process.wait(DEATH_SECONDS)
-        code, count = member.process.returncode, len(self.members)
+        code, count = member.process.poll(), len(self.members)
         self.close()
         how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
-        return RankDiedError(f"process {member.rank} of the {count} that train together {how}")
+        return RankDiedError(f"process {member.rank} of the {count} that train together {how}{member.place}")
 
     def close(self) -> None:
         """Kill the processes, and return when they have ended."""
@@ -183,17 +210,26 @@ class RankGroup:
             member.connection.close()
 
 
-def start_member(rank: int, threads: int) -> Member:
-    """Start a process; it waits for its Setup."""
-    own, its = Pipe()
+def start_here(launches: Sequence[Launch], threads: int) -> list[Member]:
+    """Start processes on this machine."""
+    members = list[Member]()
+    for launch in launches:
+        own, its = Pipe()
+        with its:
+            number = its.fileno()
+            environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}
+            process = start_process(str(number), threads, pass_fds=[number], env=environment)
+        members.append(Member(launch.rank, process, own))
+    return members
+
+
+def start_process(where: str, threads: int, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that reaches the one that gives it work as rank_link.connect says; options: of Popen."""
     paths = os.pathsep.join(path for path in sys.path if path)  # as Ray ships the packages
-    extra = {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
-    with its:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from trainable.core.rank_link import main; main()", str(its.fileno())],
-            env={"GLOO_SOCKET_IFNAME": "lo", **os.environ, **extra},  # all are on this machine
-            pass_fds=[its.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which ends them
-        )
-    return Member(rank, process, own)
+    environment = options.pop("env", os.environ) | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", "from trainable.core.rank_link import main; main()", where],
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches the process that gives it work alone, which ends it
+        **{"stdin": subprocess.DEVNULL, **options},
+    )

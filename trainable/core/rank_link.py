@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from enum import StrEnum
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Client, Connection
 from queue import SimpleQueue
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -24,7 +24,7 @@ from trainable.core.logger import init_logger, logger
 from trainable.core.ranks import Launch, join, rank
 from trainable.core.signals import handle_end_signals
 
-HOST = "127.0.0.1"
+END = b"end"  # asks a process to end its work at the same step as the others
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
@@ -40,9 +40,10 @@ class Kind(StrEnum):
 
 
 class Setup(NamedTuple):
-    """What a process gets first. port: of the store on HOST. threads: of the CPU, for torch."""
+    """What a process gets first. host, port: of the store. threads: of the CPU, for torch."""
 
     launch: Launch
+    host: str
     port: int
     cuda: bool
     threads: int
@@ -52,7 +53,7 @@ class RankLink:
     """The connection of this process to the one that started it, with which it ends."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection, self.lock = connection, threading.Lock()
+        self.connection, self.lock, self.end_requested = connection, threading.Lock(), False
         self.received: SimpleQueue[bytes] = SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -60,7 +61,11 @@ class RankLink:
         """Take what is sent; end this process once the other one has ended, also while it waits for other ranks."""
         try:
             while True:
-                self.received.put(self.connection.recv_bytes())
+                if (message := self.connection.recv_bytes()) != END:
+                    self.received.put(message)
+                    continue
+                self.end_requested = True
+                os.kill(os.getpid(), signal.SIGTERM)  # which AgreedEnd handles
         except (EOFError, OSError):
             os._exit(1)
 
@@ -108,14 +113,14 @@ def main() -> NoReturn:
     end_with_parent()
     handle_end_signals(ignore)  # a training handles them itself, see AgreedEnd
     init_logger()
-    link = RankLink(Connection(int(sys.argv[1])))
+    link = RankLink(connect(sys.argv[1]))
     setup: Setup = link.receive()
     logger.addFilter(lambda record: not setup.launch.rank or record.levelno >= logging.ERROR)
     if not setup.launch.rank:
         sys.stdout = LinkedOutput(link)
     torch.set_num_threads(setup.threads)
     try:
-        join(setup.launch, dist.TCPStore(HOST, setup.port, is_master=False), cuda=setup.cuda)
+        join(setup.launch, dist.TCPStore(setup.host, setup.port, is_master=False), cuda=setup.cuda)
     except Exception as error:
         link.send(Kind.FAILED, portable(error))
         link.receive()  # until this process is killed, so that its end is not taken for the reason
@@ -123,16 +128,32 @@ def main() -> NoReturn:
         link.send(*work_once(link))
 
 
+def connect(where: str) -> Connection:
+    """Return the connection to the process that started this one: a file descriptor, or HOST PORT RANK.
+
+    In the latter case the key of the connection is read from standard input, in hexadecimal digits.
+    """
+    if where.isdigit():
+        return Connection(int(where))
+    host, port, number = where.split()
+    connection = Client((host, int(port)), authkey=bytes.fromhex(sys.stdin.readline().strip()))
+    connection.send(int(number))
+    return connection
+
+
 def work_once(link: RankLink) -> tuple[Kind, Any]:
     """Wait for work, do it, and return how it ended: the message for the process that started this one."""
     try:
         work, arguments = link.receive()
+        if link.end_requested:  # before the training began
+            return Kind.ENDED, None
         result = work(link, *arguments)
     except KeyboardInterrupt:
         return Kind.ENDED, None
     except BaseException as error:
         return Kind.FAILED, portable(error)
     finally:
+        link.end_requested = False
         sys.stdout.flush()
     return Kind.DONE, result if rank() == 0 else None
 

@@ -107,27 +107,32 @@ def retrain(
         int,
         typer.Option(metavar="N", min=1, help="GPUs of this machine that train the model together; a step is divided."),
     ] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Nodes of the cluster at --address that do so, each with --gpus GPUs."),
+    ] = 1,
     address: Address = None,
 ) -> None:
     """Train the winner again from the start, or an ensemble of it, and score it once on the held-out test cases."""
     if folds is not None or seeds is not None:
-        if gpus > 1:
-            raise InputError("--gpus is of a single model: the trainings of an ensemble take a GPU each")
+        if gpus > 1 or nodes > 1:
+            raise InputError("--gpus and --nodes are of a single model: the trainings of an ensemble take a GPU each")
         from tune.ensemble_retrain import EnsembleRequest, retrain_ensemble
 
         request = EnsembleRequest(folds or 0, seeds or 1, trial, config, epochs, with_val, name)
         with outlive_reader(f"the retraining goes on, see {run.resolve() / 'retrain'}"):
             logger.info(f"ensemble: {retrain_ensemble(run.resolve(), request, address=address)}")
         return
-    if address is not None:
-        raise InputError("--address is of --folds and --seeds: a single model is retrained by this process")
+    if address is not None and nodes == 1:
+        raise InputError("--address is of --nodes, --folds and --seeds: without them this machine retrains one model")
     from tune.retrain import retrain as retrain_trial
     from tune.run.results import read_run
     from tune.terminal.retrained import print_retrained
 
     output = retrain_trial(
-        run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name, gpus=gpus
-    )
+        run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name, gpus=gpus,
+        nodes=nodes, address=address,
+    )  # fmt: skip
     print_retrained(read_run(run.resolve()), TrainingDir(output))
 
 

@@ -82,7 +82,7 @@ def group_of(processes: int, threads: int, config: TrainConfig) -> RankGroup:
     """Return this process's group, a new one if there is none that can be used."""
     if not (_groups and _groups[0].usable):
         end_ranks()
-        cuda = config.device != "cpu"
+        cuda, threads = config.device != "cpu", max(1, threads // processes)
         # In a thread that lasts as long as this process does, as they end with it.
         _groups.append(run_in_trainer_thread(lambda: RankGroup(processes, cuda=cuda, threads=threads)))
     return _groups[0]

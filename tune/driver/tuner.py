@@ -10,7 +10,7 @@ from ray.tune.error import TuneError
 
 from trainable.core.errors import InputError
 from trainable.core.storage import is_uri
-from tune.driver import ray_compat
+from tune.driver.controller_compat import changed_controller
 from tune.driver.progress_board import BoardAddress
 from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
@@ -68,7 +68,7 @@ def run_tuner(tuner: ray_tune.Tuner, stopper: SweepStopper) -> None:
     stopper.error. Errors of another cause are raised, unless a signal was received.
     """
     try:
-        with ray_compat.one_failure_per_death():
+        with changed_controller():
             tuner.fit()
     except (TuneError, OSError, ray.exceptions.RayError) as error:
         cause: BaseException | None = error
