@@ -3,7 +3,7 @@
     python benchmarks/growth.py [--trials 10 100 1000 10000]
 
 The journal of a run is filled with ended trials of the brats space, nine epochs each with a score, a third complete;
-then the driver's own functions are timed on it, medians of five. TPE looks at all ended trials for each proposal.
+then the driver's own functions are timed on it, medians of five. Times of proposals are CPU times, by searcher.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import dump, load_sweep_config
 
 EPOCHS = 9
+SEARCHERS = "bayes", "tpe", "random"
 
 
 def fill(journal: Journal, study: SweepConfig, trials: int) -> None:
@@ -60,14 +61,22 @@ def fill(journal: Journal, study: SweepConfig, trials: int) -> None:
     journal.study.add_trials(made)
 
 
-def median(work: Callable[[], Any], times: int = 5) -> float:
+def median(work: Callable[[], Any], times: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
     """Milliseconds."""
     taken = []
     for _ in range(times):
-        started = time.perf_counter()
+        started = clock()
         work()
-        taken.append(time.perf_counter() - started)
+        taken.append(clock() - started)
     return 1000 * statistics.median(taken)
+
+
+def median_proposal(folder: Path, study: SweepConfig, searcher: str) -> float:
+    """CPU milliseconds of a proposal."""
+    config = study.model_copy(update={"searcher": study.searcher.model_copy(update={"type": searcher})})
+    journal = Journal(folder, config)
+    journal.ask()  # reads what was added
+    return median(journal.ask, 7, time.process_time)
 
 
 def measure(folder: Path, study: SweepConfig, trials: int) -> list[str]:
@@ -76,9 +85,9 @@ def measure(folder: Path, study: SweepConfig, trials: int) -> list[str]:
     (folder / "study.yaml").write_text(dump(study))
     journal = Journal(folder, study)
     fill(journal, study, trials)
-    journal.ask()  # reads what was added
-    numbers: list[int] = []
-    propose = median(lambda: numbers.append(journal.ask()[0]))
+    proposals = [median_proposal(folder, study, searcher) for searcher in SEARCHERS]
+    journal = Journal(folder, study)
+    numbers = [journal.ask()[0] for _ in range(5)]
     row = {"epoch": 1, "best_score": 0.5, "best_epoch": 1, "end_reason": "epochs", "time_this_iter_s": 1.0}
     row |= {f"val_dice_{name}": 0.5 for name in ("mean", *REGIONS)}
     record = median(lambda: journal.record(numbers[-1], {**row, "epoch": len(numbers) + int(time.time())}))
@@ -88,7 +97,7 @@ def measure(folder: Path, study: SweepConfig, trials: int) -> list[str]:
     rank = median(lambda: replace(run).ranking)  # a new one, since it keeps its ranking
     size = (folder / JOURNAL).stat().st_size / 2**20
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    times = (propose, record, tell, opened, rank)
+    times = (*proposals, record, tell, opened, rank)
     return [str(trials), *(f"{value:.1f}" for value in times), f"{size:.1f}", f"{memory:.0f}"]
 
 
@@ -98,7 +107,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000, 10000])
     asked = parser.parse_args()
     study = load_sweep_config("brats", ["study.trials=100000"])
-    columns = "trials", "propose, ms", "record a report", "tell", "open a run", "rank it", "journal, MiB"
+    proposals = (f"propose, {searcher}, ms" for searcher in SEARCHERS)
+    columns = "trials", *proposals, "record a report", "tell", "open a run", "rank it", "journal, MiB"
     table = Table(*columns, "driver's peak, MiB", box=None, header_style="bold")
     with tempfile.TemporaryDirectory() as scratch:
         for trials in asked.trials:

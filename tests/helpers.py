@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -155,6 +157,27 @@ def verb(words: Sequence[object], monkeypatch: pytest.MonkeyPatch, columns: int 
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 0
+
+
+def voxtune_here(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run a verb in this process, which has imported what it needs; return what a process of its own would.
+
+    A verb that starts Ray, or that is sent a signal, needs a process: `voxtune`.
+    """
+    from trainable.core.signals import END_SIGNALS, restore_handlers
+    from tune.__main__ import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in END_SIGNALS}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["voxtune", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    restore_handlers(handlers)
+    code = caught.value.code or 0
+    assert isinstance(code, int)
+    printed = [cast(io.BytesIO, stream.detach()).getvalue().decode() for stream in (out, err)]
+    return subprocess.CompletedProcess(words, code, *printed)
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], seconds: float = 120) -> None:

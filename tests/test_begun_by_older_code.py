@@ -19,6 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
+from trainable import cli
 from trainable.data.phantom import write_phantoms
 
 OLD = Path(__file__).parent / "begun_by_4cc44e8"
@@ -86,13 +87,8 @@ def test_the_training_ends_as_the_older_code_would_have_ended_it(
     begun: Path, tmp_path: Path, flags: list[str], untouched_file: str, tolerance: float
 ) -> None:
     training = shutil.copytree(begun / "training", tmp_path / "training")
-    words = ["train.py", "--resume", training, "--data_dir", begun / "cases", *flags]
-    words += ["--cache_dir", begun / "cases.cache"]
-    done = subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, check=False, cwd=OLD.parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    words = ["--resume", training, "--data_dir", begun / "cases", "--cache_dir", begun / "cases.cache", *flags]
+    assert cli.main(list(map(str, words))) == 0
     (header, *resumed), (expected_header, *untouched) = map(rows_of, (training / "metrics.csv", begun / untouched_file))
     assert header == expected_header
     assert len(resumed) == len(untouched) == 4

@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import clean_environment, start, voxtune, wait_for
+from helpers import clean_environment, start, voxtune_here, wait_for
 from numpy.typing import NDArray
 from threshold_model import LIMITS, threshold_model
 
@@ -257,7 +257,7 @@ def test_verify_finds_changed_missing_and_added_files(exported: Exported, tmp_pa
         file.write(b"x")
     (bundle / "docs" / "license.txt").unlink()
     (bundle / "scripts" / "more.py").write_text("")
-    done = voxtune("verify", bundle)
+    done = voxtune_here("verify", bundle)
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         "WRONG  files, those of the export: 10",

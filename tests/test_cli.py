@@ -25,7 +25,9 @@ from trainable.evaluation.metrics import score_case
 from trainable.training import checkpoint
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--depth 3 --base_channels 4 --target_shape 16 16 16 --num_workers 0 --device cpu --patches_per_epoch 4"
+SMALL = (
+    "--depth 3 --base_channels 4 --target_shape 16 16 16 --overlap 0 --num_workers 0 --device cpu --patches_per_epoch 4"
+)
 
 
 def train(*words: object) -> subprocess.CompletedProcess[str]:
@@ -34,8 +36,13 @@ def train(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
-def test_the_four_commands_of_the_seed(phantoms: Path, prepared: Data, tmp_path: Path):
-    """Basic, advanced, resume with a new lr, test only: each flag as written there, on a small network."""
+def test_the_four_commands_of_the_seed(
+    phantoms: Path, prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Basic, advanced, resume with a new lr, test only: each flag as written there, on a small network.
+
+    The first is a process, as those of test_cli_verbs.py are.
+    """
     data = f"--data_dir {phantoms} --cache_dir {prepared.folder}"
     small = SMALL.split()
     one, two = tmp_path / "experiment_1", tmp_path / "experiment_advanced"
@@ -56,21 +63,22 @@ def test_the_four_commands_of_the_seed(phantoms: Path, prepared: Data, tmp_path:
     saved = json.loads((two / "training_config.json").read_text())
     assert (saved["base_loss"], saved["loss_weights"], saved["accumulation_steps"]) == ("focal", [1.0, 2.0], 4)
 
-    resumed = train("--resume", one / "checkpoints" / "latest.pth", "--lr", "5e-5", "--epochs", "3")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resume: lr is 5e-05 now, 0.0003 before" in resumed.stdout
-    assert "epoch   3/3" in resumed.stdout
-    assert "epoch   2/3" not in resumed.stdout
+    capsys.readouterr()
+    assert cli.main(["--resume", str(one / "checkpoints" / "latest.pth"), "--lr", "5e-5", "--epochs", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "resume: lr is 5e-05 now, 0.0003 before" in printed
+    assert "epoch   3/3" in printed
+    assert "epoch   2/3" not in printed
     rows = list(csv.DictReader((one / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[2]["lr"]) == 5e-5
 
-    tested = train("--resume", one / "checkpoints" / "best_model.pth", "--test_only")
-    assert tested.returncode == 0, tested.stderr
+    assert cli.main(["--resume", str(one / "checkpoints" / "best_model.pth"), "--test_only"]) == 0
+    printed = capsys.readouterr().out
     scores = json.loads((one / "test_scores.json").read_text())
     assert set(scores["cases"]) == set(prepared.split.test)
-    assert f"{scores['means']['test']['dice_WT']:.4f}" in tested.stdout
-    assert f"{scores['means']['test']['hd95_WT']:.2f}" in tested.stdout
+    assert f"{scores['means']['test']['dice_WT']:.4f}" in printed
+    assert f"{scores['means']['test']['hd95_WT']:.2f}" in printed
 
 
 @pytest.mark.parametrize(
@@ -384,7 +392,7 @@ def test_scores_say_what_they_are_scores_of(finished: Path):
     assert cli.main(f"--resume {finished} --test_only --mirror --et_threshold 5".split()) == 0
     scores = json.loads((finished / "test_scores.json").read_text())
     assert scores["checkpoint"].endswith("best_model.pth")
-    assert (scores["epoch"], scores["mirror"], scores["et_threshold"], scores["overlap"]) == (1, True, 5, 0.5)
+    assert (scores["epoch"], scores["mirror"], scores["et_threshold"], scores["overlap"]) == (1, True, 5, 0)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 from cli_page import PAGE, cli_page
+from helpers import voxtune_here
 
 import voxtune
 from trainable.core.locks import lock_folder
@@ -23,7 +24,9 @@ from tune.cli.command import PANELS
 from tune.run.run_dir import resume_command
 
 ROOT = Path(__file__).parent.parent
-SMALL = "--depth 3 --base_channels 4 --target_shape 16 16 16 --num_workers 0 --device cpu --patches_per_epoch 4"
+SMALL = (
+    "--depth 3 --base_channels 4 --target_shape 16 16 16 --overlap 0 --num_workers 0 --device cpu --patches_per_epoch 4"
+)
 VERBS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
@@ -56,8 +59,9 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"voxtune {voxtune.__version__}\n")
 
 
-def test_voxtune_train_has_the_help_of_train_py() -> None:
-    ours, theirs = run_command("-m", "tune", "train", "--help"), run_command("train.py", "--help")
+def test_voxtune_train_has_the_help_of_train_py(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    ours, theirs = voxtune_here("train", "--help"), run_command("train.py", "--help")
     assert ours.returncode == 0, ours.stderr
     assert "voxtune train --data_dir DIR" in ours.stdout
     flags = ours.stdout.partition("\noptions:\n")[2]
@@ -73,7 +77,7 @@ def test_voxtune_train_trains_resumes_and_tests(phantoms: Path, prepared: Data, 
     done = run_command("-m", "tune", "train", *words.split())
     assert done.returncode == 0, done.stderr
     assert f"test it: voxtune train --resume {tmp_path}" in done.stdout
-    again = run_command("-m", "tune", "train", "--resume", tmp_path, "--epochs", 2)
+    again = voxtune_here("train", "--resume", tmp_path, "--epochs", 2)
     assert again.returncode == 0, again.stderr
     assert "goes on after epoch 1" in again.stdout
     assert checkpoint.load_checkpoint(tmp_path)["epoch"] == 2
@@ -87,8 +91,11 @@ def test_voxtune_train_trains_resumes_and_tests(phantoms: Path, prepared: Data, 
         (["--data_dir", "nowhere", "--output_dir", "y"], "nowhere"),
     ],
 )
-def test_wrong_input_of_voxtune_train_is_exit_code_2(words: list[str], message: str) -> None:
-    done = run_command("-m", "tune", "train", *words)
+def test_wrong_input_of_voxtune_train_is_exit_code_2(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = voxtune_here("train", *words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -40,7 +40,7 @@ from trainable.core.options import (
         ({"optimizer": "admw"}, "optimizer is 'admw'; expected one of adam, adamw, sgd (did you mean adamw?)"),
         ({"residual": "maybe"}, "residual is 'maybe'; expected true or false"),
         ({"focal_loss": "yes"}, "focal_loss is 'yes'; expected true or false"),
-        ({"data_dir": 5}, "data_dir is 5; expected a path"),
+        ({"data_dir": 5}, "data_dir is 5; expected a URI or a path"),
         ({"target_shape": [64, 64, 64, 64]}, "target_shape is [64, 64, 64, 64]; expected 3 whole numbers"),
         ({"target_shape": [64, 64, "x"]}, "target_shape is 'x' (item 2); expected 3 whole numbers"),
         ({"loss_weights": [1, None]}, "loss_weights is None (item 1); expected 2 numbers"),
@@ -125,7 +125,8 @@ def test_config_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("data_dir", "a path"),
+        ("data_dir", "a URI or a path"),
+        ("cache_dir", "a path"),
         ("output_dir", "a path"),
         ("mirror", "true or false"),
         ("scheduler", "one of plateau, cosine, step, multistep, exponential, poly"),
@@ -144,7 +145,7 @@ def test_what_an_option_may_be_in_words(name: str, words: str) -> None:
 
 def test_every_option_says_what_it_may_be() -> None:
     numbers = r"a (whole )?number( [<>]=? -?[\d.]+( and [<>]=? -?[\d.]+)*)?( or auto)?|\d .*numbers"
-    shapes = rf"{numbers}|true or false|a path|one of .*|a list, each a (whole number >= 1|path)"
+    shapes = rf"{numbers}|true or false|(a URI or )?a path|one of .*|a list, each a (whole number >= 1|path)"
     assert [name for name in TrainConfig.model_fields if not re.fullmatch(shapes, allowed(name))] == []
 
 

@@ -206,6 +206,7 @@ def swept(cluster: Cluster, phantoms: Path, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("swept")
     (folder / "space.yaml").write_text(SPACE)
     short = ["study.trials=2", "train.epochs=2", "train.patches_per_epoch=8", "early_stopping.type=none"]
+    short += ["train.overlap=0"]
     data = [f"train.data_dir={phantoms}", f"train.cache_dir={folder / 'cache'}"]
     launch(load_sweep_config(folder / "space.yaml", [*short, *data]), folder / "run", cluster=cluster)
     return folder / "run"

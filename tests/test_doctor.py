@@ -15,10 +15,11 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from helpers import SPACE, voxtune
+from helpers import SPACE, voxtune, voxtune_here
 
 from tune.analysis.json_output.outputs import json_schema
-from tune.nodes.checks import Level, Node, Reference, examine
+from tune.nodes.cells import Level, Node, Reference
+from tune.nodes.checks import examine
 from tune.nodes.facts import Gpu, NodeFacts, NodeWitness, read_gpus, required_packages, torch_version
 from tune.nodes.folders import Folder, FolderFacts, Sight, Use, look_at, marked_folders, with_answer
 from tune.nodes.report import NodeColumn, NodesReport
@@ -143,7 +144,7 @@ def folders(tmp_path: Path) -> dict[str, Folder]:
     (tmp_path / "data/case").mkdir(parents=True)
     return {
         "DATA": Folder(tmp_path / "data", Use.NOBODY),
-        "cache": Folder(tmp_path / "deep/cache", Use.DRIVER),
+        "cache": Folder(tmp_path / "deep/cache", Use.CACHE),
         "RUN": Folder(tmp_path / "run", Use.BOTH),
     }
 
@@ -279,7 +280,7 @@ def test_wrong_arguments_are_refused_before_ray_starts(tmp_path: Path) -> None:
         (["brts"], "no such file"),
         ([tmp_path / "empty", "--out", tmp_path / "run"], "leave out --out and --storage"),
     ):
-        done = voxtune("doctor", *words)
+        done = voxtune_here("doctor", *words)
         assert done.returncode == 2
         assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -35,7 +35,7 @@ from tune.spec.sweep_config import make_sweep_config
 CPU = torch.device("cpu")
 SMALL = {
     "epochs": 2, "depth": 2, "base_channels": 4, "target_shape": [16, 16, 16], "patches_per_epoch": 8,
-    "num_workers": 0, "device": "cpu",
+    "overlap": 0, "num_workers": 0, "device": "cpu",
 }  # fmt: skip
 FOUR = EnsembleRequest(folds=2, seeds=2, name="four")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import SPACE, SWEEP, voxtune
+from helpers import SPACE, SWEEP, voxtune, voxtune_here
 
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
@@ -82,7 +82,7 @@ def test_a_launch_with_hours_says_its_plan_keeps_it_and_ends_in_time(
 def test_a_wrong_argument_is_refused_before_anything_is_measured(
     space: Path, phantoms: Path, words: tuple[str, ...], message: str
 ) -> None:
-    done = voxtune("estimate", space, "--data", phantoms, *words)
+    done = voxtune_here("estimate", space, "--data", phantoms, *words)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -99,7 +99,7 @@ def test_a_recipe_that_fails_while_it_is_measured_is_told_with_the_last_line_of_
 
 
 def test_a_launch_with_wrong_hours_makes_no_folder(space: Path, phantoms: Path, tmp_path: Path) -> None:
-    done = voxtune("launch", space, "--data", phantoms, "--out", tmp_path / "run", "--hours", "-3")
+    done = voxtune_here("launch", space, "--data", phantoms, "--out", tmp_path / "run", "--hours", "-3")
     assert done.returncode == 2
     assert "--hours -3: expected a number of hours above 0" in done.stderr
     assert not (tmp_path / "run").exists()

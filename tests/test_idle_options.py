@@ -63,7 +63,7 @@ def test_conditions_are_on_options_that_exist() -> None:
 
 
 def test_train_says_it_at_its_start(prepared: Data, phantoms: Path, tmp_path: Path, capsys: Any) -> None:
-    small = "--depth 3 --base_channels 4 --target_shape 16 16 16 --num_workers 0 --device cpu --epochs 1"
+    small = "--depth 2 --base_channels 4 --target_shape 16 16 16 --overlap 0 --num_workers 0 --device cpu --epochs 1"
     data = ["--data_dir", str(phantoms), "--cache_dir", str(prepared.folder)]
     assert cli.main([*data, *small.split(), "--output_dir", str(tmp_path / "a"), "--momentum", "0.5"]) == 0
     output = "".join(capsys.readouterr())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import SWEEP, voxtune
+from helpers import SWEEP, voxtune_here
 from optuna.trial import TrialState
 from synthetic_run import make_synthetic_run
 
@@ -162,7 +162,7 @@ def test_four_complete_trials_claim_nothing(tmp_path: Path) -> None:
     assert not result.enough
     assert {option.verdict for option in result.options} == {"too few trials"}
     assert {option.share for option in result.options} == {None}
-    done = voxtune("importance", run)
+    done = voxtune_here("importance", run)
     assert "6 trials compared" in done.stdout
     assert "too few trials to tell what matters: at least 20 are needed" in done.stdout
 
@@ -239,7 +239,7 @@ def test_a_trend_over_trials_that_crowd_at_good_numbers_is_found_and_noise_is_no
 
 def test_the_verb_fits_80_columns_and_names_what_was_never_tried(found: tuple[Path, Importances]) -> None:
     run, result = found
-    done = voxtune("importance", run)
+    done = voxtune_here("importance", run)
     assert done.returncode == 0, done.stderr
     text = done.stdout.partition("voxtune resume")[0]  # the command has the path of the run
     assert max(map(len, text.splitlines())) <= 80

@@ -77,7 +77,7 @@ def volume(*size: int) -> Tensor:
     return torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("size", [(27, 20, 19), (16, 12, 8), (33, 12, 9), (9, 30, 5)])
+@pytest.mark.parametrize("size", [(19, 15, 17), (16, 12, 8), (33, 12, 9), (9, 30, 5)])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.9])
 def test_logits_equal_monai_s_gaussian_sliding_window_one_by_one(overlap: float, size: tuple[int, int, int]) -> None:
     torch.manual_seed(0)

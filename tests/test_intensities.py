@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from changed_cases import case_of, change_files, change_images
-from helpers import voxtune
+from helpers import voxtune_here
 
 from trainable.cases.case_files import CaseError
 from trainable.cases.case_reader import load_case
@@ -88,9 +88,9 @@ def test_auto_takes_each_image_s_own_background(folder: Path) -> None:
 
 def test_prepare_has_the_option_background_too(folder: Path) -> None:
     change_images(folder, z_scores)
-    done = voxtune("prepare", folder.parent, "--background", "auto")
+    done = voxtune_here("prepare", folder.parent, "--background", "auto")
     assert (done.returncode, "prepared 1 cases" in done.stderr) == (0, True)
-    done = voxtune("prepare", folder.parent, "--background", "air")
+    done = voxtune_here("prepare", folder.parent, "--background", "air")
     assert done.returncode == 2
     assert "voxtune prepare: background is 'air'; expected a number or auto" in done.stderr
 

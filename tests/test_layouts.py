@@ -308,7 +308,9 @@ def test_a_sweep_is_resumed_beside_half_copied_cases_and_names_one_that_it_lacks
     assert "--" not in str(caught.value)
 
 
-SMALL = "--depth 3 --base_channels 4 --target_shape 16 16 16 --num_workers 0 --device cpu --patches_per_epoch 2"
+SMALL = (
+    "--depth 3 --base_channels 4 --target_shape 16 16 16 --overlap 0 --num_workers 0 --device cpu --patches_per_epoch 2"
+)
 
 
 def test_a_training_resumes_beside_half_copied_cases_and_keeps_its_list_of_bad_ones(

@@ -32,7 +32,7 @@ from trainable.training.train_epoch import seed_epoch, train_one_epoch
 from tune.driver.trainer_process import MAX_LEAKED_BYTES, free_memory
 
 TINY = {
-    **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
+    **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "overlap": 0, "device": "cpu", "num_workers": 0},
     **{"epochs": 4, "patches_per_epoch": 6, "optimizer": "adamw", "lr": 5e-3, "dropout": 0.1},
 }
 
@@ -425,12 +425,13 @@ def test_resume_of_a_damaged_latest_goes_on_from_the_newest_whole_one(prepared: 
     assert rest[0].epoch == max(2, whole[2].best_epoch) + 1
 
 
+@pytest.mark.slow
 def test_known_answer(tmp_path: Path):
     """200 steps on six phantoms, seed 0. Mean Dice on two others was 0.759 when this was written, and 0.730 to
     0.754 after changes of lr by parts in 20,000, which stand for another processor's rounding."""
     write_phantoms(tmp_path / "data", cases=8, shape=(64, 64, 48), workers=1)
     options = {"target_shape": (32, 32, 32), "epochs": 10, "patches_per_epoch": 40, "val_freq": 10, "lr": 2e-2}
-    options |= {"scheduler": "cosine", "augment": False, "dropout": 0.0, "tumour_share": 0.5}
+    options |= {"scheduler": "cosine", "augment": False, "dropout": 0.0, "tumour_share": 0.5, "overlap": 0.5}
     options |= {"data_dir": tmp_path / "data", "val_fraction": 0.25, "test_fraction": 0.0}
     config = config_in(tmp_path / "out", **options)
     result = run_fit(config, prepare_data(config, quiet=True))[-1]

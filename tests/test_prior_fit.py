@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import voxtune
+from helpers import voxtune_here
 from optuna.trial import TrialState
 from synthetic_run import make_synthetic_run
 
@@ -108,10 +108,10 @@ def test_a_run_whose_best_trials_are_everywhere_is_refused() -> None:
 
 def test_the_verb_prints_priors_and_refuses_a_folder_twice(tmp_path: Path) -> None:
     make_synthetic_run(tmp_path / "run", trials=60)
-    done = voxtune("prior", str(tmp_path / "run"))
+    done = voxtune_here("prior", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert "prior: {at:" in done.stdout
-    twice = voxtune("prior", str(tmp_path / "run"), str(tmp_path / "run"))
+    twice = voxtune_here("prior", str(tmp_path / "run"), str(tmp_path / "run"))
     assert twice.returncode == 2
     assert "is given twice" in twice.stderr
 

@@ -23,6 +23,7 @@ from ray.tune.search import Searcher
 
 from tune.driver import ray_compat
 from tune.driver.cluster import Cluster
+from tune.driver.controller_compat import changed_controller
 from tune.driver.progress_board import start_board
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
@@ -230,6 +231,7 @@ DIES = """
 import os, signal
 from tune.driver import ray_compat
 from tune.driver.cluster import Cluster
+from tune.driver.controller_compat import changed_controller
 from tune.driver.progress_board import start_board
 
 assert not ray_compat.cluster_died()
@@ -260,11 +262,19 @@ def test_a_process_that_dies_with_two_calls_fails_its_next_trial_once() -> None:
     )  # fmt: skip
     died, other = ray.exceptions.ActorUnavailableError("lost", None), RuntimeError("its own error")
     before = TuneController._trial_task_failure
-    with ray_compat.one_failure_per_death():
+    with changed_controller():
         for status, error in ((Trial.RUNNING, died), (Trial.PENDING, died), (Trial.PENDING, other)):
             TuneController._trial_task_failure(controller, SimpleNamespace(status=status), error)
     assert failures == [died, other]
     assert TuneController._trial_task_failure is before
+
+
+def test_ray_has_the_methods_of_its_controller_that_are_changed() -> None:
+    names = "_trial_task_failure", "_maybe_reuse_cached_actor", "checkpoint", "_get_trial_checkpoints"
+    before = [getattr(TuneController, name) for name in names]
+    with changed_controller():
+        assert not any(getattr(TuneController, name) is plain for name, plain in zip(names, before, strict=True))
+    assert [getattr(TuneController, name) for name in names] == before
 
 
 def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from search_quality import checks
 from search_quality.__main__ import chosen_stages, missing_tasks, read_results
 from search_quality.arms import ARMS, AS_IT_WAS, STAGES, Stage
 from search_quality.bench import brats_as_it_was
+from search_quality.cases import HIGHEST, LOWEST, TRAININGS, cases_model
 from search_quality.naming import by_best_window, by_last
+from search_quality.recorded import matern
 from search_quality.simulator import Training, sweep
 from search_quality.synthetic import Hartmann, Line
 from search_quality.table import holm, table_lines
@@ -90,3 +93,18 @@ def test_voxtune_as_it_was_beats_random_draws_on_a_line() -> None:
     ours = [sweep(line, ARMS[AS_IT_WAS](line, seed), seed, 1, [8])["8"]["regret"] for seed in range(3)]
     theirs = [sweep(line, ARMS["random, no stopping"](line, s), s, 1, [8])["8"]["regret"] for s in range(3)]
     assert np.mean(ours) < np.mean(theirs)
+
+
+@pytest.mark.slow
+def test_the_process_over_whole_trainings_predicts_each_from_the_others() -> None:
+    """Its fit takes a minute, once per machine."""
+    model, trainings = cases_model(), [json.loads(line) for line in TRAININGS.open()]
+    ends = np.array([training["curve"][-1] for training in trainings])
+    known = np.clip(ends, LOWEST, HIGHEST)
+    standard = (np.log(known / (1 - known)) - model["mean"][-1]) / model["sd"][-1]
+    kernel = float(model["scale"]) * matern(model["points"], model["points"], model["lengths"])
+    inverse = np.linalg.inv(kernel + 0.05 * np.eye(len(kernel)))
+    without = standard - inverse @ standard / np.diag(inverse)  # each left out
+    assert spearmanr(without, ends).statistic > 0.92
+    good = ends > 0.6
+    assert spearmanr(without[good], ends[good]).statistic > 0.75

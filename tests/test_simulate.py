@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_report, report_all, start_journal, voxtune
+from helpers import make_report, report_all, start_journal, voxtune_here
 
 from trainable.core.errors import InputError
 from tune.analysis.simulate import Simulation, highest_bar, lowest_bar, simulate
@@ -274,9 +274,9 @@ def test_only_the_stopper_can_be_another_one(recorded: Any, text: str) -> None:
 
 def test_the_verb(recorded: Any) -> None:
     run = recorded(0, THIRD)
-    done = voxtune("simulate", run.folder, "--set", "early_stopping.reduction_factor=2")
+    done = voxtune_here("simulate", run.folder, "--set", "early_stopping.reduction_factor=2")
     assert done.returncode == 0, done.stderr
     assert "early stopping: asha at epochs 1, 2, 4, 8" in done.stdout
-    wrong = voxtune("simulate", run.folder, "--set", "early_stopping.reduction_factor=1")
+    wrong = voxtune_here("simulate", run.folder, "--set", "early_stopping.reduction_factor=1")
     assert wrong.returncode == 2
     assert "expected" in wrong.stderr + wrong.stdout

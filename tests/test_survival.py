@@ -56,18 +56,21 @@ def nothing_lost(run: Path) -> bool:
     return not any(verify(read_run(run)).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "whole_group"),
     [
-        pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow),
+        (signal.SIGTERM, False),
         (signal.SIGTERM, True),
-        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, False, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, True, marks=pytest.mark.slow),
+        (signal.SIGINT, False),
+        (signal.SIGINT, True),
+        (signal.SIGUSR1, False),
+        (signal.SIGHUP, True),
     ],
 )
 def test_a_signal_ends_a_sweep_within_30_s_and_it_can_be_resumed(space, phantoms, tmp_path, number, whole_group):
-    """SIGTERM to the whole group, as a batch system or `timeout` sends it, reaches Ray's processes too.
+    """SIGTERM to the whole group, as a batch system or `timeout` sends it, reaches Ray's processes too; test_sweep.py
+    sends it in each run of the tests.
 
     SIGUSR1 is what Slurm sends when a job's time is nearly over.
     """

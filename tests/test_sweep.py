@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import SPACE, rows, start_voxtune, voxtune, wait_for
+from helpers import SPACE, rows, start_voxtune, voxtune, voxtune_here, wait_for
 from optuna.trial import TrialState
 
 from trainable import cli as train_cli
@@ -45,9 +45,9 @@ from tune.spec.trial_spec import Report
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of the sweeps here."""
+    """The file of the sweeps here; windows that do not overlap take a third of the time to validate."""
     path = tmp_path_factory.mktemp("space") / "space.yaml"
-    path.write_text(SPACE)
+    path.write_text(SPACE.replace("device: cpu", "device: cpu, overlap: 0"))
     return path
 
 
@@ -166,29 +166,35 @@ def test_an_ended_trial_keeps_one_checkpoint_of_its_best_epoch(run: Path):
         assert checkpoint.load_checkpoint(files[0])["epoch"] == trial.best_epoch
 
 
-def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
-    run: Path, space: Path, phantoms: Path, prepared: Data, tmp_path: Path
+def test_sigterm_and_kill_9_then_resume_equals_uninterrupted(
+    run: Path, space: Path, phantoms: Path, prepared: Data, one_core: Cluster, tmp_path: Path
 ):
-    """Stopped by Ctrl-C in trial 0, killed in trial 1: trials, states and scores are those of the whole sweep."""
+    """Stopped by SIGTERM in trial 0, killed in trial 2: trials, states and scores are those of the whole sweep.
+
+    SIGTERM goes to the whole group, Ray's processes too, as from a batch system or `timeout`; test_survival.py has the
+    other signals.
+    """
     folder = tmp_path / "parts"
     cache = f"train.cache_dir={prepared.folder}"
     launched = start_voxtune("launch", space, "--data", phantoms, "--out", folder, "--set", cache)
     wait_for(launched, lambda: len(rows(folder / "trials" / "0000")) >= 1)
     with pytest.raises(InputError, match=rf"in use by process {launched.pid} on .* since"), lock_folder(folder):
         pass  # what a second launch or resume tries first
-    launched.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    os.killpg(launched.pid, signal.SIGTERM)
     output, _ = launched.communicate(timeout=60)
-    assert launched.returncode == 130, output
-    assert f"voxtune resume {folder}" in output
+    assert time.monotonic() - sent < 30
+    assert launched.returncode == 128 + signal.SIGTERM, output
+    assert f"stopped by SIGTERM; go on with: voxtune resume {folder}" in output
+    assert "Traceback" not in output
+    assert not any(verify(read_run(folder)).values())
+    assert TrialState.RUNNING in [trial.state for trial in read_trials(folder)]
 
     resumed = start_voxtune("resume", folder)
-    started = [trial for trial in read_trials(folder) if trial.state == TrialState.RUNNING]
-    assert started
     wait_for(resumed, lambda: len(rows(folder / "trials" / "0002")) >= 1)
     os.kill(resumed.pid, signal.SIGKILL)
     resumed.wait()
-    done = voxtune("resume", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
+    resume(folder, cluster=one_core)
 
     def facts(path: Path) -> list[tuple]:
         return [(t.params, t.state, t.value, t.intermediate_values) for t in read_trials(path)]
@@ -203,9 +209,9 @@ def test_ctrl_c_and_kill_9_then_resume_equals_uninterrupted(
     assert not any(verify(read_run(folder)).values())
     events = read_events(RunDir(folder).events)
     starts_and_ends = [event.text for event in events if event.trial is None]
+    assert starts_and_ends.pop(1) in ("stopped by SIGTERM", "was killed"), "it ends at once if Ray has died before it"
     assert starts_and_ends == [
-        *("launched", "stopped by SIGINT", "resumed: attempt 2", "was killed"),
-        *("resumed: attempt 3", "all 5 trials have ended"),
+        *("launched", "resumed: attempt 2", "was killed", "resumed: attempt 3", "all 5 trials have ended"),
     ]
     assert len([event for event in events if event.status]) == 5
     assert any("goes on after epoch" in event.text for event in events)
@@ -248,7 +254,7 @@ def test_resume_on_other_data_is_refused_and_nothing_is_lost(run: Path, prepared
 def test_best_prints_and_exports_a_recipe_that_train_py_and_retrain_take_in_any_folder(
     run: Path, phantoms: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    shown = voxtune("best", run, "--top", "2", "--export", tmp_path / "best.yaml")
+    shown = voxtune_here("best", run, "--top", "2", "--export", tmp_path / "best.yaml")
     assert shown.returncode == 0, shown.stderr
     best = read_run(run).best()
     assert f"{best.score:.4f}" in shown.stdout
@@ -266,13 +272,8 @@ def test_best_prints_and_exports_a_recipe_that_train_py_and_retrain_take_in_any_
     split = load_split(run / "split.json")
     assert load_split(tmp_path / "best.split.json") == split
     monkeypatch.chdir(tmp_path)
-    repository = Path(__file__).parent.parent
     words = f"--config best.yaml --data_dir {phantoms} --cache_dir {prepared.folder} --output_dir out --epochs 1"
-    trained = subprocess.run(
-        [sys.executable, repository / "train.py", *words.split()], capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(repository)},
-    )  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
+    assert train_cli.main(words.split()) == 0
     assert load_split(tmp_path / "out" / "split.json") == split  # the sweep's seed draws the sweep's split
     again = retrain(run, config_file=Path("best.yaml"), epochs=1)
     assert again.name == "best_1_epochs"
@@ -401,7 +402,7 @@ def test_a_dry_run_refuses_what_a_launch_refuses(
 
 
 def test_what_cannot_change_on_resume_of_a_sweep_is_refused(run: Path):
-    done = voxtune("resume", run, "--set", "study.seed=4")
+    done = voxtune_here("resume", run, "--set", "study.seed=4")
     assert done.returncode == 2
     assert "study.seed cannot change on resume, only study.trials" in done.stderr
     with pytest.raises(InputError, match=f"study.trials is 4, but {run} has 5 already; choose at least 5"):
@@ -457,9 +458,9 @@ def test_status_says_how_to_go_on_where_no_process_drives_a_sweep(run: Path, tmp
     study = load_sweep_config(run / "study.yaml", ["study.trials=6"])
     (tmp_path / "a run" / "study.yaml").write_text(dump(study))
     hint = f"no process drives it now; go on with: voxtune resume '{tmp_path}/a run'"
-    assert hint in voxtune("status", tmp_path / "a run").stdout.replace("\n", "")
+    assert hint in voxtune_here("status", tmp_path / "a run").stdout.replace("\n", "")
     with lock_folder(tmp_path / "a run"):
-        assert "no process" not in voxtune("status", tmp_path / "a run").stdout
+        assert "no process" not in voxtune_here("status", tmp_path / "a run").stdout
 
 
 def test_paths_in_study_yaml_are_whole_and_those_of_checkpoints_lie_below_the_storage(tmp_path: Path, monkeypatch):
@@ -472,7 +473,7 @@ def test_paths_in_study_yaml_are_whole_and_those_of_checkpoints_lie_below_the_st
 
 
 def test_status_shows_every_trial(run: Path):
-    shown = voxtune("status", run)
+    shown = voxtune_here("status", run)
     assert shown.returncode == 0
     assert len(re.findall(r"complete|stopped early", shown.stdout)) >= 5
 
@@ -510,7 +511,7 @@ def test_retrain_scores_the_test_cases_at_the_end_and_predict_gives_the_same_dic
 
 
 def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Path):
-    done = voxtune("retrain", run, "--with_val", "--epochs", "1")
+    done = voxtune_here("retrain", run, "--with_val", "--epochs", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = next((run / "retrain").glob("*_with_val"))
     split = load_split(folder / "split.json")
@@ -555,7 +556,7 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
 def test_wrong_input_of_a_verb_is_exit_code_2_without_a_traceback(words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    done = voxtune(*words)
+    done = voxtune_here(*words)
     assert done.returncode == 2
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
@@ -593,7 +594,7 @@ def test_a_killed_worker_is_restarted_from_its_checkpoint(
     options = ["--trials", "1", "--set", f"train.cache_dir={prepared.folder}"]
     launched = start_voxtune("launch", space, "--data", phantoms, "--out", folder, *options)
     trial = folder / "trials" / "0000"
-    wait_for(launched, lambda: len(rows(trial)) >= 2)
+    wait_for(launched, lambda: len(rows(trial)) >= 1)
     os.kill(worker_of(launched.pid), signal.SIGKILL)
     output, _ = launched.communicate(timeout=120)
     assert launched.returncode == 0, output

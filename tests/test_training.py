@@ -36,7 +36,7 @@ from tune.driver.trial_ranks import fit_to_storage
 from tune.spec.trial_spec import TrialSpec
 
 TINY = {
-    **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
+    **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "overlap": 0, "device": "cpu", "num_workers": 0},
     **{"epochs": 4, "patches_per_epoch": 6, "optimizer": "adamw", "lr": 5e-3},
 }
 
@@ -126,17 +126,16 @@ def test_a_training_goes_on_with_the_optimizer_of_the_device_of_the_day(
 def test_a_schedule_changed_on_resume_counts_from_the_first_epoch_on(
     prepared: Data, tmp_path: Path, scheduler: str, change: dict[str, float]
 ) -> None:
-    def lrs(**options: object) -> list[float]:
+    def lrs(folder: Path, **options: object) -> list[float]:
         found: list[EpochResult] = []
-        fit(tiny(tmp_path, **{"scheduler": scheduler, "step_size": 3, **options}), prepared, found.append)
+        small = {"scheduler": scheduler, "step_size": 3, "patches_per_epoch": 2, "val_freq": 9}
+        fit(tiny(folder, **{**small, **options}), prepared, found.append)
         return [result.stats.lr for result in found]
 
-    lrs(epochs=3)
-    resumed = lrs(**{"epochs": 5, "resume": tmp_path, **change})
-    whole: list[EpochResult] = []
-    options = {"scheduler": scheduler, "step_size": 3, "epochs": 5, **change}
-    fit(tiny(tmp_path / "whole", **options), prepared, whole.append)
-    assert resumed == pytest.approx([result.stats.lr for result in whole[3:]])
+    lrs(tmp_path, epochs=3)
+    resumed = lrs(tmp_path, **{"epochs": 5, "resume": tmp_path, **change})
+    whole = lrs(tmp_path / "whole", **{"epochs": 5, **change})
+    assert resumed == pytest.approx(whole[3:])
 
 
 def test_skipped_steps_are_too_many_once_and_for_all() -> None:

@@ -37,6 +37,7 @@ def training(folder: Path, prepared: Data, name: str, *, test: bool = False, **o
     if not split.exists():
         save_split(prepared.split, split)
     small = {"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "patches_per_epoch": 8, "num_workers": 0}
+    small |= {"overlap": 0}
     places = {"output_dir": folder / name, "cache_dir": prepared.folder, "split_file": split, "device": "cpu"}
     return Training(name, TrainConfig(**{**small, **places, "epochs": 2, **options}), test)
 
@@ -245,6 +246,7 @@ from tune.spec.sections import Resources
 init_logger()
 folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
 small = dict(depth=3, base_channels=4, target_shape=(16, 16, 16), patches_per_epoch=8, num_workers=0, device="cpu")
+small |= dict(overlap=0)
 places = dict(cache_dir=cache, split_file=folder / "split.json")
 wanted = [
     Training(f"seed_{n}", TrainConfig(**small, **places, output_dir=folder / f"seed_{n}", seed=n, epochs=60))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from helpers import voxtune
+from helpers import voxtune_here
 from synthetic_run import make_synthetic_run
 
 import voxtune as vt
@@ -29,7 +29,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_same_table_is_written_in_each_format_and_given_in_python(run_dir: Path, tmp_path: Path) -> None:
     files = {form: tmp_path / f"trials.{form}" for form in ("csv", "json", "parquet")}
-    done = voxtune("trials", run_dir, *(word for form, path in files.items() for word in (f"--{form}", path)))
+    done = voxtune_here("trials", run_dir, *(word for form, path in files.items() for word in (f"--{form}", path)))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == f"wrote {files['csv']}: 60 rows, 52 columns"
     ours = vt.open(run_dir).trials()
@@ -71,7 +71,7 @@ def test_a_row_says_why_and_when_a_trial_ended_and_what_was_needed_at_its_rung(r
 
 
 def test_curves_have_each_epoch_of_each_trial(run_dir: Path) -> None:
-    done = voxtune("curves", run_dir)
+    done = voxtune_here("curves", run_dir)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     scores: dict[int, float] = {}
     for row in rows:
@@ -91,7 +91,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(run_dir: Path) -> None:
 
 
 def test_two_formats_on_standard_output_are_refused(run_dir: Path) -> None:
-    done = voxtune("trials", run_dir, "--csv", "-", "--json", "-")
+    done = voxtune_here("trials", run_dir, "--csv", "-", "--json", "-")
     assert (done.returncode, done.stdout) == (2, "")
     assert "only one format can go to standard output" in done.stderr
 
@@ -106,16 +106,16 @@ def test_what_csv_and_json_lack_is_written_so_that_they_can_be_read() -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(run_dir: Path, tmp_path: Path) -> None:
-    missing = voxtune("trials", run_dir, "--parquet", tmp_path / "none" / "trials.parquet")
+    missing = voxtune_here("trials", run_dir, "--parquet", tmp_path / "none" / "trials.parquet")
     assert missing.returncode == 2
     assert missing.stderr == (
         f"error: {tmp_path}/none: no such folder; make it, or choose another place with --parquet\n"
     )
-    folder = voxtune("curves", run_dir, "--csv", tmp_path)
+    folder = voxtune_here("curves", run_dir, "--csv", tmp_path)
     assert folder.returncode == 2
     assert folder.stderr == (
         f"error: {tmp_path} is a folder; give --csv the name of a file, such as {tmp_path}/table.csv\n"
     )
-    unwritable = voxtune("trials", run_dir, "--csv", "/proc/trials.csv")
+    unwritable = voxtune_here("trials", run_dir, "--csv", "/proc/trials.csv")
     assert unwritable.returncode == 2
     assert unwritable.stderr.startswith("error: /proc/trials.csv: cannot be written (")

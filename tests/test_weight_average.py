@@ -19,7 +19,7 @@ from trainable.training.step import TrainStep
 from trainable.training.train_epoch import train_one_epoch
 
 TINY: dict[str, Any] = {
-    **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu", "num_workers": 0},
+    **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "overlap": 0, "device": "cpu", "num_workers": 0},
     **{"epochs": 4, "patches_per_epoch": 6, "optimizer": "adamw", "lr": 5e-3, "dropout": 0.1},
 }
 EMA: dict[str, Any] = {"ema_decay": 0.6, "plateau_patience": 0}

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import torch
 
@@ -187,7 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
             keywords |= {"nargs": "?", "const": "fp16", "metavar": "KIND"}
         elif ... in arguments:
             keywords |= {"nargs": "*", "metavar": "PATH" if Path in arguments else "N"}
-        elif len(arguments) > 1 and all(isinstance(a, type) for a in arguments):
+        elif get_origin(field.annotation) is tuple:
             keywords |= {"nargs": len(arguments), "metavar": "N"}
         else:
             keywords["metavar"] = "N" if field.annotation in (int, float) else name.upper()

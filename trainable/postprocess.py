@@ -21,6 +21,7 @@ from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.core.progress_bar import progress_bar
+from trainable.core.storage import is_there
 from trainable.data.cache import changed_cases, open_case, scan_of
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, save_split
@@ -224,7 +225,7 @@ def validation_data(
         raise InputError(f"{strange[0]} validated one member and is unknown to another; expected members of one split")
     save_split(split, scratch / "split.json")
     place = {} if data_dir is None else {"data_dir": data_dir.resolve(), "cache_dir": None}
-    if data_dir is None and (config.data_dir is None or not config.data_dir.is_dir()):
+    if data_dir is None and (config.data_dir is None or not is_there(config.data_dir)):
         raise InputError(
             f"{config.data_dir}: the cases of the training are not there; give their folder with --data DIR"
         )

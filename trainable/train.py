@@ -111,7 +111,7 @@ def train(
         return train_with_main(config, flush=flush)
     paths = TrainingDir(config.output_dir)
     refuse_sweep(paths.path)
-    if config.resume is None and config.data_dir is not None:
+    if config.resume is None and isinstance(config.data_dir, Path):
         refuse_data_folder(paths.path, config.data_dir)
     with lock_folder(paths.path):
         if config.resume is None:

@@ -7,6 +7,7 @@ scored when it has ended, so nothing is decided by them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
@@ -23,6 +24,7 @@ from tune.confirmation.recipe_arms import read_recipe
 from tune.confirmation.report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
 from tune.confirmation.scores import ConfirmScores, has_tested, replay_race
 from tune.driver.cluster import Cluster
+from tune.driver.node_check import check_nodes_for
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import divide_into_folds, prepare_same_cases
 from tune.run.confirm_dir import ConfirmDir
@@ -62,7 +64,7 @@ def confirm(
 
     Raises:
         InputError: if the sweep runs or has no finished trial, a recipe cannot be used, the cases have changed, or the
-            confirmation was begun with other folds, epochs or recipes.
+            confirmation was begun with other folds, epochs or recipes; or for nodes on which trainings would fail.
         SystemExit: as run_trainings.
     """
     run = read_run(run_dir)
@@ -87,6 +89,7 @@ def confirm(
             address=address,
             time_budget=budget,
             contents_file=run.dir.contents,
+            check=partial(check_nodes_for, run),
             resume_command=confirm_command(run.folder, take_best=take_best, address=address),
         )
         trainings.note(outcomes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
@@ -21,6 +22,7 @@ from trainable.evaluate import as_chosen, evaluate
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.confirmation.plan import unused_seeds
 from tune.driver.cluster import Cluster
+from tune.driver.node_check import check_nodes_for
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import (
     choose_output,
@@ -179,6 +181,7 @@ def retrain_ensemble(
             cluster=cluster,
             address=address,
             contents_file=run.dir.contents,
+            check=partial(check_nodes_for, run),
             resume_command=command,
         )
         refuse_failed(outcomes, folder, command)

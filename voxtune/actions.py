@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainable.core.files import user_path
+from trainable.core.storage import place_of_data
 from tune.spec.sweep_file import load_sweep_config
 from voxtune.reader import RunReader
 
@@ -37,7 +38,7 @@ def launch(
 
     Args:
         space: YAML of the sweep: a file, or the name of a shipped one such as "brats".
-        data: folder with one sub-folder per case.
+        data: folder with one sub-folder per case, or its URI, such as s3://bucket/cases.
         out: folder of the sweep, made if missing; refused if it contains a sweep or any sub-folder.
         trials: number of trials; None for that of the YAML or the overrides.
         hours: choose trials, epochs and rungs for this time, but for those that trials or overrides give.
@@ -61,7 +62,7 @@ def launch(
 
     if hours is not None:
         check_hours(hours)
-    values = {"train.data_dir": str(user_path(data).resolve()), **(overrides or {})}
+    values = {"train.data_dir": str(place_of_data(data)), **(overrides or {})}
     if trials is not None:
         values["study.trials"] = trials
     config = load_sweep_config(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from search_quality import peer_arms
 from search_quality.bench import ETA, Bench
+from search_quality.cases import Cases
 from search_quality.recorded import Real, Scan
 from search_quality.simulator import Arm
 from search_quality.synthetic import Hartmann, Line
@@ -20,6 +21,7 @@ BENCHES: dict[str, Callable[[int], Bench]] = {
     "unet_far": functools.partial(UNet, far=True),
     "scan": Scan,
     "real": Real,
+    "cases": Cases,
     "hartmann_good": functools.partial(Hartmann, bias=2.5, noise=2.0),
     "hartmann_bad": functools.partial(Hartmann, bias=3.5, noise=4.0),
     "line": Line,
@@ -58,7 +60,8 @@ ARMS: dict[str, Callable[[Bench, int], Arm]] = {
     "is, no priors": functools.partial(as_it_is, priors=False),
     "is, no start recipe": functools.partial(as_it_is, start=False),
     "is, neither": functools.partial(as_it_is, priors=False, start=False),
-    "is, misleading priors": functools.partial(as_it_is, misleading=True, start=False),
+    "is, misleading priors": functools.partial(as_it_is, misleading=True, start=False, short=True),
+    "is, priors in short trainings too": functools.partial(as_it_is, short=True),
     "is, even points only": functools.partial(as_it_is, startup=10**6),
     "is, model from trial 8": functools.partial(as_it_is, startup=8),
     "is, TPE": functools.partial(as_it_is, searcher="tpe", startup=12),
@@ -79,7 +82,7 @@ class Stage:
 
 
 SMALL = (8, 16, 32)
-CORE = ("unet", "scan", "hartmann_good", "real", "unet_far")
+CORE = ("unet", "cases", "scan", "hartmann_good", "real", "unet_far")
 PEERS = ("random + ASHA (Ray)", "Optuna TPE + ASHA (Ray)", "random, no stopping", "NePS PriorBand, same prior")
 RULES = ("was, one rung at R/3", "was, start recipe", "was, no stopping", "was, searcher random")
 KNOWING = ("is, no priors", "is, no start recipe", "is, neither", "is, even points only", "is, TPE")

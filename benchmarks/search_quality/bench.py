@@ -27,8 +27,9 @@ Recipe = dict[str, Any]  # values of the searched options that are active
 class Bench:
     """A space and the curve of each of its recipes.
 
-    was: voxtune's config as it was in November 2026. epochs, every: of a training, and between validations. patience:
-    validations without gain that end it. noise, seed_noise: standard deviations of one validation and of one training.
+    was: voxtune's config as it was in November 2026. epochs, every: of a training, and between validations. trained:
+    cases trained on, by which the steps of a training are known; 0 if it is no U-Net's. patience: validations without
+    gain that end it. noise, seed_noise: standard deviations of one validation and of one training.
     unit: by which a regret is multiplied for the table. default, start: recipes that are tried first. beliefs: of an
     option, what a user believes of its best value: (value, confidence), or one weight per choice. best: noise-free
     final score of the best recipe.
@@ -37,6 +38,7 @@ class Bench:
     was: SweepConfig
     epochs: int
     every = 1
+    trained = 0
     patience = 0
     noise = 0.0
     seed_noise = 0.0

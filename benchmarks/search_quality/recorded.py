@@ -39,7 +39,7 @@ SCAN_FEATURES = (
     "total_epochs",
 )
 SCAN_LINEAR = ("warmup_fraction", "beta1", "beta2")  # the others are taken on a logarithmic scale
-REAL_EPOCHS, REAL_EVERY = 24, 2
+REAL_EPOCHS, REAL_EVERY, REAL_PATCHES = 24, 2, 60
 MAX_FITTED = 200  # trainings by which the kernel is chosen
 
 
@@ -204,7 +204,7 @@ class Real(Bench):
     mean of all, and its best is the best of what these trainings suggest. In Dice points.
     """
 
-    epochs, every = REAL_EPOCHS, REAL_EVERY
+    epochs, every, trained = REAL_EPOCHS, REAL_EVERY, 7
 
     def __init__(self, seed: int) -> None:
         self.model = real_model()
@@ -219,7 +219,7 @@ class Real(Bench):
 
     def shipped(self) -> SweepConfig:
         now = load_sweep_config("brats")
-        train = {**now.train, "epochs": self.epochs, "val_freq": self.every}
+        train = {**now.train, "epochs": self.epochs, "val_freq": self.every, "patches_per_epoch": REAL_PATCHES}
         return now.with_train(train).model_copy(update={"early_stopping": scaled(now, self.was)})
 
     def given(self, config: SweepConfig) -> list[Recipe]:

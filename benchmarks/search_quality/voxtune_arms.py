@@ -27,6 +27,7 @@ from tune.search.surrogate import Surrogate
 from tune.spec.kinds import encode
 from tune.spec.parameter import Branch
 from tune.spec.prior import NumberPrior, WeightsPrior
+from tune.spec.short_trainings import without_priors_if_short
 from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 
@@ -166,6 +167,7 @@ def as_it_is(
     priors: bool = True,
     start: bool = True,
     misleading: bool = False,
+    short: bool = False,
 ) -> Voxtune:
     """Return voxtune as it ships, with what it knows, or with one thing changed.
 
@@ -174,8 +176,11 @@ def as_it_is(
         stopping: fields of early_stopping; the grace_period "third" is a third of the epochs.
         priors, start: whether the space has priors, and whether the start recipes are tried.
         misleading: whether each prior believes the other end of its range.
+        short: whether sweeps of short trainings have priors and start recipes too, see searcher.prior_min_steps.
     """
     config = bench.shipped()
+    if bench.trained and not short:
+        config = without_priors_if_short(config, bench.trained)
     changed = {**(stopping or {})}
     if changed.get("grace_period") == "third":
         changed["grace_period"] = third(bench)

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field
 
 from trainable.core.config_checks import CheckedOptions
 from trainable.core.option_info import Above, option
+from trainable.core.storage import Uri
 
 Shape3 = tuple[int, int, int]
 Milestones = tuple[Annotated[int, Field(ge=1)], ...]
@@ -51,7 +52,9 @@ class TrainConfig(CheckedOptions):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=False)
 
     # Where
-    data_dir: Path | None = _data_place(None, "Folder with one sub-folder per case.")
+    data_dir: Uri | Path | None = _data_place(
+        None, "Folder with one sub-folder per case; or its URI, such as s3://bucket/cases."
+    )
     output_dir: Path = _run(Path("output"), "Folder for the results of this training.", set_by="launch")
     cache_dir: Path | None = _data_place(None, "Folder of the preprocessed cases; by default next to data_dir.")
     resume: Path | None = _run(

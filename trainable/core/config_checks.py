@@ -13,6 +13,7 @@ from trainable.core.errors import InputError
 from trainable.core.files import user_path
 from trainable.core.option_errors import allowed_values
 from trainable.core.patch_fits import check_patch_fits
+from trainable.core.storage import refuse_credentials
 
 
 class CheckedOptions(BaseModel):
@@ -72,6 +73,14 @@ class CheckedOptions(BaseModel):
         values = value if isinstance(value, list | tuple) else [value]
         if "" in values and Path in (field.annotation, *get_args(field.annotation)):
             raise ValueError(f"{allowed_values(field)} that is not empty; . is the current folder")
+        return value
+
+    @field_validator("data_dir", mode="before", check_fields=False)
+    @classmethod
+    def _no_keys_in_a_uri(cls, value: Any) -> Any:
+        """Refuse a URI with credentials, which files and logs would show."""
+        if isinstance(value, str):
+            refuse_credentials(value)
         return value
 
     @field_validator("*", mode="after")

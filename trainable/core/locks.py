@@ -70,6 +70,30 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, doing: str) -> Iterator[None]:
+    """While the context is open keep other processes out of the contexts of the same folder; wait for one that is in.
+
+    The folder itself is locked, so that no file is left in it. Where that cannot be done (NFS), nothing is waited for:
+    only for work that is right, if twice the work, when two processes do it at once.
+
+    Args:
+        folder: must exist.
+        doing: what the other process does, for the line that is logged if there is a wait.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info(f"waiting for another process, which {doing} {folder}")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def is_locked(folder: Path) -> bool:
     """Return whether a process holds a folder's `lock_folder` now; False for a missing folder too."""
     try:

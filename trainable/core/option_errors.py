@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from trainable.core.storage import Uri
+
 TYPE_TEXTS = {
     int: "a whole number",
     float: "a number",
@@ -20,6 +22,7 @@ TYPE_TEXTS = {
     tuple: "a list",
     dict: "`key: value` lines",
     Path: "a path",
+    Uri: "a URI",
 }
 LIMIT_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.option_errors import allowed_values, did_you_mean, error_text, expectation, literals
 from trainable.core.option_info import OptionInfo, info_of
+from trainable.core.storage import is_uri, without_keys
 
 OPTIONS = {name: info_of(field) for name, field in TrainConfig.model_fields.items()}
 
@@ -48,8 +50,8 @@ def words_of(name: str) -> list[str]:
 
 
 def absolute_path(name: str, value: Any) -> Any:
-    """Return a value of a path option as an absolute path; None and a word that the option allows stay."""
-    return value if value is None or str(value) in words_of(name) else Path(value).resolve()
+    """Return a value of a path option as an absolute path; None, a URI and a word that the option allows stay."""
+    return value if value is None or is_uri(value) or str(value) in words_of(name) else Path(value).resolve()
 
 
 def checked_together() -> list[list[str]]:
@@ -92,23 +94,25 @@ def format_value(value: Any) -> str:
 
 
 def validation_messages(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield each problem that TrainConfig found as (path, message).
+    """Yield each problem that TrainConfig found as (path, message), each once.
 
     The path is (option,), (option, index) for an item of a list, or () for a check of several options.
     """
-    for item in error.errors():
-        path = item["loc"]
-        name = str(path[0]) if path else ""
-        if item["type"] == "extra_forbidden":
-            yield path, f"unknown option {name!r}{did_you_mean(name, TrainConfig.model_fields)}"
-        elif name in TrainConfig.model_fields:
-            part = f" (item {path[1]})" if len(path) > 1 else ""
-            yield (
-                path,
-                f"{name} is {item['input']!r}{part}; expected {expectation(item, TrainConfig.model_fields[name])}",
-            )
-        else:
-            yield path, error_text(item)
+    yield from dict.fromkeys(map(_validation_message, error.errors()))  # one for each type that a value may have
+
+
+def _validation_message(item: ErrorDetails) -> tuple[tuple[str | int, ...], str]:
+    """Return a problem that TrainConfig found as (path, message)."""
+    place = item["loc"]
+    path = place if all(isinstance(part, int) for part in place[1:]) else place[:1]  # else of one type of several
+    name = str(path[0]) if path else ""
+    if item["type"] == "extra_forbidden":
+        return path, f"unknown option {name!r}{did_you_mean(name, TrainConfig.model_fields)}"
+    if name not in TrainConfig.model_fields:
+        return path, error_text(item)
+    part = f" (item {path[1]})" if len(path) > 1 else ""
+    expected = expectation(item, TrainConfig.model_fields[name])
+    return path, f"{name} is {without_keys(item['input'])!r}{part}; expected {expected}"
 
 
 def make_config(values: dict[str, Any], source: str = "options", *, begun: bool = False) -> TrainConfig:

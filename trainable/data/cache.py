@@ -17,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypedDict
 
 import numpy as np
@@ -28,6 +28,7 @@ from trainable.cases.labels import LabelConvention, PlainConvention, from_plain
 from trainable.core.config import Shape3
 from trainable.core.errors import InputError
 from trainable.core.files import OPEN_FILES_ADVICE, OPEN_FILES_ERRNOS
+from trainable.core.storage import Uri
 
 VERSION = 2
 ARRAYS = ("image.npy", "label.npy", "foreground.npy")
@@ -103,30 +104,35 @@ class CachedCase:
     content: str = ""
 
 
-def cache_folder(data_dir: Path, cache_dir: Path | None) -> Path:
+def cache_folder(data_dir: Path | Uri, cache_dir: Path | None) -> Path:
     """Return the folder for the cache of a data folder; neither folder need exist, and none is made.
 
-    That is cache_dir if given; else DATA.cache next to the data folder, if files can be written there; else a folder in
-    ~/.cache/voxtune (or $XDG_CACHE_HOME/voxtune) whose name depends on the path of the data folder.
+    That is cache_dir if given; else DATA.cache next to the data folder, if files can be written there; else, and for
+    cases at a URI, a folder in ~/.cache/voxtune (or $XDG_CACHE_HOME/voxtune) whose name depends on the path or URI.
 
     Raises:
         InputError: if none of these can be, as the user has no home folder.
     """
     if cache_dir is not None:
         return Path(cache_dir)
-    sibling = sibling_cache(data_dir)
-    if can_be_written(sibling):
-        return sibling
+    if isinstance(data_dir, Uri):
+        place, name = str(data_dir), PurePosixPath(data_dir.partition("?")[0]).name
+        why = "cases at a URI have none next to them"
+    else:
+        sibling = sibling_cache(data_dir)
+        if can_be_written(sibling):
+            return sibling
+        data_dir = Path(os.path.abspath(data_dir))
+        place, name, why = str(data_dir.resolve()), data_dir.name, f"{sibling} cannot be written"
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # HOME is unset and the user has no entry in passwd, as in a container
         raise InputError(
-            f"no place for the cache: {sibling} cannot be written, and this user has no home folder; "
+            f"no place for the cache: {why}, and this user has no home folder; "
             "give a cache_dir (--cache_dir DIR; for a sweep --set train.cache_dir=DIR), or set HOME"
         ) from None
-    data_dir = Path(os.path.abspath(data_dir))
-    digest = hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:8]
-    return base / "voxtune" / f"{data_dir.name}-{digest}"
+    digest = hashlib.sha256(place.encode()).hexdigest()[:8]
+    return base / "voxtune" / f"{name}-{digest}"
 
 
 def sibling_cache(data_dir: Path) -> Path:

@@ -43,7 +43,11 @@ PLAIN_READING = Reading()
 
 def is_current(folder: Path, reading: Reading, case: Case) -> bool:
     """Return whether the cache has this case, whole, read in this way and prepared from its present source."""
-    path = folder / case.name
+    return is_whole(folder / case.name, reading, case)
+
+
+def is_whole(path: Path, reading: Reading, case: Case) -> bool:
+    """Return what is_current does, of the folder of one prepared case."""
     try:
         metadata = read_metadata(path)
         return _is_of_source(metadata, reading, case) and metadata["files"] == checksums(path)

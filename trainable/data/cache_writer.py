@@ -1,7 +1,4 @@
-"""Write the cache: preprocess each case once.
-
-A case's folder is finished under another name and then renamed, so it is whole or does not exist.
-"""
+"""Write the cache: preprocess each case once, or copy it from another cache that has it (cache_copy.py)."""
 
 from __future__ import annotations
 
@@ -9,13 +6,10 @@ import contextlib
 import errno
 import json
 import os
-import re
-import secrets
-import shutil
 import sys
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +24,8 @@ from trainable.cases.orientation import lps_spacing
 from trainable.cases.resample import resample_case
 from trainable.core.brats import REGION_LABELS
 from trainable.core.errors import InputError
-from trainable.core.files import FULL_DISK_ERRNOS, fsync_path
-from trainable.core.locks import process_exists
+from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.core.locks import one_at_a_time
 from trainable.core.parallel import cores, run_parallel
 from trainable.core.progress_bar import progress_bar
 from trainable.data.cache import (
@@ -45,6 +39,8 @@ from trainable.data.cache import (
     sibling_cache,
 )
 from trainable.data.cache_check import PLAIN_READING, Reading, checksums, is_current, is_of_source, source_of
+from trainable.data.cache_copy import cache_to_copy_from, copy_case
+from trainable.data.cache_publish import publish, remove_leftovers, unfinished_folder
 from trainable.data.normalise import brain_box, channel_stats
 from trainable.data.scan_hash import scan_hash
 
@@ -52,7 +48,6 @@ FOREGROUND_LIMIT = 4096
 THREADS_UP_TO = 8  # cases per worker; up to this many threads are used: processes scale better but start in seconds
 NOTES_SHOWN = 20
 NAME_ERRNOS = (errno.ENAMETOOLONG, errno.EILSEQ)
-LEFTOVER_AGE = 3600  # seconds; a writer on another machine seems dead from this one, but does not take that long
 
 
 def prepare(
@@ -63,12 +58,14 @@ def prepare(
     incomplete: Sequence[CaseError] = (),
     skip_bad: bool = False,
     remedy: str = "repair them, or continue without them with --skip_bad_cases",
+    copy_from: Path | None = None,
     workers: int = 0,
     quiet: bool = False,
 ) -> tuple[list[str], list[CaseError]]:
     """Bring the cache of these cases up to date; return the names of the good cases, sorted, and the bad cases' errors.
 
-    A cached case is verified by size, checksum, source and labels, and prepared again if it differs.
+    A cached case is verified by size, checksum, source and labels, and prepared again if it differs. Several processes
+    that call this at once for one cache on a local disk do so one after the other, so that each case is prepared once.
 
     Args:
         folder: the cache; made if missing.
@@ -76,6 +73,7 @@ def prepare(
         incomplete: errors of find_cases; they are listed and returned as bad cases too.
         skip_bad: continue without bad cases.
         remedy: what to do about bad cases, for the message.
+        copy_from: another cache, from which cases are copied rather than prepared; it need not exist.
         workers: number of processes or threads; 0 for one per core.
         quiet: print nothing on stderr, neither the progress nor what was prepared and left out.
 
@@ -91,7 +89,7 @@ def prepare(
             what = "cases as NIfTI files" if is_nifti(other) else "folders that are no prepared cases"
             raise InputError(f"{folder} contains {what}, such as {case.name}; choose another cache_dir")
     try:
-        outcomes = _update(cases, folder, reading, workers, quiet)
+        copied, outcomes = _update(cases, folder, copy_from, reading, workers, quiet)
     except OSError as error:
         room = "free some space, or " if error.errno in FULL_DISK_ERRNOS else ""
         raise InputError(
@@ -100,7 +98,9 @@ def prepare(
     errors = [*incomplete, *(error for error in outcomes.values() if error is not None)]
     if not quiet:
         summary = f"prepared {list(outcomes.values()).count(None)} cases in {time.monotonic() - start:.1f} s"
-        print(f"{summary}, {len(cases) - len(outcomes)} were ready: {folder}", file=sys.stderr)
+        if copied:
+            summary += f", copied {copied} from {copy_from}"
+        print(f"{summary}, {len(cases) - len(outcomes) - copied} were ready: {folder}", file=sys.stderr)
         _print_notes(folder, [name for name, error in outcomes.items() if error is None])
     good = [case.name for case in cases if outcomes.get(case.name) is None]
     message = f"{len(errors)} of {len(cases) + len(incomplete)} cases cannot be used"
@@ -143,21 +143,43 @@ def place_of_cache(cases: Sequence[Case], reading: Reading, data_dir: Path, cach
 
 
 def _update(
-    cases: Sequence[Case], folder: Path, reading: Reading, workers: int, quiet: bool
-) -> dict[str, CaseError | None]:
-    """Prepare the cases that are not cached or have changed; return the error of each of them, None for a good one."""
+    cases: Sequence[Case], folder: Path, copy_from: Path | None, reading: Reading, workers: int, quiet: bool
+) -> tuple[int, dict[str, CaseError | None]]:
+    """Prepare or copy the cases that are not cached or have changed.
+
+    Returns:
+        How many were copied; and of the others by name the error, None for a good one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
+    other = copy_from and cache_to_copy_from(folder, copy_from)
     with progress_bar("cases", len(cases), quiet=quiet) as tick:
-        current = run_parallel(partial(is_current, folder, reading), cases, workers=workers, tick=tick, threads=True)
-        for _ in range(len(cases) - sum(current)):
-            tick(-1)
-        outdated = [case for case, ready in zip(cases, current, strict=True) if not ready]
-        few = len(outdated) <= THREADS_UP_TO * (workers or cores())
-        errors = run_parallel(
-            partial(_prepare_case, folder, reading), outdated, workers=workers, tick=tick, threads=few
-        )
-    return {case.name: error for case, error in zip(outdated, errors, strict=True)}
+        outdated = _outdated(cases, folder, reading, workers, tick)
+        if not outdated:
+            return 0, {}
+        with one_at_a_time(folder, "prepares cases in"):
+            outdated = _outdated(outdated, folder, reading, workers)  # another process may have prepared them
+            left = outdated
+            if other is not None:
+                copy = partial(copy_case, folder, other, reading)
+                copied = run_parallel(copy, outdated, workers=workers, tick=tick, threads=True)
+                left = [case for case, done in zip(outdated, copied, strict=True) if not done]
+                tick(-len(left))
+            few = len(left) <= THREADS_UP_TO * (workers or cores())
+            errors = run_parallel(
+                partial(_prepare_case, folder, reading), left, workers=workers, tick=tick, threads=few
+            )
+    return len(outdated) - len(left), {case.name: error for case, error in zip(left, errors, strict=True)}
+
+
+def _outdated(
+    cases: Sequence[Case], folder: Path, reading: Reading, workers: int, tick: Callable[..., None] = lambda *_: None
+) -> list[Case]:
+    """Return the cases that the cache lacks or that have changed. tick: called by each case that is ready."""
+    current = run_parallel(partial(is_current, folder, reading), cases, workers=workers, tick=tick, threads=True)
+    outdated = [case for case, ready in zip(cases, current, strict=True) if not ready]
+    tick(-len(outdated))
+    return outdated
 
 
 def _foreign_file(folder: Path) -> str:
@@ -177,8 +199,6 @@ def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | Non
         return CaseError(
             f"{case.name}: has no seg; expected one next to {case.images[0]}, as only labelled cases train"
         )
-    # without the case's name, which may be as long as a name can be
-    temp = folder / f".case.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         # It is described first: a source that changes while it is read is then prepared again next time.
         source = source_of(case)
@@ -186,9 +206,9 @@ def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | Non
         scan = scan_hash(loaded.image)  # of the scan itself, not of a resampled one
         if not isinstance(reading.spacing, str):
             loaded = resample_case(loaded, reading.spacing)
-        temp.mkdir()
-        _write(temp, case.name, loaded, source, scan, reading)
-        _publish(temp, folder, reading, case)
+        with unfinished_folder(folder) as temp:
+            _write(temp, case.name, loaded, source, scan, reading)
+            publish(temp, folder, reading, case)
     except CaseError as error:
         return error
     except FileNotFoundError as error:
@@ -199,13 +219,11 @@ def _prepare_case(folder: Path, reading: Reading, case: Case) -> CaseError | Non
         return CaseError(
             f"{case.name}: {folder} cannot have a folder of this name ({error.strerror}); shorten the name"
         )
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
     return None
 
 
 def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], scan: str, reading: Reading) -> None:
-    """Write the files of a labelled case and flush them to the disk."""
+    """Write the files of a labelled case."""
     image, label = case.image, case.label
     assert label is not None
     box = brain_box(image, label)
@@ -236,8 +254,6 @@ def _write(temp: Path, name: str, case: LoadedCase, source: list[list[Any]], sca
         "scan": scan,
     }
     (temp / METADATA).write_text(json.dumps(metadata))
-    for file in (*ARRAYS, METADATA, "."):
-        fsync_path(temp / file)
 
 
 def _save_array(path: Path, array: NDArray[Any]) -> None:
@@ -261,34 +277,3 @@ def _foreground(label: NDArray[np.uint8], name: str) -> list[NDArray[np.int16]]:
             flat = np.sort(rng.choice(flat, FOREGROUND_LIMIT, replace=False))
         drawn.append(np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int16))
     return drawn
-
-
-def _publish(temp: Path, folder: Path, reading: Reading, case: Case) -> None:
-    """Rename a finished case to its final name; another writer may be doing the same."""
-    path = folder / case.name
-    for _ in range(20):
-        if is_current(folder, reading, case):
-            return
-        old = temp.with_suffix(".old")
-        # Renamed, not overwritten: trials that have mapped the old arrays keep them.
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(old)
-        try:
-            temp.rename(path)
-            fsync_path(folder)
-            return
-        except OSError:  # another writer's folder appeared between the two renames
-            if not path.exists():
-                raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-    raise InputError(f"{path}: other processes keep replacing it; let one prepare run at a time")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove unfinished folders of writers that died long ago."""
-    for path in folder.glob(".*.*.*"):
-        match = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.(tmp|old)", path.name)
-        with contextlib.suppress(OSError):
-            if match and time.time() - path.stat().st_mtime > LEFTOVER_AGE and not process_exists(int(match[1])):
-                shutil.rmtree(path, ignore_errors=True)

@@ -16,9 +16,18 @@ from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import require_working_folder
 from trainable.core.option_errors import did_you_mean
-from trainable.data.cache import grid_spacing, read_contents, read_labels_in_use, read_metadata
+from trainable.core.storage import Uri
+from trainable.data.cache import (
+    cache_folder,
+    grid_spacing,
+    read_contents,
+    read_labels_in_use,
+    read_metadata,
+    sibling_cache,
+)
 from trainable.data.cache_check import Reading
 from trainable.data.cache_writer import place_of_cache, prepare
+from trainable.data.fetch import fetch_cases
 from trainable.data.patient_split import split_by_patient
 from trainable.data.spacing import split_on_one_grid
 from trainable.data.split import Split, load_split
@@ -56,6 +65,8 @@ class Data:
 def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = False) -> Data:
     """Find the cases of data_dir, preprocess those that are not cached or have changed, split all good ones.
 
+    With another cache_dir, cases that DATA.cache next to data_dir has are copied from there.
+
     With a split_file only the cases that it names are looked at: no other folder stops a sweep or a training that is
     resumed, and as each of them is needed none is left out as bad.
 
@@ -71,7 +82,7 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
             of another voxel size than the training cases (without resample).
     """
     require_working_folder()
-    found, reading, folder = cases_on_disk(config)
+    found, reading, folder = cases_on_disk(config, quiet=quiet)
     assert config.data_dir is not None
     wanted = config.split_file is not None
     if not quiet:
@@ -84,6 +95,7 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
         incomplete=found.errors,
         skip_bad=config.skip_bad_cases and not wanted,
         remedy=remedy_for_bad_cases(config),
+        copy_from=None if isinstance(config.data_dir, Uri) else sibling_cache(config.data_dir),
         quiet=quiet,
     )
     if not quiet:
@@ -94,25 +106,39 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
     return Data(folder, split, tuple(map(str, [*bad, *apart])))
 
 
-def cases_on_disk(config: TrainConfig) -> tuple[Survey, Reading, Path]:
+def cases_on_disk(config: TrainConfig, *, quiet: bool = False) -> tuple[Survey, Reading, Path]:
     """Return the cases of data_dir as they lie there, how they are read, and the folder of their cache.
 
-    With a split_file only the cases that it names are looked at.
+    With a split_file only the cases that it names are looked at. quiet: do not print what is fetched from a URI.
 
     Raises:
         InputError: for no data_dir, a fold without folds, a case of the split_file that is missing, labels that the
             names do not tell, or no place for a cache.
     """
-    if config.data_dir is None:
-        raise InputError("--data_dir is missing: the folder with one sub-folder per case")
     if config.fold and not config.folds and config.split_file is None:
         raise InputError(f"fold is {config.fold}, but folds is 0: there are no folds; give their number with folds")
     wanted = None if config.split_file is None else load_split(config.split_file).names
-    found = survey(config.data_dir, need_seg=True, wanted=wanted)
+    data_dir = local_folder(config, quiet=quiet)
+    found = survey(data_dir, need_seg=True, wanted=wanted)
     if found.missing:
-        raise InputError(missing_cases(found, config.data_dir, config.split_file))
+        raise InputError(missing_cases(found, data_dir, config.split_file))
     reading = Reading(choose_labels(found.cases, config.labels), config.background)
-    return found, reading, place_of_cache(found.cases, reading, config.data_dir, config.cache_dir)
+    if isinstance(config.data_dir, Uri):
+        return found, reading, cache_folder(config.data_dir, config.cache_dir)
+    return found, reading, place_of_cache(found.cases, reading, data_dir, config.cache_dir)
+
+
+def local_folder(config: TrainConfig, *, quiet: bool = False) -> Path:
+    """Return the folder of the cases: data_dir; if that is a URI, one in the cache with its files, fetched if needed.
+
+    Raises:
+        InputError: as fetch_cases; for no data_dir, or no place for a cache.
+    """
+    if config.data_dir is None:
+        raise InputError("--data_dir is missing: the folder with one sub-folder per case")
+    if isinstance(config.data_dir, Uri):
+        return fetch_cases(config.data_dir, cache_folder(config.data_dir, config.cache_dir), quiet=quiet)
+    return config.data_dir
 
 
 def remedy_for_bad_cases(config: TrainConfig) -> str:
@@ -145,7 +171,7 @@ def missing_cases(found: Survey, data_dir: Path, split_file: Path | None) -> str
     )
 
 
-def cases_left_out(found: Survey, data_dir: Path, split_file: Path | None) -> list[str]:
+def cases_left_out(found: Survey, data_dir: Path | Uri, split_file: Path | None) -> list[str]:
     """Return a line on the cases below data_dir that a split file does not name; none if there are no such cases."""
     if not found.others:
         return []

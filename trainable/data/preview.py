@@ -8,6 +8,7 @@ from pathlib import Path
 from trainable.cases.labels import LabelConvention
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.storage import Uri
 from trainable.data.cache import read_contents, scan_of
 from trainable.data.cache_check import is_of_source
 from trainable.data.patient_split import refuse_torn_patients
@@ -36,10 +37,14 @@ def preview_data(config: TrainConfig) -> Preview:
     """Find and split the cases of data_dir; no image is read, and nothing is written.
 
     Raises:
-        InputError: as prepare_data for what files and names tell: no data_dir, no case, cases that lack a file (without
-            skip_bad_cases), labels that the names do not tell, no place for a cache, a table of patients or a split
-            that is wrong.
+        InputError: for cases at a URI, which would have to be fetched; or as prepare_data for what files and names
+            tell: no data_dir, no case, cases that lack a file (without skip_bad_cases), labels that the names do not
+            tell, no place for a cache, a table of patients or a split that is wrong.
     """
+    if isinstance(config.data_dir, Uri):
+        raise InputError(
+            f"--dry_run looks at the cases, and those at {config.data_dir} would be fetched first: name a folder"
+        )
     found, reading, cache = cases_on_disk(config)
     if found.errors and not (config.skip_bad_cases and config.split_file is None):
         listing = "".join(f"\n  {error}" for error in found.errors)

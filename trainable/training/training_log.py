@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from trainable.core.brats import REGIONS
 from trainable.core.files import atomic_write_text
 from trainable.training.case_scores import CaseScoreFile
-from trainable.training.tensorboard_file import Board
-from trainable.training.tensorboard_hparams import ended, started
 from trainable.training.tensorboard_tags import picture_tag, tagged
 from trainable.training.training_dir import TrainingDir
+
+if TYPE_CHECKING:
+    from trainable.training.tensorboard_file import Board
 
 
 class TrainingLog:
@@ -68,7 +69,10 @@ class TrainingLog:
         writer.writeheader()
         writer.writerows(self.rows)
         atomic_write_text(self.path, text.getvalue(), fsync=False)  # written again after the next epoch
-        if self.board is None:
+        if self.board is None:  # imported here: TensorBoard takes 0.3 s, and most commands only read these files
+            from trainable.training.tensorboard_file import Board
+            from trainable.training.tensorboard_hparams import started
+
             self.board = Board(self.board_folder, epoch)
             self.board.add_values(epoch, started(self.options))
         self.board.add(epoch, tagged(row), {picture_tag(name): rgb for name, rgb in pictures.items()})
@@ -76,6 +80,8 @@ class TrainingLog:
     def end(self, *, failed: bool) -> None:
         """Tell TensorBoard that the training has ended; nothing if this process has written no row."""
         if self.board is not None:
+            from trainable.training.tensorboard_hparams import ended
+
             self.board.add_values(int(self.rows[-1]["epoch"]), ended(failed=failed))
 
     def has(self, epoch: int) -> bool:

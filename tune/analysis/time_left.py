@@ -32,8 +32,9 @@ class Seen:
 
     speeds: seconds per epoch of the latest trials, relative to their median. pace: seconds per epoch that are expected
     from now on, of the median trial. drift: standard deviation of the logarithm of how much that may change. stopped,
-    passed: at each rung the number of trials that were stopped there and that went on. early: epochs of trials that
-    ended before their last epoch for another reason. ended: number of trials that have ended.
+    passed: at each rung the number of trials that were stopped there and that went on. expected: how many of them the
+    rule would have let go on, see share_that_passes. early: epochs of trials that ended before their last epoch for
+    another reason. ended: number of trials that have ended.
     """
 
     speeds: NDArray[np.float64]
@@ -41,6 +42,7 @@ class Seen:
     drift: float
     stopped: dict[int, int]
     passed: dict[int, int]
+    expected: dict[int, float]
     early: tuple[int, ...]
     ended: int
 
@@ -77,6 +79,10 @@ def what_was_seen(run: Run, begun: Sequence[TrialResult], slots: int) -> Seen:
         for epoch, decided in trial.rungs.items():
             counts = stopped if decided.decision == "STOP" else passed
             counts[epoch] = counts.get(epoch, 0) + 1
+    stopping, expected = run.config.early_stopping, dict[int, float]()
+    for index, epoch in enumerate(rung_epochs(run.config)):
+        there = stopped.get(epoch, 0) + passed.get(epoch, 0)
+        expected[epoch] = sum(share_that_passes(stopping, index, before) for before in range(there))
     early = [t.epoch for t in ended if t.epoch < last and not any(d.decision == "STOP" for d in t.rungs.values())]
     trend, drift = trend_of(pace, len(recent))
     return Seen(
@@ -85,6 +91,7 @@ def what_was_seen(run: Run, begun: Sequence[TrialResult], slots: int) -> Seen:
         drift,
         stopped,
         passed,
+        expected,
         tuple(early),
         len(ended),
     )
@@ -178,8 +185,7 @@ def stop_chances(run: Run, seen: Seen, rng: Generator) -> dict[int, float]:
     rungs = rung_epochs(run.config)
     for index, epoch in enumerate(rungs):
         stopped, passed = seen.stopped.get(epoch, 0), seen.passed.get(epoch, 0)
-        expected = sum(share_that_passes(stopping, index, before) for before in range(stopped + passed))
-        ratio = rng.gamma(PRIOR_WEIGHT + passed) / (PRIOR_WEIGHT + expected)
+        ratio = rng.gamma(PRIOR_WEIGHT + passed) / (PRIOR_WEIGHT + seen.expected[epoch])
         coming = stopped + passed + left // (2 * (1 if stopping.type == "median" else stopping.reduction_factor**index))
         chances[epoch] = 1 - min(0.98, ratio * share_that_passes(stopping, index, coming))
     return chances

@@ -10,6 +10,7 @@ import typer
 from trainable.core.counted import counted
 from trainable.core.logger import logger
 from trainable.core.options import make_config
+from trainable.core.storage import place_of_data
 from tune.cli.command import Labels, SkipBadCases, app
 
 
@@ -43,9 +44,15 @@ def convert_msd(
 
 @app.command(epilog="Example: voxtune prepare DIR --skip_bad_cases")
 def prepare(
-    data: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with one sub-folder per case.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR", help="Folder with one sub-folder per case; or its URI, such as s3://bucket/cases."
+        ),
+    ],
     cache_dir: Annotated[
-        Path | None, typer.Option("--cache_dir", metavar="DIR", help="By default next to the data.")
+        Path | None,
+        typer.Option("--cache_dir", metavar="DIR", help="By default next to DIR; of a URI in ~/.cache."),
     ] = None,
     labels: Labels = None,
     skip_bad_cases: SkipBadCases = False,
@@ -67,6 +74,6 @@ def prepare(
         "labels": labels,
         "resample": resample,
     }
-    options |= {"data_dir": data.resolve(), "cache_dir": cache_dir, "background": background}
+    options |= {"data_dir": place_of_data(data), "cache_dir": cache_dir, "background": background}
     prepared = prepare_data(make_config(options, "voxtune prepare"))
     logger.info(f"cache: {prepared.folder}")

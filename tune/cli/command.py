@@ -73,7 +73,10 @@ Labels = Annotated[
         "the names of the cases tell it.",
     ),
 ]
-Data = Annotated[Path, typer.Option(metavar="DIR", help="Folder with one sub-folder per case.")]
+Data = Annotated[
+    str,
+    typer.Option(metavar="DIR", help="Folder with one sub-folder per case; or its URI, such as s3://bucket/cases."),
+]
 Trials = Annotated[int | None, typer.Option(metavar="N", help="Number of trials; short for --set study.trials=N.")]
 CacheDir = Annotated[
     Path | None,

@@ -9,13 +9,13 @@ import typer
 
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
+from trainable.core.storage import is_uri
 from tune.analysis.json_output.doctor import doctor_output
 from tune.cli.command import Address, CacheDir, app
 from tune.cli.completion import complete_space
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
-from tune.cli.plan import data_overrides
+from tune.cli.plan import data_overrides, require_data
 from tune.run.results import ensure_run
-from tune.run.snapshot import is_uri
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
@@ -30,7 +30,7 @@ def doctor(
             autocompletion=complete_space,
         ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the cases.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Folder or URI of the cases.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="RUN", help="Folder that the sweep is to have.")] = None,
     cache_dir: CacheDir = None,
     storage: Annotated[str | None, typer.Option(help="Where Ray is to keep checkpoints, as for launch.")] = None,
@@ -41,8 +41,8 @@ def doctor(
 
     A launch on several nodes makes the same check. Exit code 1 if something is wrong or to be warned of.
     """
-    if data is not None and not data.is_dir():
-        raise InputError(f"--data {data}: no such folder")
+    if data is not None:
+        require_data(data)
     config, run_dir, storage = what_to_check(sweep, data, out, cache_dir, storage)
     with messages_on_stderr(json_):
         logger.info("starting Ray" if address is None else f"connecting to Ray at {address}")
@@ -63,7 +63,7 @@ def doctor(
 
 
 def what_to_check(
-    sweep: str | None, data: Path | None, out: Path | None, cache_dir: Path | None, storage: str | None
+    sweep: str | None, data: str | None, out: Path | None, cache_dir: Path | None, storage: str | None
 ) -> tuple[SweepConfig | None, Path | None, str | None]:
     """Return the config of the sweep that the arguments name, None without one, its folder and its storage.
 

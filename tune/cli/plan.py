@@ -12,6 +12,7 @@ import typer
 
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
+from trainable.core.storage import is_there, place_of_data
 from tune.cli.command import CacheDir, Data, Labels, Set, SkipBadCases, Space, Trials, app
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
 from tune.spec.sections import Confirm
@@ -52,8 +53,7 @@ def estimate(
 
     if hours is not None:
         check_hours(hours)
-    if not data.is_dir():
-        raise InputError(f"--data {data}: no such folder")
+    require_data(data)
     with messages_on_stderr(json_):
         overrides = data_overrides(data, cache_dir, labels, skip_bad_cases=skip_bad_cases)
         own = user_overrides(set_, trials)
@@ -72,17 +72,23 @@ def estimate(
     logger.info("\n".join(["", *estimate_lines(result)]))
 
 
+def require_data(data: str) -> None:
+    """Raise InputError if the --data of a user is a folder that is missing, or a URI with keys."""
+    if not is_there(place_of_data(data)):
+        raise InputError(f"--data {data}: no such folder")
+
+
 def user_overrides(set_: Sequence[str] | None, trials: int | None) -> list[str]:
     """Return the values of the YAML that --set and --trials replace, as SECTION.KEY=VALUE texts."""
     return [*(set_ or []), *[f"study.trials={trials}"] * (trials is not None)]
 
 
 def data_overrides(
-    data: Path | None, cache_dir: Path | None, labels: str | None = None, *, skip_bad_cases: bool = False
+    data: Path | str | None, cache_dir: Path | None, labels: str | None = None, *, skip_bad_cases: bool = False
 ) -> list[str]:
     """Return the values of the YAML that the flags on cases replace, as SECTION.KEY=VALUE texts."""
     overrides = [
-        f"train.{option}={json.dumps(str(folder.resolve()), ensure_ascii=False)}"
+        f"train.{option}={json.dumps(str(place_of_data(folder)), ensure_ascii=False)}"
         for option, folder in (("data_dir", data), ("cache_dir", cache_dir))
         if folder is not None
     ]

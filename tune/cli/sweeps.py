@@ -13,6 +13,7 @@ from trainable.core.errors import InputError
 from trainable.core.idle_options import idle_text
 from trainable.core.logger import logger, outlive_reader
 from trainable.core.options import format_value
+from trainable.core.storage import place_of_data
 from tune.analysis.json_output.best import best_output
 from tune.analysis.json_output.check import check_output
 from tune.analysis.json_output.verify import verify_output
@@ -158,7 +159,7 @@ def resume(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the cases are now; their cache is made next to them.")
+        str | None, typer.Option(metavar="DIR", help="Where the cases are now; they get a new cache.")
     ] = None,
     address: Address = None,
     no_report: NoReport = False,
@@ -173,12 +174,12 @@ def resume(
     from tune.run.snapshot import restore_snapshot
 
     overrides = user_overrides(set_, trials)
-    run, data = run.resolve(), data and data.resolve()
+    run, place = run.resolve(), None if data is None else place_of_data(data)
     if from_ is not None:
         restore_snapshot(from_, run)
     with outlive_reader(f"the sweep goes on, see: voxtune status {run}"):
         result = resume_sweep(
-            run, address=address, overrides=overrides, space=space, data_dir=data, report=not no_report, notify=notify
+            run, address=address, overrides=overrides, space=space, data_dir=place, report=not no_report, notify=notify
         )
         finish(result)
         confirm_if_asked(result, address=address, report=not no_report)

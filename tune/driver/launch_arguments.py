@@ -6,15 +6,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from trainable.core.errors import InputError
+from trainable.core.storage import is_there, place_of_data
 from tune.run.run_dir import RunDir, resume_command
 from tune.spec.sweep_config import SweepConfig
 
 
 def check_arguments(config: SweepConfig, run_dir: Path) -> None:
-    """Raise InputError if the folder of a new sweep is taken, or that of the cases is missing."""
+    """Raise InputError if the folder of a new sweep is taken, or that of the cases is missing or a URI with keys."""
     ensure_new(run_dir)
     cases = config.fixed("data_dir")
-    if cases is not None and not Path(cases).is_dir():
+    if cases is not None and not is_there(place_of_data(cases)):
         raise InputError(f"--data {cases}: no such folder")
 
 

@@ -1,4 +1,4 @@
-"""The check of all nodes that a launch or resume makes on a cluster of several, before anything starts."""
+"""The check of all nodes that comes before a sweep, a confirmation or an ensemble on a cluster of several."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import ray
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
+from trainable.core.storage import Uri, is_uri, place_of_data
 from trainable.data.cache import cache_folder, can_be_written, sibling_cache
 from trainable.data.prepare import cases_on_disk
 from tune.driver import ray_compat
-from tune.driver.cluster import Slots
+from tune.driver.cluster import Cluster, Slots
 from tune.driver.node_survey import survey_nodes
 from tune.driver.run_files import with_absolute_paths
 from tune.driver.trial_gpus import trial_need
-from tune.nodes.checks import Level
+from tune.nodes.cells import Cell, Level
+from tune.nodes.folder_checks import OWN_CACHE
 from tune.nodes.folders import Folder, Use
-from tune.nodes.report import Finding, NodesReport
-from tune.run.snapshot import is_uri
+from tune.nodes.report import Finding, NodesReport, named
+from tune.run.results import Run
 from tune.spec.sweep_config import SweepConfig
 
 OPEN_CLUSTER = (
@@ -57,7 +59,12 @@ def check_nodes(config: SweepConfig, run_dir: Path, storage: str | None, address
                 ]
             )
         )
-    logger.info(well_line(report))
+    logger.info("\n".join([well_line(report), *own_cache_lines(report)]))
+
+
+def check_nodes_for(run: Run, cluster: Cluster) -> None:
+    """Do what check_nodes does for trainings in the folder of a run; the arguments are the run and the cluster."""
+    check_nodes(with_absolute_paths(run.config), run.folder.resolve(), None, cluster.address)
 
 
 def examine_cluster(
@@ -78,7 +85,7 @@ def examine_cluster(
     with ray_compat.stranger(address) as is_let_in:
         report = survey_nodes(sweep_folders(config, run_dir, storage), need, address=address or "")
         findings = [Finding(Level.WARNING, (), OPEN_CLUSTER)] if is_let_in() else []
-    notes = [*report.notes]
+    notes = [*report.notes, *own_cache_lines(report)]
     if fits and config is not None:
         try:
             notes.append(fits_line(config.with_gpu(trial_need(config)["GPU"])))
@@ -103,6 +110,14 @@ def well_line(report: NodesReport) -> str:
     return f"{len(report.columns)} nodes checked: {'all are well' if report.ok else 'all can be used'}"
 
 
+def own_cache_lines(report: NodesReport) -> list[str]:
+    """Return a line on the nodes whose cache is not the driver's; none if there are none."""
+    names = [column.name for column in report.columns if column.cells.get("cache") == Cell(OWN_CACHE)]
+    if not names:
+        return []
+    return [f"the cache is not shared: {named(names)} will have its own, and prepare there what it lacks"]
+
+
 def sweep_folders(config: SweepConfig | None, run_dir: Path | None, storage: str | None) -> dict[str, Folder]:
     """Return the folders of a sweep that its nodes must see, by role.
 
@@ -116,10 +131,10 @@ def sweep_folders(config: SweepConfig | None, run_dir: Path | None, storage: str
     """
     folders = {}
     if config is not None and (data := config.fixed("data_dir")) is not None:
-        folders["DATA"] = Folder(Path(data), Use.NOBODY)
+        folders["DATA"] = Folder(place_of_data(data), Use.NOBODY)
         cache = place_of(config)
         read_only = cache.is_dir() and not can_be_written(cache)  # a whole cache may be on such a mount
-        folders["cache"] = Folder(cache, Use.NOBODY if read_only else Use.DRIVER)
+        folders["cache"] = Folder(cache, Use.NOBODY if read_only else Use.CACHE)
     if run_dir is not None:
         folders["RUN"] = Folder(run_dir, Use.BOTH)
     if storage is not None and not is_uri(storage):
@@ -133,7 +148,9 @@ def place_of(config: SweepConfig) -> Path:
     Raises:
         InputError: as cases_on_disk.
     """
-    place, data = config.record.cache_dir or config.fixed("cache_dir"), Path(config.fixed("data_dir"))
+    place, data = config.record.cache_dir or config.fixed("cache_dir"), place_of_data(str(config.fixed("data_dir")))
+    if isinstance(data, Uri):
+        return cache_folder(data, place and Path(place))
     sibling = sibling_cache(data)
     if place is None and sibling.is_dir() and not can_be_written(sibling):  # it counts if it has all cases
         return cases_on_disk(config.base_config())[2]

@@ -16,7 +16,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trainable.core.package_version import version
-from tune.nodes.checks import Node, Reference, examine
+from tune.nodes.cells import Node, Reference
+from tune.nodes.checks import examine
 from tune.nodes.facts import NodeFacts, NodeWitness, code_digest, required_packages, versions_of
 from tune.nodes.folders import Folder, FolderMarks, marked_folders, with_answer
 from tune.nodes.report import NodeColumn, NodesReport

@@ -9,6 +9,7 @@ import ray
 
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
+from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
 from tune.driver.cluster import Slots
 from tune.driver.gpu_sharing import DoesNotFit
@@ -50,10 +51,18 @@ def measure_on_cluster(config: SweepConfig, data: Data) -> Costs:
     share = config.resources.gpu_share
     options: dict[str, Any] = {"num_cpus": config.resources.cpu, "num_gpus": max(1, share) if share else 0}
     try:
-        return ray.get(ray.remote(max_retries=0, **options)(measure_costs).remote(config, data))
+        return ray.get(ray.remote(max_retries=0, **options)(measure_there).remote(config, data, data.contents))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, DoesNotFit):
             raise InputError(f"{error.cause}; lower train.target_shape or train.batch_size") from None
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from None
         raise InputError(untried_text(str(error))) from None
+
+
+def measure_there(config: SweepConfig, data: Data, contents: dict[str, str]) -> Costs:
+    """Return measure_costs on this machine, whose cases are prepared first if it lacks some.
+
+    Raises: as measure_costs; CacheError as cases_here.
+    """
+    return measure_costs(config, cases_here(data, config.base_config(cache_dir=data.folder), contents))

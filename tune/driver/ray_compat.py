@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import ray
 from ray.tune.experiment import Trial
 
+ANSWER_SECONDS = 1.0  # in which a process that is there accepts a connection
 JOB_DIGITS = 8  # hex digits of the id of a job, with which those of its placement groups end
 
 
@@ -138,38 +140,47 @@ def started_here() -> bool:
 
 
 def cluster_died() -> bool:
-    """Return whether a process of the cluster that this process has started has ended.
+    """Return whether a process of the cluster that this process has started has ended, or nothing answers at its head.
 
-    False if this process has started none, or Ray does not tell.
+    False if this process has no cluster, or Ray does not tell.
     """
     dead_processes = getattr(_local_node(), "dead_processes", None)
-    return dead_processes is not None and bool(dead_processes())
+    if started_here() and dead_processes is not None:
+        return bool(dead_processes())
+    if not ray.is_initialized():  # Ray would start a cluster to tell where it is
+        return False
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return not answers(host, int(port))
 
 
-@contextlib.contextmanager
-def one_failure_per_death() -> Iterator[None]:
-    """In this context, let a process that dies when it is to take the next trial, as with its node, fail it once.
-
-    Ray has made two calls of such a process by then. After the error of the first the trial waits for its restart, and
-    after that of the second Ray fails a trial that waits for good. Nothing changes if it does not have this name.
-    """
-    module = importlib.import_module("ray.tune.execution.tune_controller")
-    controller = getattr(module, "TuneController", None)
-    fail = getattr(controller, "_trial_task_failure", None)
-    if controller is None or fail is None:
-        yield
-        return
-
-    def fail_once(self: Any, trial: Trial, exception: Exception) -> None:
-        if trial.status == Trial.PENDING and isinstance(exception, ray.exceptions.RayActorError):
-            return  # its restart is scheduled
-        fail(self, trial, exception)
-
-    controller._trial_task_failure = fail_once
+def answers(host: str, port: int) -> bool:
+    """Return whether a process at an address accepts a connection within ANSWER_SECONDS."""
     try:
-        yield
-    finally:
-        controller._trial_task_failure = fail
+        socket.create_connection((host.strip("[]"), port), timeout=ANSWER_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def lost_node(actor_id: str | None) -> str:
+    """Return the address of the node that a process ran on, if that node is lost; "" if it answers or is not known.
+
+    actor_id: of the process, in hex digits; None if Ray does not tell. A node is lost if Ray says so, which takes it
+    half a minute, or if nothing answers at the node's port, of which it is asked for ANSWER_SECONDS.
+    """
+    private = getattr(ray, "_private", None)
+    actors = getattr(getattr(private, "state", None), "actors", None)
+    known = actors(actor_id) or {} if actors is not None and actor_id is not None else {}
+    number = known.get("Address", {}).get("NodeID")
+    node = next((node for node in ray.nodes() if node["NodeID"] == number), None)
+    if node is None:
+        return ""
+    host, port, end = node["NodeManagerAddress"], node["NodeManagerPort"], time.monotonic() + ANSWER_SECONDS
+    alive = node["Alive"]
+    while alive and time.monotonic() < end:  # its processes may end a moment before it
+        alive = answers(host, port)
+        time.sleep(0.1)
+    return "" if alive else host
 
 
 def actor_of(ray_trial: Trial) -> Any:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
@@ -129,7 +129,7 @@ class Recorder(ray_tune.Callback):
         self.worker, self.last_warning = BackgroundWorker(), ""
         self.last_sync, self.next_sync = -math.inf, math.inf  # monotonic seconds
         self.logs: dict[int, TrainingLog] = {}
-        self.ended: dict[int, TrialResult] = {}  # trials that do not change any more
+        self.known: dict[int, tuple[FrozenTrial, TrialResult]] = {}  # what the journal had, and what was read of it
 
     def __getstate__(self) -> dict[str, object]:
         """Return nothing for Ray's snapshot of its tuner, which voxtune never reads."""
@@ -140,12 +140,13 @@ class Recorder(ray_tune.Callback):
         self.run, self.retention = run, Retention(run)
 
     def read_current(self) -> Run:
-        """Return the run as the journal has it now."""
+        """Return the run as the journal has it now; only trials that have changed are read again."""
         trials = []
         for frozen in self.journal.trials():
-            result = self.ended.get(frozen.number) or TrialResult.from_frozen(frozen, self.run.config)
-            if frozen.state.is_finished():
-                self.ended[frozen.number] = result
+            before, result = self.known.get(frozen.number, (None, None))
+            if before is not frozen or result is None:  # the journal replaces a trial that changes by another object
+                result = TrialResult.from_frozen(frozen, self.run.config)
+                self.known[frozen.number] = frozen, result
             trials.append(result)
         return Run(self.run.dir, self.run.config, trials)
 

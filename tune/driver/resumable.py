@@ -7,13 +7,14 @@ from pathlib import Path
 
 from trainable.core.errors import InputError
 from trainable.core.option_errors import did_you_mean
+from trainable.core.storage import Uri, is_there, is_uri, place_of_data
 from trainable.data.cache import changed_cases
 from trainable.data.prepare import prepare_data
 from trainable.training.training_dir import CHECKPOINT_FORMAT
 from tune.run.provenance import digest_of, load_contents, save_contents
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir
-from tune.run.snapshot import check_storage, is_uri, name_of
+from tune.run.snapshot import check_storage, name_of
 from tune.spec.sweep_config import SweepConfig
 
 CHANGEABLE = [  # by --set on resume
@@ -54,11 +55,11 @@ def check_resumable(config: SweepConfig, run_dir: Path) -> None:
         check_storage(storage, name_of(run), config.record.attempts)
 
 
-def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None) -> SweepConfig:
+def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | Uri | None) -> SweepConfig:
     """Prepare the cases of a run, and return its config with their folder and cache.
 
     Args:
-        data_dir: where the cases are now, with a cache next to it; None: where they were.
+        data_dir: where the cases are now, with a new cache; None: where they were.
 
     Raises:
         InputError: if the folder is missing, or has other cases than those that the run began with.
@@ -69,8 +70,8 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | None
         train = {name: value for name, value in config.train.items() if name != "cache_dir"}
         train["data_dir"], cache = str(data_dir), None
         config = config.with_train(train)
-    cases = Path(config.fixed("data_dir"))
-    if not cases.is_dir():
+    cases = place_of_data(config.fixed("data_dir"))
+    if not is_there(cases):
         raise InputError(f"{cases}: no such folder; pass the folder of the cases with --data")
     data = prepare_data(config.base_config(split_file=RunDir(run_dir).split, cache_dir=cache), begun=True)
     contents = RunDir(run_dir).contents

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trainable.core.files import atomic_write_text, user_path
 from trainable.core.options import absolute_path, path_options
+from trainable.core.storage import is_uri
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.training import checkpoint
@@ -18,7 +19,7 @@ from tune.run.import_trials import warm_start
 from tune.run.provenance import provenance, save_contents
 from tune.run.results import Run
 from tune.run.run_dir import RunDir
-from tune.run.snapshot import check_storage, is_uri, name_of
+from tune.run.snapshot import check_storage, name_of
 from tune.search.journal import Journal
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import dump

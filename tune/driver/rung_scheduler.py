@@ -58,6 +58,14 @@ class RungScheduler(FIFOScheduler):
             for epoch, decided in sorted(rung_decisions(trial.user_attrs).items()):
                 self.rungs.add(trial.number, epoch, decided)
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """Return the first trial that waits for a process. Called by Ray after each event.
+
+        Ray's own looks through all trials, also those that have ended; none of voxtune's is ever PAUSED for Ray.
+        """
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        return min(waiting, key=lambda trial: trial.config["number"], default=None)
+
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """Record a report and decide. Called by Ray when the report's checkpoint is in the storage.
 

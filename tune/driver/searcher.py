@@ -10,10 +10,10 @@ from ray.tune.search import Searcher
 
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
+from trainable.core.storage import is_uri
 from tune.driver.cluster import Slots
 from tune.driver.storage_watch import StorageWatch
 from tune.run.results import Run, resolve_checkpoint
-from tune.run.snapshot import is_uri
 from tune.run.suggestions import enqueue_suggestions
 from tune.search.journal import Journal
 from tune.search.promotion import OnDecision, promote
@@ -99,9 +99,12 @@ class OptunaSearcher(Searcher):
 
     def startup_pending(self) -> bool:
         """Return whether wait_for_startup is set, startup_trials are handed out, and fewer have ended or paused."""
-        searcher, trials = self.config.searcher, self.journal.trials()
+        searcher = self.config.searcher
+        if not searcher.wait_for_startup:
+            return False
+        trials = self.journal.trials()
         ended = sum(trial.state != TrialState.RUNNING for trial in trials) + len(self.journal.paused())
-        return searcher.wait_for_startup and ended < searcher.startup_trials <= len(trials)
+        return ended < searcher.startup_trials <= len(trials)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Do nothing: RungScheduler has recorded it, also the report of a stop, for which Ray does not call this."""

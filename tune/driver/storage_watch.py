@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tune.run.snapshot import is_uri
+from trainable.core.storage import is_uri
 
 MARKER = ".in_use"
 

@@ -17,8 +17,10 @@ from typing import Any
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
+from trainable.core.storage import Uri
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import prepare_data
+from trainable.data.split import load_split
 from trainable.training.seen_cases import cases_by_part, history_of_pretrained
 from tune.driver.cluster import Cluster, Slots, running_or_new
 from tune.driver.event_log import EventLog
@@ -49,6 +51,7 @@ from tune.run.run_dir import resume_command
 from tune.run.snapshot import Snapshot
 from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal
+from tune.spec.short_trainings import without_priors_if_short
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 from tune.terminal.live_screen import SweepScreen
@@ -125,6 +128,7 @@ def launch(
         slots = Slots(config.resources)
         if given_time is not None:
             config = plan_by_time(config, data, slots, given_time)
+        config = without_priors_if_short(config, len(data.split.train))
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
         begin_run(config, run_dir, data, storage, earlier, seen, note)
         return sweep(read_run(run_dir), slots, hooks, params=params)
@@ -137,7 +141,7 @@ def resume(
     address: str | None = None,
     overrides: Sequence[str] = (),
     space: str | None = None,
-    data_dir: Path | None = None,
+    data_dir: Path | Uri | None = None,
     fit: Fit = fit_to_storage,
     on_report: OnReport | None = None,
     report: bool = False,
@@ -162,6 +166,7 @@ def resume(
         config = with_prepared_data(config, run_dir, data_dir)
         if space is not None:
             config = change_space(read_run(run_dir, config), space, overrides)
+            config = without_priors_if_short(config, len(load_split(paths.split).train))
         run = read_run(run_dir, config)
         if (count := len(run.own_trials)) > config.budget.trials:
             raise InputError(

@@ -23,6 +23,7 @@ from trainable.core.locks import hold_shared_lock, is_locked
 from trainable.core.logger import init_logger
 from trainable.core.options import make_config
 from trainable.data.cache import CacheError, changed_cases
+from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.evaluate import evaluate
@@ -34,6 +35,7 @@ from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_process import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, free_memory, freeze_imports
 from tune.driver.trial_ranks import run_in_ranks, train_rank
 from tune.run.provenance import load_contents
+from tune.run.run_dir import RunDir
 from tune.spec.sections import processes_per_trial
 
 STDOUT = "stdout.log"  # in a training's folder: what it has printed
@@ -174,16 +176,22 @@ def end_of_error(error: Exception) -> TrainingEnd:
 
 
 def read_cases(config: TrainConfig, spec: TrainingSpec) -> Data:
-    """Return the prepared cases of a training.
+    """Return the prepared cases of a training; those of a run are prepared here first if this machine lacks some.
 
     Raises:
-        CacheError: if one is not prepared, or not what contents_file has.
+        CacheError: if one is not prepared and cannot be, or not what contents_file has.
         InputError: if the split cannot be read.
     """
     assert config.cache_dir is not None
     assert config.split_file is not None
     data = Data(config.cache_dir, load_split(config.split_file))
-    begun = load_contents(Path(spec.contents_file)) if spec.contents_file else {}
+    if spec.contents_file is None:
+        return data
+    contents_file = Path(spec.contents_file)
+    begun = load_contents(contents_file)
+    # prepared with the run's split, whose training cases say what voxel size cases are resampled to
+    as_in_the_run = config.model_copy(update={"split_file": RunDir(contents_file.parent).split})
+    data = cases_here(data, as_in_the_run, begun)
     if changed := changed_cases(data.contents, begun):
         raise CacheError(f"cases have changed since the sweep began: {changed}; restore them")
     return data

@@ -6,6 +6,7 @@ its folder only, so that a second call, or another driver, goes on where the fir
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -33,6 +34,7 @@ def run_trainings(
     address: str | None = None,
     time_budget: float | None = None,
     contents_file: Path | None = None,
+    check: Callable[[Cluster], None] = lambda cluster: None,
     resume_command: str,
 ) -> dict[str, Outcome]:
     """Run the trainings of a plan until all that are wanted have ended or the time budget is spent.
@@ -47,6 +49,7 @@ def run_trainings(
         cluster: an entered Cluster, which is left open; None for a new Cluster(address).
         time_budget: seconds, after which what still runs is ended, to go on later; None for no limit.
         contents_file: cases.json of the run; the cases must be those that it has. None to compare with none.
+        check: called with the cluster once it answers; what it raises is passed on.
         resume_command: that the user types to go on.
 
     Returns:
@@ -64,6 +67,7 @@ def run_trainings(
             return runner.outcomes
         with running_or_new(cluster, address) as cluster, stopper.handle_signals():
             cluster.wait()
+            check(cluster)
             wait_for_exclusive_lock(folder / WORKER_LOCK, WORKER_EXIT_TIMEOUT)
             with TrainingTable() as table:
                 runner.run(ProcessPool(with_gpu_number(resources), folder / WORKER_LOCK), table)

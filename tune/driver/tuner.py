@@ -9,7 +9,8 @@ from ray import tune as ray_tune
 from ray.tune.error import TuneError
 
 from trainable.core.errors import InputError
-from tune.driver import ray_compat
+from trainable.core.storage import is_uri
+from tune.driver.controller_compat import changed_controller
 from tune.driver.progress_board import BoardAddress
 from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
@@ -18,7 +19,6 @@ from tune.driver.trial_ranks import Fit
 from tune.driver.worker import run_trial
 from tune.run.results import Run
 from tune.run.retention import NUM_TO_KEEP
-from tune.run.snapshot import is_uri
 
 CAUSES_TO_REPAIR = (OSError, InputError, ray.exceptions.RayError)  # after which the sweep can go on
 
@@ -68,7 +68,7 @@ def run_tuner(tuner: ray_tune.Tuner, stopper: SweepStopper) -> None:
     stopper.error. Errors of another cause are raised, unless a signal was received.
     """
     try:
-        with ray_compat.one_failure_per_death():
+        with changed_controller():
             tuner.fit()
     except (TuneError, OSError, ray.exceptions.RayError) as error:
         cause: BaseException | None = error

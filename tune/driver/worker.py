@@ -22,6 +22,7 @@ from trainable.core.locks import hold_shared_lock, scratch_dir
 from trainable.core.logger import init_logger, logger
 from trainable.core.options import make_config
 from trainable.data.cache import CacheError, changed_cases
+from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.training import checkpoint
@@ -57,11 +58,11 @@ class FreshProcess(Exception):
 def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> None:
     """Train one recipe in this process, and report each validated or last epoch with its checkpoints.
 
-    A restored trial first repeats the report of its checkpoint's epoch, which the driver may have missed; if that was
-    the last one, nothing is trained. Running out of GPU memory, a full disk, cases that are gone or have changed since
-    the run began, and a reserved GPU that torch does not see are reported, other errors are raised, also that other
-    processes hold the GPU memory. Ray stops a trial by raising SystemExit inside `report`. That happens in the
-    background thread; the training loop re-raises it.
+    Cases that this machine lacks are prepared before. A restored trial first repeats the report of its checkpoint's
+    epoch, which the driver may have missed; if that was the last one, nothing is trained. Running out of GPU memory, a
+    full disk, cases that are gone or have changed since the run began, and a reserved GPU that torch does not see are
+    reported, other errors are raised, also that other processes hold the GPU memory. Ray stops a trial by raising
+    SystemExit inside `report`. That happens in the background thread; the training loop re-raises it.
 
     Args:
         spec: what to train.
@@ -91,6 +92,7 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
         trial = TrialReports(spec, recipe, text, dump, ProgressSender(board, spec["number"]))
         trial.say_where()
         try:
+            data = cases_here(data, recipe, load_contents(Path(spec["contents_file"])), trial.give_sign_of_life)
             trial.data = check_cases(data, spec)
             restored = restore_checkpoint(spec, scratch)
             if restored is not None:
@@ -215,7 +217,12 @@ class TrialReports:
             self.send(report)
         elif result.val is not None or result.end_reason:
             self.send(report, result.checkpoints)
-        elif self.timeout is not None and time.monotonic() - self.last_message > SIGN_OF_LIFE_AT * self.timeout:
+        else:
+            self.give_sign_of_life()
+
+    def give_sign_of_life(self) -> None:
+        """Report that the trial goes on, unless that or more was reported a short while ago."""
+        if self.timeout is not None and time.monotonic() - self.last_message > SIGN_OF_LIFE_AT * self.timeout:
             self.deliver(SIGN_OF_LIFE)
 
 

@@ -1,74 +1,24 @@
 """What is wrong with a node: one small function per row of the table that `voxtune doctor` shows.
 
 A check gets a node and what the driver has, and returns a Cell; None if the row does not apply to the node. To add one
-is to write it and to name it in CHECKS.
+is to write it and to name it in CHECKS. Those of folders are in folder_checks.py.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
 from trainable.core.counted import counted
+from tune.nodes.cells import Cell, Check, Level, Node, Reference
 from tune.nodes.facts import RAY_DISK, TEMP_DISK, NodeFacts
-from tune.nodes.folders import Sight
+from tune.nodes.folder_checks import cache, folder, locks, room
 from tune.run.retention import format_bytes
 
-MIN_FREE = 2 * 2**30  # bytes: less fills up with a few checkpoints or logs
 FULLEST = 0.95  # share of a disk in use, above which Ray starts no more work on the node that has its folder there
 MIN_SHARED_MEMORY = 2**30  # bytes; Docker gives 64 MiB, with which Ray keeps its objects on the disk
 MIN_OPEN_FILES = 8192  # Ray itself asks for 65,536, and has trouble below this
 MAX_CLOCK_DIFFERENCE = 5.0  # seconds
-
-
-class Level(StrEnum):
-    """How bad it is."""
-
-    OK = "ok"
-    WARNING = "warning"  # a sweep runs all the same, perhaps badly
-    WRONG = "wrong"  # trials on this node fail, or are not comparable with the others
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What a check has found on a node: a few words; if it is not ok, what is the matter and what to do, a sentence."""
-
-    text: str
-    level: Level = Level.OK
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What the driver's own process has: see NodeFacts. packages: those that a trial needs."""
-
-    python: str
-    versions: Mapping[str, str]
-    code: str
-    voxtune: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node of the cluster.
-
-    name: as people call it. address: its IP address. resources: by Ray's names. takes_trials: whether a trial fits on
-    it. facts: None if it did not answer. silence: why it did not, in words. clock: seconds that its clock is ahead of
-    the driver's, and how far that may be wrong.
-    """
-
-    name: str
-    address: str
-    resources: Mapping[str, float]
-    takes_trials: bool = True
-    facts: NodeFacts | None = None
-    silence: str = ""
-    clock: tuple[float, float] = (0.0, 0.0)
-
-
-Check = Callable[[Node, NodeFacts, Reference], Cell | None]
 
 
 def resources(node: Node, facts: NodeFacts, here: Reference) -> Cell:
@@ -174,64 +124,6 @@ def torch_reaches(facts: NodeFacts) -> str:
     return f"torch reaches {facts.torch_gpus or 'none'}{why}"
 
 
-def folder(role: str, option: str, *, needed: bool = True) -> Check:
-    """Return the check that a node sees a folder as the driver does; needed: trials fail without it."""
-
-    def check(node: Node, facts: NodeFacts, here: Reference) -> Cell | None:
-        found = facts.folders.get(role)
-        if found is None:
-            return None
-        if found.sight == Sight.SEEN:
-            return Cell("seen")
-        share = f"mount the driver's disk at the same path, or choose {option} on a disk that all nodes share"
-        matter = {
-            Sight.MISSING: f"there is no such folder; {share}",
-            Sight.EMPTY: f"the folder is empty, as without its mount; {share}",
-            Sight.OTHER: f"a folder of that path is there, but not the driver's; {share}",
-            Sight.READ_ONLY: f"cannot be written there ({found.error}); let the user that runs Ray there write to it",
-            Sight.UNSHARED: f"what the node writes there does not reach the driver; {share}",
-            Sight.ERROR: f"cannot be read there ({found.error}); let the user that runs Ray there read it",
-        }[found.sight]
-        level = Level.WRONG if needed else Level.WARNING
-        why = "" if needed else " (trials need only the cache, but nothing could be prepared there)"
-        return Cell(found.sight, level, f"{role}: {matter}{why}")
-
-    return check
-
-
-def locks(node: Node, facts: NodeFacts, here: Reference) -> Cell | None:
-    """Check that a lock of the driver in RUN holds on the node: by that a resume knows that old trials have ended."""
-    run = facts.folders.get("RUN")
-    if run is None or run.sight not in (Sight.SEEN, Sight.READ_ONLY, Sight.UNSHARED):
-        return None
-    if run.locks:
-        return Cell("hold")
-    matter = "its file system has no locks" if run.locks is None else "the driver's locks do not hold there"
-    advice = (
-        f"RUN: {matter}: mount it with locks (Lustre: -o flock, NFS: without nolock), or wait after a killed driver "
-        "until the processes of its trials have ended before you resume"
-    )
-    return Cell("none" if run.locks is None else "not shared", Level.WARNING, advice)
-
-
-def room(title: str, remedy: str, *, own: bool = False, fullest: float = 1.0) -> Check:
-    """Return the check of the room on a disk: of a folder by role, or if `own` of one of the node's own disks.
-
-    fullest: share of the disk that may be in use.
-    """
-
-    def check(node: Node, facts: NodeFacts, here: Reference) -> Cell | None:
-        found = (facts.disks if own else facts.folders).get(title)
-        if found is None or found.free is None or not found.total or found.sight == Sight.OTHER:
-            return None
-        text, used = format_bytes(found.free), 1 - found.free / found.total
-        if found.free >= MIN_FREE and used <= fullest:
-            return Cell(text)
-        return Cell(text, Level.WARNING, f"{title} has {text} free, {100 * used:.0f} % are in use: {remedy}")
-
-    return check
-
-
 def shared_memory(node: Node, facts: NodeFacts, here: Reference) -> Cell:
     """Check the size of /dev/shm."""
     text = format_bytes(facts.shared_memory)
@@ -273,7 +165,7 @@ CHECKS: dict[str, Check] = {
     "GPU memory": gpu_memory,
     "GPU driver": gpu_driver,
     "DATA": folder("DATA", "--data", needed=False),
-    "cache": folder("cache", "--cache_dir"),
+    "cache": cache,
     "RUN": folder("RUN", "--out"),
     "storage": folder("storage", "--storage"),
     "locks in RUN": locks,

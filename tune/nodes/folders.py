@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from trainable.core.errors import InputError
 from trainable.core.locks import NO_LOCKS_ERRNOS
+from trainable.core.storage import Uri, is_uri, list_below, open_storage, storage_errors
 
 PROBE = ".voxtune-probe-"  # begins the names of the files, which are removed at the end
 LOCKED = ".lock"  # ends the name of the locked one
@@ -31,6 +33,7 @@ class Sight(StrEnum):
     MISSING = "not there"
     EMPTY = "empty"  # as a mount point without its disk
     OTHER = "another one"  # a folder of that path, on another disk
+    OWN = "its own"  # not the driver's cache, but the node can have its own there
     READ_ONLY = "not writable"
     UNSHARED = "writes lost"  # what the node writes there does not reach the driver
     ERROR = "error"
@@ -40,15 +43,15 @@ class Use(StrEnum):
     """Who writes to a folder."""
 
     BOTH = "both"  # the driver and the nodes
-    DRIVER = "driver"  # the driver; the nodes only read
+    CACHE = "cache"  # the driver, and a node into one of its own if it does not see the driver's
     NOBODY = "nobody"  # its list of names is compared
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of the driver."""
+    """A folder of the driver, or a place in an object store that nodes are to read."""
 
-    path: Path
+    path: Path | Uri
     use: Use
 
 
@@ -79,7 +82,8 @@ class FolderMarks:
 class FolderFacts:
     """A folder as a node sees it.
 
-    free, total: bytes of its file system; None if the folder cannot be seen. locks: whether the driver's lock holds
+    free, total: bytes of its file system, or if Sight.OWN of the one on which it would be made; None if the folder
+    cannot be seen. locks: whether the driver's lock holds
     here too; None if that was not tried, or the file system has none. error: of the system, in words, or "".
     """
 
@@ -112,8 +116,11 @@ def marked_folders(folders: Mapping[str, Folder], token: str) -> Iterator[dict[s
     with contextlib.ExitStack() as stack:
         marks = {}
         for role, folder in folders.items():
+            if isinstance(folder.path, Uri):
+                marks[role] = FolderMarks(str(folder.path), folder.use, token)
+                continue
             if folder.use != Use.NOBODY:
-                marks[role] = stack.enter_context(_probed(role, folder, token))
+                marks[role] = stack.enter_context(_probed(role, folder.path, folder.use, token))
                 continue
             try:
                 marks[role] = FolderMarks(str(folder.path), folder.use, token, names_digest(folder.path))
@@ -123,10 +130,9 @@ def marked_folders(folders: Mapping[str, Folder], token: str) -> Iterator[dict[s
 
 
 @contextlib.contextmanager
-def _probed(role: str, folder: Folder, token: str) -> Iterator[FolderMarks]:
-    path = folder.path
+def _probed(role: str, path: Path, use: Use, token: str) -> Iterator[FolderMarks]:
     missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-    marks = FolderMarks(str(path), folder.use, token)
+    marks = FolderMarks(str(path), use, token)
     try:
         path.mkdir(parents=True, exist_ok=True)
         marks.probe.write_text(token)
@@ -148,28 +154,56 @@ def _probed(role: str, folder: Folder, token: str) -> Iterator[FolderMarks]:
 
 def look_at(marks: FolderMarks, node: str) -> FolderFacts:
     """Return how this machine sees a folder; this leaves an answer to the driver's mark. node: id of this machine."""
-    path = Path(marks.path)
+    if is_uri(marks.path):
+        return _look_at_store(marks.path)
+    found = disk_of(marks.path)
     try:
-        if not path.is_dir():
-            return FolderFacts(Sight.MISSING)
-        usage = shutil.disk_usage(path)
-        room = FolderFacts(Sight.SEEN, usage.free, usage.total)
-        if marks.names != NO_NAMES and not any(path.iterdir()):
-            return replace(room, sight=Sight.EMPTY)
-        if marks.use == Use.NOBODY:
-            return room if names_digest(path) == marks.names else replace(room, sight=Sight.OTHER)
-        if not marks.probe.exists() or marks.probe.read_text() != marks.token:
-            return replace(room, sight=Sight.OTHER)
-        room = replace(room, locks=_is_locked(marks.probe.with_name(marks.probe.name + LOCKED)))
+        if found.sight == Sight.SEEN:
+            found = replace(found, sight=_sight_of(marks))
+        if marks.use == Use.CACHE and found.sight in (Sight.MISSING, Sight.EMPTY, Sight.OTHER):
+            return _room_for_own(Path(marks.path))
+        if marks.use == Use.NOBODY or found.sight != Sight.SEEN:
+            return found
+        found = replace(found, locks=_is_locked(marks.probe.with_name(marks.probe.name + LOCKED)))
     except OSError as error:
         return FolderFacts(Sight.ERROR, error=f"{error.strerror}")
-    if marks.use == Use.DRIVER:
-        return room
+    if marks.use == Use.BOTH:
+        try:
+            marks.answer(node).write_text(marks.token)
+        except OSError as error:
+            return replace(found, sight=Sight.READ_ONLY, error=f"{error.strerror}")
+    return found
+
+
+def _look_at_store(uri: str) -> FolderFacts:
+    """Return whether this machine can list what is below a URI."""
     try:
-        marks.answer(node).write_text(marks.token)
+        files, base = open_storage(uri)
+        with storage_errors(uri):
+            list_below(files, base)
+    except (InputError, ImportError) as error:
+        return FolderFacts(Sight.ERROR, error=str(error))
+    return FolderFacts(Sight.SEEN)
+
+
+def _sight_of(marks: FolderMarks) -> Sight:
+    """Return how this machine sees a folder that is there, by the driver's mark or the names in it."""
+    path = Path(marks.path)
+    if marks.names != NO_NAMES and not any(path.iterdir()):
+        return Sight.EMPTY
+    if marks.use == Use.NOBODY:
+        return Sight.SEEN if names_digest(path) == marks.names else Sight.OTHER
+    return Sight.SEEN if marks.probe.exists() and marks.probe.read_text() == marks.token else Sight.OTHER
+
+
+def _room_for_own(path: Path) -> FolderFacts:
+    """Return whether this machine can make a folder of its own at a path, or write to the one there, with the room."""
+    place = next(place for place in (path, *path.parents) if place.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return replace(disk_of(place), sight=Sight.OWN)
     except OSError as error:
-        return replace(room, sight=Sight.READ_ONLY, error=f"{error.strerror}")
-    return room
+        return replace(disk_of(place), sight=Sight.READ_ONLY, error=f"{error.strerror}")
 
 
 def _is_locked(path: Path) -> bool | None:
@@ -197,8 +231,10 @@ def with_answer(marks: FolderMarks, facts: FolderFacts, node: str) -> FolderFact
 
 
 def disk_of(path: str | Path) -> FolderFacts:
-    """Return the room on the file system of a folder of this machine."""
+    """Return whether this machine has a folder, and the room on its file system."""
     try:
+        if not Path(path).is_dir():
+            return FolderFacts(Sight.MISSING)
         usage = shutil.disk_usage(path)
     except OSError as error:
         return FolderFacts(Sight.ERROR, error=f"{error.strerror}")

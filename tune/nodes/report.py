@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tune.nodes.checks import CHECKS, Cell, Level
+from tune.nodes.cells import Cell, Level
+from tune.nodes.checks import CHECKS
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class NodeColumn:
         return next(level for level in (Level.WRONG, Level.WARNING, Level.OK) if level in levels or level == Level.OK)
 
 
+def named(nodes: Sequence[str], most: int = 8) -> str:
+    """Return the names of nodes as text, at most so many of them."""
+    return ", ".join(nodes[:most]) + f" and {len(nodes) - most} more" * (len(nodes) > most)
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that is wrong. nodes: their names; () if it is of the cluster. text: what, and what to do."""
@@ -33,8 +39,7 @@ class Finding:
 
     def line(self, most: int = 8) -> str:
         """Return it with the names of the nodes, at most so many of them, before it."""
-        names = ", ".join(self.nodes[:most]) + f" and {len(self.nodes) - most} more" * (len(self.nodes) > most)
-        return f"{names}: {self.text}" if names else self.text
+        return f"{named(self.nodes, most)}: {self.text}" if self.nodes else self.text
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from trainable.core.errors import InputError
 from trainable.core.options import option_names
+from trainable.core.storage import place_of_data
 from trainable.data.cache import cache_folder
 from trainable.training.case_scores import SCORE_COLUMNS, read_case_scores
 from trainable.training.training_dir import EnsembleDir, TrainingDir
+from trainable.training.training_log import read_rows
 
 if TYPE_CHECKING:  # it imports torch, and a report does without it
     from trainable.evaluation.metrics import Scores
@@ -44,8 +46,6 @@ def validation_scores(folder: Path) -> tuple[int, Mapping[str, Scores]]:
     Raises:
         InputError: if case_scores.csv is damaged.
     """
-    from trainable.training.training_log import read_rows  # here: it imports TensorBoard, which takes a second
-
     paths = TrainingDir(folder)
     rows = read_rows(paths.metrics)
     epoch = int(rows[-1].get("best_epoch") or 0) if rows else 0
@@ -80,6 +80,6 @@ def cache_of(folder: Path) -> Path:
     try:
         options = json.loads(training.config.read_text())
         cache_dir, data_dir = options.get("cache_dir"), options.get("data_dir")
-        return Path(cache_dir) if cache_dir else cache_folder(Path(data_dir), None)
+        return Path(cache_dir) if cache_dir else cache_folder(place_of_data(data_dir), None)
     except (OSError, ValueError, TypeError, InputError):
         return folder / "no_cache"

@@ -170,13 +170,13 @@ class Run:
         target = self.config.budget.target
         return target is not None and any(t.finished and (t.score or 0.0) >= target for t in self.own_trials)
 
-    @property
+    @cached_property
     def trials_left(self) -> int:
         """Number of trials that are still to be started."""
         tried = (trial.values for trial in self.trials if not trial.outside_space)
         return self.config.trials_left(len(self.own_trials), tried)
 
-    @property
+    @cached_property
     def own_trials(self) -> list[TrialResult]:
         """The trials that were not imported from another run."""
         return [trial for trial in self.trials if not trial.imported_from]
@@ -191,7 +191,7 @@ class Run:
         """Whether finished trials are ranked by their late_score."""
         return ranks_by_late(self.ranking, self.config)
 
-    @property
+    @cached_property
     def default_trial(self) -> TrialResult | None:
         """The first own trial that tries the default recipe; None if none does."""
         default = self.config.space.default_values()

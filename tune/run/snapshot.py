@@ -13,11 +13,9 @@ import re
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 from pyarrow import fs
@@ -25,6 +23,7 @@ from pyarrow import fs
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.parallel import run_parallel
+from trainable.core.storage import is_uri, open_storage, read_file, storage_errors
 from tune.run.results import Run, resolve_checkpoint
 from tune.run.run_dir import RunDir, TrialDir, resume_command
 from tune.search.journal_file import complete_lines
@@ -43,41 +42,9 @@ PERIOD_SECONDS = 30  # between two snapshots while no trial ends
 MAX_UPLOADS = 8  # at once
 
 
-def is_uri(storage: str | None) -> bool:
-    """Return True for a URI, False for a folder or None."""
-    return storage is not None and "://" in storage
-
-
 def name_of(run: Run) -> str:
     """Return the name of a run on its storage: its folder's name at launch, or its present one if none is recorded."""
     return run.config.record.name or run.folder.name
-
-
-def open_storage(uri: str) -> tuple[Any, str]:
-    """Return the file system of a URI and the path in it.
-
-    Raises:
-        InputError: if it is no URI of a storage, or contains credentials, which study.yaml would show.
-    """
-    if "@" in urlsplit(uri).netloc:
-        raise InputError("--storage: no keys in the URI, study.yaml would show them; put them into the environment")
-    try:
-        files, path = fs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:  # pyarrow's own errors are either
-        raise InputError(f"{uri}: no storage: {error}") from None
-    return files, path.rstrip("/")
-
-
-@contextmanager
-def storage_errors(uri: str) -> Iterator[None]:
-    """In this context, turn an OSError or ValueError into an InputError that names the URI."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{uri}: {error}; check the bucket, the endpoint and the credentials (for S3: AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws)"
-        ) from None
 
 
 def write_file(files: Any, path: str, data: bytes) -> None:
@@ -86,12 +53,6 @@ def write_file(files: Any, path: str, data: bytes) -> None:
         files.create_dir(path.rpartition("/")[0])
     with files.open_output_stream(path) as stream:
         stream.write(data)
-
-
-def read_file(files: Any, path: str) -> bytes:
-    """Return the content of a file on a storage."""
-    with files.open_input_stream(path) as stream:
-        return bytes(stream.read())
 
 
 def check_storage(storage: str, name: str, attempts: Sequence[str] | None = None) -> None:

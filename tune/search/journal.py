@@ -14,12 +14,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from trainable.core.brats import REGIONS
 from trainable.core.errors import InputError
-from trainable.core.logger import logger
 from trainable.training.epoch_result import EndReason
 from tune.search.asha import RungDecision
-from tune.search.journal_file import JOURNAL, AtomicJournalBackend, check_journal, truncate_partial_line
+from tune.search.journal_file import JOURNAL, AtomicJournalBackend, mend_journal
 from tune.search.journal_reader import load_trials
-from tune.search.optuna_compat import set_intermediate_value, trial_id
+from tune.search.optuna_compat import set_intermediate_value, study_id, trial_id
 from tune.search.sampler import make_sampler, next_untried, say_if_misled
 from tune.search.sampler_storage import SamplerStorage
 from tune.search.trial_progress import BestEpoch, Progress, error_summary, paused_at, stopped_at, with_decision
@@ -76,11 +75,10 @@ class Journal:
         """
         self.config = config
         path = run_dir / JOURNAL
-        if path.exists():
-            if cut := truncate_partial_line(path):
-                logger.warning(f"{path}: cut half a line ({cut} bytes) that a crash left")
-            check_journal(path)
-        self.storage, name = SamplerStorage(AtomicJournalBackend(path)), config.record.study
+        mend_journal(path)
+        # Samplers of a space that can be counted see all trials, to try none again.
+        best = config.searcher.startup_trials if config.space.recipes is None else None
+        self.storage, name = SamplerStorage(AtomicJournalBackend(path), best), config.record.study
         if reset and name in optuna.get_all_study_names(self.storage):
             optuna.delete_study(study_name=name, storage=self.storage)
         self.study = optuna.create_study(
@@ -92,6 +90,7 @@ class Journal:
         if self.study.metric_names != (names := list(config.objective.names)):
             self.study.set_metric_names(names)
         self.search_space = IntersectionSearchSpace(include_pruned=True)
+        self.search_space.calculate(self.study)  # of all trials, of which samplers may see some only
         self._running, self._misled = dict[int, Trial](), False  # whether it is said that the prior misleads
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,23 +146,23 @@ class Journal:
         """Return a new trial: its number and the values of its searched options, without inactive ones.
 
         The sampler is seeded from the study's seed and the trial's number, so that a proposal depends on what is known
-        and not on when the sweep was interrupted. It sees paused trials as stopped ones.
+        and not on when the sweep was interrupted. It sees paused trials as stopped ones, and of many some only.
         """
         with self.storage.sampling():
-            trials = self.trials()
-            self._enqueue_untried(trials)
-            self.study.sampler = make_sampler(self.config, len(trials), self.search_space, trials)
+            trials, number = self.trials(), self.storage.handed_out(study_id(self.study))
+            self._enqueue_untried(number)
+            self.study.sampler = make_sampler(self.config, number, self.search_space, trials)
             self._misled = say_if_misled(self.study.sampler, said=self._misled)
             return self._propose(self.study.ask())
 
-    def _enqueue_untried(self, trials: Sequence[FrozenTrial]) -> None:
-        """Have the next trial try a recipe that none has, if the sweep's trials exhaust the space.
+    def _enqueue_untried(self, number: int) -> None:
+        """Have trial `number`, the next, try a recipe that none has, if the sweep's trials exhaust the space.
 
         Does nothing if trials are enqueued already.
         """
-        if len(self.study.get_trials(deepcopy=False)) > len(trials):
+        if self.study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
             return
-        if values := next_untried(self.config, len(trials), self.tried(trials)):
+        if values := next_untried(self.config, number, self.tried(self.trials())):
             self.study.enqueue_trial(encode_values(values))
 
     def tried(self, trials: Iterable[FrozenTrial]) -> Iterator[dict[str, Any]]:

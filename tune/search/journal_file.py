@@ -11,6 +11,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from trainable.core.errors import InputError
 from trainable.core.files import errors_name
+from trainable.core.logger import logger
 
 JOURNAL = "journal.log"
 # Optuna's op codes of an entry.
@@ -43,6 +44,17 @@ def check_journal(path: Path) -> None:
             json.loads(line)
         except ValueError:
             raise InputError(f"{path}:{number} is damaged; restore the file, it holds the sweep's trials") from None
+
+
+def mend_journal(path: Path) -> None:
+    """Cut half a line that a crash has left off the end of a journal, with a warning; none is needed to be there yet.
+
+    Raises: as check_journal.
+    """
+    if path.exists():
+        if cut := truncate_partial_line(path):
+            logger.warning(f"{path}: cut half a line ({cut} bytes) that a crash left")
+        check_journal(path)
 
 
 class AtomicJournalBackend(JournalFileBackend):

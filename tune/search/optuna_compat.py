@@ -13,6 +13,11 @@ def trial_id(trial: Trial | FrozenTrial) -> int:
     return trial._trial_id
 
 
+def study_id(study: Study) -> int:
+    """Return the id of a study in its storage."""
+    return study._study_id
+
+
 def set_intermediate_value(study: Study, trial: Trial, step: int, value: float) -> None:
     """Report a score, which replaces an earlier one of this step; `trial.report` would keep the earlier one."""
     study._storage.set_trial_intermediate_value(trial_id(trial), step, value)

@@ -204,6 +204,9 @@ class Searcher(Section):
     wait_for_startup: bool = Field(
         False, description="Run no other trials until startup_trials have ended, even if slots are free."
     )
+    prior_min_steps: int = Field(
+        0, ge=0, description="Sweeps of trainings of fewer steps do without `start:` and `prior:`, as if not written."
+    )
 
 
 class Confirm(Section):

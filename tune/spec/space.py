@@ -55,7 +55,7 @@ class Space:
     parameters: tuple[Parameter, ...]
     fixed: dict[str, Any]
 
-    @property
+    @cached_property
     def constants(self) -> dict[str, Any]:
         """The value of each option that is not searched."""
         searched = {parameter.name for parameter in self.parameters}
@@ -75,8 +75,11 @@ class Space:
         Raises:
             KeyError: for a param of an option that this space does not search.
         """
-        by_name = {parameter.name: parameter for parameter in self.parameters}
-        return {name: by_name[name].kind.decode(param) for name, param in params.items()}
+        return {name: self._by_name[name].kind.decode(param) for name, param in params.items()}
+
+    @cached_property
+    def _by_name(self) -> dict[str, Parameter]:
+        return {parameter.name: parameter for parameter in self.parameters}
 
     def encode_recipe(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """Return a recipe as Optuna's params of this space.

@@ -19,6 +19,7 @@ from tune.spec.sweep_config import SweepConfig
 from tune.terminal.sweep_header import best_text, time_left_text
 from tune.terminal.sweep_screen import event_line, is_news, sweep_screen
 
+LEFT_SECONDS = 5.0  # between two estimates of the time left: each takes a tenth of a second
 ENDS = (EventKind.TRIAL_ENDED, EventKind.TRIAL_STOPPED)
 
 
@@ -60,6 +61,7 @@ class SweepScreen(LiveScreen):
         self.config, self.trials = config, trials
         self.run: Run | None = None
         self.events: list[Event] = []
+        self.left, self.next_estimate = "", -math.inf  # the time left in words; when to estimate it again, monotonic
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -91,6 +93,8 @@ class SweepScreen(LiveScreen):
             return ""
         ended = {trial.number for trial in self.run.own_trials if trial.state != TrialState.RUNNING}
         ended |= {event.trial for event in self.events if event.trial is not None and event.kind in ENDS}
-        left = time_left_text(self.run, None, self.events, time.time())
+        if (now := time.monotonic()) >= self.next_estimate:
+            self.left = time_left_text(self.run, None, self.events, time.time())
+            self.next_estimate = now + LEFT_SECONDS
         counts = f"{len(ended)} of {self.trials} trials ended"
-        return ", ".join(filter(None, [counts, best_text(self.run), left]))
+        return ", ".join(filter(None, [counts, best_text(self.run), self.left]))

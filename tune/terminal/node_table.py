@@ -9,7 +9,7 @@ from rich.text import Text
 
 from trainable.core.console import make_console
 from trainable.core.counted import counted
-from tune.nodes.checks import Cell, Level
+from tune.nodes.cells import Cell, Level
 from tune.nodes.report import NodeColumn, NodesReport
 from tune.terminal.text_lines import as_lines, fit
 

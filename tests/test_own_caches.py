@@ -1,0 +1,106 @@
+"""A cluster without a shared cache: each machine prepares the cases on a disk of its own, once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers import SPACE
+from node_network import Machine, Network, can_make_machines, ray_network, wait_for_nodes
+
+from trainable.data.phantom import write_phantoms
+from tune.run.events import read_events
+from tune.run.run_dir import RunDir
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not can_make_machines(), reason="needs root and namespaces of network, mounts and host names"),
+]
+CASES = [f"Phantom_{number:05d}" for number in range(6)]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Path]:
+    """A folder that all machines see, with cases and a space; `local` in it is a disk of each machine's own."""
+    with tempfile.TemporaryDirectory(prefix="vn", dir="/tmp") as name:
+        folder = Path(name)
+        write_phantoms(folder / "data", cases=6, shape=(48, 48, 40), workers=1)
+        (folder / "space.yaml").write_text(SPACE)
+        (folder / "local").mkdir()
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def network(shared: Path) -> Iterator[Network]:
+    """A head without cores, two nodes of two trials each, and one that sees no cases."""
+    own = f"mount -t tmpfs none {shared}/local"
+    blind = f"{own} && mount -t tmpfs none {shared}/data"
+    with ray_network(shared, [("head", ""), ("node-a", own), ("node-b", own)], cpus=2) as network:
+        network.add("node-c", blind)
+        yield network
+
+
+def inside(machine: Machine, *words: object) -> str:
+    """Run a command among the mounts of a machine's Ray node; return what it prints."""
+    command = ["nsenter", "-t", str(machine.processes()[-1]), "-m", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def listing(machine: Machine, folder: Path) -> list[str]:
+    """The names in a folder as a machine's Ray node sees it."""
+    return inside(machine, "ls", folder).split()
+
+
+def preparations(texts: Iterator[Path]) -> Counter[str]:
+    """How often each machine has prepared cases, by the logs of its trainings."""
+    lines = [line for path in texts for line in path.read_text().splitlines() if " prepares what " in line]
+    return Counter(line.split()[0] for line in lines)
+
+
+def test_each_node_prepares_the_cases_once_on_its_own_disk(network: Network, shared: Path) -> None:
+    cache, run = shared / "local/cache", RunDir(shared / "run")
+    words = [shared / "space.yaml", "--data", shared / "data", "--cache_dir", cache, "--out", run.path]
+    doctor = network.head.voxtune("doctor", *words, "--address", network.address, "--json")
+    content = json.loads(doctor.stdout[doctor.stdout.index("\n{") :])
+    found = {node["name"]: {check["name"]: check["value"] for check in node["checks"]} for node in content["nodes"]}
+    assert [found[name]["cache"] for name in ("head (driver)", "node-a", "node-b")] == ["seen", "its own", "its own"]
+    assert "GiB" in found["node-a"]["free in cache"]
+    note = "the cache is not shared: node-a, node-b will have its own, and prepare there what it lacks"
+    assert note in content["notes"]
+
+    done = network.head.voxtune("launch", *words, "--trials", 8, "--address", network.address, "--no_report")
+    assert done.returncode == 0, done.stdout
+    assert note in done.stdout
+    hosts = {event.host for event in read_events(run.events) if event.host}
+    assert hosts == {"node-a", "node-b"}
+    assert preparations(run.trials.glob("*/stdout.log")) >= Counter(hosts)
+    for machine in network.machines[1:3]:
+        assert listing(machine, cache) == CASES
+    audit = network.head.voxtune("verify", run.path)
+    assert audit.returncode == 0, audit.stdout
+
+
+def test_a_node_that_can_neither_see_nor_prepare_a_cache_is_refused_before_a_confirmation(
+    network: Network, shared: Path
+) -> None:
+    network.machines[3].start_ray("--num-cpus=1")
+    wait_for_nodes(network, [network.machines[3]])
+    words = ["confirm", shared / "run", "--top", 1, "--seeds", 2, "--address", network.address]
+    refused = network.head.voxtune(*words)
+    assert refused.returncode == 2, refused.stdout
+    assert "error: node-c: cache: the driver's is not there, and without DATA the node cannot" in refused.stdout
+    network.machines[3].stop()
+    for machine in network.machines[1:3]:
+        inside(machine, "rm", "-r", shared / "local/cache")
+    confirmed = network.head.voxtune(*words)
+    assert confirmed.returncode == 0, confirmed.stdout
+    assert " nodes checked: all " in confirmed.stdout
+    for machine in network.machines[1:3]:
+        assert listing(machine, shared / "local/cache") == CASES
+    logs = shared.glob("run/confirm/trainings/**/stdout.log")
+    assert preparations(logs) >= Counter(["node-a", "node-b"])

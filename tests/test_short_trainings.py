@@ -1,0 +1,59 @@
+"""searcher.prior_min_steps: sweeps of short trainings do without `start:` and priors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from faults import faulty, small_sweep
+
+from trainable.data.prepare import Data
+from tune.driver.cluster import Cluster
+from tune.driver.sweep import launch
+from tune.spec.short_trainings import training_steps, without_priors_if_short
+from tune.spec.sweep_config import SweepConfig
+from tune.spec.sweep_file import load_sweep_config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cases", "steps"),
+    [
+        ([], 876, 43_800),  # as brats.yaml says
+        ([], 875, 43_800),
+        (["train.patches_per_epoch=60", "train.epochs=24"], 7, 720),
+        (["train.accumulation_steps=4", "space.accumulation_steps=null"], 876, 11_000),
+    ],
+)
+def test_the_steps_of_a_training_are_those_of_the_default_recipe(overrides: list[str], cases: int, steps: int) -> None:
+    assert training_steps(load_sweep_config("brats", overrides), cases) == steps
+
+
+def left_out(config: SweepConfig) -> bool:
+    return not config.space.has_prior and config.start == config.start_names == ()
+
+
+def test_short_trainings_do_without_priors_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = load_sweep_config("brats")
+    assert without_priors_if_short(config, 99) is config  # 5,000 steps
+    assert not caplog.messages
+    short = without_priors_if_short(config, 98)
+    assert left_out(short)
+    assert short.space == config.space.without_priors()
+    [said] = caplog.messages
+    assert said.startswith("a training has 4,900 steps, and what `start:` and `prior:` say is of 5,000 or more")
+    assert without_priors_if_short(short, 1) is short
+    always = load_sweep_config("brats", ["searcher.prior_min_steps=0"])
+    assert without_priors_if_short(always, 1) is always
+
+
+def test_a_launch_keeps_what_its_trainings_are_long_enough_for(
+    cluster: Cluster, phantoms: Path, prepared: Data, tmp_path: Path
+) -> None:
+    """Trainings of 3 epochs of 2 steps."""
+    runs = []
+    for least in (6, 7):
+        config = small_sweep(prepared, phantoms, study={"trials": 1}, searcher={"prior_min_steps": least})
+        space = load_sweep_config("quick").space
+        config = config.model_copy(update={"space": space, "start": ({"lr": 0.01},), "start_names": ("mine",)})
+        runs.append(launch(config, tmp_path / str(least), cluster=cluster, fit=faulty({})))
+    assert [left_out(load_sweep_config(run.dir.config)) for run in runs] == [False, True]

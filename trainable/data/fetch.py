@@ -1,0 +1,102 @@
+"""Cases in an object store: their files are fetched into the cache, each once, before they are prepared."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trainable.cases.folder_listing import is_nifti
+from trainable.core.errors import InputError
+from trainable.core.files import FULL_DISK_ERRNOS, atomic_write
+from trainable.core.locks import one_at_a_time
+from trainable.core.parallel import run_parallel
+from trainable.core.progress_bar import progress_bar
+from trainable.core.storage import Uri, list_below, open_storage, read_file, storage_errors
+
+FETCHED = ".fetched"  # in the cache: the files of the cases as they are in the store
+MAX_DOWNLOADS = 16  # at once
+
+
+def fetch_cases(uri: Uri, cache: Path, *, quiet: bool = False) -> Path:
+    """Bring the NIfTI files below a URI into a folder in the cache; return that folder, laid out as the store is.
+
+    A file that is there with the size and the time of last modification of the one in the store is not fetched again,
+    and one that the store has no more is removed. Each appears whole. Processes that do this at once for one cache on a
+    local disk do so one after the other. Credentials are those of the environment.
+
+    Args:
+        cache: made if missing.
+        quiet: print nothing on stderr.
+
+    Raises:
+        InputError: if the store cannot be read, has no NIfTI file there, or the cache cannot be written.
+    """
+    start, folder = time.monotonic(), cache / FETCHED
+    files, base = open_storage(uri)
+    with storage_errors(uri):
+        stored = {info.path.removeprefix(base + "/"): info for info in _listing(files, base)}
+    if not stored:
+        raise InputError(f"{uri}: no NIfTI file below it; expected one sub-folder per case there, such as {uri}/CASE")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if lacking(folder, stored):
+            with one_at_a_time(folder, "fetches cases into"):
+                names = lacking(folder, stored)
+                with progress_bar("files", len(names), quiet=quiet) as tick:
+                    fetch = partial(_fetch_file, files, uri, stored, folder)
+                    run_parallel(fetch, names, workers=MAX_DOWNLOADS, tick=tick, threads=True)
+                if names and not quiet:
+                    size = sum(stored[name].size for name in names) / 2**20
+                    done = f"fetched {len(names)} files, {size:.1f} MiB, in {time.monotonic() - start:.1f} s"
+                    print(f"{done}, {len(stored) - len(names)} were there: {folder}", file=sys.stderr)
+        _remove_others(folder, stored)
+    except OSError as error:
+        room = "free some space, or " if error.errno in FULL_DISK_ERRNOS else ""
+        raise InputError(f"{folder}: the cases cannot be fetched ({error}); {room}choose another cache_dir") from None
+    return folder
+
+
+def _listing(files: Any, base: str) -> list[Any]:
+    """Return what the store tells of each NIfTI file below a path in it."""
+    return [info for info in list_below(files, base, recursive=True) if info.is_file and is_nifti(info.base_name)]
+
+
+def lacking(folder: Path, stored: dict[str, Any]) -> list[str]:
+    """Return the names, relative to the folder, of the stored files that it lacks as they are in the store now."""
+    return [name for name, info in stored.items() if _stamp(folder / name) != (info.size, info.mtime_ns)]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return size in bytes and time of last modification in ns of a file; None if it is missing."""
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _fetch_file(files: Any, uri: str, stored: dict[str, Any], folder: Path, name: str) -> None:
+    """Fetch a file, with its time of last modification in the store."""
+    info, path = stored[name], folder / name
+    with storage_errors(uri):
+        content = read_file(files, info.path)
+    if len(content) != info.size:
+        raise InputError(f"{uri}: {name} has changed while it was fetched; try again")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, lambda file: file.write(content), fsync=False)
+    os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
+
+
+def _remove_others(folder: Path, stored: dict[str, Any]) -> None:
+    """Remove files that the store does not have, and folders that are empty then."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(place, name)
+            if path.relative_to(folder).as_posix() not in stored:
+                path.unlink(missing_ok=True)
+        if not os.listdir(place):
+            os.rmdir(place)
