@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import rank_work
+import torch
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
@@ -91,7 +92,9 @@ def test_a_training_that_is_ended_leaves_the_processes_for_the_next_one(
     assert group.run(rank_work.pids, on_message=nothing) == before
 
 
-@pytest.mark.parametrize(("failing", "kind"), [(1, InputError), pytest.param(0, RuntimeError, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("failing", "kind"), [(1, InputError), pytest.param(0, torch.cuda.OutOfMemoryError, marks=pytest.mark.slow)]
+)
 def test_an_error_of_one_process_is_raised_here_and_ends_all(
     group: RankGroup, failing: int, kind: type[Exception]
 ) -> None:

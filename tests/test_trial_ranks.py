@@ -13,7 +13,9 @@ from helpers import SPACE, rows, run_fit, start, voxtune, wait_for
 
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
-from trainable.data.split import load_split
+from trainable.data.split import load_split, save_split
+from tune.driver.training_process import TrainingEnd, TrainingProcess, TrainingSpec
+from tune.driver.trial_ranks import end_ranks
 from tune.run.events import EventKind, read_events
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir
@@ -139,3 +141,20 @@ def test_what_cannot_be_divided_is_refused_before_anything_is_written(phantoms: 
         assert "resources.gpu is 3, but a step of 2 patches (batch_size 2 x accumulation_steps 1) cannot" in done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_of_a_confirmation_or_an_ensemble_takes_the_gpus_of_a_trial(prepared: Data, tmp_path: Path) -> None:
+    small = {"depth": 3, "base_channels": 4, "target_shape": [16, 16, 16], "patches_per_epoch": 8, "num_workers": 0}
+    save_split(prepared.split, tmp_path / "split.json")
+    places = {"output_dir": str(tmp_path / "one"), "cache_dir": str(prepared.folder), "device": "cpu", "epochs": 2}
+    recipe = {**small, **places, "split_file": str(tmp_path / "split.json")}
+    process = TrainingProcess(1, 2, str(tmp_path / ".workers"))
+    try:
+        assert process.run(TrainingSpec(recipe, False, None, None)) == TrainingEnd()
+        assert "device: 2 x cpu" in (tmp_path / "one" / "stdout.log").read_text()
+        assert [row["epoch"] for row in rows(tmp_path / "one")] == ["1", "2"]
+        other = {**recipe, "output_dir": str(tmp_path / "two"), "batch_size": 1}
+        refused = process.run(TrainingSpec(other, False, None, None))
+        assert "a step of 1 patches" in refused.error
+    finally:
+        end_ranks()

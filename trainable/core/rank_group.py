@@ -197,7 +197,9 @@ class RankGroup:
             member.process.wait(DEATH_SECONDS)
         code, count = member.process.poll(), len(self.members)
         self.close()
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with {code}"
+        how = "has died" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
         return RankDiedError(f"process {member.rank} of the {count} that train together {how}{member.place}")
 
     def close(self) -> None:
