@@ -40,7 +40,9 @@ class MemoryJournal(Journal):
     def __init__(self, config: SweepConfig) -> None:
         self.config = config
         self.study = optuna.create_study(direction="maximize")
-        self.storage: Any = SimpleNamespace(sampling=contextlib.nullcontext)
+        self.storage: Any = SimpleNamespace(
+            sampling=contextlib.nullcontext, handed_out=lambda study_id: len(self.trials())
+        )
         self.search_space = IntersectionSearchSpace(include_pruned=True)
         self._running, self._misled = {}, False
 
