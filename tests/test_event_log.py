@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,13 @@ def test_a_winner_of_an_earlier_attempt_is_no_new_best(run: Run) -> None:
     with events.attempt(Run(run.dir, run.config, []), lambda: "all is done"):
         events.ended(run.trial(0), run)
     assert texts(run)[3:6] == ["launched", texts(run)[1], "new winner, val_dice_mean 0.5000"]
+
+
+def test_the_score_that_a_trial_is_ranked_by_is_told_if_it_is_another_one(run: Run) -> None:
+    trial = replace(run.trial(0), late_score=0.41)
+    EventLog(run.dir).ended(trial, Run(run.dir, run.config, [trial]))
+    ended = "val_dice_mean 0.5000, late 0.4100"
+    assert texts(run) == [f"complete at epoch 9/9, {ended}", f"new winner, {ended}"]
 
 
 def test_what_a_killed_driver_could_not_note_is_noted_by_the_next_one(run: Run) -> None:

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from trainable.core.logger import logger
 from tune.run.events import Event, EventKind, append_event, has_ended, read_events
 from tune.run.live_state import read_live_state
+from tune.run.ranking import ranks_by_late
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
 from tune.search.asha import PAUSE, RungDecision
@@ -138,8 +139,13 @@ def end_text(trial: TrialResult, run: Run) -> str:
 
 
 def score_text(trial: TrialResult, run: Run) -> str:
-    """Return a trial's best score with its name."""
-    return "no score" if trial.score is None else f"{run.config.objective.score} {trial.score:.4f}"
+    """Return a trial's best score with its name, and the late one if that is what it is ranked by."""
+    if trial.score is None:
+        return "no score"
+    best, late = f"{trial.score:.4f}", ""
+    if trial.finished and trial.late_score is not None and ranks_by_late(run.ranking, run.config):
+        late = f"{trial.late_score:.4f}"
+    return f"{run.config.objective.score} {best}" + (f", late {late}" if late not in ("", best) else "")
 
 
 def first_sentence(error: str) -> str:
