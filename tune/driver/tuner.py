@@ -9,6 +9,7 @@ from ray import tune as ray_tune
 from ray.tune.error import TuneError
 
 from trainable.core.errors import InputError
+from tune.driver import ray_compat
 from tune.driver.controller_compat import changed_controller
 from tune.driver.progress_board import BoardAddress
 from tune.driver.rung_scheduler import RungScheduler
@@ -18,6 +19,7 @@ from tune.driver.worker import Fit, run_trial
 from tune.run.results import Run
 from tune.run.retention import NUM_TO_KEEP
 from tune.run.snapshot import is_uri
+from tune.spec.trial_spec import TrialSpec
 
 CAUSES_TO_REPAIR = (OSError, InputError, ray.exceptions.RayError)  # after which the sweep can go on
 
@@ -37,7 +39,7 @@ def make_tuner(
     write cannot mix with its files. board: address of a ProgressBoard.
     """
     resources = run.config.resources
-    trainable = partial(run_trial, fit=fit, board=board)
+    trainable = partial(train_trial, fit=fit, board=board)
     return ray_tune.Tuner(
         ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu_share}),
         tune_config=ray_tune.TuneConfig(
@@ -58,6 +60,12 @@ def make_tuner(
             verbose=0,
         ),
     )
+
+
+def train_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> None:
+    """Train a trial in this process; see run_trial."""
+    with ray_compat.linked_checkpoints():
+        run_trial(spec, fit, board)
 
 
 def run_tuner(tuner: ray_tune.Tuner, stopper: SweepStopper) -> None:
