@@ -275,9 +275,7 @@ def print_tables(
     print(f"{__doc__}\n{len(ended)} trials told on {args.slots} simulated slots; {args.hours:g} h per training")
     console.print(times)
     cpu = [b[0] - a[0] for a, b in itertools.pairwise(ended)]
-    print(
-        f"median {1000 * statistics.median(cpu):.1f} ms; simulation: {SimulatedProcesses.cpu:.1f} s left out"
-    )
+    print(f"median {1000 * statistics.median(cpu):.1f} ms; simulation: {SimulatedProcesses.cpu:.1f} s left out")
     console.print(files)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{wall:.0f} s, {SimulatedProcesses.now / 3600:.1f} h simulated; driver's peak memory {memory:.0f} MiB")

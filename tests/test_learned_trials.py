@@ -48,7 +48,7 @@ def test_of_many_trials_samplers_see_the_best_the_newest_and_those_out_of_memory
     journal = Journal(tmp_path, sweep(searcher))
     add_trials(journal, COUNT)
     seen = shown(journal)
-    best = sorted(range(COUNT), key=lambda number: (number % 3 > 0, number))[:BEST]  # first those that trained to the end
+    best = sorted(range(COUNT), key=lambda number: (number % 3 > 0, number))[:BEST]  # the complete first
     newest = list(range(COUNT - RECENT, COUNT))
     assert seen == sorted({*best, *newest, *range(9, COUNT, 300)})
     assert len(journal.trials()) == COUNT
