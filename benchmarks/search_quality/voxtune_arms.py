@@ -39,7 +39,9 @@ class MemoryJournal(Journal):
     def __init__(self, config: SweepConfig) -> None:
         self.config = config
         self.study = optuna.create_study(direction="maximize")
-        self.storage: Any = SimpleNamespace(sampling=contextlib.nullcontext)
+        self.storage: Any = SimpleNamespace(
+            sampling=contextlib.nullcontext, handed_out=lambda _: len(self.trials())
+        )  # samplers see all trials
         self.search_space = IntersectionSearchSpace(include_pruned=True)
         self._running, self._misled = {}, False
 
