@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -112,7 +113,8 @@ def main() -> None:
     table = Table(*columns, "driver's peak, MiB", box=None, header_style="bold")
     with tempfile.TemporaryDirectory() as scratch:
         for trials in asked.trials:
-            table.add_row(*measure(Path(scratch) / str(trials), study, trials))
+            table.add_row(*(row := measure(Path(scratch) / str(trials), study, trials)))
+            print(row, file=sys.stderr, flush=True)
     print(__doc__)
     make_console().print(table)
 

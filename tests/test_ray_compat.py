@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray import tune as ray_tune
+from ray.train._internal.storage import StorageContext
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -23,7 +26,7 @@ from ray.tune.search import Searcher
 
 from tune.driver import ray_compat
 from tune.driver.cluster import Cluster
-from tune.driver.controller_compat import changed_controller
+from tune.driver.controller_compat import changed_controller, keep_starting_processes
 from tune.driver.progress_board import start_board
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
@@ -231,7 +234,7 @@ DIES = """
 import os, signal
 from tune.driver import ray_compat
 from tune.driver.cluster import Cluster
-from tune.driver.controller_compat import changed_controller
+from tune.driver.controller_compat import changed_controller, keep_starting_processes
 from tune.driver.progress_board import start_board
 
 assert not ray_compat.cluster_died()
@@ -275,6 +278,53 @@ def test_ray_has_the_methods_of_its_controller_that_are_changed() -> None:
     with changed_controller():
         assert not any(getattr(TuneController, name) is plain for name, plain in zip(names, before, strict=True))
     assert [getattr(TuneController, name) for name in names] == before
+
+
+def test_a_trial_whose_process_starts_takes_no_other_while_more_trials_come() -> None:
+    reused: list[str] = []
+
+    def reuse(self: Any, trial: str) -> bool:
+        reused.append(trial)
+        return True
+
+    for finished in (False, True):
+        search: Any = SimpleNamespace(is_finished=lambda finished=finished: finished)
+        controller = SimpleNamespace(_trial_to_actor={"starting": "process"}, _search_alg=search)
+        assert keep_starting_processes(reuse)(controller, "starting") is finished
+        assert keep_starting_processes(reuse)(controller, "new")
+    assert reused == ["new", "starting", "new"]
+
+
+@pytest.mark.parametrize("linkable", [True, False])
+def test_a_checkpoint_is_linked_into_the_storage_or_copied(
+    linkable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a link fails at the second file, none of the originals may be written to."""
+    made = []
+
+    def link(source: Path, target: Path) -> None:
+        if made and not linkable:
+            raise OSError(errno.EXDEV, "not on one file system")
+        made.append(target)
+        plain_link(source, target)
+
+    plain_link = os.link
+    monkeypatch.setattr(os, "link", link)
+    for name in "ab":
+        (tmp_path / "trial" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "trial" / name).write_text(name)
+    checkpoint = ray_tune.Checkpoint.from_directory(str(tmp_path / "trial"))
+    storage: Any = SimpleNamespace(
+        storage_filesystem=checkpoint.filesystem, checkpoint_fs_path=str(tmp_path / "storage" / "checkpoint"),
+        _check_validation_file=lambda: None,
+    )  # fmt: skip
+    with ray_compat.linked_checkpoints():
+        persisted = StorageContext.persist_current_checkpoint(storage, checkpoint)
+    assert persisted.path == storage.checkpoint_fs_path
+    for name in "ab":
+        source, target = tmp_path / "trial" / name, Path(persisted.path) / name
+        assert target.samefile(source) is linkable
+        assert source.read_text() == target.read_text() == name
 
 
 def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

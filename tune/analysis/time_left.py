@@ -47,6 +47,20 @@ class Seen:
     ended: int
 
 
+@dataclass(frozen=True)
+class Rest:
+    """What is left of a sweep.
+
+    done: epochs that the running trials and those that are still to be started have done, (trials,). protected: which
+    of them early stopping does not stop, (trials,). running, paused: numbers of trials.
+    """
+
+    done: NDArray[np.int64]
+    protected: NDArray[np.bool_]
+    running: int
+    paused: int
+
+
 def estimate_time_left(run: Run, slots: int) -> tuple[float, float] | None:
     """Return the seconds that the sweep is likely to go on at least and at most; None until an epoch is reported.
 
@@ -62,7 +76,8 @@ def estimate_time_left(run: Run, slots: int) -> tuple[float, float] | None:
     seen = what_was_seen(run, begun, slots)
     rng = np.random.default_rng([run.config.seed, len(begun), len(run.own_trials)])
     sweeps = max(FEWEST_SIMULATIONS, min(SIMULATIONS, SIMULATED_TRIALS // (run.trials_left + 1)))
-    ends = [simulate_rest(run, seen, slots, rng) for _ in range(sweeps)]
+    rest = rest_of(run)
+    ends = [simulate_rest(run, seen, rest, slots, rng) for _ in range(sweeps)]
     low, high = np.quantile(ends, RANGE)
     return float(low), float(high)
 
@@ -111,25 +126,31 @@ def trend_of(pace: NDArray[np.float64], block: int) -> tuple[float, float]:
     return trend * TREND_SHARE, max(DRIFT, spread, float(np.sqrt(np.mean(steps**2))))
 
 
-def simulate_rest(run: Run, seen: Seen, slots: int, rng: Generator) -> float:
-    """Return the seconds until the last trial has ended, in one simulation."""
-    last, rungs = run.config.fixed("epochs"), rung_epochs(run.config)
+def rest_of(run: Run) -> Rest:
+    """Return what is left of a sweep."""
     unfinished = [trial for trial in run.own_trials if trial.state == TrialState.RUNNING]
     running = [trial for trial in unfinished if not trial.paused]
     done = np.array([trial.epoch for trial in running] + [0] * run.trials_left)
-    ends = draw_ends(done, last, chances_of_trials(run, running, seen, rng), rng)
+    protected = np.array([is_protected(run, trial) for trial in running] + [False] * run.trials_left)
+    return Rest(done, protected, len(running), len(unfinished) - len(running))
+
+
+def simulate_rest(run: Run, seen: Seen, rest: Rest, slots: int, rng: Generator) -> float:
+    """Return the seconds until the last trial has ended, in one simulation."""
+    last, rungs, done, running = run.config.fixed("epochs"), rung_epochs(run.config), rest.done, rest.running
+    ends = draw_ends(done, last, chances_of_trials(run, rest, seen, rng), rng)
     if seen.early:
         fails = rng.random(len(done)) < rng.beta(0.2 + len(seen.early), 1 + seen.ended - len(seen.early))
         ends = np.where(fails, np.minimum(ends, rng.choice(np.asarray(seen.early), len(done))), ends)
     pauses = done < rungs[0] if run.config.early_stopping.type == "promote" and rungs else np.zeros(len(done), bool)
     ends[pauses] = np.minimum(ends[pauses], rungs[0] if rungs else last)
     left = (ends - done).clip(0).astype(float)
-    unreported = rng.uniform(0, run.config.fixed("val_freq"), len(running))  # epochs since a trial's last report
-    left[: len(running)] = (left[: len(running)] - unreported).clip(0)
+    unreported = rng.uniform(0, run.config.fixed("val_freq"), running)  # epochs since a trial's last report
+    left[:running] = (left[:running] - unreported).clip(0)
     pace = seen.pace * math.exp(rng.normal(0, seen.drift))
     seconds = (left * pace * rng.choice(seen.speeds, len(done))).tolist()
-    end = last_end(seconds[: len(running)], seconds[len(running) :], slots)
-    at_rung = int(pauses.sum()) + len(unfinished) - len(running)
+    end = last_end(seconds[:running], seconds[running:], slots)
+    at_rung = int(pauses.sum()) + rest.paused
     if not at_rung:
         return end
     promoted = -(-at_rung // run.config.early_stopping.reduction_factor) + run.config.protect_default
@@ -145,14 +166,11 @@ def last_end(running: Sequence[float], waiting: Sequence[float], slots: int) -> 
     return max([*free, *running])
 
 
-def chances_of_trials(
-    run: Run, running: Sequence[TrialResult], seen: Seen, rng: Generator
-) -> dict[int, NDArray[np.float64]]:
+def chances_of_trials(run: Run, rest: Rest, seen: Seen, rng: Generator) -> dict[int, NDArray[np.float64]]:
     """Return the chance that each running and each future trial is stopped, (trials,), by the epoch of the rung."""
     if run.config.early_stopping.type == "promote":
         return {}
-    protected = np.array([is_protected(run, trial) for trial in running] + [False] * run.trials_left)
-    return {epoch: np.where(protected, 0.0, chance) for epoch, chance in stop_chances(run, seen, rng).items()}
+    return {epoch: np.where(rest.protected, 0.0, chance) for epoch, chance in stop_chances(run, seen, rng).items()}
 
 
 def draw_ends(

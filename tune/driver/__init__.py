@@ -26,7 +26,8 @@ Between two reports a trial sends its progress as datagrams, which live_recorder
 progress_board.ProgressBoard.
 
 When a trial fails, Ray decides whether to restart it (max_failures), then calls RungScheduler.on_trial_error. If it is
-not restarted, OptunaSearcher.on_trial_complete(error=True) and Recorder.on_trial_error follow.
+not restarted, OptunaSearcher.on_trial_complete(error=True) and Recorder.on_trial_error follow. A trial that is lost
+with its node is always restarted (controller_compat.py).
 """
 
 from tune.driver.home import ensure_home

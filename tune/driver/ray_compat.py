@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -181,6 +182,49 @@ def lost_node(actor_id: str | None) -> str:
         alive = answers(host, port)
         time.sleep(0.1)
     return "" if alive else host
+
+
+@contextlib.contextmanager
+def linked_checkpoints() -> Iterator[None]:
+    """In this context, in a trial's process, have a report link its checkpoint into the storage in place of copying it.
+
+    A trial writes each checkpoint to a new file, so that a link keeps what it was. Ray copies as before if the two
+    folders are not on one file system of this machine, or if it does not have these names.
+    """
+    module: Any = importlib.import_module("ray.train._internal.storage")
+    context: Any = getattr(module, "StorageContext", None)
+    persist = getattr(context, "persist_current_checkpoint", None)
+    if persist is None:
+        yield
+        return
+
+    def link(self: Any, checkpoint: Any) -> Any:
+        names = [path.name for path in Path(checkpoint.path).iterdir()] if is_local(checkpoint.filesystem) else []
+        if not (names and is_local(self.storage_filesystem)):
+            return persist(self, checkpoint)
+        folder, linked = Path(self.checkpoint_fs_path), list[Path]()
+        try:
+            self._check_validation_file()
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                os.link(Path(checkpoint.path) / name, folder / name)
+                linked.append(folder / name)
+        except (OSError, AttributeError):
+            for path in linked:  # else Ray would write into the file that is linked
+                path.unlink()
+            return persist(self, checkpoint)
+        return checkpoint.__class__(filesystem=self.storage_filesystem, path=self.checkpoint_fs_path)
+
+    context.persist_current_checkpoint = link
+    try:
+        yield
+    finally:
+        context.persist_current_checkpoint = persist
+
+
+def is_local(filesystem: Any) -> bool:
+    """Return whether a file system of pyarrow is this machine's."""
+    return getattr(filesystem, "type_name", "") == "local"
 
 
 def actor_of(ray_trial: Trial) -> Any:

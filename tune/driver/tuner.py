@@ -10,6 +10,7 @@ from ray.tune.error import TuneError
 
 from trainable.core.errors import InputError
 from trainable.core.storage import is_uri
+from tune.driver import ray_compat
 from tune.driver.controller_compat import changed_controller
 from tune.driver.progress_board import BoardAddress
 from tune.driver.rung_scheduler import RungScheduler
@@ -19,6 +20,7 @@ from tune.driver.trial_ranks import Fit
 from tune.driver.worker import run_trial
 from tune.run.results import Run
 from tune.run.retention import NUM_TO_KEEP
+from tune.spec.trial_spec import TrialSpec
 
 CAUSES_TO_REPAIR = (OSError, InputError, ray.exceptions.RayError)  # after which the sweep can go on
 
@@ -38,7 +40,7 @@ def make_tuner(
     write cannot mix with its files. board: address of a ProgressBoard.
     """
     resources = run.config.resources
-    trainable = partial(run_trial, fit=fit, board=board)
+    trainable = partial(train_trial, fit=fit, board=board)
     return ray_tune.Tuner(
         ray_tune.with_resources(trainable, {"cpu": resources.cpu, "gpu": resources.gpu_share}),
         tune_config=ray_tune.TuneConfig(
@@ -59,6 +61,12 @@ def make_tuner(
             verbose=0,
         ),
     )
+
+
+def train_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> None:
+    """Train a trial in this process; see run_trial."""
+    with ray_compat.linked_checkpoints():
+        run_trial(spec, fit, board)
 
 
 def run_tuner(tuner: ray_tune.Tuner, stopper: SweepStopper) -> None:
