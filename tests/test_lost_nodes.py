@@ -66,6 +66,21 @@ def test_a_trial_that_its_node_takes_along_has_not_failed_and_goes_on_elsewhere(
 
 
 @pytest.mark.slow
+def test_a_sweep_goes_on_with_the_nodes_that_are_left(cluster, phantoms, prepared, tmp_path):
+    """The trial of the lost node waits for a process, and the one that is free has the only slot that is left."""
+    run = tmp_path / "run"
+    cluster.add_node(num_cpus=1)
+    lost = cluster.add_node(num_cpus=1)
+    process = launch_on(cluster, tmp_path, phantoms, prepared, trials=6, epochs=12)
+    wait_for(process, lambda: epochs_of(run, 0) > 2 and epochs_of(run, 1) > 2)
+    cluster.remove_node(lost, allow_graceful=False)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE] * 6
+    assert not any(verify(read_run(run)).values())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_driver_of_a_cluster_that_has_died(cluster, phantoms, prepared, tmp_path, number):
     """Its main thread then waits inside Ray for a minute, where Python calls no handler."""

@@ -280,17 +280,16 @@ def test_ray_has_the_methods_of_its_controller_that_are_changed() -> None:
     assert [getattr(TuneController, name) for name in names] == before
 
 
-def test_a_trial_whose_process_starts_takes_no_other_while_more_trials_come() -> None:
+def test_a_trial_whose_process_starts_takes_no_other_if_a_new_trial_can() -> None:
     reused: list[str] = []
 
     def reuse(self: Any, trial: str) -> bool:
         reused.append(trial)
         return True
 
-    for finished in (False, True):
-        search: Any = SimpleNamespace(is_finished=lambda finished=finished: finished)
-        controller = SimpleNamespace(_trial_to_actor={"starting": "process"}, _search_alg=search)
-        assert keep_starting_processes(reuse)(controller, "starting") is finished
+    for pending in ({"starting", "new"}, {"starting"}):
+        controller = SimpleNamespace(_trial_to_actor={"starting": "process"}, _pending_trials=pending)
+        assert keep_starting_processes(reuse)(controller, "starting") is ("new" not in pending)
         assert keep_starting_processes(reuse)(controller, "new")
     assert reused == ["new", "starting", "new"]
 

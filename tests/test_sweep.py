@@ -388,7 +388,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(
     ("options", "message"),
     [
         (["train.val_fraction=0"], "the split has no validation cases"),
-        (["resources.gpu=64"], "ask for 1 CPUs and 64 GPUs per trial"),
+        (["resources.gpu=64", "train.batch_size=64"], "ask for 1 CPUs and 64 GPUs per trial"),
         (["train.epochs=5"], r"--warm_start .*: train\.epochs is 4 there, 5 here"),
         (["train.val_fraction=0.3"], r"--warm_start .*: record\.split is \w+ there"),
     ],
@@ -565,7 +565,7 @@ def test_wrong_input_of_a_verb_is_exit_code_2_without_a_traceback(words, message
 
 def test_resources_that_the_cluster_lacks_are_refused(config_of, one_core: Cluster, tmp_path: Path):
     with pytest.raises(InputError, match=r"ask for 1 CPUs and 64 GPUs per trial, .*--set resources\.gpu"):
-        launch(config_of("resources.gpu=64"), tmp_path / "run", cluster=one_core)
+        launch(config_of("resources.gpu=64", "train.batch_size=64"), tmp_path / "run", cluster=one_core)
     assert not (tmp_path / "run").exists()
 
 

@@ -16,6 +16,7 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.rank_group import RankDiedError, RankGroup
 from trainable.core.rank_link import RankLink
+from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
 from trainable.train import last_row, out_of_memory, resume_hint, train
 from trainable.training.epoch_result import EpochResult
@@ -87,6 +88,7 @@ def from_last_checkpoint(config: TrainConfig) -> TrainConfig:
 def train_rank(link: RankLink, config: TrainConfig, data: Data, command: str, tests_follow: bool) -> None:
     """Train as one of the processes; arguments and errors as for train_in_processes."""
     set_train_command(command)
+    data = cases_here(data, config, {})
     try:
         train(config, data, link.ask, tests_follow=tests_follow)
     except torch.cuda.OutOfMemoryError:

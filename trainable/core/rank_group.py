@@ -47,6 +47,15 @@ class Member:
     connection: Connection
     place: str = ""
 
+    def has_died(self) -> bool:
+        """Return whether the process has ended, or its connection, which tells sooner of another machine's."""
+        try:
+            while self.connection.poll():
+                self.connection.recv()  # what it has sent before
+        except (EOFError, OSError):
+            return True
+        return self.process.poll() is not None
+
 
 # Starts these processes, which wait for their Setup, with a number of CPU threads for each.
 Start = Callable[[Sequence[Launch], int], list[Member]]
@@ -183,7 +192,7 @@ class RankGroup:
         """End all after an exception in one process; return it, or the death of another process that has led to it."""
         end = time.monotonic() + DEATH_SECONDS * bool(LOST_CONNECTION.search(str(error)))
         while True:
-            died = [member for member in self.members if member.process.poll() is not None]
+            died = [member for member in self.members if member.has_died()]
             if died:
                 return self._death_of(died[0])
             if time.monotonic() >= end:

@@ -62,6 +62,8 @@ class RankLink:
         try:
             while True:
                 if (message := self.connection.recv_bytes()) != END:
+                    if message:  # new work, no answer: an end that was asked for before it is past
+                        self.end_requested = False
                     self.received.put(message)
                     continue
                 self.end_requested = True
@@ -153,7 +155,6 @@ def work_once(link: RankLink) -> tuple[Kind, Any]:
     except BaseException as error:
         return Kind.FAILED, portable(error)
     finally:
-        link.end_requested = False
         sys.stdout.flush()
     return Kind.DONE, result if rank() == 0 else None
 

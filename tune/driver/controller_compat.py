@@ -58,14 +58,16 @@ def one_failure_per_death(fail: Method) -> Method:
 
 
 def keep_starting_processes(reuse: Method) -> Method:
-    """Do not give a trial whose own process is being started a process that another trial has left, while more come.
+    """Do not give a trial whose own process is being started a process that a new trial can take.
 
     Ray would end the process that is being started, although its slot is free: with trials shorter than the start of a
-    process, slots of a new node stayed empty as long as the sweep ran. The free process takes the next new trial.
+    process, slots of a new node stayed empty as long as the sweep ran. If no new trial waits, as after nodes are lost,
+    the process that is being started may wait for the very slot of the free one, so that Ray's way is right.
     """
 
     def reuse_unless_starting(self: Any, trial: Trial) -> bool:
-        if trial in self._trial_to_actor and not self._search_alg.is_finished():
+        started_for = self._trial_to_actor
+        if trial in started_for and any(other not in started_for for other in self._pending_trials):
             return False
         return bool(reuse(self, trial))
 

@@ -24,6 +24,7 @@ import ray
 from ray.tune.experiment import Trial
 
 ANSWER_SECONDS = 1.0  # in which a process that is there accepts a connection
+ATTEMPTS, PAUSE_SECONDS = 3, 1.0  # before a process counts as gone that does not answer
 JOB_DIGITS = 8  # hex digits of the id of a job, with which those of its placement groups end
 
 
@@ -151,7 +152,16 @@ def cluster_died() -> bool:
     if not ray.is_initialized():  # Ray would start a cluster to tell where it is
         return False
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-    return not answers(host, int(port))
+    return is_silent(host, int(port))
+
+
+def is_silent(host: str, port: int) -> bool:
+    """Return whether nothing answers at an address, several times in a row: a packet may be lost, a head be busy."""
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE_SECONDS * bool(attempt))
+        if answers(host, port):
+            return False
+    return True
 
 
 def answers(host: str, port: int) -> bool:
@@ -167,7 +177,7 @@ def lost_node(actor_id: str | None) -> str:
     """Return the address of the node that a process ran on, if that node is lost; "" if it answers or is not known.
 
     actor_id: of the process, in hex digits; None if Ray does not tell. A node is lost if Ray says so, which takes it
-    half a minute, or if nothing answers at the node's port, of which it is asked for ANSWER_SECONDS.
+    half a minute, or if nothing answers at the node's port, see is_silent.
     """
     private = getattr(ray, "_private", None)
     actors = getattr(getattr(private, "state", None), "actors", None)
@@ -179,7 +189,7 @@ def lost_node(actor_id: str | None) -> str:
     host, port, end = node["NodeManagerAddress"], node["NodeManagerPort"], time.monotonic() + ANSWER_SECONDS
     alive = node["Alive"]
     while alive and time.monotonic() < end:  # its processes may end a moment before it
-        alive = answers(host, port)
+        alive = answers(host, port) or not is_silent(host, port)
         time.sleep(0.1)
     return "" if alive else host
 

@@ -144,7 +144,10 @@ def train_rank(link: RankLink, config: TrainConfig, data: Data, lock_file: Path)
     """
     prepare_rank(lock_file)
     results = list[EpochResult]()
-    name_memory_holders(lambda: results.append(train(config, data, link.ask, flush=False)))
+    try:
+        name_memory_holders(lambda: results.append(train(config, data, link.ask, flush=False)))
+    finally:
+        free_memory()  # for the test cases, which another process may score on the same GPU
     return results[0]
 
 
