@@ -70,7 +70,7 @@ def rank_pids() -> list[int]:
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if match := re.search(r"rank_link.*127\.0\.0\.1 \d+ (\d+)\0", path.read_text()):
+            if match := re.search(r"rank_link.*\0\S+ \d+ (\d+)\0", path.read_text()):
                 found[int(match[1])] = int(path.parent.name)
         except (OSError, UnicodeDecodeError):
             continue
