@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers import SPACE, start_voxtune, voxtune, wait_for
+from test_doctor import HERE, NODE, SEEN, with_facts
 from test_storage import ENVIRONMENT, Server
 
 from trainable import cli
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.core.locks import one_at_a_time
 from trainable.core.options import make_config, to_dict
 from trainable.core.storage import Uri
 from trainable.data.cache import cache_folder, data_digest
-from trainable.data.fetch import FETCHED, fetch_cases
-from trainable.data.local_cases import cases_here
+from trainable.data.cache_publish import unfinished_folder
+from trainable.data.fetch import FETCHED, _remove_others, fetch_cases, fetched_folder
+from trainable.data.local_cases import cases_here, last_change
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import save_split
+from tune.nodes.checks import CHECKS
 from tune.nodes.folders import Folder, FolderFacts, Sight, Use, look_at, marked_folders
 from tune.run.results import read_run
 
@@ -68,15 +76,20 @@ def test_cases_at_a_uri_become_the_same_cache_and_are_fetched_once(
     assert "fetched" not in printed
     assert "prepared 0 cases" in printed
 
-    flair = next((tmp_path / "cache" / FETCHED / "Phantom_00003").glob("*_flair.nii.gz"))
+    fetched = fetched_folder(uri, tmp_path / "cache")
+    flair = next((fetched / "Phantom_00003").glob("*_flair.nii.gz"))
     flair.write_bytes(flair.read_bytes()[:1000])  # as a copy that broke off
-    (tmp_path / "cache" / FETCHED / "Phantom_00009").mkdir()
-    (tmp_path / "cache" / FETCHED / "Phantom_00009/Phantom_00009_t1.nii.gz").touch()  # of a case that was taken away
-    prepare_data(config)
+    (fetched / "Phantom_00009").mkdir()
+    (fetched / "Phantom_00009/Phantom_00009_t1.nii.gz").touch()  # of a case that was taken away
+    before = last_change(tmp_path / "cache", uri)
+    fetch_cases(uri, tmp_path / "cache")
+    assert last_change(tmp_path / "cache", uri) > before  # a sign of life, though the file is in a folder below
     printed = capsys.readouterr().err
     assert "fetched 1 files" in printed
     assert "39 were there" in printed
-    assert not (tmp_path / "cache" / FETCHED / "Phantom_00009").exists()
+    assert not (fetched / "Phantom_00009").exists()
+    prepare_data(config)
+    capsys.readouterr()
 
     seg = "brats/Phantom_00003/" + next(flair.parent.glob("*_seg.nii.gz")).name
     body = server.client.get_object(Bucket=BUCKET, Key=seg)["Body"].read()
@@ -84,6 +97,69 @@ def test_cases_at_a_uri_become_the_same_cache_and_are_fetched_once(
     server.client.put_object(Bucket=BUCKET, Key=seg, Body=body)  # written again: it may be another truth
     prepare_data(config)
     assert "fetched 1 files" in capsys.readouterr().err
+
+
+def test_two_uris_with_one_cache_keep_their_files_apart(uri: Uri, server: Server, tmp_path: Path) -> None:
+    whole = fetch_cases(uri, tmp_path, quiet=True)
+    part = fetch_cases(Uri(server.uri(f"{BUCKET}/brats/Phantom_00003")), tmp_path, quiet=True)
+    assert part != whole
+    assert part.parent == whole.parent == tmp_path / FETCHED
+    assert (len(list(whole.rglob("*.nii.gz"))), len(list(part.rglob("*.nii.gz")))) == (40, 5)
+
+
+def test_what_the_store_has_no_more_is_removed_under_the_lock_only(
+    uri: Uri, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fetch_cases(uri, tmp_path, quiet=True)
+    gone = folder / "Phantom_00009/Phantom_00009_t1.nii.gz"
+    gone.parent.mkdir()
+    gone.touch()
+    with ThreadPoolExecutor(1) as thread:
+        with one_at_a_time(folder, "tests"):
+            task, printed, end = thread.submit(fetch_cases, uri, tmp_path, quiet=True), "", time.monotonic() + 60
+            while "waiting for another process, which fetches cases into" not in printed:
+                assert time.monotonic() < end
+                assert not task.done()
+                printed += capsys.readouterr().out
+            assert gone.exists()
+        assert task.result() == folder
+    assert not gone.parent.exists()
+
+
+def test_the_removal_leaves_what_another_fetch_writes_now(tmp_path: Path) -> None:
+    (tmp_path / "Old/years").mkdir(parents=True)
+    (tmp_path / "Old/years/a.nii.gz").touch()
+    (tmp_path / "New").mkdir()  # just made, for its first file
+    (tmp_path / "Case").mkdir()
+    (tmp_path / "Case/old.nii.gz").touch()
+    with unfinished_folder(tmp_path) as temp:
+        (temp / "file").touch()
+        _remove_others(tmp_path, dict.fromkeys(["New/a.nii.gz", "Case/a.nii.gz"]))
+        assert (temp / "file").exists()
+        assert sorted(path.name for path in tmp_path.iterdir() if path != temp) == ["Case", "New"]
+    assert not list((tmp_path / "Case").iterdir())
+
+
+def test_fetches_at_once_on_a_disk_without_locks_do_not_harm_each_other(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.client.put_object(Bucket=BUCKET, Key="single/A/A_t1.nii.gz", Body=b"content")
+    both, replace = threading.Barrier(2, timeout=60), Path.replace
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def replace_when_both_have_written(path: Path, target: Path) -> Path:
+        both.wait()
+        return replace(path, target)
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(Path, "replace", replace_when_both_have_written)
+    with ThreadPoolExecutor(2) as threads:
+        tasks = [threads.submit(fetch_cases, Uri(server.uri(f"{BUCKET}/single")), tmp_path) for _ in range(2)]
+        (folder,) = {task.result() for task in tasks}
+    (path,) = (path for path in folder.rglob("*") if path.is_file())
+    assert (path.name, path.read_bytes()) == ("A_t1.nii.gz", b"content")
 
 
 PREPARE = """
@@ -152,31 +228,20 @@ def test_a_refused_key_is_said_and_not_shown(phantoms: Path, tmp_path: Path, ser
     assert "Traceback" not in done.stderr
 
 
-def test_doctor_tells_whether_a_node_can_list_the_cases_at_a_uri(uri: Uri, server: Server) -> None:
+def test_doctor_tells_whether_a_node_can_list_the_cases_at_a_uri_and_what_to_do(uri: Uri, server: Server) -> None:
     places = {"DATA": Folder(uri, Use.NOBODY), "gone": Folder(Uri(server.uri("no-such-bucket/brats")), Use.NOBODY)}
     with marked_folders(places, "token" * 4) as marks:
         assert look_at(marks["DATA"], "node1") == FolderFacts(Sight.SEEN)
         found = look_at(marks["gone"], "node1")
-    assert found.sight == Sight.ERROR
+    assert found.sight == Sight.UNREACHED
     assert "NO_SUCH_BUCKET" in found.error
-
-
-@pytest.mark.parametrize("verb", ["prepare", "launch", "doctor", "check", "train"])
-def test_keys_in_the_uri_are_refused_and_not_repeated(verb: str, tmp_path: Path) -> None:
-    uri = "s3://key:secret@cases/brats"
-    (tmp_path / "space.yaml").write_text(SPACE)
-    words = {
-        "prepare": [uri],
-        "launch": [tmp_path / "space.yaml", "--data", uri, "--out", tmp_path / "run"],
-        "doctor": ["--data", uri],
-        "check": [tmp_path / "space.yaml", "--set", f"train.data_dir={uri}"],
-        "train": ["--data_dir", uri, "--output_dir", tmp_path / "out"],
-    }
-    done = voxtune(verb, *words[verb])
-    assert done.returncode == 2, done.stdout
-    assert "no keys in the URI" in done.stderr
-    assert "secret" not in done.stdout + done.stderr
-    assert not (tmp_path / "run").exists()
+    facts = with_facts(folders={"RUN": SEEN, "DATA": found}).facts
+    assert facts is not None
+    cell = CHECKS["DATA"](NODE, facts, HERE)
+    assert cell is not None
+    assert cell.advice.startswith("DATA: cannot be listed from there (s3://no-such-bucket/brats?")
+    assert "start Ray there with the store's credentials (for S3: AWS_ACCESS_KEY_ID" in cell.advice
+    assert "let the user" not in cell.advice
 
 
 def test_a_full_disk_is_said(uri: Uri, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from trainable.data.cache import CacheError, data_digest, open_case, read_conten
 from trainable.data.cache_writer import prepare
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data, prepare_data
-from trainable.data.split import save_split
+from trainable.data.split import Split, save_split
+from tune.driver.plan_by_time import sweep_cases_here
+from tune.spec.sweep_config import make_sweep_config
 
 REPOSITORY = Path(__file__).parents[1]
 PREPARE = """
@@ -130,6 +132,22 @@ def test_a_machine_that_lacks_cases_or_has_others_prepares_them(
     assert "prepares what" in capsys.readouterr().out
     assert cases_here(found, own, prepared.contents) is found
     assert capsys.readouterr().out == ""
+
+
+def test_a_machine_that_measures_for_a_plan_prepares_the_cases_of_the_split_alone(
+    phantoms: Path, prepared: Data, tmp_path: Path
+) -> None:
+    data = tmp_path / "phantoms"
+    shutil.copytree(phantoms, data)
+    bad = next((data / prepared.split.names[-1]).glob("*_flair.nii.gz"))  # left out by --skip_bad_cases
+    bad.write_bytes(b"no image")
+    config = make_sweep_config({"train": {"data_dir": str(data)}, "space": {"lr": {"loguniform": [1e-5, 1e-2]}}})
+    one, two, three = prepared.split.names[:3]
+    split = Split((two, three), (one,), ())
+    begun = {name: prepared.contents[name] for name in split.names}
+    found = sweep_cases_here(config, Data(tmp_path / "own", split), begun)
+    assert (found.split, found.contents) == (split, begun)
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == [one, two, three]
 
 
 def test_without_the_cases_the_missing_one_is_named(own: TrainConfig, prepared: Data, tmp_path: Path) -> None:

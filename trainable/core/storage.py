@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from trainable.core.errors import InputError
 from trainable.core.files import user_path
@@ -14,6 +15,13 @@ from trainable.core.files import user_path
 if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import core_schema
+
+
+SECRET_NAME = re.compile(r"secret|key|token|passw|pwd|credential|signature|^sig$", re.IGNORECASE)  # in a query
+USER_AND_KEY = re.compile(r":.*@", re.DOTALL)  # to the last @: a key may have any character in it, / too
+NAMES_BEFORE_AT = ("abfs", "abfss")  # schemes that have the container before the @
+EXAMPLES = "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/FOLDER"
+OPTIONS_WITH_URI = "--data (train.data_dir) or --storage"
 
 
 class Uri(str):
@@ -56,14 +64,38 @@ def is_there(place: Path | Uri) -> bool:
 
 
 def refuse_credentials(uri: str) -> None:
-    """Raise InputError, which does not show it, if a URI contains credentials, which files and logs would show."""
-    if without_keys(uri) != uri:
-        raise InputError("no keys in the URI: study.yaml and logs would show them; put them into the environment")
+    """Raise InputError, which shows only its scheme, if a URI contains credentials, which files and logs would show."""
+    if has_keys(uri):
+        raise InputError(
+            f"{scheme_of(uri)}...: no keys in the URI of {OPTIONS_WITH_URI}, as study.yaml and logs would show them; "
+            "put them into the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, "
+            "GOOGLE_APPLICATION_CREDENTIALS for gs://, AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET for "
+            f"abfs://; and write {EXAMPLES}. In the name of a folder : is %3A and @ is %40"
+        )
+
+
+def has_keys(uri: str) -> bool:
+    """Return whether a URI has credentials in it, or may have: USER:KEY@, USER@, or a query such as client_secret=."""
+    scheme, _, rest = uri.partition("://")
+    query = parse_qsl(rest.partition("?")[2], keep_blank_values=True)
+    if any(SECRET_NAME.search(name) for name, _ in query):
+        return True
+    if any(USER_AND_KEY.search(text) for text in (rest, *(value for _, value in query))):
+        return True
+    return scheme.lower() not in NAMES_BEFORE_AT and re.match(r"[^/?#]*@", rest) is not None
+
+
+def scheme_of(uri: str) -> str:
+    """Return "s3://" of "s3://bucket/folder"; "" of a text that begins otherwise."""
+    found = re.match(r"[A-Za-z0-9+.-]+://", uri)
+    return found[0] if found else ""
 
 
 def without_keys(value: Any) -> Any:
-    """Return a URI with stars in place of the credentials in it; any other value as it is."""
-    return re.sub(r"^([^/?#]*://)[^/?#]*@", r"\1***@", value) if isinstance(value, str) else value
+    """Return only the scheme of a URI with credentials, and dots, also in a list; any other value as it is."""
+    if isinstance(value, list):
+        return [without_keys(item) for item in value]
+    return f"{scheme_of(value)}..." if isinstance(value, str) and has_keys(value) else value
 
 
 def open_storage(uri: str) -> tuple[Any, str]:
@@ -78,7 +110,11 @@ def open_storage(uri: str) -> tuple[Any, str]:
     try:
         files, path = fs.FileSystem.from_uri(uri)
     except (OSError, ValueError) as error:  # pyarrow's own errors are either
-        raise InputError(f"{uri}: no storage: {error}") from None
+        shown = f"{scheme_of(uri)}..."  # what cannot be read may be keys
+        why = str(error).replace(uri, shown).partition("\n")[0]
+        raise InputError(
+            f"{shown}: no storage: {why}; expected a URI such as {EXAMPLES}; correct {OPTIONS_WITH_URI}"
+        ) from None
     return files, path.rstrip("/")
 
 

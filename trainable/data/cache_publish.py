@@ -18,12 +18,16 @@ from trainable.core.locks import process_exists
 from trainable.data.cache import ARRAYS, METADATA
 from trainable.data.cache_check import Reading, is_current
 
+UNFINISHED = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.(tmp|old)")  # with the writer's process id
 LEFTOVER_AGE = 3600  # seconds; a writer on another machine seems dead from this one, but does not take that long
 
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder in the cache to write a case into, which `publish` renames; else it is removed at the end."""
+    """Yield a new folder in a folder, named as no other one; what is still there at the end is removed.
+
+    In the cache a case is written into it, which `publish` renames.
+    """
     # without the case's name, which may be as long as a name can be
     temp = folder / f".case.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
@@ -69,7 +73,7 @@ def publish(temp: Path, folder: Path, reading: Reading, case: Case) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Remove unfinished folders of writers that died long ago."""
     for path in folder.glob(".*.*.*"):
-        match = re.fullmatch(r"\..+\.(\d+)\.[0-9a-f]{8}\.(tmp|old)", path.name)
+        match = UNFINISHED.fullmatch(path.name)
         with contextlib.suppress(OSError):
             if match and time.time() - path.stat().st_mtime > LEFTOVER_AGE and not process_exists(int(match[1])):
                 shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import sys
 import time
@@ -11,22 +13,29 @@ from typing import Any
 
 from trainable.cases.folder_listing import is_nifti
 from trainable.core.errors import InputError
-from trainable.core.files import FULL_DISK_ERRNOS, atomic_write
+from trainable.core.files import FULL_DISK_ERRNOS, errors_name
 from trainable.core.locks import one_at_a_time
 from trainable.core.parallel import run_parallel
 from trainable.core.progress_bar import progress_bar
 from trainable.core.storage import Uri, list_below, open_storage, read_file, storage_errors
+from trainable.data.cache_publish import UNFINISHED, remove_leftovers, unfinished_folder
 
-FETCHED = ".fetched"  # in the cache: the files of the cases as they are in the store
+FETCHED = ".fetched"  # in the cache: by URI, the files of the cases as they are in the store
 MAX_DOWNLOADS = 16  # at once
 
 
+def fetched_folder(uri: Uri, cache: Path) -> Path:
+    """Return the folder in a cache for the files below a URI; its time of change tells when the last one came."""
+    return cache / FETCHED / hashlib.sha256(uri.encode()).hexdigest()[:12]
+
+
 def fetch_cases(uri: Uri, cache: Path, *, quiet: bool = False) -> Path:
-    """Bring the NIfTI files below a URI into a folder in the cache; return that folder, laid out as the store is.
+    """Bring the NIfTI files below a URI into its folder in the cache; return that folder, laid out as the store is.
 
     A file that is there with the size and the time of last modification of the one in the store is not fetched again,
     and one that the store has no more is removed. Each appears whole. Processes that do this at once for one cache on a
-    local disk do so one after the other. Credentials are those of the environment.
+    local disk do so one after the other; where the disk has no locks (NFS) each fetches what it lacks, and none harms
+    another. Credentials are those of the environment.
 
     Args:
         cache: made if missing.
@@ -35,7 +44,7 @@ def fetch_cases(uri: Uri, cache: Path, *, quiet: bool = False) -> Path:
     Raises:
         InputError: if the store cannot be read, has no NIfTI file there, or the cache cannot be written.
     """
-    start, folder = time.monotonic(), cache / FETCHED
+    start, folder = time.monotonic(), fetched_folder(uri, cache)
     files, base = open_storage(uri)
     with storage_errors(uri):
         stored = {info.path.removeprefix(base + "/"): info for info in _listing(files, base)}
@@ -43,7 +52,7 @@ def fetch_cases(uri: Uri, cache: Path, *, quiet: bool = False) -> Path:
         raise InputError(f"{uri}: no NIfTI file below it; expected one sub-folder per case there, such as {uri}/CASE")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if lacking(folder, stored):
+        if lacking(folder, stored) or others(folder, stored):
             with one_at_a_time(folder, "fetches cases into"):
                 names = lacking(folder, stored)
                 with progress_bar("files", len(names), quiet=quiet) as tick:
@@ -53,7 +62,8 @@ def fetch_cases(uri: Uri, cache: Path, *, quiet: bool = False) -> Path:
                     size = sum(stored[name].size for name in names) / 2**20
                     done = f"fetched {len(names)} files, {size:.1f} MiB, in {time.monotonic() - start:.1f} s"
                     print(f"{done}, {len(stored) - len(names)} were there: {folder}", file=sys.stderr)
-        _remove_others(folder, stored)
+                _remove_others(folder, stored)
+                remove_leftovers(folder)
     except OSError as error:
         room = "free some space, or " if error.errno in FULL_DISK_ERRNOS else ""
         raise InputError(f"{folder}: the cases cannot be fetched ({error}); {room}choose another cache_dir") from None
@@ -80,23 +90,39 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _fetch_file(files: Any, uri: str, stored: dict[str, Any], folder: Path, name: str) -> None:
-    """Fetch a file, with its time of last modification in the store."""
+    """Fetch a file, with its time of last modification in the store.
+
+    It is written in a folder of its own in `folder`, whose time of change is then that of the file's coming.
+    """
     info, path = stored[name], folder / name
     with storage_errors(uri):
         content = read_file(files, info.path)
     if len(content) != info.size:
         raise InputError(f"{uri}: {name} has changed while it was fetched; try again")
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda file: file.write(content), fsync=False)
-    os.utime(path, ns=(info.mtime_ns, info.mtime_ns))
+    with errors_name(path), unfinished_folder(folder) as temp:
+        new = temp / "file"
+        new.write_bytes(content)
+        os.utime(new, ns=(info.mtime_ns, info.mtime_ns))
+        new.replace(path)
+
+
+def others(folder: Path, stored: dict[str, Any]) -> list[Path]:
+    """Return the files in the folder that the store does not have, without those that are being fetched."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not UNFINISHED.fullmatch(name)]
+        found += [Path(place, name) for name in names]
+    return [path for path in found if path.relative_to(folder).as_posix() not in stored]
 
 
 def _remove_others(folder: Path, stored: dict[str, Any]) -> None:
-    """Remove files that the store does not have, and folders that are empty then."""
-    for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            path = Path(place, name)
-            if path.relative_to(folder).as_posix() not in stored:
-                path.unlink(missing_ok=True)
-        if not os.listdir(place):
-            os.rmdir(place)
+    """Remove files that the store does not have, and folders that are empty by that; none that a stored file needs."""
+    needed = {folder, *(parent for name in stored for parent in (folder / name).parents)}
+    for path in others(folder, stored):
+        path.unlink(missing_ok=True)
+        for parent in path.parents:
+            if parent in needed:
+                break
+            with contextlib.suppress(OSError):  # something else is in it
+                parent.rmdir()

@@ -12,9 +12,9 @@ from trainable.core.config import TrainConfig
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from trainable.core.storage import is_there
+from trainable.core.storage import Uri, is_there
 from trainable.data.cache import CacheError, changed_cases
-from trainable.data.fetch import FETCHED
+from trainable.data.fetch import fetched_folder
 from trainable.data.prepare import Data, prepare_data
 
 LOOK_SECONDS = 5.0  # between two looks at whether the preparation gets on
@@ -48,7 +48,7 @@ def cases_here(
     with ThreadPoolExecutor(1, "prepare") as thread:
         task, stamp = thread.submit(prepare_data, config, quiet=True, begun=True), 0
         while not wait([task], LOOK_SECONDS).done:
-            if (now := last_change(data.folder)) != stamp:
+            if (now := last_change(data.folder, config.data_dir)) != stamp:
                 stamp = now
                 alive()
     try:
@@ -68,6 +68,10 @@ def what_is_missing(data: Data, begun: Mapping[str, str]) -> str:
     return changed and f"{data.folder} has other content of {changed}"
 
 
-def last_change(cache: Path) -> int:
-    """Return the time of the last change of the names in the cache, or of fetched cases, in ns; 0 without a cache."""
-    return max((path.stat().st_mtime_ns for path in (cache, cache / FETCHED) if path.exists()), default=0)
+def last_change(cache: Path, data_dir: Path | Uri) -> int:
+    """Return when a case was last prepared in the cache, or a file of it fetched from a URI, in ns; 0 without a cache.
+
+    data_dir: of which the cases are.
+    """
+    places = [cache, fetched_folder(data_dir, cache)] if isinstance(data_dir, Uri) else [cache]
+    return max((place.stat().st_mtime_ns for place in places if place.exists()), default=0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,6 +13,7 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
+from trainable.data.split import save_split
 from tune.driver.cluster import Slots
 from tune.driver.gpu_sharing import DoesNotFit
 from tune.driver.recipe_timing import measure_costs, untried_text
@@ -65,4 +68,15 @@ def measure_there(config: SweepConfig, data: Data, contents: dict[str, str]) -> 
 
     Raises: as measure_costs; CacheError as cases_here.
     """
-    return measure_costs(config, cases_here(data, config.base_config(cache_dir=data.folder), contents))
+    return measure_costs(config, sweep_cases_here(config, data, contents))
+
+
+def sweep_cases_here(config: SweepConfig, data: Data, contents: dict[str, str]) -> Data:
+    """Return the cases of a sweep that has no folder yet as this machine has them; prepare those that it lacks.
+
+    Raises: CacheError as cases_here.
+    """
+    with tempfile.TemporaryDirectory(prefix="voxtune-split-") as folder:
+        split_file = Path(folder, "split.json")
+        save_split(data.split, split_file)
+        return cases_here(data, config.base_config(cache_dir=data.folder, split_file=split_file), contents)

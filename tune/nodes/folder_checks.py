@@ -9,6 +9,10 @@ from tune.run.retention import format_bytes
 
 MIN_FREE = 2 * 2**30  # bytes: less fills up with a few checkpoints or logs
 OWN_CACHE = "its own"
+STORE_ADVICE = (
+    "start Ray there with the store's credentials (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in its "
+    "environment, ~/.aws, or a role of the machine), and see that the node reaches the endpoint"
+)
 
 
 def folder(role: str, option: str, *, needed: bool = True) -> Check:
@@ -27,6 +31,7 @@ def folder(role: str, option: str, *, needed: bool = True) -> Check:
             Sight.OTHER: f"a folder of that path is there, but not the driver's; {share}",
             Sight.READ_ONLY: f"cannot be written there ({found.error}); let the user that runs Ray there write to it",
             Sight.UNSHARED: f"what the node writes there does not reach the driver; {share}",
+            Sight.UNREACHED: f"cannot be listed from there ({found.error}); {STORE_ADVICE}",
             Sight.ERROR: f"cannot be read there ({found.error}); let the user that runs Ray there read it",
         }[found.sight]
         level = Level.WRONG if needed else Level.WARNING

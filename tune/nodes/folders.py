@@ -19,7 +19,7 @@ from pathlib import Path
 
 from trainable.core.errors import InputError
 from trainable.core.locks import NO_LOCKS_ERRNOS
-from trainable.core.storage import Uri, is_uri, list_below, open_storage, storage_errors
+from trainable.core.storage import Uri, is_uri, list_below, open_storage
 
 PROBE = ".voxtune-probe-"  # begins the names of the files, which are removed at the end
 LOCKED = ".lock"  # ends the name of the locked one
@@ -36,6 +36,7 @@ class Sight(StrEnum):
     OWN = "its own"  # not the driver's cache, but the node can have its own there
     READ_ONLY = "not writable"
     UNSHARED = "writes lost"  # what the node writes there does not reach the driver
+    UNREACHED = "not reached"  # a place in an object store
     ERROR = "error"
 
 
@@ -83,8 +84,8 @@ class FolderFacts:
     """A folder as a node sees it.
 
     free, total: bytes of its file system, or if Sight.OWN of the one on which it would be made; None if the folder
-    cannot be seen. locks: whether the driver's lock holds
-    here too; None if that was not tried, or the file system has none. error: of the system, in words, or "".
+    cannot be seen. locks: whether the driver's lock holds here too; None if that was not tried, or the file system has
+    none. error: of the system, in words, or "".
     """
 
     sight: Sight
@@ -179,10 +180,11 @@ def _look_at_store(uri: str) -> FolderFacts:
     """Return whether this machine can list what is below a URI."""
     try:
         files, base = open_storage(uri)
-        with storage_errors(uri):
-            list_below(files, base)
+        list_below(files, base)
     except (InputError, ImportError) as error:
-        return FolderFacts(Sight.ERROR, error=str(error))
+        return FolderFacts(Sight.UNREACHED, error=str(error))
+    except (OSError, ValueError) as error:  # pyarrow's own errors are either
+        return FolderFacts(Sight.UNREACHED, error=f"{uri}: {error}")
     return FolderFacts(Sight.SEEN)
 
 
