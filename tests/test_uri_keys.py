@@ -13,7 +13,7 @@ from trainable.core.options import make_config
 from trainable.core.storage import open_storage, place_of_data, without_keys
 
 
-@pytest.mark.parametrize("verb", ["prepare", "launch", "doctor", "check", "train"])
+@pytest.mark.parametrize("verb", ["prepare", "launch", "doctor", "check", "train", "resume"])
 def test_keys_in_the_uri_are_refused_and_not_repeated(verb: str, tmp_path: Path) -> None:
     uri = "s3://AKIAEXAMPLE:begin/end@cases/brats"
     (tmp_path / "space.yaml").write_text(SPACE)
@@ -23,10 +23,11 @@ def test_keys_in_the_uri_are_refused_and_not_repeated(verb: str, tmp_path: Path)
         "doctor": ["--data", uri],
         "check": [tmp_path / "space.yaml", "--set", f"train.data_dir={uri}"],
         "train": ["--data_dir", uri, "--output_dir", tmp_path / "out"],
+        "resume": [tmp_path / "run", "--from", "s3://AKIAEXAMPLE:begin/end@bucket"],
     }
     done = voxtune(verb, *words[verb])
     assert done.returncode == 2, done.stdout
-    assert "s3://...: no keys in the URI of --data (train.data_dir) or --storage" in done.stderr
+    assert "s3://...: no keys in the URI of --data (train.data_dir), --storage or --from" in done.stderr
     assert "put them into the environment: AWS_ACCESS_KEY_ID" in done.stderr
     for part in ("AKIAEXAMPLE", "begin", "end@"):
         assert part not in done.stdout + done.stderr
@@ -95,5 +96,5 @@ def test_a_uri_that_is_none_is_not_shown_and_what_is_expected_is(uri: str, why: 
     text = str(error.value)
     assert text.startswith(f"{uri[:5]}...: no storage: {why}")
     assert "expected a URI such as s3://BUCKET/FOLDER" in text
-    assert "correct --data (train.data_dir) or --storage" in text
+    assert "correct --data (train.data_dir), --storage or --from" in text
     assert "HIDDEN" not in text

@@ -21,7 +21,7 @@ SECRET_NAME = re.compile(r"secret|key|token|passw|pwd|credential|signature|^sig$
 USER_AND_KEY = re.compile(r":.*@", re.DOTALL)  # to the last @: a key may have any character in it, / too
 NAMES_BEFORE_AT = ("abfs", "abfss")  # schemes that have the container before the @
 EXAMPLES = "s3://BUCKET/FOLDER, gs://BUCKET/FOLDER, abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/FOLDER"
-OPTIONS_WITH_URI = "--data (train.data_dir) or --storage"
+OPTIONS_WITH_URI = "--data (train.data_dir), --storage or --from"
 
 
 class Uri(str):

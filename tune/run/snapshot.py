@@ -23,7 +23,7 @@ from pyarrow import fs
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.parallel import run_parallel
-from trainable.core.storage import is_uri, open_storage, read_file, storage_errors
+from trainable.core.storage import is_uri, open_storage, read_file, refuse_credentials, storage_errors
 from tune.run.results import Run, resolve_checkpoint
 from tune.run.run_dir import RunDir, TrialDir, resume_command
 from tune.search.journal_file import complete_lines
@@ -107,6 +107,7 @@ def restore_snapshot(uri: str, run_dir: Path) -> None:
     Raises:
         InputError: if the folder is not empty, if the URI cannot be read, or if it has no snapshot.
     """
+    refuse_credentials(uri)
     if run_dir.exists() and any(run_dir.iterdir()):
         raise InputError(
             f"{run_dir} is not empty; --from needs a new folder; go on with this one by `{resume_command(run_dir)}`"
