@@ -43,7 +43,12 @@ ALLOWED: dict[str, Values] = {
         "margin": [0, 0.02, "auto"],
         "audit": [0, 0.25, 1],
     },
-    "searcher": {"type": ["tpe", "random", "gp"], "startup_trials": [0, 12], "wait_for_startup": [True]},
+    "searcher": {
+        "type": ["tpe", "random", "gp"],
+        "startup_trials": [0, 12],
+        "wait_for_startup": [True],
+        "prior_min_steps": [0, 5000],
+    },
     "resources": {
         "gpu": [0.5, 1, 2, "auto", None],
         "cpu": [1, 8],
@@ -54,7 +59,7 @@ ALLOWED: dict[str, Values] = {
     },
     "train": {
         "amp": ["bf16", True, False],
-        "batch_size": [1, 4],
+        "batch_size": [2, 4],  # which two GPUs can share, as no schema can ask
         "epochs": [50],
         "labels": [2021, "2023", "mine.yaml", None],
         "loss_weights": [[1, 2.5]],
