@@ -108,7 +108,7 @@ def test_two_uris_with_one_cache_keep_their_files_apart(uri: Uri, server: Server
 
 
 def test_what_the_store_has_no_more_is_removed_under_the_lock_only(
-    uri: Uri, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    uri: Uri, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = fetch_cases(uri, tmp_path, quiet=True)
     gone = folder / "Phantom_00009/Phantom_00009_t1.nii.gz"
@@ -116,11 +116,11 @@ def test_what_the_store_has_no_more_is_removed_under_the_lock_only(
     gone.touch()
     with ThreadPoolExecutor(1) as thread:
         with one_at_a_time(folder, "tests"):
-            task, printed, end = thread.submit(fetch_cases, uri, tmp_path, quiet=True), "", time.monotonic() + 60
-            while "waiting for another process, which fetches cases into" not in printed:
+            task, end = thread.submit(fetch_cases, uri, tmp_path, quiet=True), time.monotonic() + 60
+            while "waiting for another process, which fetches cases into" not in caplog.text:
                 assert time.monotonic() < end
                 assert not task.done()
-                printed += capsys.readouterr().out
+                time.sleep(0.05)
             assert gone.exists()
         assert task.result() == folder
     assert not gone.parent.exists()
