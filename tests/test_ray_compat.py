@@ -253,7 +253,7 @@ with Cluster() as cluster:
 def test_a_dead_process_of_the_cluster_is_noticed() -> None:
     done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "died"  # Ray may print lines before it
+    assert "died" in done.stdout.splitlines()  # Ray may print others
 
 
 def test_a_process_that_dies_with_two_calls_fails_its_next_trial_once() -> None:
