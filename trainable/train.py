@@ -244,6 +244,12 @@ def outcome_summary(result: EpochResult, config: TrainConfig, *, tests_follow: b
     return f"{ended}\ntest it: {train_command()} --resume {shlex.quote(str(best))} --test_only"
 
 
+def from_last_checkpoint(config: TrainConfig) -> TrainConfig:
+    """Return a config that goes on from the last checkpoint in its folder, if there is one."""
+    latest = TrainingDir(config.output_dir).latest
+    return config.model_copy(update={"resume": latest, "pretrained": None}) if latest.exists() else config
+
+
 def last_row(paths: TrainingDir) -> Mapping[str, Any]:
     """Return the last row of a training's metrics.csv, {} without one.
 

@@ -18,7 +18,7 @@ from trainable.core.rank_group import RankDiedError, RankGroup
 from trainable.core.rank_link import RankLink
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
-from trainable.train import last_row, out_of_memory, resume_hint, train
+from trainable.train import from_last_checkpoint, last_row, out_of_memory, resume_hint, train
 from trainable.training.epoch_result import EpochResult
 from trainable.training.training_dir import TrainingDir
 
@@ -77,12 +77,6 @@ def group_here(config: TrainConfig, processes: int) -> Callable[[], RankGroup]:
     if cuda and processes > torch.cuda.device_count():
         raise InputError(f"--gpus {processes}: torch sees {torch.cuda.device_count()} here; take at most as many")
     return partial(RankGroup, processes, cuda=cuda, threads=torch.get_num_threads())
-
-
-def from_last_checkpoint(config: TrainConfig) -> TrainConfig:
-    """Return a config that goes on from the last checkpoint in its folder, if there is one."""
-    latest = TrainingDir(config.output_dir).latest
-    return config.model_copy(update={"resume": latest, "pretrained": None}) if latest.exists() else config
 
 
 def train_rank(link: RankLink, config: TrainConfig, data: Data, command: str, tests_follow: bool) -> None:

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -102,12 +101,7 @@ def retrain(
     if done < epochs:
         if done:
             logger.info(f"goes on after epoch {done} of {output.path}")
-        if nodes > 1:
-            train_on_nodes(run, config, data, gpus, nodes, address)
-        elif gpus > 1:
-            train_in_processes(config, data, gpus, tests_follow=bool(split.test))
-        else:
-            train(config, data, tests_follow=bool(split.test))
+        train_on(run, config, data, gpus, nodes, address)
     elif output.test_scores.with_suffix(".json").exists():
         raise InputError(f"{output.path} is done, {epochs} epochs; use it, or take another --name")
     if split.test:
@@ -115,27 +109,16 @@ def retrain(
     return output.path
 
 
-def train_on_nodes(run: Run, config: TrainConfig, data: Data, gpus: int, nodes: int, address: str | None) -> None:
-    """Train on several nodes of the Ray cluster at an address, which see the same folders, with so many GPUs on each.
+def train_on(run: Run, config: TrainConfig, data: Data, gpus: int, nodes: int, address: str | None) -> None:
+    """Train on so many GPUs of this machine, or of each of several nodes, see train_on_nodes. Raises: as that."""
+    if nodes > 1:
+        from tune.driver.node_training import train_on_nodes  # here, as it imports Ray
 
-    Raises:
-        InputError: as train_in_processes; or if too few nodes have so many GPUs, or one does not see the folders.
-    """
-    from tune.driver.cluster import Cluster
-    from tune.driver.node_check import check_nodes
-    from tune.driver.node_ranks import group_on_nodes, node_need, refuse_too_few_nodes
-    from tune.driver.trial_gpus import cluster_gpus
-
-    with Cluster(address) as cluster:
-        cluster.wait()
-        cuda = config.device != "cpu" and cluster_gpus() > 0
-        check_nodes(run.config.with_gpu(gpus if cuda else 0), run.folder, None, address)
-        if not cuda:
-            config = config.model_copy(update={"device": "cpu"})
-        threads = run.config.resources.cpu
-        refuse_too_few_nodes(nodes, node_need(gpus, cuda=cuda, threads=threads))
-        make_group = partial(group_on_nodes, nodes, gpus, cuda=cuda, threads=threads)
-        train_in_processes(config, data, gpus * nodes, tests_follow=bool(data.split.test), make_group=make_group)
+        train_on_nodes(run, config, data, gpus, nodes, address)
+    elif gpus > 1:
+        train_in_processes(config, data, gpus, tests_follow=bool(data.split.test))
+    else:
+        train(config, data, tests_follow=bool(data.split.test))
 
 
 def choose_output(run: Run, name: str) -> TrainingDir:

@@ -55,7 +55,7 @@ def micro_batch_groups(config: TrainConfig, processes: int) -> int:
     batch, micro_batches = config.batch_size, config.accumulation_steps
     patches = batch * micro_batches
     if patches % processes:
-        fitting = ", ".join(str(count) for count in range(1, patches + 1) if patches % count == 0)
+        fitting = ", ".join(map(str, divisors(patches)))
         least = math.lcm(patches, processes)
         raise InputError(
             f"a step of {patches} patches (batch_size {batch} x accumulation_steps {micro_batches}) cannot be divided "
@@ -63,6 +63,11 @@ def micro_batch_groups(config: TrainConfig, processes: int) -> int:
             f"--accumulation_steps {least // batch}; or of {patches * processes} with --scale_batch"
         )
     return math.gcd(micro_batches, processes)
+
+
+def divisors(number: int) -> list[int]:
+    """Return the numbers that divide a number > 0, from 1 up."""
+    return [count for count in range(1, number + 1) if number % count == 0]
 
 
 def scale_to_processes(config: TrainConfig, processes: int) -> TrainConfig:

@@ -189,7 +189,7 @@ def lost_node(actor_id: str | None) -> str:
     host, port, end = node["NodeManagerAddress"], node["NodeManagerPort"], time.monotonic() + ANSWER_SECONDS
     alive = node["Alive"]
     while alive and time.monotonic() < end:  # its processes may end a moment before it
-        alive = answers(host, port) or not is_silent(host, port)
+        alive = not is_silent(host, port)
         time.sleep(0.1)
     return "" if alive else host
 

@@ -27,7 +27,7 @@ from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.evaluate import evaluate
-from trainable.train import last_row, train
+from trainable.train import from_last_checkpoint, last_row, train
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import TrainingDir
 from tune.driver.gpu_sharing import missing_gpu, share_memory
@@ -207,9 +207,7 @@ def train_to_the_end(config: TrainConfig, train: Callable[[TrainConfig], EpochRe
     paths = TrainingDir(config.output_dir)
     wait_for_folder(paths.path)
     if not (row := last_row(paths)).get("end_reason"):
-        if paths.latest.exists():
-            config = config.model_copy(update={"resume": paths.latest, "pretrained": None})
-        row = train(config).row()
+        row = train(from_last_checkpoint(config)).row()
     return divergence(row)
 
 

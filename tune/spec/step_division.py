@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from trainable.core.division import divisors
 from tune.spec.space import DEFAULTS, Space
 
 
@@ -17,7 +18,7 @@ def undivided_step(space: Space, gpus: int) -> str:
         return ""
     batch, count = wrong
     common = math.gcd(*(batch * count for batch, count in steps))
-    fitting = ", ".join(str(number) for number in range(1, common + 1) if common % number == 0)
+    fitting = ", ".join(map(str, divisors(common)))
     recipes_in_words = "every recipe" if len(steps) > 1 else "the recipes"
     return (
         f"a step of {batch * count} patches (batch_size {batch} x accumulation_steps {count}) cannot be divided among "
