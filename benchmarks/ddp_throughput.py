@@ -53,7 +53,7 @@ def measure(config: TrainConfig, gpus: int, folder: Path) -> Speed:
     words = ["--config", recipe, "--output_dir", output, "--patches_per_epoch", patches, "--scale_batch"]
     process = subprocess.Popen(
         [sys.executable, *launcher, str(ROOT / "train.py"), *map(str, words)], stdout=subprocess.PIPE, text=True,
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )  # fmt: skip
     ended = []
     assert process.stdout is not None

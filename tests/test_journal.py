@@ -163,7 +163,7 @@ def test_a_journal_that_is_damaged_is_named(tmp_path: Path, config: SweepConfig)
 def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, config: SweepConfig, monkeypatch: pytest.MonkeyPatch):
     journal = Journal(tmp_path, config)
     journal.ask()
-    before = (tmp_path / JOURNAL).read_bytes()
+    before = read_trials(tmp_path)[0].user_attrs
 
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
@@ -172,9 +172,10 @@ def test_a_full_disk_leaves_the_journal_whole(tmp_path: Path, config: SweepConfi
         patched.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             journal.record(0, make_report(1, 0.5))
-    assert (tmp_path / JOURNAL).read_bytes() == before
+    assert read_trials(tmp_path)[0].user_attrs == before  # that the epoch is recorded comes last
     journal.record(0, make_report(1, 0.5))
     assert read_trials(tmp_path)[0].intermediate_values == {1: 0.5}
+    assert read_trials(tmp_path)[0].user_attrs["progress"]["epoch"] == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray import tune as ray_tune
+from ray.train._internal import checkpoint_manager
+from ray.train._internal.session import _TrainingResult
 from ray.train._internal.storage import StorageContext
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial
@@ -26,7 +28,7 @@ from ray.tune.search import Searcher
 
 from tune.driver import ray_compat
 from tune.driver.cluster import Cluster
-from tune.driver.controller_compat import changed_controller, keep_starting_processes
+from tune.driver.controller_compat import changed_controller, deletion_in_background, keep_starting_processes
 from tune.driver.progress_board import start_board
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
@@ -234,7 +236,7 @@ DIES = """
 import os, signal
 from tune.driver import ray_compat
 from tune.driver.cluster import Cluster
-from tune.driver.controller_compat import changed_controller, keep_starting_processes
+from tune.driver.controller_compat import changed_controller, deletion_in_background, keep_starting_processes
 from tune.driver.progress_board import start_board
 
 assert not ray_compat.cluster_died()
@@ -324,6 +326,25 @@ def test_a_checkpoint_is_linked_into_the_storage_or_copied(
         source, target = tmp_path / "trial" / name, Path(persisted.path) / name
         assert target.samefile(source) is linkable
         assert source.read_text() == target.read_text() == name
+
+
+def test_checkpoints_are_deleted_while_the_driver_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_delete, plain = threading.Event(), checkpoint_manager._delete_fs_path
+
+    def delete(**place: Any) -> None:
+        assert may_delete.wait(60)
+        plain(**place)
+
+    monkeypatch.setattr(checkpoint_manager, "_delete_fs_path", delete)
+    kept = checkpoint_manager._CheckpointManager(ray_tune.CheckpointConfig(num_to_keep=1))
+    folders = [tmp_path / name for name in "abc"]
+    with deletion_in_background():
+        for folder in folders:
+            folder.mkdir()
+            kept.register_checkpoint(_TrainingResult(ray_tune.Checkpoint.from_directory(str(folder)), {}))
+        assert all(folder.exists() for folder in folders)
+        may_delete.set()
+    assert [folder.name for folder in folders if folder.exists()] == ["c"]
 
 
 def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import ray
@@ -29,11 +31,30 @@ def changed_controller() -> Iterator[None]:
         "_get_trial_checkpoints": no_trials_in_snapshots,
     }
     with ExitStack() as stack:
+        stack.enter_context(deletion_in_background())
         for name, change in changes.items():
             if (plain := getattr(controller, name, None)) is not None:
                 setattr(controller, name, change(plain))
                 stack.callback(setattr, controller, name, plain)
         yield
+
+
+@contextmanager
+def deletion_in_background() -> Iterator[None]:
+    """Delete checkpoints that Ray does not keep in a thread, which has ended when this context has.
+
+    It takes 0.1 s for one of 357 MiB, in which all trials that report wait for the driver.
+    """
+    manager: Any = importlib.import_module("ray.train._internal.checkpoint_manager")
+    delete = getattr(manager, "_delete_fs_path", None)
+    with ThreadPoolExecutor(1, "deletion") as thread:
+        if delete is not None:
+            manager._delete_fs_path = partial(thread.submit, delete)
+        try:
+            yield
+        finally:
+            if delete is not None:
+                manager._delete_fs_path = delete
 
 
 def one_failure_per_death(fail: Method) -> Method:

@@ -65,7 +65,7 @@ class AtomicJournalBackend(JournalFileBackend):
         self.path = path
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append all of these entries; flush them to the disk, unless all are params or notes on the study.
+        """Append all of these entries; flush them to the disk, unless all are params, scores or notes on the study.
 
         Raises:
             OSError: the entries cannot be written (a full disk); none of them is in the file then.
@@ -76,8 +76,8 @@ class AtomicJournalBackend(JournalFileBackend):
                 file.writelines(json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs)
                 file.flush()
                 # A param needs no fsync: nothing else of its trial is in the journal yet if the machine crashes.
-                # A note is written again when the sweep is resumed.
-                if any(log["op_code"] not in (SET_PARAM, SET_STUDY_ATTR) for log in logs):
+                # A score is followed by its report's progress, and a note is written again when the sweep is resumed.
+                if any(log["op_code"] not in (SET_PARAM, SET_INTERMEDIATE_VALUE, SET_STUDY_ATTR) for log in logs):
                     os.fsync(file.fileno())
         except OSError:
             os.truncate(self.path, before)
