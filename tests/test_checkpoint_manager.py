@@ -45,6 +45,14 @@ def test_files_of_an_epoch_are_written_before_on_written_is_called(tmp_path: Pat
 
 
 def test_a_trials_files_are_one_per_epoch_and_never_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they replace others by a rename, at which ext4 writes them to the disk."""
+
+    def replace(path: Path, target: Path) -> Path:
+        assert not target.exists()
+        return rename(path, target)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "replace", replace)
     monkeypatch.setattr("os.fsync", None)
     seen: list[dict[str, int]] = []
     with CheckpointManager(config_in(tmp_path, save_freq=9), flush=False, one_file=True) as checkpoints:

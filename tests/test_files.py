@@ -13,7 +13,14 @@ from typing import BinaryIO
 import pytest
 
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_copy, atomic_write, atomic_write_text, errors_name, fsync_path
+from trainable.core.files import (
+    atomic_copy,
+    atomic_write,
+    atomic_write_text,
+    errors_name,
+    fsync_path,
+    link_or_copy,
+)
 from trainable.core.options import make_config
 from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
@@ -117,3 +124,24 @@ def test_a_file_system_that_cannot_flush_a_folder_is_passed_over(
     fail_with(errno.EIO)
     with pytest.raises(OSError, match=f"Input/output error: '{tmp_path}'"):
         fsync_path(tmp_path)
+
+
+@pytest.mark.parametrize("linkable", [True, False])
+def test_a_file_is_linked_or_copied_in_place_of_the_old_one(
+    linkable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "not on one file system")
+
+    if not linkable:
+        monkeypatch.setattr(os, "link", link)
+    source, target = tmp_path / "source", tmp_path / "target"
+    (tmp_path / ".target.new").write_text("left by a kill")
+    target.write_text("old")
+    for text in ("new", "newer"):
+        source.unlink(missing_ok=True)
+        source.write_text(text)
+        link_or_copy(source, target)
+        assert target.read_text() == text
+        assert target.samefile(source) is linkable
+    assert {path.name for path in tmp_path.iterdir()} == {"source", "target"}

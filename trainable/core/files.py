@@ -92,6 +92,22 @@ def atomic_copy(source: Path, path: Path, *, fsync: bool = True) -> None:
         atomic_write(path, partial(shutil.copyfileobj, file, length=2**24), fsync=fsync)
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Make `path` a hard link to a file that is never changed, only replaced; a copy, not flushed, where none can be.
+
+    Raises: as atomic_copy.
+    """
+    temp = path.with_name(f".{path.name}.new")
+    temp.unlink(missing_ok=True)
+    try:
+        os.link(source, temp)
+    except OSError:
+        atomic_copy(source, path, fsync=False)
+    else:
+        path.unlink(missing_ok=True)  # see CheckpointManager: a large file is better not replaced by a rename
+        temp.rename(path)
+
+
 def file_digest(path: Path) -> str:
     """Return 12 hex digits of a file's SHA-256."""
     with path.open("rb") as file:

@@ -99,11 +99,24 @@ def load_verified(path: Path) -> Any:
     Raises:
         InputError: if it is missing or damaged, or contains objects other than tensors and plain values.
     """
+    return read_verified(path, mmap=False)
+
+
+def verify(path: Path) -> None:
+    """Verify the checksums of a weights-only file, which is read but not loaded: other threads go on meanwhile.
+
+    Raises: as load_verified.
+    """
+    read_verified(path, mmap=True)
+
+
+def read_verified(path: Path, *, mmap: bool) -> Any:
+    """Do what load_verified does. mmap: tensors are read only when used."""
     try:
         with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that it writes
             if damaged := file.testzip():
                 raise ValueError(f"checksum of {damaged}")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):

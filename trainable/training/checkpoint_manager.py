@@ -68,12 +68,16 @@ class CheckpointManager:
         self.background.start(partial(self._write, staged, [*paths, self.dir.latest], on_written))
 
     def _write(self, state: dict[str, Any], paths: Sequence[Path], on_written: Callable[[], object]) -> None:
-        """Write a staged state to all paths; if one_file, only to the first path, and remove the other files."""
+        """Write a staged state to all paths; if one_file, only to the first path, and remove the other files.
+
+        In the latter case all old files are removed before: a file that replaces another one by a rename is written to
+        the disk at once by ext4, and whatever is flushed meanwhile waits for it.
+        """
         first, *others = paths
         if self.one_file:
+            for path in paths:
+                path.unlink(missing_ok=True)
             save_checkpoint(state, first, fsync=self.flush)
-            for other in others:
-                other.unlink(missing_ok=True)
         else:
             save_checkpoint(state, first, *others, fsync=self.flush)
         on_written()

@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.result import AUTO_RESULT_KEYS
 
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_copy, atomic_write_text, errors_name
+from trainable.core.files import atomic_write_text, errors_name, link_or_copy
 from trainable.core.logger import logger
 from trainable.core.option_files import dump_yaml
 from trainable.core.parallel import BackgroundWorker
@@ -72,7 +72,7 @@ def sync_outputs(run: Run, snapshot: Snapshot, retention: Retention) -> bool:
 
 
 def sync_best(run: Run) -> bool:
-    """Copy the winner's recipe and its best checkpoint to RUN/best, unless the recipe is there already.
+    """Bring the winner's recipe and a link to its best checkpoint to RUN/best, unless the recipe is there already.
 
     Returns:
         False if the checkpoint of the winner's best epoch is not in the storage yet: nothing is copied then. True
@@ -93,8 +93,8 @@ def sync_best(run: Run) -> bool:
             original = Path(source) / model.name
             if checkpoint.read_epoch(original) not in (0, best.best_epoch):
                 return False
-            checkpoint.load_checkpoint(original)  # fails if it is incomplete
-            atomic_copy(original, model, fsync=False)
+            checkpoint.verify(original)
+            link_or_copy(original, model)
     except (FileNotFoundError, InputError) as error:
         if best.state == TrialState.RUNNING:  # Ray deletes all but its newest two
             return False
