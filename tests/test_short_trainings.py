@@ -1,4 +1,4 @@
-"""searcher.prior_min_steps: sweeps of short trainings do without `start:` and priors."""
+"""searcher.prior_min_steps: sweeps of short trainings do without `start:` and priors, and stop trials sooner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from faults import faulty, small_sweep
 from trainable.data.prepare import Data
 from tune.driver.cluster import Cluster
 from tune.driver.sweep import launch
-from tune.spec.short_trainings import training_steps, without_priors_if_short
+from tune.spec.short_trainings import adapted_if_short, training_steps
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
@@ -32,18 +32,22 @@ def left_out(config: SweepConfig) -> bool:
     return not config.space.has_prior and config.start == config.start_names == ()
 
 
-def test_short_trainings_do_without_priors_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_short_trainings_do_without_priors_and_stop_sooner_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     config = load_sweep_config("brats")
-    assert without_priors_if_short(config, 99) is config  # 5,000 steps
+    assert adapted_if_short(config, 99) is config  # 5,000 steps
     assert not caplog.messages
-    short = without_priors_if_short(config, 98)
+    short = adapted_if_short(config, 98)
     assert left_out(short)
     assert short.space == config.space.without_priors()
+    assert (config.early_stopping.min_trials, short.early_stopping.min_trials) == (3, 1)
     [said] = caplog.messages
     assert said.startswith("a training has 4,900 steps, and what `start:` and `prior:` say is of 5,000 or more")
-    assert without_priors_if_short(short, 1) is short
+    assert said.endswith("this sweep does without them, and has early_stopping.min_trials 1")
+    median = load_sweep_config("brats", ["early_stopping.type=median"])
+    assert adapted_if_short(median, 98).early_stopping == median.early_stopping
+    assert adapted_if_short(short, 1) is short
     always = load_sweep_config("brats", ["searcher.prior_min_steps=0"])
-    assert without_priors_if_short(always, 1) is always
+    assert adapted_if_short(always, 1) is always
 
 
 def test_a_launch_keeps_what_its_trainings_are_long_enough_for(

@@ -15,7 +15,7 @@ from tune.driver.cluster import slots_for
 from tune.driver.gpu_sharing import DoesNotFit
 from tune.driver.recipe_timing import measure_costs
 from tune.planning.estimate import GPU_COUNTS, Estimate, make_estimate
-from tune.spec.short_trainings import without_priors_if_short
+from tune.spec.short_trainings import adapted_if_short
 from tune.spec.sweep_config import SweepConfig
 
 BEFORE_SECONDS = 20.0  # of a launch, until its first trial trains: Ray starts, then the processes of the trials
@@ -47,7 +47,7 @@ def estimate(
     data = prepare_data(config.base_config())
     if not data.split.val:
         raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
-    config = without_priors_if_short(config, len(data.split.train))
+    config = adapted_if_short(config, len(data.split.train))
     logger.info("measuring some steps and a validation of the default and of the largest recipe")
     try:
         costs = measure_costs(config, data)

@@ -27,7 +27,7 @@ from tune.search.surrogate import Surrogate
 from tune.spec.kinds import encode
 from tune.spec.parameter import Branch
 from tune.spec.prior import NumberPrior, WeightsPrior
-from tune.spec.short_trainings import without_priors_if_short
+from tune.spec.short_trainings import adapted_if_short
 from tune.spec.space import Space
 from tune.spec.sweep_config import SweepConfig
 
@@ -182,7 +182,7 @@ def as_it_is(
     """
     config = bench.shipped()
     if bench.trained and not short:
-        config = without_priors_if_short(config, bench.trained)
+        config = adapted_if_short(config, bench.trained)
     changed = {**(stopping or {})}
     if changed.get("grace_period") == "third":
         changed["grace_period"] = third(bench)

@@ -19,7 +19,7 @@ from tune.driver.trial_gpus import is_measured, resolve_gpu
 from tune.run.import_trials import differences
 from tune.run.results import read_run
 from tune.run.retention import check_disk_space
-from tune.spec.short_trainings import without_priors_if_short
+from tune.spec.short_trainings import adapted_if_short
 from tune.spec.sweep_config import SweepConfig
 
 
@@ -47,7 +47,7 @@ def dry_run(
     for folder in earlier:
         refuse_other_scores(config, data, folder)
     logger.info("\n".join(data_lines(data)))
-    config = without_priors_if_short(config, len(data.split.train))
+    config = adapted_if_short(config, len(data.split.train))
     cluster.wait()
     check_nodes(config, run_dir, storage, cluster.address)
     gpu_is_measured = is_measured(config)

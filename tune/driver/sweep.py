@@ -51,7 +51,7 @@ from tune.run.run_dir import resume_command
 from tune.run.snapshot import Snapshot
 from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal
-from tune.spec.short_trainings import without_priors_if_short
+from tune.spec.short_trainings import adapted_if_short
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 from tune.terminal.live_screen import SweepScreen
@@ -128,7 +128,7 @@ def launch(
         slots = Slots(config.resources)
         if given_time is not None:
             config = plan_by_time(config, data, slots, given_time)
-        config = without_priors_if_short(config, len(data.split.train))
+        config = adapted_if_short(config, len(data.split.train))
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
         begin_run(config, run_dir, data, storage, earlier, seen, note)
         return sweep(read_run(run_dir), slots, hooks, params=params)
@@ -166,7 +166,7 @@ def resume(
         config = with_prepared_data(config, run_dir, data_dir)
         if space is not None:
             config = change_space(read_run(run_dir, config), space, overrides)
-            config = without_priors_if_short(config, len(load_split(paths.split).train))
+            config = adapted_if_short(config, len(load_split(paths.split).train))
         run = read_run(run_dir, config)
         if (count := len(run.own_trials)) > config.budget.trials:
             raise InputError(

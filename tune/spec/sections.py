@@ -205,7 +205,10 @@ class Searcher(Section):
         False, description="Run no other trials until startup_trials have ended, even if slots are free."
     )
     prior_min_steps: int = Field(
-        0, ge=0, description="Sweeps of trainings of fewer steps do without `start:` and `prior:`, as if not written."
+        0,
+        ge=0,
+        description="Sweeps of trainings of fewer steps do without `start:` and `prior:`, as if not written; asha then "
+        "has min_trials 1.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Sweeps of short trainings do without what is known from long ones: priors, and recipes to start with."""
+"""What sweeps of short trainings do otherwise: what is known from long ones does not count, and trials stop sooner."""
 
 from __future__ import annotations
 
@@ -18,17 +18,25 @@ def training_steps(config: SweepConfig, train_cases: int) -> int:
     return recipe.epochs * math.ceil(patches / (recipe.batch_size * recipe.accumulation_steps))
 
 
-def without_priors_if_short(config: SweepConfig, train_cases: int) -> SweepConfig:
-    """Return the config without `start:` and priors if its trainings have fewer steps than searcher.prior_min_steps.
+def adapted_if_short(config: SweepConfig, train_cases: int) -> SweepConfig:
+    """Return the config for short trainings, if a training has fewer steps than searcher.prior_min_steps. Says so.
 
-    Says so. train_cases: number of the cases that are trained on.
+    It has no `start:` and no priors, and asha compares trials from the second one at a rung on. A config without any of
+    these priors and start recipes stays as it is.
+
+    train_cases: number of the cases that are trained on.
     """
     least, known = config.searcher.prior_min_steps, bool(config.start) or config.space.has_prior
     steps = training_steps(config, train_cases) if known and least else 0
     if not known or steps >= least:
         return config
+    stopping, said = config.early_stopping, "does without them"
+    if stopping.type == "asha" and stopping.min_trials > 1:
+        stopping = stopping.model_copy(update={"min_trials": 1})
+        said += ", and has early_stopping.min_trials 1"
     logger.info(
         f"a training has {steps:,} steps, and what `start:` and `prior:` say is of {least:,} or more "
-        "(searcher.prior_min_steps): this sweep does without them"
+        f"(searcher.prior_min_steps): this sweep {said}"
     )
-    return config.model_copy(update={"space": config.space.without_priors(), "start": (), "start_names": ()})
+    knows_nothing = {"space": config.space.without_priors(), "start": (), "start_names": ()}
+    return config.model_copy(update={**knows_nothing, "early_stopping": stopping})
