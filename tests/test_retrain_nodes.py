@@ -62,6 +62,8 @@ def nodes() -> Iterator[Any]:
 
 @pytest.fixture
 def address(nodes: Any) -> str:
+    """The address of the cluster, which counts no node any more that a test has removed."""
+    nodes.wait_for_nodes(timeout=90)
     return str(nodes.address)
 
 
@@ -123,6 +125,19 @@ def test_a_lost_node_is_replaced_by_one_that_comes_later(sweep: Path, nodes: Any
 
 
 @pytest.mark.slow
+def test_a_node_that_is_lost_while_the_processes_start_is_replaced(sweep: Path, nodes: Any) -> None:
+    words = ["retrain", sweep, "--epochs", 2, "--gpus", 2, "--nodes", 2, "--address", nodes.address, "--name", "begun"]
+    process = start("-m", "tune", *words, **OPEN)
+    wait_until(lambda: len(rank_pids()) == 4)  # they import torch now
+    nodes.remove_node(nodes.list_all_nodes()[-1], allow_graceful=False)
+    nodes.add_node(num_cpus=2)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert output.count("; the epoch under way is lost, and the training goes on from the beginning") == 1, output
+    assert [row["epoch"] for row in rows(sweep / "retrain" / "begun")] == ["1", "2"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_command_ends_the_processes_of_all_nodes(sweep: Path, address: str, number: int) -> None:
     words = ["retrain", sweep, "--epochs", 500, "--gpus", 2, "--nodes", 2, "--address", address, "--name", "ended"]
@@ -143,7 +158,8 @@ def test_too_few_nodes_are_refused_with_what_there_is(sweep: Path, address: str)
     done = voxtune(*words, "--gpus", 4, **OPEN)
     assert done.returncode == 2
     assert "--nodes 2: 0 nodes of the cluster have 4 CPU; the cluster has" in done.stderr
-    assert "2 nodes of 2 CPUs and 0 GPUs; lower --nodes or --gpus" in done.stderr
+    cores = "each process takes the CPU cores of the sweep's resources.cpu"
+    assert f"2 nodes of 2 CPUs and 0 GPUs; lower --nodes or --gpus: {cores}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
