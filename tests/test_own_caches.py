@@ -101,6 +101,10 @@ def test_both_nodes_of_a_trial_prepare_the_cases_on_their_own_disks(network: Net
     assert all(re.search(r"on node-[ab] and on 10\.\S+$", text) for text in begun), begun
     audit = network.head.voxtune("verify", run.path)
     assert audit.returncode == 0, audit.stdout
+    words = ["retrain", run.path, "--nodes", 2, "--epochs", 1, "--address", network.address]
+    again = network.head.voxtune(*words)
+    assert again.returncode == 0, again.stdout
+    assert "device: 2 x cpu" in again.stdout
 
 
 def test_a_node_that_can_neither_see_nor_prepare_a_cache_is_refused_before_a_confirmation(

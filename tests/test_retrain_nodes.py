@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import rows, start, voxtune
+from ray_nodes import OPEN, cluster_of
 
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
@@ -22,7 +23,6 @@ from tune.driver.sweep import launch
 from tune.retrain import retrain
 from tune.spec.sweep_config import make_sweep_config
 
-OPEN = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 SMALL = {
     "epochs": 2, "depth": 2, "base_channels": 4, "target_shape": [16, 16, 16], "patches_per_epoch": 16,
     "num_workers": 0, "device": "cpu", "optimizer": "sgd", "batch_size": 4,
@@ -45,19 +45,9 @@ def sweep(phantoms: Path, prepared: Data, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """A cluster of a head without cores and two nodes of two cores each."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in OPEN.items():
-            patch.setenv(name, value)
-        from ray.cluster_utils import Cluster
-
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        try:
-            for _ in range(2):
-                cluster.add_node(num_cpus=2)
-            yield cluster
-        finally:
-            cluster.shutdown()
+    """A cluster with two nodes of two cores each."""
+    with cluster_of(2, 2) as cluster:
+        yield cluster
 
 
 @pytest.fixture
