@@ -25,7 +25,8 @@ def undivided_step(space: Space, local: int, nodes: int = 1) -> str:
     fitting = ", ".join(map(str, divisors(common)))
     among, wanted = f"{processes} GPUs", "resources.gpu"
     if nodes > 1:
-        among, wanted = f"{processes} processes", "resources.gpu x resources.nodes"
+        among = f"{processes} processes"
+        wanted = "resources.nodes" if local == 1 else "resources.gpu x resources.nodes"
     recipes_in_words = "every recipe" if len(steps) > 1 else "the recipes"
     return (
         f"a step of {batch * count} patches (batch_size {batch} x accumulation_steps {count}) cannot be divided among "
