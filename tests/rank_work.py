@@ -30,6 +30,13 @@ def train(link: RankLink, config: TrainConfig, data: Data) -> int:
     return fit(config, data, on_epoch_end).epoch
 
 
+def train_after_asking(link: RankLink, config: TrainConfig, data: Data) -> int:
+    """Train as `train` does, after rank 0 has asked 0."""
+    if rank() == 0:
+        link.ask(0)
+    return train(link, config, data)
+
+
 def fail(link: RankLink, failing: int, kind: type[Exception]) -> None:
     """One process fails; the others wait for it."""
     if rank() == failing:

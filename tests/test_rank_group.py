@@ -92,6 +92,25 @@ def test_a_training_that_is_ended_leaves_the_processes_for_the_next_one(
     assert group.run(rank_work.pids, on_message=nothing) == before
 
 
+def test_an_end_that_comes_before_the_first_step_ends_the_training_there(
+    group: RankGroup, prepared: Data, tmp_path: Path
+) -> None:
+    """No training handles the signal yet that the request sends to each process."""
+    before = group.run(rank_work.pids, on_message=nothing)
+
+    def stop(epoch: int) -> None:
+        assert epoch == 0
+        raise Stop
+
+    started = time.monotonic()
+    with pytest.raises(Stop):
+        group.run(rank_work.train_after_asking, small(tmp_path / "early"), prepared, on_message=stop)
+    assert time.monotonic() - started < 30
+    assert not TrainingDir(tmp_path / "early").latest.exists()
+    assert group.run(rank_work.train, small(tmp_path / "next", epochs=1), prepared, on_message=lambda _: None) == 1
+    assert group.run(rank_work.pids, on_message=nothing) == before
+
+
 @pytest.mark.parametrize(
     ("failing", "kind"), [(1, InputError), pytest.param(0, torch.cuda.OutOfMemoryError, marks=pytest.mark.slow)]
 )

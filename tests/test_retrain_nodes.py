@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import rows, start, voxtune
+from ray_nodes import OPEN, cluster_of
 
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
@@ -22,7 +23,6 @@ from tune.driver.sweep import launch
 from tune.retrain import retrain
 from tune.spec.sweep_config import make_sweep_config
 
-OPEN = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 SMALL = {
     "epochs": 2, "depth": 2, "base_channels": 4, "target_shape": [16, 16, 16], "patches_per_epoch": 16,
     "num_workers": 0, "device": "cpu", "optimizer": "sgd", "batch_size": 4,
@@ -45,23 +45,15 @@ def sweep(phantoms: Path, prepared: Data, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """A cluster of a head without cores and two nodes of two cores each."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in OPEN.items():
-            patch.setenv(name, value)
-        from ray.cluster_utils import Cluster
-
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        try:
-            for _ in range(2):
-                cluster.add_node(num_cpus=2)
-            yield cluster
-        finally:
-            cluster.shutdown()
+    """A cluster with two nodes of two cores each."""
+    with cluster_of(2, 2) as cluster:
+        yield cluster
 
 
 @pytest.fixture
 def address(nodes: Any) -> str:
+    """The address of the cluster, which counts no node any more that a test has removed."""
+    nodes.wait_for_nodes(timeout=90)
     return str(nodes.address)
 
 
@@ -123,6 +115,19 @@ def test_a_lost_node_is_replaced_by_one_that_comes_later(sweep: Path, nodes: Any
 
 
 @pytest.mark.slow
+def test_a_node_that_is_lost_while_the_processes_start_is_replaced(sweep: Path, nodes: Any) -> None:
+    words = ["retrain", sweep, "--epochs", 2, "--gpus", 2, "--nodes", 2, "--address", nodes.address, "--name", "begun"]
+    process = start("-m", "tune", *words, **OPEN)
+    wait_until(lambda: len(rank_pids()) == 4)  # they import torch now
+    nodes.remove_node(nodes.list_all_nodes()[-1], allow_graceful=False)
+    nodes.add_node(num_cpus=2)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert output.count("; the epoch under way is lost, and the training goes on from the beginning") == 1, output
+    assert [row["epoch"] for row in rows(sweep / "retrain" / "begun")] == ["1", "2"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_command_ends_the_processes_of_all_nodes(sweep: Path, address: str, number: int) -> None:
     words = ["retrain", sweep, "--epochs", 500, "--gpus", 2, "--nodes", 2, "--address", address, "--name", "ended"]
@@ -143,7 +148,8 @@ def test_too_few_nodes_are_refused_with_what_there_is(sweep: Path, address: str)
     done = voxtune(*words, "--gpus", 4, **OPEN)
     assert done.returncode == 2
     assert "--nodes 2: 0 nodes of the cluster have 4 CPU; the cluster has" in done.stderr
-    assert "2 nodes of 2 CPUs and 0 GPUs; lower --nodes or --gpus" in done.stderr
+    cores = "each process takes the CPU cores of the sweep's resources.cpu"
+    assert f"2 nodes of 2 CPUs and 0 GPUs; lower --nodes or --gpus: {cores}" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -41,7 +41,7 @@ def estimate(
             that cannot be trained, or a time that is too short.
     """
     config = with_local_gpu(config)
-    share = config.resources.gpu_share
+    share = config.resources.all_gpus
     if gpus and not share:
         raise InputError("--gpus: these trials train on the CPU, as resources.gpu is 0 or torch sees no GPU here")
     data = prepare_data(config.base_config())
@@ -53,7 +53,7 @@ def estimate(
         costs = measure_costs(config, data)
     except DoesNotFit as error:
         raise InputError(f"{error}; lower train.target_shape, train.batch_size or train.base_channels") from None
-    on_cpu = [(0, max(1, cores() // config.resources.cpu))]
+    on_cpu = [(0, max(1, cores() // (config.resources.cpu * config.resources.nodes)))]
     places = [(count, slots_for(count, share)) for count in gpus or GPU_COUNTS] if share else on_cpu
     seconds = None if hours is None else hours * 3600
     return make_estimate(

@@ -23,6 +23,7 @@ from trainable.core.files import errors_name
 from trainable.core.logger import logger
 
 LOCK = ".lock"  # file in a folder that the process that uses the folder locks
+QUIET_SECONDS = 3.0  # of a wait, before it is printed
 IN_USE = ".in_use"  # file in a scratch folder that its process locks
 NO_LOCKS_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without locks
 
@@ -104,6 +105,23 @@ def is_locked(folder: Path) -> bool:
     except OSError:  # it was never locked
         return False
     return False
+
+
+def wait_until_unlocked(folder: Path, seconds: float) -> bool:
+    """Wait until no process holds a folder's `lock_folder`; return whether that is so within this time.
+
+    A killed process lets go of it at once, one on a lost node when the file server notices: a line is printed then.
+    """
+    started, said = time.monotonic(), False
+    while is_locked(folder):
+        passed = time.monotonic() - started
+        if passed > seconds:
+            return False
+        if passed > QUIET_SECONDS and not said:
+            logger.info(f"waits up to {seconds:g} s for {folder}, which another process still uses, as on a lost node")
+            said = True
+        time.sleep(0.1)
+    return True
 
 
 _shared_locks: dict[Path, TextIO] = {}  # open files that this process has locked until it exits

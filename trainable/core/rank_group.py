@@ -30,6 +30,10 @@ class RankDiedError(RuntimeError):
     """A process of a training has died, perhaps killed; the others were ended."""
 
 
+class LostNodeError(RankDiedError):
+    """A machine is lost, and with it its processes of a training; the others were ended."""
+
+
 class Process(Protocol):
     """What is used of a Popen; a process on another machine has the same."""
 
@@ -40,12 +44,16 @@ class Process(Protocol):
 
 @dataclass(eq=False)
 class Member:
-    """One of the processes. place: its machine in messages, as " on 10.0.0.2"; "" for this one."""
+    """One of the processes.
+
+    place: its machine in messages, as " on 10.0.0.2"; "" for this one. is_lost: returns whether that machine is lost.
+    """
 
     rank: int
     process: Process
     connection: Connection
     place: str = ""
+    is_lost: Callable[[], bool] = lambda: False
 
     def has_died(self) -> bool:
         """Return whether the process has ended, or its connection, which tells sooner of another machine's."""
@@ -209,7 +217,10 @@ class RankGroup:
         how = "has died" if code is None else f"ended with exit code {code}"
         if code is not None and code < 0:
             how = f"was killed by {signal.Signals(-code).name}"
-        return RankDiedError(f"process {member.rank} of the {count} that train together {how}{member.place}")
+        its = f"process {member.rank} of the {count} that train together"
+        if member.is_lost():
+            return LostNodeError(f"the loss of a node, with {its}{member.place}")
+        return RankDiedError(f"{its} {how}{member.place}")
 
     def close(self) -> None:
         """Kill the processes, and return when they have ended."""
@@ -221,23 +232,26 @@ class RankGroup:
             member.connection.close()
 
 
-def start_here(launches: Sequence[Launch], threads: int) -> list[Member]:
-    """Start processes on this machine."""
+def start_here(launches: Sequence[Launch], threads: int, interface: str = "lo") -> list[Member]:
+    """Start processes on this machine. interface: of the network, by which gloo connects them; "" for its choice."""
     members = list[Member]()
     for launch in launches:
         own, its = Pipe()
         with its:
             number = its.fileno()
-            environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}
-            process = start_process(str(number), threads, pass_fds=[number], env=environment)
+            process = start_process(str(number), threads, interface, pass_fds=[number])
         members.append(Member(launch.rank, process, own))
     return members
 
 
-def start_process(where: str, threads: int, **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process that reaches the one that gives it work as rank_link.connect says; options: of Popen."""
+def start_process(where: str, threads: int, interface: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that reaches the one that gives it work as rank_link.connect says.
+
+    interface: as for start_here, unless the user has set GLOO_SOCKET_IFNAME; options: of Popen.
+    """
     paths = os.pathsep.join(path for path in sys.path if path)  # as Ray ships the packages
-    environment = options.pop("env", os.environ) | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
+    environment = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+    environment |= os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", "from trainable.core.rank_link import main; main()", where],
         env=environment,

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from trainable.core.logger import init_logger, logger
 from trainable.core.ranks import Launch, join, rank
-from trainable.core.signals import handle_end_signals
+from trainable.core.signals import forget_end_request, handle_end_signals, request_end
 
 END = b"end"  # asks a process to end its work at the same step as the others
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -53,7 +53,7 @@ class RankLink:
     """The connection of this process to the one that started it, with which it ends."""
 
     def __init__(self, connection: Connection) -> None:
-        self.connection, self.lock, self.end_requested = connection, threading.Lock(), False
+        self.connection, self.lock = connection, threading.Lock()
         self.received: SimpleQueue[bytes] = SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -62,12 +62,11 @@ class RankLink:
         try:
             while True:
                 if (message := self.connection.recv_bytes()) != END:
-                    if message:  # new work, no answer: an end that was asked for before it is past
-                        self.end_requested = False
+                    if message:  # new work, no answer
+                        forget_end_request()
                     self.received.put(message)
                     continue
-                self.end_requested = True
-                os.kill(os.getpid(), signal.SIGTERM)  # which AgreedEnd handles
+                request_end()  # which AgreedEnd notes, also if it is entered later
         except (EOFError, OSError):
             os._exit(1)
 
@@ -147,8 +146,6 @@ def work_once(link: RankLink) -> tuple[Kind, Any]:
     """Wait for work, do it, and return how it ended: the message for the process that started this one."""
     try:
         work, arguments = link.receive()
-        if link.end_requested:  # before the training began
-            return Kind.ENDED, None
         result = work(link, *arguments)
     except KeyboardInterrupt:
         return Kind.ENDED, None

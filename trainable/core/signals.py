@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -29,3 +31,22 @@ def restore_handlers(handlers: dict[int, Handler]) -> None:
     """Set the handlers that handle_end_signals has returned."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+_end_requested = threading.Event()
+
+
+def request_end() -> None:
+    """Ask this process to end, as by SIGTERM, which may arrive before a training handles it: see end_is_requested."""
+    _end_requested.set()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def forget_end_request() -> None:
+    """Forget that request_end was called: it was for what has ended since."""
+    _end_requested.clear()
+
+
+def end_is_requested() -> bool:
+    """Return whether request_end was called, and not forgotten since."""
+    return _end_requested.is_set()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainable.core.ranks import gather, world_size
-from trainable.core.signals import Handler, handle_end_signals, restore_handlers
+from trainable.core.signals import Handler, end_is_requested, handle_end_signals, restore_handlers
 
 
 class AgreedEnd:
@@ -31,6 +31,7 @@ class AgreedEnd:
     def __enter__(self) -> Self:
         if world_size() > 1:
             self.handlers = handle_end_signals(self._note)
+            self.requested |= end_is_requested()  # before there was this handler
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

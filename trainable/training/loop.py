@@ -11,7 +11,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device, kernel_selection
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from trainable.core.ranks import from_main, gather, is_main
+from trainable.core.ranks import from_main, is_main
 from trainable.data.patches import PatchLoader
 from trainable.data.prepare import Data
 from trainable.evaluation.inference import NonFiniteLogitsError
@@ -110,10 +110,9 @@ def resume_training(
     """
     config = training.config
     assert config.resume is not None
-    source, state = load_latest_valid(config.resume)
+    # rank 0 reads it for all, as a trial's checkpoint is on the disk of its first node only
+    source, state = from_main(load_latest_valid(config.resume) if is_main() else (config.resume, {}))
     training.load_state(state, data)
-    if len(set(gather(training.epoch))) > 1:
-        raise InputError(f"{source} is not the same file for all processes; they need a file system that they share")
     done = f"{source} has done {training.epoch} of {config.epochs} epochs"
     if training.epoch >= config.epochs:
         raise InputError(f"{done}; raise --epochs to go on")

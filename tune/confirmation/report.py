@@ -140,7 +140,7 @@ def report_text(run: Run, found: Confirmation, address: str | None = None) -> st
     """Return what a confirmation prints at its end. address: of the cluster, for the command that goes on."""
     plan, val = found.plan, found.val
     on = f"{plan.folds} folds of the train and val cases" if plan.folds else "the cases that the sweep validated on"
-    hours = found.seconds / 3600 * run.config.resources.gpu_share
+    hours = found.seconds / 3600 * run.config.resources.all_gpus
     cost = f"{hours:.2f} GPU hours" if hours else f"{duration(found.seconds)} on the CPU"
     ended = found.race.ended
     race = f"the race ended: {ended}" if ended else "the race has not ended: what follows may change"

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -198,24 +199,34 @@ class Slots:
 
     def __init__(self, resources: Resources) -> None:
         cpu, gpu = resources.cpu, resources.gpu_share
-        self.need = {"CPU": float(cpu), "GPU": gpu}
+        self.need, self.nodes = {"CPU": float(cpu), "GPU": gpu}, resources.nodes
         self.checked_at, self.capacity = -60.0, 0
         if not self.count():
+            keys = [*["nodes"] * (self.nodes > 1), "gpu", "cpu"]
             raise InputError(
-                f"resources ask for {cpu} CPUs and {gpu:g} GPUs per trial, on one node; {nodes_in_words()}; lower them "
-                "with --set resources.gpu=... --set resources.cpu=..."
+                f"resources ask for {cpu} CPUs and {gpu:g} GPUs per trial,{resources.on_nodes or ' on one node'}; "
+                f"{nodes_in_words()}; lower them with {' '.join(f'--set resources.{key}=...' for key in keys)}"
             )
 
     def count(self) -> int:
         """Return how many trials fit at once; counted again after 5 s, since nodes come and go."""
         if time.monotonic() - self.checked_at > 5:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            self.checked_at, self.capacity = time.monotonic(), sum(map(self.on_node, nodes))
+            self.checked_at = time.monotonic()
+            self.capacity = groups_on_nodes([self.on_node(resources) for resources in nodes], self.nodes)
         return self.capacity
 
     def on_node(self, resources: dict[str, float]) -> int:
-        """Return how many trials fit on one node: a trial does not span two."""
+        """Return how many trials fit on one node, or of how many trials it can have its part."""
         return min(slots_for(resources.get(kind, 0), need) for kind, need in self.need.items() if need)
+
+
+def groups_on_nodes(places: Sequence[int], size: int) -> int:
+    """Return how many groups of `size` places on different nodes there can be at once; places: of each node."""
+    count = sum(places) // size
+    while sum(min(count, own) for own in places) < size * count:  # a group has no two places of one node
+        count -= 1
+    return count
 
 
 def nodes_in_words() -> str:

@@ -94,5 +94,6 @@ def sweep_lines(config: SweepConfig, slots: int, gpu_is_measured: bool) -> list[
     return [
         f"cluster: {counted(len(nodes), 'machine')}, {cpus:g} CPU, {gpus:g} GPU",
         f"would run {counted(budget.trials, 'trial')} of up to {counted(epochs, 'epoch')}, {slots} at once with "
-        f"{config.resources.cpu} CPU and {share} each" + "".join(f"; {limit}" for limit in limits),
+        f"{config.resources.cpu} CPU and {share} each{config.resources.on_nodes}"
+        + "".join(f"; {limit}" for limit in limits),
     ]

@@ -95,6 +95,7 @@ class EventLog:
         host, gpus = report["host"], tuple(report["gpus"])
         how = f"goes on after epoch {epoch}" if epoch else "started"
         where = f"GPU {', '.join(map(str, gpus))} of {host}" if gpus else host
+        where += "".join(f" and on {address}" for address in report.get("other_nodes", ()))
         self.add(EventKind.TRIAL_STARTED, f"{how} on {where}", number, host=host, gpus=gpus)
 
     def retried(self, number: int, error: str) -> None:

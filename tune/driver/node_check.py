@@ -101,7 +101,7 @@ def fits_line(config: SweepConfig) -> str:
         InputError: none does.
     """
     need = Slots(config.resources)
-    share = f"{config.resources.cpu} CPU and {config.resources.gpu_share:g} GPU"
+    share = f"{config.resources.cpu} CPU and {config.resources.gpu_share:g} GPU{config.resources.on_nodes}"
     return f"{counted(need.count(), 'trial')} at once if nothing else runs, each with {share}"
 
 

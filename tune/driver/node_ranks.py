@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import secrets
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -16,33 +19,50 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from trainable.core.rank_group import Member, RankGroup, start_process
+from trainable.core.rank_group import LostNodeError, Member, RankDiedError, RankGroup, start_here, start_process
 from trainable.core.ranks import Launch
+from tune.driver import ray_compat
 from tune.driver.cluster import nodes_in_words, slots_for
+from tune.driver.gpu_sharing import missing_gpu
+from tune.driver.trainer_process import NodeTroubleError
 
 START_SECONDS = 300.0  # that the processes may take to import torch and to connect
 SAY_SECONDS = 30.0  # without free nodes, before this is printed
+SIOCGIFADDR = 0x8915  # of Linux's ioctl: the IPv4 address of a network interface
 
 
 class NodeProcesses:
     """A Ray actor that starts the processes of one node; they end with it."""
 
     def start(self, ranks: Sequence[int], threads: int, where: str, key: str) -> str:
-        """Start these ranks, which connect to `where`, "HOST PORT", by a key; return the address of the node."""
+        """Start these ranks, which connect to `where`, "HOST PORT", by a key; return the address of the node.
+
+        Raises:
+            NodeTroubleError: if torch does not see the GPUs that Ray has reserved here.
+        """
+        if (gpus := ray.get_gpu_ids()) and (missing := missing_gpu(len(gpus))):
+            raise NodeTroubleError(missing)
+        address = str(ray.util.get_node_ip_address())
+        interface = interface_of(address)
         self.processes = dict[int, subprocess.Popen[bytes]]()
         for rank in ranks:
-            process = start_process(f"{where} {rank}", threads, stdin=subprocess.PIPE)
+            process = start_process(f"{where} {rank}", threads, interface, stdin=subprocess.PIPE)
             assert process.stdin is not None
             with suppress(BrokenPipeError), process.stdin as pipe:  # it has died, which `watch` sees
                 pipe.write(f"{key}\n".encode())
             self.processes[rank] = process
-        return str(ray.util.get_node_ip_address())
+        return address
 
     def watch(self) -> dict[int, int]:
         """Wait until a process has ended; return the exit codes of all that have, by rank."""
@@ -79,6 +99,24 @@ class NodeProcess:
         ray.wait([self.watch], timeout=timeout)
         return self.poll() or 0
 
+    def is_lost(self) -> bool:
+        """Return whether the node is lost."""
+        return bool(ray_compat.lost_node(self.actor._actor_id.hex()))
+
+
+def interface_of(address: str) -> str:
+    """Return the name of this machine's network interface with an IPv4 address; "" if none has it.
+
+    gloo itself takes the one that the machine's name stands for, on Debian the loopback: no other machine reaches that.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has no IPv4 address
+                answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return ""
+
 
 def node_need(local: int, *, cuda: bool, threads: int) -> dict[str, float]:
     """Return what the processes of one node need, by Ray's names; the arguments are those of group_on_nodes."""
@@ -91,9 +129,11 @@ def refuse_too_few_nodes(nodes: int, need: dict[str, float]) -> None:
     fitting = sum(all(slots_for(offer.get(kind, 0), count) for kind, count in need.items()) for offer in offers)
     if fitting < nodes:
         wanted = " and ".join(f"{count:g} {kind}" for kind, count in need.items())
+        with_gpus = sum(offer.get("GPU", 0) >= need.get("GPU", 0) for offer in offers)
+        cores = ": each process takes the CPU cores of the sweep's resources.cpu" * (with_gpus >= nodes)
         raise InputError(
             f"--nodes {nodes}: {counted(fitting, 'node')} of the cluster have {wanted}; {nodes_in_words()}; lower "
-            "--nodes or --gpus"
+            f"--nodes or --gpus{cores}"
         )
 
 
@@ -120,52 +160,116 @@ def group_on_nodes(nodes: int, local: int, *, cuda: bool, threads: int) -> Itera
     threads: of the CPU, for each process.
 
     Raises:
-        InputError: if the processes do not start.
+        RankDiedError: if a node or a process is lost while they start.
+        InputError: if the processes do not start for another reason.
     """
-    need = node_need(local, cuda=cuda, threads=threads)
     host = str(ray.util.get_node_ip_address())
-    with reserved_nodes(nodes, need) as reserved:
-        start = partial(start_on_nodes, reserved=reserved, nodes=nodes, need=need, host=host)
+    with reserved_nodes(nodes, node_need(local, cuda=cuda, threads=threads)) as reserved:
+        start = partial(start_on_nodes, reserved=reserved, bundles=range(nodes), host=host)
         with RankGroup(nodes * local, cuda=cuda, threads=threads, start=start, local=local, host=host) as group:
             yield group
 
 
+def group_of_trial(nodes: int, local: int, *, cuda: bool, threads: int) -> RankGroup:
+    """Return a RankGroup of a trial: `local` processes here, and as many in each other bundle of its placement group.
+
+    To be called in the trial's own process, which Ray has put into the first bundle; the arguments are those of
+    group_on_nodes.
+
+    Raises: as group_on_nodes.
+    """
+    reserved, host = get_current_placement_group(), str(ray.util.get_node_ip_address())
+    assert reserved is not None
+
+    def start(launches: Sequence[Launch], threads: int) -> list[Member]:
+        own = start_here(launches[:local], threads, interface_of(host))
+        try:
+            return own + start_on_nodes(
+                launches[local:], threads, reserved=reserved, bundles=range(1, nodes), host=host
+            )
+        except BaseException:
+            for member in own:
+                member.process.kill()
+                member.process.wait()
+            raise
+
+    return RankGroup(nodes * local, cuda=cuda, threads=threads, start=start, local=local, host=host)
+
+
+def other_nodes() -> list[str]:
+    """Return the addresses of the nodes of this process's placement group, but for that of the first bundle."""
+    node_of: dict[int, str] = ray.util.placement_group_table(get_current_placement_group())["bundles_to_node_id"]
+    addresses = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes()}
+    return [addresses.get(node, "a lost node") for bundle, node in sorted(node_of.items()) if bundle]
+
+
 def start_on_nodes(
-    launches: Sequence[Launch], threads: int, *, reserved: PlacementGroup, nodes: int, need: dict[str, float], host: str
+    launches: Sequence[Launch], threads: int, *, reserved: PlacementGroup, bundles: Sequence[int], host: str
 ) -> list[Member]:
-    """Start processes on reserved nodes: the first ones on the first, and so on.
+    """Start processes in these bundles of a placement group: the first ones in the first bundle, and so on.
 
     host: the address of this machine, on which it waits for them; only who has the key is let in.
 
-    Raises:
-        InputError: if they do not start.
+    Raises: as group_on_nodes.
     """
-    key, local = secrets.token_bytes(32), len(launches) // nodes
-    actors = list[Any]()
+    key, local = secrets.token_bytes(32), len(launches) // len(bundles)
+    actors = [actor_in(reserved, bundle) for bundle in bundles]
+    node_of = {launch.rank: index // local for index, launch in enumerate(launches)}
     try:
         with Listener((host, 0), backlog=len(launches), authkey=key) as listener:
             where = f"{host} {listener.address[1]}"
-            for node in range(nodes):
-                place = PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=node)
-                options: dict[str, Any] = {"num_cpus": need["CPU"], "num_gpus": need.get("GPU", 0)}
-                make = ray.remote(**options, max_restarts=0, scheduling_strategy=place)(NodeProcesses)
-                actors.append(make.remote())
-            parts = [[one.rank for one in launches[node * local : (node + 1) * local]] for node in range(nodes)]
             started = [
-                actor.start.remote(ranks, threads, where, key.hex()) for actor, ranks in zip(actors, parts, strict=True)
+                actor.start.remote([rank for rank, node in node_of.items() if node == own], threads, where, key.hex())
+                for own, actor in enumerate(actors)
             ]
-            places: list[str] = ray.get(started, timeout=START_SECONDS)
+            places = answers_of(started, reserved)
             watches = [actor.watch.remote() for actor in actors]
             connections = accept_all(listener, len(launches), watches)
-    except (ray.exceptions.RayError, OSError, EOFError) as error:
+    except (ray.exceptions.RayError, RankDiedError, OSError, EOFError) as error:
         for actor in actors:
             ray.kill(actor, no_restart=True)
-        raise InputError(f"the processes on {counted(nodes, 'node')} have not started: {error}") from None
-    return [
-        Member(rank, NodeProcess(actors[rank // local], watches[rank // local], rank), connections[rank],
-               f" on {places[rank // local]}")
-        for rank in range(len(launches))
-    ]  # fmt: skip
+        raise reason_of(error, len(bundles)) from None
+    members = []
+    for rank, node in node_of.items():
+        process = NodeProcess(actors[node], watches[node], rank)
+        members.append(Member(rank, process, connections[rank], f" on {places[node]}", process.is_lost))
+    return members
+
+
+def actor_in(reserved: PlacementGroup, bundle: int) -> Any:
+    """Return a NodeProcesses with all that a bundle of a placement group has."""
+    need = reserved.bundle_specs[bundle]
+    options: dict[str, Any] = {"num_cpus": need.get("CPU", 0), "num_gpus": need.get("GPU", 0), "max_restarts": 0}
+    place = PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=bundle)
+    return ray.remote(**options, scheduling_strategy=place)(NodeProcesses).remote()
+
+
+def answers_of(started: Sequence[Any], reserved: PlacementGroup) -> list[str]:
+    """Return what the actors in a placement group answer.
+
+    Raises:
+        LostNodeError: if a node of the group is lost, so that an actor cannot be started.
+        ray.exceptions.RayError: if an actor fails, or has not answered after START_SECONDS.
+    """
+    end, waiting = time.monotonic() + START_SECONDS, list(started)
+    while waiting and time.monotonic() < end:
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=1)
+        if waiting and not reserved.wait(1):  # else it has all its nodes
+            raise LostNodeError("the loss of a node while processes start there")
+    return list(ray.get(list(started), timeout=0.1))
+
+
+def reason_of(error: Exception, nodes: int) -> Exception:
+    """Return why the processes on so many nodes have not started: a RankDiedError if trying again may help."""
+    if isinstance(error, RankDiedError):
+        return error
+    if isinstance(cause := getattr(error, "cause", None), InputError):
+        return cause
+    text = f"the processes on {counted(nodes, 'node')} have not started: {error}"
+    if not isinstance(error, ray.exceptions.RayActorError):
+        return InputError(text)
+    lost = ray_compat.lost_node(error.actor_id)
+    return LostNodeError(f"the loss of node {lost} while processes start there") if lost else RankDiedError(text)
 
 
 def accept_all(listener: Listener, count: int, watches: list[Any]) -> dict[int, Connection]:
@@ -174,14 +278,16 @@ def accept_all(listener: Listener, count: int, watches: list[Any]) -> dict[int, 
     watches: of the nodes; one that returns means that a process has ended.
 
     Raises:
-        OSError: if one ends before, or after START_SECONDS.
+        RankDiedError: if one ends before.
+        OSError: after START_SECONDS.
     """
     found, end = dict[int, Connection](), time.monotonic() + START_SECONDS
     arrived: SimpleQueue[tuple[int, Connection]] = SimpleQueue()
     threading.Thread(target=accept, args=(listener, count, arrived), daemon=True).start()
     while len(found) < count:
-        if ray.wait(watches, timeout=0)[0]:
-            raise OSError("one of them has ended; see Ray's logs on its node")
+        if ended := ray.wait(watches, timeout=0)[0]:
+            ray.get(ended)  # which raises if the node was lost
+            raise RankDiedError("a process that was to train with others has died as it started; see Ray's logs")
         if time.monotonic() > end:
             raise OSError(f"{len(found)} of {count} have connected within {START_SECONDS:g} s")
         with suppress(Empty):

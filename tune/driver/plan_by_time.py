@@ -32,7 +32,7 @@ def plan_by_time(config: SweepConfig, data: Data, slots: Slots, given: GivenTime
     """
     logger.info(f"--hours {given.hours:g}: measuring some steps and a validation, as soon as a trial's place is free")
     costs = measure_on_cluster(config, data)
-    count, share = slots.count(), config.resources.gpu_share
+    count, share = slots.count(), config.resources.all_gpus
     plan = make_plan(
         config,
         costs,

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from trainable.core.logger import logger
 from tune.driver.cluster import Slots
@@ -23,9 +25,13 @@ MAX_FAILED_STARTS = 3  # of processes in a row, after which no more are started
 
 @dataclass
 class PooledProcess:
-    """A process of the pool. starting: what Ray answers once it can train; None from then on. busy: it trains."""
+    """A process of the pool.
+
+    place: what is reserved for it. starting: what Ray answers once it can train; None from then on. busy: it trains.
+    """
 
     actor: Any
+    place: PlacementGroup
     starting: Any
     busy: bool = False
 
@@ -51,10 +57,13 @@ class ProcessPool:
     def grow(self, wanted: int) -> None:
         """Start processes until there are `wanted`, or as many as fit on the cluster."""
         for _ in range(min(wanted, self.slots.count()) - len(self.processes)):
-            cpu, gpu = self.resources.cpu, self.resources.gpu_share
-            make = ray.remote(num_cpus=cpu, num_gpus=gpu, max_restarts=0, max_task_retries=0)(TrainingProcess)
-            actor: Any = make.remote(cpu, gpu, str(self.lock_file))
-            self.processes.append(PooledProcess(actor, actor.prepare.remote()))
+            cpu, gpu, nodes = self.resources.cpu, self.resources.gpu_share, self.resources.nodes
+            place = placement_group([{"CPU": cpu, "GPU": gpu}] * nodes, strategy="STRICT_SPREAD")
+            first = PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0)
+            options: dict[str, Any] = {"num_cpus": cpu, "num_gpus": gpu, "max_restarts": 0, "max_task_retries": 0}
+            make = ray.remote(**options, scheduling_strategy=first)(TrainingProcess)
+            actor: Any = make.remote(cpu, gpu, str(self.lock_file), nodes)
+            self.processes.append(PooledProcess(actor, place, actor.prepare.remote()))
 
     @property
     def starting(self) -> list[Any]:
@@ -93,6 +102,7 @@ class ProcessPool:
     def remove(self, process: PooledProcess) -> None:
         """End a process, with what it trains."""
         ray.kill(process.actor, no_restart=True)
+        remove_placement_group(process.place)
         self.processes.remove(process)
 
     def close(self) -> None:

@@ -27,11 +27,11 @@ CHANGE_SECONDS = 30.0  # from one message to the next that says something else
 class ResourceWait(ray_tune.Callback):
     """Notes what the trials wait for as an event, and in the journal that they wait, which `voxtune status` shows.
 
-    need: resources of one trial, by Ray's names.
+    need: resources of one trial, by Ray's names, on each of so many nodes.
     """
 
-    def __init__(self, journal: Journal, need: dict[str, float], events: EventLog) -> None:
-        self.journal, self.need = journal, {kind: count for kind, count in need.items() if count}
+    def __init__(self, journal: Journal, need: dict[str, float], nodes: int, events: EventLog) -> None:
+        self.journal, self.need, self.nodes = journal, {kind: count for kind, count in need.items() if count}, nodes
         self.events = events
         self.waits_since = self.next_look = time.monotonic()
         self.last_message, self.line = -REPEAT_SECONDS, ""
@@ -56,15 +56,21 @@ class ResourceWait(ray_tune.Callback):
         elif now > self.waits_since + WAIT_SECONDS and not ray_compat.holds_resources():
             for trial in waiting:
                 self.journal.record_waiting(trial.config["number"], waits=True)
-            line = waiting_line(self.need, ray.cluster_resources(), ray.available_resources())
+            line = waiting_line(self.need, ray.cluster_resources(), ray.available_resources(), self.nodes)
             if now >= self.last_message + (REPEAT_SECONDS if line == self.line else CHANGE_SECONDS):
                 self.last_message, self.line = now, line
                 self.events.add(EventKind.TRIAL_WAITS, line)
 
 
-def waiting_line(need: Mapping[str, float], total: Mapping[str, float], available: Mapping[str, float]) -> str:
-    """Return what trials wait for, how much of it is taken and by whom, all by Ray's names of the resources."""
+def waiting_line(
+    need: Mapping[str, float], total: Mapping[str, float], available: Mapping[str, float], nodes: int = 1
+) -> str:
+    """Return what trials wait for, how much of it is taken and by whom, all by Ray's names of the resources.
+
+    need: of a trial, on each of so many nodes.
+    """
     wanted = " and ".join(f"{count:g} {kind}" for kind, count in need.items())
+    wanted += f" on each of {nodes} nodes" * (nodes > 1)
     taken = ", ".join(f"{total.get(k, 0) - available.get(k, 0):g} of {total.get(k, 0):g} {k}" for k in need)
     return f"waits for {wanted} per trial: {taken} are taken by {holders(need) or 'others'}"
 

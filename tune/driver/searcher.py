@@ -80,6 +80,7 @@ class OptunaSearcher(Searcher):
             "checkpoint": checkpoint,
             "threads": self.config.resources.cpu,
             "gpu_share": self.config.resources.gpu_share,
+            "nodes": self.config.resources.nodes,
             "lock_file": str(self.run.dir.worker_lock),
             "stdout_log": str(self.run.dir.trial(number).stdout),
             "report_timeout": self.config.resources.report_timeout,

@@ -39,7 +39,7 @@ from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
-from tune.driver.trial_gpus import resolve_gpu
+from tune.driver.trial_gpus import resolve_gpu, trial_need
 from tune.driver.trial_ranks import Fit, fit_to_storage
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
@@ -115,6 +115,7 @@ def launch(
         ensure_new(run_dir)  # another launch may have ended meanwhile
         cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
         check_nodes(config, run_dir, storage, cluster.address)
+        Slots(config.with_gpu(trial_need(config)["GPU"]).resources)  # refuses what never fits before cases are prepared
         data = prepare_data(config.base_config())
         if not data.split.val:
             raise InputError(
@@ -273,7 +274,7 @@ def run_attempt(
                 searcher.storage.begin(attempt)
                 scheduler = RungScheduler(journal, config, recorder.write, attempt, hooks.on_report, events.decided)
                 watchdog = HangWatchdog(journal, config.resources.report_timeout)
-                waits = ResourceWait(journal, slots.need, events)
+                waits = ResourceWait(journal, slots.need, slots.nodes, events)
                 tuner = make_tuner(
                     run, hooks.fit, board.address, searcher, scheduler, stopper,
                     callbacks=[SignalKeeper(stopper), live, recorder, watchdog, waits, report],

@@ -48,7 +48,7 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
         super().__init__()
         self.config, self.run, self.storage = run.config, run, storage
         self.started = time.monotonic()
-        self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.config.resources.gpu_share
+        self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.config.resources.all_gpus
         self.best = max((trial.score or 0.0 for trial in run.own_trials if trial.finished), default=0.0)
         self.enough = enough_reached(run)
 
@@ -65,7 +65,7 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
             return False
         report = cast(Report, result)
         self.error = self.error or report.get("sweep_error", "")
-        self.gpu_seconds += report["time_this_iter_s"] * self.config.resources.gpu_share
+        self.gpu_seconds += report["time_this_iter_s"] * self.config.resources.all_gpus
         if report["end_reason"] in (EndReason.EPOCHS, EndReason.PATIENCE):
             self.best = max(self.best, report["best_score"])
         return False

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
+
+from trainable.core.errors import InputError
+from trainable.core.files import FULL_DISK_ERRNOS
+from trainable.data.cache import CacheError
 
 TAKEN_MEMORY_PAUSE = 10.0  # seconds before a training whose memory others hold is restarted
 MAX_LEAKED_BYTES = 64 * 2**20  # of GPU memory that a process may keep between trainings
@@ -18,6 +23,23 @@ MAX_PINNED_BYTES = 2 * 2**30  # of pinned memory that it may keep: freeing and p
 
 class GpuMemoryTakenError(RuntimeError):
     """A training ran out of GPU memory since processes that do not belong to it hold a part of its share."""
+
+
+class NodeTroubleError(InputError):
+    """What is wrong with a machine, by its name, so that other trainings would meet it there too."""
+
+
+@contextmanager
+def trouble_of_this_node() -> Iterator[None]:
+    """Raise NodeTroubleError for a CacheError or a full disk in this context."""
+    try:
+        yield
+    except CacheError as error:
+        raise NodeTroubleError(f"the cache on {platform.node()}: {error}") from None
+    except OSError as error:
+        if error.errno not in FULL_DISK_ERRNOS:
+            raise
+        raise NodeTroubleError(f"a full disk on {platform.node()}: {error}") from None
 
 
 def run_in_trainer_thread(work: Callable[[], Any]) -> Any:

@@ -19,24 +19,28 @@ from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS
 from trainable.core.gpu_memory import memory_taken_by_others
-from trainable.core.locks import hold_shared_lock, is_locked
+from trainable.core.locks import hold_shared_lock, wait_until_unlocked
 from trainable.core.logger import init_logger
 from trainable.core.options import make_config
-from trainable.data.cache import CacheError, changed_cases
-from trainable.data.local_cases import cases_here
+from trainable.core.rank_group import LostNodeError
+from trainable.data.cache import CacheError
 from trainable.data.prepare import Data
-from trainable.data.split import load_split
 from trainable.evaluate import evaluate
 from trainable.train import from_last_checkpoint, last_row, train
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import TrainingDir
 from tune.driver.gpu_sharing import missing_gpu, share_memory
+from tune.driver.run_cases import cases_of_training
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
-from tune.driver.trainer_process import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, free_memory, freeze_imports
-from tune.driver.trial_ranks import run_in_ranks, train_rank
-from tune.run.provenance import load_contents
-from tune.run.run_dir import RunDir
-from tune.spec.sections import processes_per_trial
+from tune.driver.trainer_process import (
+    MAX_LEAKED_BYTES,
+    TAKEN_MEMORY_PAUSE,
+    NodeTroubleError,
+    free_memory,
+    freeze_imports,
+)
+from tune.driver.trial_ranks import Places, run_in_ranks, train_pooled_rank
+from tune.spec.sections import processes_per_node
 
 STDOUT = "stdout.log"  # in a training's folder: what it has printed
 LOCK_TIMEOUT = 30.0  # seconds that a killed process may take to let go of the training's folder
@@ -63,13 +67,14 @@ class TrainingEnd:
 
     error: why it has no model, if trying again would not change that. failure: what went wrong and may go well the
     next time. trouble: what other trainings would meet too; it ends all. dirty: it did not begin, as the process has
-    kept GPU memory of the one before; a fresh process is needed.
+    kept GPU memory of the one before; a fresh process is needed. lost: so it is, as this loss of a node ended it.
     """
 
     error: str = ""
     failure: str = ""
     trouble: str = ""
     dirty: bool = False
+    lost: str = ""
 
 
 class TrainingProcess:
@@ -79,11 +84,12 @@ class TrainingProcess:
         threads: CPU threads that torch may use.
         gpu_share: share of one GPU, or number of GPUs, that Ray has reserved.
         lock_file: a shared lock on it is held until the process ends.
+        nodes: on which as much is reserved; this process is on the first one.
     """
 
-    def __init__(self, threads: int, gpu_share: float, lock_file: str) -> None:
+    def __init__(self, threads: int, gpu_share: float, lock_file: str, nodes: int = 1) -> None:
         init_logger()
-        self.gpu_share, self.threads, self.lock_file = gpu_share, threads, Path(lock_file)
+        self.gpu_share, self.threads, self.lock_file, self.nodes = gpu_share, threads, Path(lock_file), nodes
         hold_shared_lock(self.lock_file)
         torch.set_num_threads(threads)
 
@@ -137,8 +143,10 @@ class TrainingProcess:
                 dump.restart()
 
         try:
-            data = read_cases(config, spec)
-            error = train_to_the_end(config, partial(self.train, data=data, on_epoch=on_epoch))
+            contents_file = None if spec.contents_file is None else Path(spec.contents_file)
+            data = cases_of_training(config, contents_file)
+            training = partial(self.train, data=data, contents_file=contents_file, on_epoch=on_epoch)
+            error = train_to_the_end(config, training)
             if spec.test and not error and not paths.test_scores.with_suffix(".json").exists():
                 evaluate(config.model_copy(update={"resume": paths.best}), data)
             return TrainingEnd(error=error), ""
@@ -149,14 +157,16 @@ class TrainingProcess:
                 traceback.print_exc(file=sys.stdout)
             return end_of_error(error), ""
 
-    def train(self, config: TrainConfig, data: Data, on_epoch: Callable[[EpochResult], object]) -> EpochResult:
+    def train(
+        self, config: TrainConfig, data: Data, contents_file: Path | None, on_epoch: Callable[[EpochResult], object]
+    ) -> EpochResult:
         """Train in this process, or in one for each of its GPUs; on_epoch is called with each epoch's result."""
-        processes = processes_per_trial(self.gpu_share)
-        if processes == 1:
+        places = Places(self.nodes, processes_per_node(self.gpu_share), self.threads)
+        if places.processes * places.nodes == 1:
             # Not flushed: several trainings at once would wait for the disk, 0.8 s per epoch with four GPUs.
             return train(config, data, on_epoch, flush=False)
         result: EpochResult = run_in_ranks(
-            processes, self.threads, train_rank, config, data, self.lock_file, on_message=on_epoch
+            places, train_pooled_rank, config, data, self.lock_file, self.nodes, contents_file, on_message=on_epoch
         )
         return result
 
@@ -166,6 +176,10 @@ def end_of_error(error: Exception) -> TrainingEnd:
     first_line = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return TrainingEnd(error=f"out of GPU memory: {first_line}")
+    if isinstance(error, LostNodeError):
+        return TrainingEnd(lost=str(error))
+    if isinstance(error, NodeTroubleError):
+        return TrainingEnd(trouble=str(error))
     if isinstance(error, CacheError):
         return TrainingEnd(trouble=f"the cache on {platform.node()}: {error}")
     if isinstance(error, InputError):
@@ -175,37 +189,16 @@ def end_of_error(error: Exception) -> TrainingEnd:
     return TrainingEnd(failure=f"{type(error).__name__}: {first_line}")
 
 
-def read_cases(config: TrainConfig, spec: TrainingSpec) -> Data:
-    """Return the prepared cases of a training; those of a run are prepared here first if this machine lacks some.
-
-    Raises:
-        CacheError: if one is not prepared and cannot be, or not what contents_file has.
-        InputError: if the split cannot be read.
-    """
-    assert config.cache_dir is not None
-    assert config.split_file is not None
-    data = Data(config.cache_dir, load_split(config.split_file))
-    if spec.contents_file is None:
-        return data
-    contents_file = Path(spec.contents_file)
-    begun = load_contents(contents_file)
-    # prepared with the run's split, whose training cases say what voxel size cases are resampled to
-    as_in_the_run = config.model_copy(update={"split_file": RunDir(contents_file.parent).split})
-    data = cases_here(data, as_in_the_run, begun)
-    if changed := changed_cases(data.contents, begun):
-        raise CacheError(f"cases have changed since the sweep began: {changed}; restore them")
-    return data
-
-
 def train_to_the_end(config: TrainConfig, train: Callable[[TrainConfig], EpochResult]) -> str:
     """Train in output_dir, or go on there, unless it has ended; return why it has no model, "" if it has one.
 
     train: trains a config, and returns the last epoch's result.
 
-    Raises: as train and wait_for_folder.
+    Raises: as train; TimeoutError if another process, as one on a lost node, still uses the folder after LOCK_TIMEOUT.
     """
     paths = TrainingDir(config.output_dir)
-    wait_for_folder(paths.path)
+    if not wait_until_unlocked(paths.path, LOCK_TIMEOUT):
+        raise TimeoutError(f"{paths.path} is still in use by another process")
     if not (row := last_row(paths)).get("end_reason"):
         row = train(from_last_checkpoint(config)).row()
     return divergence(row)
@@ -214,16 +207,3 @@ def train_to_the_end(config: TrainConfig, train: Callable[[TrainConfig], EpochRe
 def divergence(row: Mapping[str, Any]) -> str:
     """Return that a training diverged, by its last row; "" if it did not."""
     return f"diverged in epoch {row['epoch']}" if row["end_reason"] == EndReason.NON_FINITE else ""
-
-
-def wait_for_folder(folder: Path) -> None:
-    """Wait until no process holds the folder's lock: a killed one, or one on a lost node, may take a while to end.
-
-    Raises:
-        TimeoutError: if one still holds it after LOCK_TIMEOUT.
-    """
-    end = time.monotonic() + LOCK_TIMEOUT
-    while is_locked(folder):
-        if time.monotonic() > end:
-            raise TimeoutError(f"{folder} is still in use by another process")
-        time.sleep(0.1)

@@ -160,8 +160,10 @@ class TrainingRunner:
                 return False
             logger.debug(f"{name}: {error}")
         else:
-            if end.dirty:
+            if end.dirty or end.lost:
                 self.pool.remove(item.process)
+                if end.lost:
+                    self.say_restart(name, end.lost)
                 return False
             self.pool.release(item.process)
         if end.trouble:
@@ -239,6 +241,7 @@ class TrainingRunner:
         if not self.running and not self.warned and now > self.started + START_WARNING_SECONDS:
             self.warned = True
             need = " and ".join(f"{count:g} {kind}" for kind, count in self.pool.slots.need.items() if count)
+            need += self.pool.resources.on_nodes
             logger.info(f"no process has started yet: waits for {need} per training; `ray status` shows who has them")
 
     def end_hung(self, answer: Any, silent: float) -> None:

@@ -1,4 +1,4 @@
-"""A trial on several GPUs: the processes that train it together, which the trial's own process starts and keeps.
+"""A trial on several GPUs or nodes: the processes that train it together, which its own process starts and keeps.
 
 This module does without Ray, as those processes do.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trainable.train import train
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
 from trainable.training.step_progress import OnProgress, StepProgress
+from tune.driver.run_cases import cases_as_begun, cases_of_training, on_first_node
 from tune.driver.stack_dump import dump_stacks_of_hang
 from tune.driver.trainer_process import (
     MAX_LEAKED_BYTES,
@@ -31,8 +33,9 @@ from tune.driver.trainer_process import (
     device_name,
     free_memory,
     run_in_trainer_thread,
+    trouble_of_this_node,
 )
-from tune.spec.sections import processes_per_trial
+from tune.spec.sections import processes_per_node
 from tune.spec.trial_spec import TrialSpec
 
 Fit = Callable[[TrainConfig, Data, Callable[[EpochResult], None], OnProgress], EpochResult]
@@ -52,12 +55,23 @@ def fit_to_storage(
     return fit(config, data, on_epoch_end, on_progress=on_progress, flush=False, one_file=True)
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where processes train together: as many on each of several nodes, the first ones on this one.
+
+    threads: of the CPU on each node, for all processes there.
+    """
+
+    nodes: int
+    processes: int
+    threads: int
+
+
 _groups: list[RankGroup] = []  # the one of this process, or none yet
 
 
 def run_in_ranks(
-    processes: int,
-    threads: int,
+    places: Places,
     work: Callable[..., Any],
     config: TrainConfig,
     *arguments: Any,
@@ -65,27 +79,36 @@ def run_in_ranks(
 ) -> Any:
     """Call RankGroup.run with `work(link, config, *arguments)`, in processes that are kept for the next training.
 
-    They are replaced if the training before has left GPU memory occupied. threads: of the CPU, for all of them.
+    They are replaced if the training before has left GPU memory occupied.
 
-    Raises: as RankGroup.run.
+    Raises: as RankGroup.run; LostNodeError means that this process is to end, as its nodes are not all there.
     """
     try:
-        return group_of(processes, threads, config).run(work, config, *arguments, on_message=on_message)
+        return group_of(places, config).run(work, config, *arguments, on_message=on_message)
     except LeftMemoryError:
-        return group_of(processes, threads, config).run(work, config, *arguments, on_message=on_message)
+        return group_of(places, config).run(work, config, *arguments, on_message=on_message)
     except GpuMemoryTakenError:
         time.sleep(TAKEN_MEMORY_PAUSE)  # before it is restarted
         raise
 
 
-def group_of(processes: int, threads: int, config: TrainConfig) -> RankGroup:
+def group_of(places: Places, config: TrainConfig) -> RankGroup:
     """Return this process's group, a new one if there is none that can be used."""
     if not (_groups and _groups[0].usable):
         end_ranks()
-        cuda, threads = config.device != "cpu", max(1, threads // processes)
         # In a thread that lasts as long as this process does, as they end with it.
-        _groups.append(run_in_trainer_thread(lambda: RankGroup(processes, cuda=cuda, threads=threads)))
+        _groups.append(run_in_trainer_thread(lambda: make_group(places, cuda=config.device != "cpu")))
     return _groups[0]
+
+
+def make_group(places: Places, *, cuda: bool) -> RankGroup:
+    """Return a new group of processes; raise as group_of_trial if they are on several nodes."""
+    threads = max(1, places.threads // places.processes)
+    if places.nodes == 1:
+        return RankGroup(places.processes, cuda=cuda, threads=threads)
+    from tune.driver.node_ranks import group_of_trial  # here, as it imports Ray
+
+    return group_of_trial(places.nodes, places.processes, cuda=cuda, threads=threads)
 
 
 def end_ranks() -> None:
@@ -101,23 +124,27 @@ def fit_trial(
     fit: Fit,
     on_epoch_end: Callable[[EpochResult, str], None],
     on_progress: OnProgress,
+    on_life: Callable[[], None],
 ) -> None:
     """Train a trial's recipe in several processes, one for each of its GPUs.
 
     on_epoch_end: called in this thread with each epoch's result and the name of the GPU; what it raises ends the
-    training in all processes, and is raised. on_progress: called with the progress in between.
+    training in all processes, and is raised. on_progress: called with the progress in between. on_life: called while
+    another node prepares cases.
 
-    Raises: as RankGroup.run.
+    Raises: as run_in_ranks.
     """
 
-    def on_message(message: StepProgress | tuple[EpochResult, str]) -> None:
-        if isinstance(message, StepProgress):
+    def on_message(message: StepProgress | tuple[EpochResult, str] | None) -> None:
+        if message is None:
+            on_life()
+        elif isinstance(message, StepProgress):
             on_progress(message)
         else:
             on_epoch_end(*message)
 
-    processes = processes_per_trial(spec["gpu_share"])
-    run_in_ranks(processes, spec["threads"], fit_rank, recipe, data, fit, spec, on_message=on_message)
+    places = Places(spec["nodes"], processes_per_node(spec["gpu_share"]), spec["threads"])
+    run_in_ranks(places, fit_rank, recipe, data, fit, spec, on_message=on_message)
 
 
 def fit_rank(link: RankLink, recipe: TrainConfig, data: Data, fit: Fit, spec: TrialSpec) -> None:
@@ -125,7 +152,11 @@ def fit_rank(link: RankLink, recipe: TrainConfig, data: Data, fit: Fit, spec: Tr
 
     Raises:
         LeftMemoryError, GpuMemoryTakenError: in place of running out of memory that the recipe could have.
+        NodeTroubleError: if the cases cannot be used on this node.
     """
+    if not on_first_node(spec["nodes"]):
+        with trouble_of_this_node():
+            cases_as_begun(data, recipe, Path(spec["contents_file"]), lambda: link.tell(None))
     prepare_rank(Path(spec["lock_file"]))
     with dump_stacks_of_hang(Path(spec["stdout_log"]), spec["report_timeout"] if is_main() else None) as dump:
 
@@ -137,11 +168,18 @@ def fit_rank(link: RankLink, recipe: TrainConfig, data: Data, fit: Fit, spec: Tr
         name_memory_holders(lambda: fit(recipe, data, on_epoch_end, link.tell if is_main() else ignore))
 
 
-def train_rank(link: RankLink, config: TrainConfig, data: Data, lock_file: Path) -> EpochResult:
+def train_pooled_rank(
+    link: RankLink, config: TrainConfig, data: Data, lock_file: Path, nodes: int, contents_file: Path | None
+) -> EpochResult:
     """Train in the config's folder, not flushed, as one of the processes; `on_message` gets each epoch's result.
+
+    nodes, contents_file: with several nodes each has its own cases, see cases_of_training.
 
     Raises: as fit_rank and trainable.train.train.
     """
+    if not on_first_node(nodes):
+        with trouble_of_this_node():
+            cases_of_training(config, contents_file)
     prepare_rank(lock_file)
     results = list[EpochResult]()
     try:

@@ -16,13 +16,13 @@ from PIL import Image
 from ray import tune as ray_tune
 
 from trainable.core.config import TrainConfig
-from trainable.core.files import FULL_DISK_ERRNOS, atomic_write
+from trainable.core.files import atomic_write
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock, scratch_dir
 from trainable.core.logger import init_logger, logger
 from trainable.core.options import make_config
-from trainable.data.cache import CacheError, changed_cases
-from trainable.data.local_cases import cases_here
+from trainable.core.rank_group import LostNodeError
+from trainable.data.cache import CacheError
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.training import checkpoint
@@ -30,21 +30,25 @@ from trainable.training.case_scores import case_rows
 from trainable.training.epoch_result import EndReason, EpochResult, Pictures
 from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import missing_gpu, reserved_gpus, share_memory
+from tune.driver.node_ranks import other_nodes
 from tune.driver.progress_board import BoardAddress, ProgressSender
+from tune.driver.run_cases import cases_as_begun
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_process import (
     MAX_LEAKED_BYTES,
     TAKEN_MEMORY_PAUSE,
     GpuMemoryTakenError,
+    NodeTroubleError,
     device_name,
     free_memory,
     freeze_imports,
     run_in_trainer_thread,
+    trouble_of_this_node,
 )
 from tune.driver.trial_ranks import Fit, fit_trial
-from tune.run.provenance import digest_of, load_contents
+from tune.run.provenance import digest_of
 from tune.run.run_dir import TrialDir
-from tune.spec.sections import processes_per_trial
+from tune.spec.sections import processes_per_node
 from tune.spec.trial_spec import Report, TrialSpec
 
 SIGN_OF_LIFE: Report = {"epoch": 0, "end_reason": "", "sign_of_life": True, "log": "", "time_this_iter_s": 0.0}
@@ -92,33 +96,41 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
         trial = TrialReports(spec, recipe, text, dump, ProgressSender(board, spec["number"]))
         trial.say_where()
         try:
-            data = cases_here(data, recipe, load_contents(Path(spec["contents_file"])), trial.give_sign_of_life)
-            trial.data = check_cases(data, spec)
-            restored = restore_checkpoint(spec, scratch)
-            if restored is not None:
-                if trial.repeat(restored):
-                    return
-                recipe = recipe.model_copy(update={"resume": restored})
-            if processes_per_trial(spec["gpu_share"]) > 1:
-                fit_trial(spec, recipe, data, fit, trial.on_epoch_end, trial.progress.send)
-            else:
-                run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
+            with trouble_of_this_node():
+                train_on(spec, recipe, data, fit, trial)
+        except LostNodeError as error:
+            ask_for_fresh_process(str(error))  # this one has its place beside the lost one
+            raise
         except torch.cuda.OutOfMemoryError as error:
             logger.info(f"out of GPU memory: {str(error).splitlines()[0]}")
             taken = memory_taken_by_others(spec["gpu_share"])
             failure = {"epoch": 0, "end_reason": EndReason.OUT_OF_MEMORY.value, "log": ""}
-        except OSError as error:
-            if error.errno not in FULL_DISK_ERRNOS:
-                raise
-            failure = sweep_error(f"a full disk on {platform.node()}: {error}")
-        except CacheError as error:
-            failure = sweep_error(f"the cache on {platform.node()}: {error}")
+        except NodeTroubleError as error:
+            failure = sweep_error(str(error))
         if failure is not None:  # outside of `except`, since the exception holds the tensors
             free_memory()
             if taken:  # it says nothing of the recipe: an error, after which the trial is restarted
                 time.sleep(TAKEN_MEMORY_PAUSE)
                 raise GpuMemoryTakenError(taken)
             trial.send(failure)
+
+
+def train_on(spec: TrialSpec, recipe: TrainConfig, data: Data, fit: Fit, trial: TrialReports) -> None:
+    """Train a trial from its last checkpoint, if there is one, unless it has ended with that; see run_trial.
+
+    recipe: its output_dir is a folder of this process.
+    """
+    data = cases_as_begun(data, recipe, Path(spec["contents_file"]), trial.give_sign_of_life)
+    trial.data = check_digest(data, spec)
+    restored = restore_checkpoint(spec, recipe.output_dir)
+    if restored is not None:
+        if trial.repeat(restored):
+            return
+        recipe = recipe.model_copy(update={"resume": restored})
+    if processes_per_node(spec["gpu_share"]) * spec["nodes"] > 1:
+        fit_trial(spec, recipe, data, fit, trial.on_epoch_end, trial.progress.send, trial.give_sign_of_life)
+    else:
+        run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
 
 
 def cases_of(recipe: TrainConfig) -> Data:
@@ -133,15 +145,8 @@ def sweep_error(reason: str) -> Report:
     return {"epoch": 0, "end_reason": "", "sweep_error": reason, "log": f"{reason}\n"}
 
 
-def check_cases(data: Data, spec: TrialSpec) -> str:
-    """Return the hash of the prepared cases, once it is clear that they are those that the run began with.
-
-    Raises:
-        CacheError: naming the cases that have changed, or one that is not prepared.
-    """
-    begun = load_contents(Path(spec["contents_file"]))
-    if changed := changed_cases(data.contents, begun):
-        raise CacheError(f"cases have changed since the sweep began: {changed}; restore them, or launch a new sweep")
+def check_digest(data: Data, spec: TrialSpec) -> str:
+    """Return the hash of the prepared cases; raise CacheError if it is not that with which the run began."""
     digest = digest_of(data)
     if spec["data"] not in (None, digest):
         raise CacheError(f"{data.folder}: the cases are not those that the sweep began with; restore them")
@@ -159,7 +164,7 @@ class TrialReports:
         self, spec: TrialSpec, recipe: TrainConfig, text: io.StringIO, dump: StackDump | None, progress: ProgressSender
     ) -> None:
         self.recipe, self.text, self.dump, self.progress, self.data = recipe, text, dump, progress, ""
-        self.gpu_share, self.timeout = spec["gpu_share"], spec["report_timeout"]
+        self.gpu_share, self.nodes, self.timeout = spec["gpu_share"], spec["nodes"], spec["report_timeout"]
         self.pictures = TrialDir(Path(spec["stdout_log"]).parent).pictures
         self.last_report = self.last_message = time.monotonic()
 
@@ -182,8 +187,10 @@ class TrialReports:
             self.dump.restart()
 
     def say_where(self) -> None:
-        """Report the machine and the GPUs that this process runs on."""
+        """Report the machine and the GPUs that this process runs on, and the trial's other nodes."""
         where: Report = {**SIGN_OF_LIFE, "host": platform.node(), "gpus": reserved_gpus() if self.gpu_share else []}
+        if self.nodes > 1:
+            where["other_nodes"] = other_nodes()
         self.deliver(where)
 
     def repeat(self, restored: Path) -> bool:
@@ -251,10 +258,15 @@ def clean_process() -> None:
     """
     if (left := free_memory()) > MAX_LEAKED_BYTES:
         message = f"{left / 2**20:.0f} MiB of GPU memory were left by the trial before: goes on in a fresh process"
-        report: Report = {"epoch": 0, "end_reason": "", "fresh_process": True, "log": message + "\n"}
-        report["time_this_iter_s"] = 0.0
-        ray_tune.report(dict(report))
+        ask_for_fresh_process(message)
         raise FreshProcess(message)
+
+
+def ask_for_fresh_process(why: str) -> None:
+    """Report that this process is about to raise an error after which the trial goes on in another one."""
+    report: Report = {"epoch": 0, "end_reason": "", "fresh_process": True, "log": f"{why}\n"}
+    report["time_this_iter_s"] = 0.0
+    ray_tune.report(dict(report))
 
 
 def restore_checkpoint(spec: TrialSpec, scratch: Path) -> Path | None:

@@ -63,7 +63,7 @@ def simulate_sweeps(config: SweepConfig, costs: Costs, slots: int, sweeps: int |
 def forecast(config: SweepConfig, costs: Costs, slots: int, gpus: int) -> Forecast:
     """Return what a sweep is likely to cost; slots: number of trials at once, on so many GPUs."""
     sweeps = simulate_sweeps(config, costs, slots)
-    share = config.resources.gpu_share
+    share = config.resources.all_gpus
     return Forecast(
         slots=slots,
         gpus=gpus,

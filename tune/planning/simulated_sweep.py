@@ -234,7 +234,7 @@ class Simulator:
 
     def end_of_budget(self, now: float) -> float:
         """Return when a budget ends the sweep, as far as that is before `now`; inf if none does."""
-        budget, share = self.config.budget, self.config.resources.gpu_share
+        budget, share = self.config.budget, self.config.resources.all_gpus
         end = math.inf if budget.time_budget is None else budget.time_budget
         if budget.gpu_hours is None or not share:
             return end

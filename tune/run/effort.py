@@ -60,7 +60,7 @@ def measure_effort(run: Run) -> Effort:
     return Effort(
         elapsed=elapsed_seconds(run, read_events(run.dir.events), live.time if live else 0.0),
         trial_seconds=sum(trial.seconds for trial in own),
-        gpus_per_trial=run.config.resources.gpu_share,
+        gpus_per_trial=run.config.resources.all_gpus,
         stopped_seconds=sum(trial.seconds for trial in stopped),
         failed_seconds=sum(trial.seconds for trial in failed),
         epochs=sum(trial.epoch for trial in own),

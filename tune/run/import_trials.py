@@ -187,7 +187,7 @@ def candidates_of(run: Run, config: SweepConfig, known: Collection[str] = ()) ->
         try:
             if source_of(run, result) in known:
                 raise ValueError("it is there already, from another run")
-            before, now = run.config.resources.gpu_share, config.resources.gpu_share
+            before, now = run.config.resources.all_gpus, config.resources.all_gpus
             if result.end_reason == EndReason.OUT_OF_MEMORY and before < now:
                 raise ValueError(f"it ran out of memory with {before:g} of a GPU, here it would have {now:g}")
             candidates.append(Candidate(number, frozen, config.space.encode_recipe(to_dict(run.recipe(result)))))

@@ -199,7 +199,7 @@ class Run:
 
     def gpu_hours(self, trial: TrialResult) -> float:
         """Return the GPU hours of a trial; 0 on a CPU. One that shares a GPU counts with its share."""
-        return trial.seconds * self.config.resources.gpu_share / 3600
+        return trial.seconds * self.config.resources.all_gpus / 3600
 
     def pareto_front(self) -> list[TrialResult]:
         """Return the finished trials that rank above every cheaper or equally cheap one, cheapest first.

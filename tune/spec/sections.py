@@ -231,8 +231,8 @@ class Confirm(Section):
         return value
 
 
-def processes_per_trial(gpu_share: float) -> int:
-    """Return how many processes train a trial together: one for each of its GPUs, and one on a share or the CPU."""
+def processes_per_node(gpu_share: float) -> int:
+    """Return how many processes of a trial are on each of its nodes: one for each GPU, one on a share or the CPU."""
     return max(1, int(gpu_share))
 
 
@@ -253,10 +253,11 @@ class Resources(Section):
         ),
     ] = Field(
         None,
-        description="GPUs per trial, 0 for the CPU; N train it together, on one node; a fraction shares one; auto "
-        "measures at launch how many share it; by default 1 if the cluster has one.",
+        description="GPUs per trial, 0 for the CPU; N train it together; a fraction shares one; auto measures at "
+        "launch how many share it; by default 1 if the cluster has one.",
     )
     cpu: int = Field(1, ge=1, description="CPU cores per trial, and its threads.")
+    nodes: int = Field(1, ge=1, description="Nodes that train a trial together, with gpu and cpu on each of them.")
     max_failures: int = Field(2, ge=0, description="Restarts of a trial from its last checkpoint after errors.")
     fail_fast: bool = Field(False, description="End the sweep at the first trial that has failed after its restarts.")
     report_timeout: Duration | None = Field(
@@ -283,3 +284,13 @@ class Resources(Section):
         """
         assert self.gpu != "auto"
         return float(self.gpu or 0)
+
+    @property
+    def on_nodes(self) -> str:
+        """Words to append to gpu and cpu, as " on each of 2 nodes"; "" for one node."""
+        return f" on each of {self.nodes} nodes" if self.nodes > 1 else ""
+
+    @property
+    def all_gpus(self) -> float:
+        """Number of GPUs that a trial takes on all its nodes, or its share of one; defined as gpu_share."""
+        return self.gpu_share * self.nodes

@@ -22,7 +22,7 @@ from tune.spec.sections import (
     Resources,
     Searcher,
     Section,
-    processes_per_trial,
+    processes_per_node,
 )
 from tune.spec.space import ConfigErrors, KeyPath, Problem, Space
 from tune.spec.space_reader import read_space
@@ -92,7 +92,7 @@ class SweepConfig(Section):
 
     def cost_of(self, seconds: float) -> float:
         """Return what a trial that ran this long has cost: seconds if that is the cost metric, else GPU seconds."""
-        return seconds if self.objective.cost == "seconds" else seconds * self.resources.gpu_share
+        return seconds if self.objective.cost == "seconds" else seconds * self.resources.all_gpus
 
     def trials_left(self, own: int, tried: Iterable[dict[str, Any]]) -> int:
         """Return how many trials are still to be started: of study.trials, and of the recipes of a finite space.
@@ -278,10 +278,13 @@ def _yaml_path(loc: KeyPath) -> KeyPath:
 
 def undivided_steps(config: SweepConfig) -> str:
     """Return why a trial's GPUs cannot divide the steps of its recipes among them, and what to do; "" if they can."""
-    gpu = config.resources.gpu
-    processes = processes_per_trial(0 if gpu in ("auto", None) else float(gpu))
-    undivided = undivided_step(config.space, processes)
-    return f"resources.gpu is {processes}, but {undivided}" if undivided else ""
+    gpu, nodes = config.resources.gpu, config.resources.nodes
+    local = processes_per_node(0 if gpu in ("auto", None) else float(gpu))
+    undivided = undivided_step(config.space, local, nodes)
+    has = f"resources.gpu is {local}"
+    if nodes > 1:
+        has = f"resources.nodes is {nodes}, with {local} process{'es' * (local > 1)} on each"
+    return f"{has}, but {undivided}" if undivided else ""
 
 
 def conflicts(config: SweepConfig) -> Iterator[Problem]:
@@ -297,6 +300,10 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
         yield ("study", "gpu_hours"), "study.gpu_hours would never be spent, since resources.gpu is 0; use time_budget"
     if config.objective.cost == "gpu_seconds" and config.resources.gpu == 0:
         yield ("study", "metric"), "study.metric: gpu_seconds would always be 0, since resources.gpu is 0; use seconds"
+    gpu, nodes = config.resources.gpu, config.resources.nodes
+    if nodes > 1 and (gpu == "auto" or 0 < (gpu or 0) < 1):
+        message = f"resources.nodes is {nodes}, but resources.gpu is {gpu}; expected a whole number of GPUs"
+        yield ("resources", "nodes"), f"{message} on each node, or 0 for one process per node on its CPU cores"
     if config.fixed("device") == "cuda" and config.resources.gpu == 0:
         yield ("resources", "gpu"), "resources.gpu is 0, but train.device is cuda; expected a GPU, or a share of one"
     if not config.record.attempts and (undivided := undivided_steps(config)):  # a run that was begun can be read

@@ -10,10 +10,10 @@ class TrialSpec(TypedDict):
 
     number: of the trial. recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI
     of the folder to resume from; None to start at epoch 1. threads: CPU threads that torch may use. gpu_share: share of
-    one GPU, or number of GPUs. lock_file: the process holds a shared lock on this file until the process ends.
-    stdout_log: path of the trial's stdout.log in the run's folder. report_timeout: seconds without an epoch after which
-    the trial counts as hung; None for no limit. data: hash of the cases that the run began with. contents_file: path of
-    the run's cases.json.
+    one GPU, or number of GPUs, on each of so many nodes. lock_file: the process holds a shared lock on this file until
+    the process ends. stdout_log: path of the trial's stdout.log in the run's folder. report_timeout: seconds without an
+    epoch after which the trial counts as hung; None for no limit. data: hash of the cases that the run began with.
+    contents_file: path of the run's cases.json.
     """
 
     number: int
@@ -21,6 +21,7 @@ class TrialSpec(TypedDict):
     checkpoint: str | None
     threads: int
     gpu_share: float
+    nodes: int
     lock_file: str
     stdout_log: str
     report_timeout: float | None
@@ -37,10 +38,10 @@ class Report(TypedDict):
     disk, and on which machine; it ends the sweep, and the trial goes on when the sweep is resumed. sign_of_life: the
     trial is between two validations, or has just started; of this report nothing but the log is recorded. host, gpus:
     in the first report of a trial's process only, the machine's name and the indices of the GPUs there that Ray has
-    reserved for it; none on a CPU. data: hash of the cases that the trial was trained and scored on. case_scores: the
-    epoch's rows of case_scores.csv, as text. time_this_iter_s: seconds since the last report that is no sign of life,
-    by a clock that nobody sets. The scores and statistics of the epoch have the names of metrics.csv, also those that
-    are not listed here.
+    reserved for it; none on a CPU. other_nodes: there too, the addresses of the others of several nodes. data: hash of
+    the cases that the trial was trained and scored on. case_scores: the epoch's rows of case_scores.csv, as text.
+    time_this_iter_s: seconds since the last report that is no sign of life, by a clock that nobody sets. The scores and
+    statistics of the epoch have the names of metrics.csv, also those that are not listed here.
     """
 
     epoch: int
@@ -58,6 +59,7 @@ class Report(TypedDict):
     sign_of_life: NotRequired[bool]
     host: NotRequired[str]
     gpus: NotRequired[list[int]]
+    other_nodes: NotRequired[list[str]]
     data: NotRequired[str]
     case_scores: NotRequired[str]
     time_this_iter_s: NotRequired[float]

@@ -114,7 +114,7 @@ def hours_text(values: Range) -> str:
 
 def too_few_lines(estimate: Estimate) -> list[str]:
     """Return on which numbers of GPUs no trial fits."""
-    share = estimate.config.resources.gpu_share
+    share = estimate.config.resources.all_gpus
     return [f"{gpus:>4}  no trial fits: each needs {share:g} GPUs" for gpus in estimate.too_few]
 
 

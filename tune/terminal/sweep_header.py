@@ -89,7 +89,7 @@ def gpu_hours_text(run: Run) -> str:
     seconds, budget = sum(trial.seconds for trial in run.own_trials), run.config.budget.gpu_hours
     if not run.config.resources.gpu_share:
         return f"{duration(seconds)} of training on the CPU"
-    return f"{seconds * run.config.resources.gpu_share / 3600:.2f}{f' of {budget:g}' if budget else ''} GPU hours"
+    return f"{seconds * run.config.resources.all_gpus / 3600:.2f}{f' of {budget:g}' if budget else ''} GPU hours"
 
 
 def time_left_text(run: Run, live: LiveState | None, events: Sequence[Event], now: float) -> str:

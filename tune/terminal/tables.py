@@ -89,7 +89,7 @@ def print_space(config: SweepConfig) -> None:
     if rungs and config.early_stopping.audit:
         stopping += f", {100 * config.early_stopping.audit:g} % of the stops audited"
     gpu = "1 GPU, if there is one," if config.resources.gpu is None else f"{format_value(config.resources.gpu)} GPU"
-    resources = f"{config.resources.cpu} CPU, {gpu} per trial"
+    resources = f"{config.resources.cpu} CPU, {gpu}{config.resources.on_nodes} per trial"
     budget = f"{config.budget.trials} trials of up to {config.fixed('epochs')} epochs"
     parts = [f"{budget};", f"{config.searcher.type};", f"{stopping};", resources]
     logger.info("\n".join(["", *flow(parts, make_console().width, between=" ")]))
