@@ -34,7 +34,14 @@ from tune.driver.recorder import LostCheckpointError, Recorder, sync_outputs
 from tune.driver.report_keeper import ReportKeeper, write_last_report
 from tune.driver.resource_wait import ResourceWait
 from tune.driver.resumable import check_resumable, refuse_unchangeable, with_prepared_data
-from tune.driver.run_files import begin_run, check_launch, start_attempt, with_absolute_paths, write_config
+from tune.driver.run_files import (
+    begin_run,
+    check_launch,
+    start_attempt,
+    with_absolute_paths,
+    with_choices,
+    write_config,
+)
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
@@ -110,7 +117,7 @@ def launch(
     """
     hooks = Hooks(fit, on_report, report, Notifier(notify, run_dir.name))
     storage = check_launch(config, run_dir, storage)
-    config = with_absolute_paths(config)
+    config = with_choices(with_absolute_paths(config), report, notify)
     with lock_folder(run_dir), running_or_new(cluster, address) as cluster:
         ensure_new(run_dir)  # another launch may have ended meanwhile
         cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
@@ -144,20 +151,21 @@ def resume(
     data_dir: Path | Uri | None = None,
     fit: Fit = fit_to_storage,
     on_report: OnReport | None = None,
-    report: bool = False,
+    report: bool | None = None,
     notify: str | None = None,
 ) -> Run:
     """Go on with an interrupted sweep, or extend it; if all its trials have ended, only finalize it.
 
     Args:
-        cluster, address, fit, on_report, report, notify: as for launch.
+        cluster, address, fit, on_report, notify: as for launch; the URL of the launch is not kept.
+        report: as for launch; None for what was chosen last.
         overrides: KEY=VALUE; without `space` of the keys in CHANGEABLE, else of any key of that YAML.
         space: a YAML, or the name of a shipped one, to go on with, see change_space.
         data_dir: where the cases are now, if they were moved.
 
     Returns, Raises: as launch; InputError also if the run is damaged, in use or of another version.
     """
-    hooks = Hooks(fit, on_report, report, Notifier(notify, run_dir.name))
+    notifier = Notifier(notify, run_dir.name)
     refuse_unchangeable(overrides if space is None else ())
     paths = ensure_run(run_dir)
     with lock_folder(run_dir):
@@ -167,6 +175,7 @@ def resume(
         if space is not None:
             config = change_space(read_run(run_dir, config), space, overrides)
             config = without_priors_if_short(config, len(load_split(paths.split).train))
+        config = with_choices(config, report, notify)
         run = read_run(run_dir, config)
         if (count := len(run.own_trials)) > config.budget.trials:
             raise InputError(
@@ -183,12 +192,15 @@ def resume(
             write_config(config, run_dir)
             return finalize(run, Snapshot(run))
         run.require_file("pretrained")
+        if notify is None and config.record.notify:
+            logger.info("--notify was given before, but RUN does not keep its URL: give it again to be notified")
         with running_or_new(cluster, address) as cluster:
             cluster.wait()
             check_nodes(config, run_dir, config.record.storage, cluster.address)
             config = resolve_gpu(config)
             slots = Slots(config.resources)
             write_config(config, run_dir)
+            hooks = Hooks(fit, on_report, config.record.report, notifier)
             return sweep(replace(run, config=config), slots, hooks)
 
 
