@@ -35,6 +35,7 @@ from tune.terminal.text_lines import flow
 
 if TYPE_CHECKING:
     from tune.driver.cluster import Cluster
+    from tune.spec.sweep_config import SweepConfig
 
 NoReport = Annotated[bool, typer.Option("--no_report", help="Do not keep RUN/report.html up to date.")]
 Notify = Annotated[
@@ -124,11 +125,7 @@ def launch(
 
         with Cluster(address) as cluster:  # which starts while torch is imported
             if dry_run:
-                from tune.driver.dry_run import dry_run as try_out
-
-                try_out(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier)
-                if hours is not None:
-                    logger.info(f"--hours {hours:g}: a launch would measure first, and choose other trials and epochs")
+                say_what_would_run(config, out.resolve(), hours, cluster=cluster, storage=storage, earlier=earlier)
                 return
             from tune.driver.sweep import launch as launch_sweep
 
@@ -139,6 +136,23 @@ def launch(
             finish(run)
             left = None if given_time is None else given_time.left()
             confirm_if_asked(run, cluster=cluster, address=address, budget=left)
+
+
+def say_what_would_run(
+    config: SweepConfig,
+    run_dir: Path,
+    hours: float | None,
+    *,
+    cluster: Cluster,
+    storage: str | None,
+    earlier: Sequence[Path],
+) -> None:
+    """Check what a launch checks, and print what it would run; hours: of --hours. Arguments, Raises: as dry_run."""
+    from tune.driver.dry_run import dry_run
+
+    dry_run(config, run_dir, cluster=cluster, storage=storage, earlier=earlier)
+    if hours is not None:
+        logger.info(f"--hours {hours:g}: a launch would measure first, and choose other trials and epochs")
 
 
 @app.command(epilog="Example: voxtune resume RUN --trials 100")

@@ -19,7 +19,7 @@ from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.storage import Uri
 from trainable.data.empty_regions import check_regions
-from trainable.data.prepare import prepare_data
+from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split
 from trainable.training.seen_cases import cases_by_part, history_of_pretrained
 from tune.driver.cluster import Cluster, Slots, running_or_new
@@ -33,7 +33,7 @@ from tune.driver.progress_board import start_board
 from tune.driver.recorder import LostCheckpointError, Recorder, sync_outputs
 from tune.driver.report_keeper import ReportKeeper, write_last_report
 from tune.driver.resource_wait import ResourceWait
-from tune.driver.resumable import check_resumable, refuse_unchangeable, with_prepared_data
+from tune.driver.resumable import all_ended, check_resumable, refuse_unchangeable, with_prepared_data
 from tune.driver.run_files import (
     begin_run,
     check_launch,
@@ -122,12 +122,7 @@ def launch(
         ensure_new(run_dir)  # another launch may have ended meanwhile
         cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
         check_nodes(config, run_dir, storage, cluster.address)
-        data = prepare_data(config.base_config())
-        if not data.split.val:
-            raise InputError(
-                "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
-            )
-        check_regions(data.folder, data.split)
+        data = prepare_cases(config)
         seen = history_of_pretrained(config.base_config(), data).seen_of(cases_by_part(data))
         config = resolve_gpu(config)
         if config.resources.gpu == 0 and config.train.get("amp", "off") != "off":
@@ -139,6 +134,15 @@ def launch(
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
         begin_run(config, run_dir, data, storage, earlier, seen, note)
         return sweep(read_run(run_dir), slots, hooks, params=params)
+
+
+def prepare_cases(config: SweepConfig) -> Data:
+    """Prepare and split the cases of a new sweep; InputError if trials could not be trained or scored on them."""
+    data = prepare_data(config.base_config())
+    if not data.split.val:
+        raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
+    check_regions(data.folder, data.split)
+    return data
 
 
 def resume(
@@ -182,13 +186,7 @@ def resume(
                 f"study.trials is {config.budget.trials}, but {run_dir} has {count} already; choose at least {count}"
             )
         if not run.unfinished:
-            left = config.budget.trials - count
-            why = (
-                f"the space has no other recipe, though study.trials is {count + left}"
-                if left
-                else "add some with --trials"
-            )
-            logger.info(f"all {count} trials have ended; {why}")
+            logger.info(all_ended(config, count))
             write_config(config, run_dir)
             return finalize(run, Snapshot(run))
         run.require_file("pretrained")
