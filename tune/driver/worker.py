@@ -94,7 +94,15 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
         try:
             data = cases_here(data, recipe, load_contents(Path(spec["contents_file"])), trial.give_sign_of_life)
             trial.data = check_cases(data, spec)
-            train_recipe(spec, trial, data, fit, restore_checkpoint(spec, scratch))
+            restored = restore_checkpoint(spec, scratch)
+            if restored is not None:
+                if trial.repeat(restored):
+                    return
+                recipe = recipe.model_copy(update={"resume": restored})
+            if processes_per_trial(spec["gpu_share"]) > 1:
+                fit_trial(spec, recipe, data, fit, trial.on_epoch_end, trial.progress.send)
+            else:
+                run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
         except torch.cuda.OutOfMemoryError as error:
             logger.info(f"out of GPU memory: {str(error).splitlines()[0]}")
             taken = memory_taken_by_others(spec["gpu_share"])
@@ -111,22 +119,6 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
                 time.sleep(TAKEN_MEMORY_PAUSE)
                 raise GpuMemoryTakenError(taken)
             trial.send(failure)
-
-
-def train_recipe(spec: TrialSpec, trial: TrialReports, data: Data, fit: Fit, restored: Path | None) -> None:
-    """Train the recipe of a trial to its end, on all GPUs that the trial has.
-
-    restored: the checkpoint to go on from, whose report is repeated first; None to begin.
-    """
-    recipe = trial.recipe
-    if restored is not None:
-        if trial.repeat(restored):
-            return
-        recipe = recipe.model_copy(update={"resume": restored})
-    if processes_per_trial(spec["gpu_share"]) > 1:
-        fit_trial(spec, recipe, data, fit, trial.on_epoch_end, trial.progress.send)
-    else:
-        run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
 
 
 def cases_of(recipe: TrainConfig) -> Data:
