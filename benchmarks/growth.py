@@ -1,9 +1,10 @@
 """What the driver of a sweep needs as its trials grow in number: time to open a run, propose, report ends, list.
 
-    python benchmarks/growth.py [--trials 10 100 1000 10000]
+    python benchmarks/growth.py [--trials 10 100 1000 10000] [--paused]
 
 The journal of a run is filled with ended trials of the brats space, nine epochs each with a score, a third complete;
-then the driver's own functions are timed on it, medians of five. Times of proposals are CPU times, by searcher.
+then the driver's own functions are timed on it, medians of five. Times of proposals are CPU times, by searcher. With
+--paused those that were stopped wait at a rung instead, as with `early_stopping: promote`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ SEARCHERS = "bayes", "tpe", "random"
 
 
 def fill(journal: Journal, study: SweepConfig, trials: int) -> None:
-    """Add ended trials, as the driver would have left them."""
+    """Add trials, as the driver would have left them."""
+    stopped = ("PAUSE", TrialState.RUNNING) if study.early_stopping.type == "promote" else ("STOP", TrialState.PRUNED)
     samples = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), direction="maximize")
     rng = np.random.default_rng(0)
     made = []
@@ -48,11 +50,12 @@ def fill(journal: Journal, study: SweepConfig, trials: int) -> None:
         scores = np.sort(rng.uniform(0.2, 0.9, EPOCHS if complete else 1 + number % 5)).tolist()
         best = {"epoch": len(scores), "score": scores[-1], "dice": dict.fromkeys(REGIONS, scores[-1])}
         progress = {"epoch": len(scores), "seconds": 60.0, "end_reason": "epochs" if complete else "", "best": best}
-        rungs = {"1": {"value": scores[0], "decision": "CONTINUE" if complete else "STOP"}}
+        decision, state = ("CONTINUE", TrialState.COMPLETE) if complete else stopped
+        rungs = {str(1 if complete else len(scores)): {"value": scores[0], "decision": decision}}
         made.append(
             create_trial(
-                state=TrialState.COMPLETE if complete else TrialState.PRUNED,
-                value=scores[-1],
+                state=state,
+                value=None if state == TrialState.RUNNING else scores[-1],
                 params=asked.params,
                 distributions=asked.distributions,
                 user_attrs={"progress": {**progress, "checkpoint": None, "device": "GPU"}, "rungs": rungs},
@@ -106,8 +109,9 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[10, 100, 1000, 10000])
+    parser.add_argument("--paused", action="store_true")
     asked = parser.parse_args()
-    study = load_sweep_config("brats", ["study.trials=100000"])
+    study = load_sweep_config("brats", ["study.trials=100000", *["early_stopping.type=promote"] * asked.paused])
     proposals = (f"propose, {searcher}, ms" for searcher in SEARCHERS)
     columns = "trials", *proposals, "record a report", "tell", "open a run", "rank it", "journal, MiB"
     table = Table(*columns, "driver's peak, MiB", box=None, header_style="bold")

@@ -72,17 +72,7 @@ def run_ours(
     split = {"train": names[:-VALIDATED], "val": names[-VALIDATED:], "test": []}
     out.mkdir()
     (out / "split.json").write_text(json.dumps(split))
-    patch, channels = SMALL if cpu else (PATCH, CHANNELS)
-    train = {
-        "data_dir": str(data), "cache_dir": str(out / "cache"), "split_file": str(out / "split.json"),
-        "epochs": EPOCHS, "patches_per_epoch": 2 * STEPS, "batch_size": 2, "target_shape": [patch] * 3,
-        "depth": len(channels), "base_channels": channels[0], "max_channels": channels[-1],
-        "deep_supervision": True, "amp": "bf16", "num_workers": 6, "fast": not plain,
-        "base_loss": "focal", "focal_alpha": 0.5, "tumour_share": 0.0, "momentum": 0.99,
-        "exponential_gamma": 0.9, "step_size": EPOCHS // 3, "step_gamma": 0.1,
-        "rotate_prob": 0.0, "zoom_prob": 0.0, "scale_prob": 1.0, "shift_prob": 1.0,
-        "gamma_prob": 0.0, "noise_prob": 0.0, "blur_prob": 0.0,
-    }  # fmt: skip
+    train = ours_train(data, out, plain=plain, cpu=cpu)
     pairs = [(recipe.pop("focal_weight"), recipe.pop("dice_weight")) for recipe in recipes]
     weights = [[2 * focal, dice] for focal, dice in pairs or product((0.5, 1.0, 2.0), repeat=2)]  # focal_alpha halves
     config = make_sweep_config(
@@ -115,6 +105,21 @@ def run_ours(
 
         first = [recipe | {"loss_weights": encode(pair)} for recipe, pair in zip(recipes, weights, strict=False)]
         launch(config, out / "run", cluster=cluster, params=tuple(first), on_report=print_better_score)
+
+
+def ours_train(data: Path, out: Path, *, plain: bool, cpu: bool) -> dict[str, Any]:
+    """What no trial changes: `train:` of the sweep as voxtune runs it."""
+    patch, channels = SMALL if cpu else (PATCH, CHANNELS)
+    return {
+        "data_dir": str(data), "cache_dir": str(out / "cache"), "split_file": str(out / "split.json"),
+        "epochs": EPOCHS, "patches_per_epoch": 2 * STEPS, "batch_size": 2, "target_shape": [patch] * 3,
+        "depth": len(channels), "base_channels": channels[0], "max_channels": channels[-1],
+        "deep_supervision": True, "amp": "bf16", "num_workers": 6, "fast": not plain,
+        "base_loss": "focal", "focal_alpha": 0.5, "tumour_share": 0.0, "momentum": 0.99,
+        "exponential_gamma": 0.9, "step_size": EPOCHS // 3, "step_gamma": 0.1,
+        "rotate_prob": 0.0, "zoom_prob": 0.0, "scale_prob": 1.0, "shift_prob": 1.0,
+        "gamma_prob": 0.0, "noise_prob": 0.0, "blur_prob": 0.0,
+    }  # fmt: skip
 
 
 def usual_recipes(out: Path) -> list[dict[str, Any]]:

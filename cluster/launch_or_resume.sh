@@ -4,8 +4,8 @@
 #   launch_or_resume.sh [--from STORAGE/NAME] [--address HOST:PORT] RUN SPACE --data DATA [options of voxtune launch]
 #
 # --from names the snapshot of a sweep that was launched with --storage STORAGE and whose folder RUN was called NAME: if
-# RUN is not on this machine, it is made from the snapshot. The options of launch count the first time; --notify and
-# --no_report, which RUN does not keep, count each time.
+# RUN is not on this machine, it is made from the snapshot. The options of launch count the first time; --notify, whose
+# URL RUN does not keep, and --no_report count each time.
 
 set -u
 
@@ -14,7 +14,7 @@ fail() {
     exit 2
 }
 
-# Note in `kept` those options of launch that count in a resume too, as RUN does not have them.
+# Note in `kept` those options of launch that count in a resume too.
 keep() {
     kept=()
     while (($#)); do

@@ -4,42 +4,27 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SPACE
-from node_network import Network, can_make_machines, ray_network
+from network_folder import NEEDS_MACHINES, shared
+from node_network import Network, ray_network
 
-from trainable.data.phantom import write_phantoms
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not can_make_machines(), reason="needs root and namespaces of network, mounts and host names"),
-]
+__all__ = ["shared"]  # a fixture
+pytestmark = NEEDS_MACHINES
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Path]:
-    """A folder that all machines see, with cases, a space, and another torch that one of them has."""
-    with tempfile.TemporaryDirectory(prefix="vn", dir="/tmp") as name:
-        folder = Path(name)
-        write_phantoms(folder / "data", cases=3, shape=(32, 32, 32), workers=1)
-        (folder / "space.yaml").write_text(SPACE)
-        torch = folder / "other/torch"
-        torch.mkdir(parents=True)
-        (torch / "__init__.py").touch()
-        (torch / "version.py").write_text("__version__ = '2.5.1+cu124'\n")
-        yield folder
 
 
 @pytest.fixture(scope="module")
 def network(shared: Path) -> Iterator[Network]:
     """A head without cores; node-a without the cases, node-b with another torch, node-c with a full disk for Ray."""
+    torch = shared / "other/torch"
+    torch.mkdir(parents=True)
+    (torch / "__init__.py").touch()
+    (torch / "version.py").write_text("__version__ = '2.5.1+cu124'\n")
     machines = [
         ("head", ""),
         ("node-a", f"mount -t tmpfs none {shared}/data"),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import SPACE, start_voxtune, voxtune, wait_for
+from helpers import SPACE, start_voxtune, voxtune, voxtune_here, wait_for
 from test_doctor import HERE, NODE, SEEN, with_facts
 from test_storage import ENVIRONMENT, Server
 
@@ -33,6 +33,7 @@ from trainable.data.cache_publish import unfinished_folder
 from trainable.data.fetch import FETCHED, _remove_others, fetch_cases, fetched_folder
 from trainable.data.local_cases import cases_here, last_change
 from trainable.data.prepare import Data, prepare_data
+from trainable.data.preview import preview_data
 from trainable.data.split import save_split
 from tune.nodes.checks import CHECKS
 from tune.nodes.folders import Folder, FolderFacts, Sight, Use, look_at, marked_folders
@@ -97,6 +98,36 @@ def test_cases_at_a_uri_become_the_same_cache_and_are_fetched_once(
     server.client.put_object(Bucket=BUCKET, Key=seg, Body=body)  # written again: it may be another truth
     prepare_data(config)
     assert "fetched 1 files" in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_the_cases_at_a_uri_and_fetches_none(
+    uri: Uri, server: Server, prepared: Data, tmp_path: Path
+) -> None:
+    config = TrainConfig(data_dir=uri, cache_dir=tmp_path / "cache")
+    found = preview_data(config)
+    assert (found.split, found.ready, found.cache) == (prepared.split, (), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    prepare_data(config, quiet=True)
+    assert preview_data(config).ready == tuple(sorted(prepared.split.names))
+    lost = next(fetched_folder(uri, tmp_path / "cache").glob("Phantom_00003/*_flair.nii.gz"))
+    lost.unlink()
+    assert set(prepared.split.names) - {*preview_data(config).ready} == {"Phantom_00003"}
+    assert not lost.exists()
+    server.client.put_object(Bucket=BUCKET, Key="part/A/A_t1.nii.gz", Body=b"content")
+    part = config.model_copy(update={"data_dir": Uri(server.uri(f"{BUCKET}/part"))})
+    lacks = r"1 of 1 cases cannot be used(.|\n)*missing in s3://cases/part/A, which has A_t1"
+    with pytest.raises(InputError, match=lacks):
+        preview_data(part)
+
+
+def test_what_needs_a_folder_of_cases_refuses_a_uri_in_words_and_shows_no_key(tmp_path: Path) -> None:
+    done = voxtune_here("predict", tmp_path, "s3://bucket/cases", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "error: s3://bucket/cases: a URI, not a folder: copy the cases to a folder of this machine" in done.stderr
+    done = voxtune_here("predict", tmp_path, "s3://me:hidden@bucket/cases", "--out", tmp_path / "out")
+    assert "error: s3://...: a URI, not a folder" in done.stderr
+    assert "hidden" not in done.stdout + done.stderr
+    assert "here:/x: no such folder" in voxtune_here("predict", tmp_path, "not here:/x", "--out", "out").stderr
 
 
 def test_two_uris_with_one_cache_keep_their_files_apart(uri: Uri, server: Server, tmp_path: Path) -> None:
@@ -269,7 +300,9 @@ def test_the_option_is_a_uri_or_a_path_and_its_cache_is_below_home(
     assert (one.parent, one.name[:6], one != two) == (tmp_path / "voxtune", "cases-", True)
 
 
-def test_a_training_takes_a_uri_and_keeps_it(uri: Uri, tmp_path: Path) -> None:
+def test_a_training_takes_a_uri_and_keeps_it_and_postprocess_takes_one_too(
+    uri: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = ["--depth", "2", "--base_channels", "2", "--target_shape", "16", "16", "16", "--patches_per_epoch", "4"]
     words = ["--data_dir", uri, "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(tmp_path / "out")]
     assert cli.main([*words, *small, "--epochs", "1", "--device", "cpu"]) == 0
@@ -277,6 +310,11 @@ def test_a_training_takes_a_uri_and_keeps_it(uri: Uri, tmp_path: Path) -> None:
     assert saved["data_dir"] == uri
     assert cli.main(["--resume", str(tmp_path / "out"), "--test_only"]) == 0
     assert json.loads((tmp_path / "out/test_scores.json").read_text())["cases"].keys() == {"Phantom_00002"}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    done = voxtune_here("postprocess", tmp_path / "out", "--data", uri)
+    assert done.returncode == 0, done.stderr
+    assert "fetched 40 files" in done.stderr
+    assert len(list((tmp_path / "caches/voxtune").glob("brats-*/Phantom_*"))) == 7  # those of train and val
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_a_gpu_that_is_not_given_stays_so_in_the_file_and_conflicts_with_nothing
 @no_gpu
 def test_torch_s_build_and_its_own_error_say_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU alone"
+    build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
     expected = f"torch {torch.__version__}, {build}, CUDA_VISIBLE_DEVICES='3': "
     assert missing_gpu_reason().startswith(expected)
     assert len(missing_gpu_reason()) > len(expected) + 10

@@ -73,7 +73,7 @@ def test_called_again_it_writes_what_is_missing(tmp_path: Path, capsys: pytest.C
     assert (cases / "BRATS_000" / "BRATS_000_t1.nii.gz").stat().st_mtime_ns == kept
     assert {path.name for path in cases.iterdir()} == {"BRATS_000", "BRATS_001", "BRATS_002", ".lock"}
     (cases / "BRATS_001" / "BRATS_001_t2.nii.gz").unlink()
-    with pytest.raises(InputError, match=r"BRATS_001_t2.nii.gz missing .*; remove .*BRATS_001, and it is written anew"):
+    with pytest.raises(InputError, match=r"BRATS_001_t2.nii.gz missing .*; remove .*BRATS_001, and it is written"):
         convert_msd(source, cases, workers=1)
 
 

@@ -5,40 +5,28 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import SPACE
-from node_network import Machine, Network, can_make_machines, ray_network, wait_for_nodes
+from network_folder import CASES, NEEDS_MACHINES, shared
+from node_network import Machine, Network, ray_network, wait_for_nodes
 
-from trainable.data.phantom import write_phantoms
 from tune.run.events import read_events
 from tune.run.run_dir import RunDir
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not can_make_machines(), reason="needs root and namespaces of network, mounts and host names"),
-]
-CASES = [f"Phantom_{number:05d}" for number in range(6)]
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Path]:
-    """A folder that all machines see, with cases and a space; `local` in it is a disk of each machine's own."""
-    with tempfile.TemporaryDirectory(prefix="vn", dir="/tmp") as name:
-        folder = Path(name)
-        write_phantoms(folder / "data", cases=6, shape=(48, 48, 40), workers=1)
-        (folder / "space.yaml").write_text(SPACE)
-        (folder / "local").mkdir()
-        yield folder
+__all__ = ["shared"]  # a fixture
+pytestmark = NEEDS_MACHINES
 
 
 @pytest.fixture(scope="module")
 def network(shared: Path) -> Iterator[Network]:
-    """A head without cores, two nodes of two trials each; not started yet: one without cases, one with a small disk."""
+    """A head without cores, two nodes of two trials each; not started yet: one without cases, one with a small disk.
+
+    In SHARED/local each has its own disk.
+    """
+    (shared / "local").mkdir()
     own = f"mount -t tmpfs none {shared}/local"
     blind = f"{own} && mount -t tmpfs none {shared}/data"
     with ray_network(shared, [("head", ""), ("node-a", own), ("node-b", own)], cpus=2) as network:

@@ -12,7 +12,8 @@ from trainable.core.errors import InputError
 from trainable.training.schedules import Schedule
 from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import TrainingLog
-from tune.retrain import check_folder_name, reductions, training_config, without_plateau
+from tune.followed_plateau import reductions, without_plateau
+from tune.retrain import check_folder_name, training_config
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
 from tune.spec.sweep_config import make_sweep_config

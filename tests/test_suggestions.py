@@ -121,7 +121,7 @@ def test_a_sweep_without_trials_left_says_how_the_recipe_is_tried(journal: Journ
     for _ in range(4):
         journal.ask()
     text = suggest_recipe(read_run(tmp_path), recipe(tmp_path))
-    assert text == f"mine: all 4 trials have been started; tried by voxtune resume {tmp_path} --trials 5"
+    assert text == f"mine: all 4 trials have been started; to try it: voxtune resume {tmp_path} --trials 5"
 
 
 @pytest.mark.slow

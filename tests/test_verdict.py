@@ -61,7 +61,7 @@ def decide(
         ),
         (
             Comparison(0.001, -0.021, 0.04, 0.5, None, None),
-            "not shown: 0.001 [-0.021, 0.040] against the default; more trainings or more cases alone would not tell",
+            "not shown: 0.001 [-0.021, 0.040] against the default; neither more trainings nor more cases would do",
         ),
         (
             Comparison(0.31, NAN, NAN, NAN, None, None),

@@ -10,6 +10,7 @@ from trainable.cases.case_files import Case, CaseError, case_folder, case_of, fo
 from trainable.cases.case_search import NoCaseError, Survey, survey
 from trainable.cases.folder_listing import list_folder
 from trainable.core.errors import InputError
+from trainable.core.storage import refuse_uri
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,12 @@ def cases_in(path: Path) -> Survey:
 
     Raises:
         NoCaseError: if it is a file, cannot be read or has no case.
-        InputError: if it does not exist, or two folders in it have the same case.
+        InputError: if it does not exist or is a URI, or two folders in it have the same case.
     """
     if path.is_dir():
         return _one_case(path) or survey(path, need_seg=False)
     if not path.exists():
+        refuse_uri(path, "copy the cases to a folder of this machine, as `aws s3 sync` does, and give that folder")
         raise InputError(f"{path}: no such folder; expected a case's folder or a folder of cases")
     raise NoCaseError(f"{path}: is a file; expected a case's folder or a folder of cases")
 

@@ -147,4 +147,4 @@ def refuse_trained_cases(fold: Fold, ensemble: Ensemble) -> None:
         trained = member.state.get("cases", {}).get("train")
         if trained is None or (seen := sorted({*fold.cases} & {*trained})):
             what = "does not say which cases it was trained on" if trained is None else f"was trained on {seen[0]}"
-            raise InputError(f"{member.checkpoint} {what}, so it cannot score this fold; train it anew")
+            raise InputError(f"{member.checkpoint} {what}, so it cannot score this fold; train it again")

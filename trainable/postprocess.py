@@ -21,7 +21,7 @@ from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.core.progress_bar import progress_bar
-from trainable.core.storage import is_there
+from trainable.core.storage import Uri, is_there, place_of_data
 from trainable.data.cache import changed_cases, open_case, scan_of
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, save_split
@@ -98,7 +98,7 @@ class ValidationCases:
         return self.scratch / f"mirror_{setting.mirror}_overlap_{setting.overlap:g}_{name}.npy"
 
 
-def choose_postprocessing(folder: Path, data_dir: Path | None = None) -> Choice:
+def choose_postprocessing(folder: Path, data_dir: Path | Uri | None = None) -> Choice:
     """Choose prediction options by validation cases and write them into a model; print what was tried.
 
     Test cases are not opened. If nothing is shown to help, the model predicts as before the first call, and
@@ -211,7 +211,7 @@ def validation_data(
     config: TrainConfig,
     states: Sequence[Mapping[str, Any]],
     names: Sequence[Sequence[str]],
-    data_dir: Path | None,
+    data_dir: Path | Uri | None,
     scratch: Path,
 ) -> Data:
     """Prepare the cases of the first model's train and val, without looking at any other, and return them.
@@ -224,10 +224,10 @@ def validation_data(
     if strange := sorted({name for of_one in names for name in of_one} - {*split.train}):
         raise InputError(f"{strange[0]} validated one member and is unknown to another; expected members of one split")
     save_split(split, scratch / "split.json")
-    place = {} if data_dir is None else {"data_dir": data_dir.resolve(), "cache_dir": None}
+    place = {} if data_dir is None else {"data_dir": place_of_data(data_dir), "cache_dir": None}
     if data_dir is None and (config.data_dir is None or not is_there(config.data_dir)):
         raise InputError(
-            f"{config.data_dir}: the cases of the training are not there; give their folder with --data DIR"
+            f"{config.data_dir}: the cases of the training are not there; give their folder or URI with --data DIR"
         )
     changes = {"split_file": scratch / "split.json", "resume": None, "pretrained": None, **place}
     data = prepare_data(config.model_copy(update=changes), begun=True, quiet=data_dir is None)

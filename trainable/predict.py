@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ from trainable.evaluation.averaging import AveragedLabels, predict_case_averaged
 from trainable.evaluation.inference import NonFiniteLogitsError, on_file_grid, save_label
 from trainable.evaluation.metrics import Scores, score_case, voxel_spacing
 from trainable.evaluation.pictures import draw_case
-from trainable.prediction_scores import open_score_file
+from trainable.prediction_scores import ScoreFile, open_score_file
 from trainable.training.ensemble import Ensemble, find_models, load_ensemble
 
 
@@ -66,6 +66,23 @@ class Predictions:
             which = "1 argument is no case and was" if count == 1 else f"{count} arguments are no cases and were"
             message += "\n" * bool(message) + "\n  ".join([f"{which} passed over:", *self.no_case])
         return message
+
+
+@dataclass(frozen=True)
+class PredictedCases:
+    """What is known of the cases that are predicted so far, by their names.
+
+    Attributes:
+        total: number of cases that are predicted in all.
+        scores: of those with a seg file that can be used.
+        parts: what each was to the model, see parts_of.
+        written: the convention of the labels of each prediction.
+    """
+
+    total: int
+    scores: dict[str, Scores] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
+    written: dict[str, LabelConvention] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -171,37 +188,48 @@ def predict_cases(
     score_file = open_score_file(out, model.name, model.ensemble, mirror=model.ensemble.first.config.mirror)
     if line := score_file.replaced([case.name for case in cases]):
         logger.info(line)
-    scores: dict[str, Scores] = {}
-    written: dict[str, LabelConvention] = {}
-    parts: dict[str, str] = {}
+    done = PredictedCases(len(cases))
     for index, case in enumerate(cases, 1):
         try:
-            loaded = load_for_prediction(case, model)
-            parts[case.name], note = model.part_of(loaded)
-            logger.info(f"{index}/{len(cases)} {case.name}: {parts[case.name]}{note}")
-            predicted = model.predict(case.name, loaded)
+            predict_one(case, f"{index}/{len(cases)}", model, out, score_file, done, with_picture=pictures)
         except CaseError as error:
             logger.info(f"{index}/{len(cases)} {case.name} cannot be used")
             failed.append(error)
-            continue
-        if loaded.label is not None:
-            scores[case.name] = score_case(predicted.label, loaded.label, spacing=voxel_spacing(loaded.affine))
-            score_file.members.add(case.name, predicted.of_members, loaded.label)
-        own = model.labels_of(case, loaded)
-        try:
-            write_prediction(loaded, predicted.label, own, out / case.name, with_picture=pictures)
-            written[case.name] = own
-            score_file.save(scores, parts, written)
-        except OSError as error:
-            raise InputError(cannot_be_written(error, len(written), len(cases))) from None
-    if score_file.members.cases:
-        score_file.save(scores, parts, written, last=True)
-    table = score_file.members.table(scores, parts)
-    predictions = Predictions(scores, failed, found.no_case, parts, len(cases) + len(found.errors), table)
+    table = score_file.finish(done.scores, done.parts, done.written)
+    predictions = Predictions(done.scores, failed, found.no_case, done.parts, len(cases) + len(found.errors), table)
     if len(failed) == predictions.total:
         raise InputError(predictions.failures())
-    logger.info(labels_written(written.values()))
+    logger.info(labels_written(done.written.values()))
     return predictions
+
+
+def predict_one(
+    case: Case, count: str, model: Model, out: Path, score_file: ScoreFile, done: PredictedCases, *, with_picture: bool
+) -> None:
+    """Predict a case, write its prediction and the scores so far.
+
+    Args:
+        count: which of the cases it is, to print.
+        done: the cases before, to which this one is added.
+
+    Raises:
+        CaseError: if it cannot be used or predicted.
+        InputError: if `out` cannot be written.
+    """
+    loaded = load_for_prediction(case, model)
+    done.parts[case.name], note = model.part_of(loaded)
+    logger.info(f"{count} {case.name}: {done.parts[case.name]}{note}")
+    predicted = model.predict(case.name, loaded)
+    if loaded.label is not None:
+        done.scores[case.name] = score_case(predicted.label, loaded.label, spacing=voxel_spacing(loaded.affine))
+        score_file.members.add(case.name, predicted.of_members, loaded.label)
+    labels = model.labels_of(case, loaded)
+    try:
+        write_prediction(loaded, predicted.label, labels, out / case.name, with_picture=with_picture)
+        done.written[case.name] = labels
+        score_file.save(done.scores, done.parts, done.written)
+    except OSError as error:
+        raise InputError(cannot_be_written(error, len(done.written), done.total)) from None
 
 
 def load_model(paths: Sequence[Path], labels: str | Path | None, *, mirror: bool, device: str) -> Model:

@@ -73,6 +73,12 @@ class ScoreFile:
             for ending in (".json", ".csv"):
                 self.stem.with_suffix(ending).unlink(missing_ok=True)
 
+    def finish(self, scores: Mapping[str, Scores], parts: Mapping[str, str], predicted: Collection[str]) -> str:
+        """Write the gain of an ensemble over its members, and return its table. The arguments are those of save."""
+        if self.members.cases:
+            self.save(scores, parts, predicted, last=True)
+        return self.members.table(scores, parts)
+
 
 def open_score_file(out: Path, model: Path, ensemble: Ensemble, *, mirror: bool) -> ScoreFile:
     """Return the score file of a folder of predictions, and say so if it has scores by another model.

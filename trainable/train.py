@@ -127,16 +127,7 @@ def train(
 
         def on_start(training: TrainingState) -> None:
             nonlocal seen
-            seen = seen_line(training.history.seen_of(cases_by_part(data)), data.split)
-            save_options(config, paths.config)
-            save_split(data.split, paths.split)
-            if config.resume is None or not paths.skipped_cases.exists():  # resumed, it looks at no bad case again
-                atomic_write_text(paths.skipped_cases, "".join(f"{reason}\n" for reason in data.skipped))
-            logger.info("\n".join(filter(None, [training_summary(config, data), seen])))
-            if training.epoch:
-                logger.info(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}")
-            if training.row and not log.has(training.epoch):  # a kill came between the last checkpoint and its row
-                log.write(training.row, case_rows=training.case_rows)
+            seen = begin_output(config, data, training, log)
 
         def on_epoch_end(result: EpochResult) -> None:
             row = result.row()
@@ -150,6 +141,25 @@ def train(
         if data.skipped:
             logger.info(f"{len(data.skipped)} bad cases were left out, see {paths.skipped_cases}")
         return result
+
+
+def begin_output(config: TrainConfig, data: Data, training: TrainingState, log: TrainingLog) -> str:
+    """Write the files of output_dir that are there from the start, and print what is trained.
+
+    Returns:
+        A line on the val and test cases that the pretrained weights have seen; "" if there are none.
+    """
+    paths, seen = TrainingDir(config.output_dir), seen_line(training.history.seen_of(cases_by_part(data)), data.split)
+    save_options(config, paths.config)
+    save_split(data.split, paths.split)
+    if config.resume is None or not paths.skipped_cases.exists():  # resumed, it looks at no bad case again
+        atomic_write_text(paths.skipped_cases, "".join(f"{reason}\n" for reason in data.skipped))
+    logger.info("\n".join(filter(None, [training_summary(config, data), seen])))
+    if training.epoch:
+        logger.info(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}")
+    if training.row and not log.has(training.epoch):  # a kill came between the last checkpoint and its row
+        log.write(training.row, case_rows=training.case_rows)
+    return seen
 
 
 def train_with_main(config: TrainConfig, *, flush: bool) -> EpochResult:

@@ -93,10 +93,15 @@ def confirm(
             resume_command=confirm_command(run.folder, take_best=take_best, address=address),
         )
         trainings.note(outcomes)
-        scores = ConfirmScores(folder, plan)
-        found = evaluate_confirmation(run, plan, scores, trainings.errors, take_best=take_best)
-        write_report(run, found, scores, address=address)
-        return found
+        return conclude(trainings, take_best=take_best, address=address)
+
+
+def conclude(trainings: ConfirmTrainings, *, take_best: bool, address: str | None) -> Confirmation:
+    """Judge the scores of the trainings that have ended; print and write the verdict, return it."""
+    run, plan, scores = trainings.run, trainings.plan, ConfirmScores(trainings.folder, trainings.plan)
+    found = evaluate_confirmation(run, plan, scores, trainings.errors, take_best=take_best)
+    write_report(run, found, scores, address=address)
+    return found
 
 
 def make_plan(

@@ -24,6 +24,7 @@ from tune.confirmation.plan import unused_seeds
 from tune.driver.cluster import Cluster
 from tune.driver.node_check import check_nodes_for
 from tune.driver.trainings import Outcome, Training, run_trainings
+from tune.followed_plateau import without_plateau
 from tune.retrain import (
     choose_output,
     choose_recipe,
@@ -32,7 +33,6 @@ from tune.retrain import (
     refuse_other_split,
     training_config,
     with_val_trained,
-    without_plateau,
 )
 from tune.run.results import Run, read_run
 
@@ -55,6 +55,14 @@ class EnsembleRequest:
     epochs: int | None = None
     with_val: bool = False
     name: str | None = None
+
+    def check(self) -> None:
+        """Raise InputError for options that exclude each other."""
+        if self.with_val and self.folds:
+            raise InputError(
+                "--with_val trains on the validation cases, and each fold of --folds is validated by the others: "
+                "drop one"
+            )
 
     def folder_name(self, label: str, epochs: int) -> str:
         """Return the name of the ensemble's folder. label: of the recipe. epochs: of a training."""
@@ -147,10 +155,7 @@ def retrain_ensemble(
             options; if a member has no model at the end.
         SystemExit: as run_trainings.
     """
-    if request.with_val and request.folds:
-        raise InputError(
-            "--with_val trains on the validation cases, and each fold of --folds is validated by the others: drop one"
-        )
+    request.check()
     run = read_run(run_dir)
     trial, recipe, label = choose_recipe(run, request.number, request.config_file)
     epochs = request.epochs or recipe.epochs

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,11 +24,10 @@ from trainable.train_processes import train_in_processes
 from trainable.training import checkpoint
 from trainable.training.ensemble import is_ensemble
 from trainable.training.training_dir import TrainingDir
-from trainable.training.training_log import read_rows
 from tune.confirmation.status import confirmed_choice
+from tune.followed_plateau import began_with_plateau, without_plateau
 from tune.run.provenance import digest_of, load_contents
 from tune.run.results import Run, TrialResult, read_run
-from tune.run.run_dir import RunDir
 
 MAX_NAME_BYTES = 200  # of a folder's name: most file systems allow 255
 
@@ -76,22 +72,11 @@ def retrain(
     if (nodes > 1) != (address is not None):
         raise InputError("--nodes N and --address HOST:PORT of a Ray cluster with N nodes go together")
     run = read_run(run_dir)
-    trial, recipe, label = choose_recipe(run, number, config_file)
-    epochs = epochs or recipe.epochs
-    output = choose_output(run, name if name is not None else f"{label}_{epochs}_epochs{'_with_val' * with_val}")
-    if is_ensemble(output.path):
-        raise InputError(f"{output.path} is an ensemble; go on with its --folds and --seeds, or take another --name")
-    run.require_file("labels")
-    if not output.latest.exists() and (config_file is None or recipe.pretrained is None):
-        run.require_file("pretrained")
-    if recipe.scheduler == "plateau" and not began_with_plateau(output):
-        recipe = without_plateau(run, trial, recipe, with_val=with_val)
-    split = with_val_trained(run.split()) if with_val else run.split()
-    refuse_other_split(output.split, split)
-    output.path.mkdir(parents=True, exist_ok=True)
-    save_split(split, output.split)
+    output, recipe = choose_training(run, number, config_file, epochs, name, with_val=with_val)
+    epochs = recipe.epochs
+    split = begin_folder(run, output, with_val=with_val)
     done = int(checkpoint.load_latest_valid(output.latest)[1]["epoch"]) if output.latest.exists() else 0
-    config = training_config(run, scale_to_epochs(recipe, epochs), output, go_on=done > 0)
+    config = training_config(run, recipe, output, go_on=done > 0)
     torch.set_num_threads(run.config.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
     if with_val and config.scheduler == "plateau":
         logger.info(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
@@ -107,6 +92,40 @@ def retrain(
     if split.test:
         evaluate(as_chosen(config.model_copy(update={"resume": TrainingDir(config.output_dir).best})), data)
     return output.path
+
+
+def choose_training(
+    run: Run, number: int | None, config_file: Path | None, epochs: int | None, name: str | None, *, with_val: bool
+) -> tuple[TrainingDir, TrainConfig]:
+    """Return the folder of a retraining, and its recipe, scaled to its epochs. The arguments are those of retrain.
+
+    Raises:
+        InputError: as choose_recipe; for a name that is no folder's, the folder of a sweep or an ensemble, or if the
+            file of labels or weights that the sweep had is gone.
+    """
+    trial, recipe, label = choose_recipe(run, number, config_file)
+    epochs = epochs or recipe.epochs
+    output = choose_output(run, name if name is not None else f"{label}_{epochs}_epochs{'_with_val' * with_val}")
+    if is_ensemble(output.path):
+        raise InputError(f"{output.path} is an ensemble; go on with its --folds and --seeds, or take another --name")
+    run.require_file("labels")
+    if not output.latest.exists() and (config_file is None or recipe.pretrained is None):
+        run.require_file("pretrained")
+    if recipe.scheduler == "plateau" and not began_with_plateau(output):
+        recipe = without_plateau(run, trial, recipe, with_val=with_val)
+    return output, scale_to_epochs(recipe, epochs)
+
+
+def begin_folder(run: Run, output: TrainingDir, *, with_val: bool) -> Split:
+    """Return the split of a retraining, written into its folder, which is made if missing. Raises: refuse_other_split.
+
+    with_val: train on the validation cases too.
+    """
+    split = with_val_trained(run.split()) if with_val else run.split()
+    refuse_other_split(output.split, split)
+    output.path.mkdir(parents=True, exist_ok=True)
+    save_split(split, output.split)
+    return split
 
 
 def train_on(run: Run, config: TrainConfig, data: Data, gpus: int, nodes: int, address: str | None) -> None:
@@ -163,65 +182,6 @@ def choose_recipe(
     if number is None and not trial.finished:
         raise InputError(f"{run.folder}: no trial has ended by itself yet; wait, or name one with --trial")
     return trial, run.recipe(trial), f"trial_{trial.number:04d}"
-
-
-def began_with_plateau(output: TrainingDir) -> bool:
-    """Return whether `output` has a training with scheduler plateau, which then goes on with it."""
-    return output.config.exists() and load_options(output.config)["scheduler"] == "plateau"
-
-
-def without_plateau(run: Run, trial: TrialResult | None, recipe: TrainConfig, *, with_val: bool) -> TrainConfig:
-    """Return a recipe with scheduler plateau as one whose lr falls where the trial's did, stretched with the epochs.
-
-    A recipe of no trial is returned as it is, unless with_val leaves nothing for plateau to watch.
-
-    Args:
-        trial: that had the recipe; None for a recipe from a file.
-        with_val: as for retrain.
-
-    Raises:
-        InputError: for with_val and a recipe of no trial; or if the rows of the trial are missing.
-    """
-    if trial is None:
-        if with_val:
-            raise InputError(
-                "--with_val leaves no validation for scheduler plateau to watch: write `scheduler: multistep`, "
-                "`milestones: [epochs after which lr falls]` and `step_gamma: its factor` into the file, or name a "
-                "trial with --trial, whose lr is then followed"
-            )
-        return recipe
-    folder, number = run.folder, str(trial.number)
-    if trial.imported_from:  # its rows are where it ran
-        folder, number = Path(trial.imported_from.rpartition(" trial ")[0]), trial.imported_from.rpartition(" ")[2]
-    metrics = RunDir(folder).trial(int(number)).metrics
-    rows = read_rows(metrics)
-    if not rows:
-        raise InputError(
-            f"{metrics} is missing, and with it the lr that plateau gave trial {trial.number}; restore it, or "
-            "write the recipe with `scheduler: multistep` into a file for --config"
-        )
-    milestones = reductions([(int(row["epoch"]), float(row["lr"])) for row in rows], recipe.plateau_factor)
-    epochs = ", ".join(map(str, milestones))
-    fell = f"fell by the factor {recipe.plateau_factor:g} after epochs {epochs}" if milestones else "never fell"
-    logger.info(
-        f"lr follows that of trial {trial.number}, where it {fell}, stretched with the epochs: scheduler multistep"
-    )
-    changes = {"scheduler": "multistep", "milestones": milestones, "step_gamma": recipe.plateau_factor}
-    return recipe.model_copy(update=changes)
-
-
-def reductions(lrs: Sequence[tuple[int, float]], factor: float) -> tuple[int, ...]:
-    """Return the numbers of epochs after which plateau reduced lr, one that it reduced several times as often.
-
-    Args:
-        lrs: number and lr of each reported epoch, in their order; plateau reduces lr after a reported epoch only.
-        factor: of a reduction; min_lr may have made the last one smaller.
-    """
-    found: list[int] = []
-    for (epoch, lr), (_, later) in pairwise(lrs):
-        if later < lr:
-            found += [epoch] * max(1, round(math.log(later / lr) / math.log(factor)))
-    return tuple(found)
 
 
 def training_config(run: Run, recipe: TrainConfig, output: TrainingDir, *, go_on: bool) -> TrainConfig:

@@ -54,7 +54,7 @@ def spelling(param: Any) -> str:
     value = " ".join([param.metavar or param.name.upper()] * max(1, param.nargs))
     if not param.opts[0].startswith("-"):
         return value
-    return param.opts[0] if param.is_flag else f"{param.opts[0]} {value}"
+    return "/".join([param.opts[0], *param.secondary_opts]) if param.is_flag else f"{param.opts[0]} {value}"
 
 
 def row(param: Any) -> str:

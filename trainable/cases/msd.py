@@ -136,7 +136,7 @@ def _is_done(case: MsdCase, destination: Path) -> bool:
     try:
         find_case(folder, need_seg=True)
     except CaseError as error:
-        raise InputError(f"{error}; remove {folder}, and it is written anew") from None
+        raise InputError(f"{error}; remove {folder}, and it is written again") from None
     return True
 
 

@@ -43,7 +43,7 @@ def missing_gpu_reason() -> str:
     """Return why torch sees no CUDA GPU here: its version and build, and its own error; "" if it sees one."""
     if torch.cuda.is_available():
         return ""
-    build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU alone"
+    build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU only"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     restriction = "" if visible is None else f", CUDA_VISIBLE_DEVICES={visible!r}"
     try:

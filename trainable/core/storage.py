@@ -58,6 +58,20 @@ def place_of_data(given: str | Path) -> Path | Uri:
     return Uri(given)
 
 
+def refuse_uri(path: Path, why: str) -> None:
+    """Raise InputError for a path that was made from a URI, without showing keys in it.
+
+    pathlib makes s3:/bucket/cases of s3://bucket/cases.
+
+    Args:
+        why: what needs a folder, as a sentence that ends the message.
+    """
+    scheme, found, rest = str(path).partition(":/")
+    if found and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        uri = without_keys(f"{scheme}://{rest}")
+        raise InputError(f"{uri}: a URI, not a folder: {why}")
+
+
 def is_there(place: Path | Uri) -> bool:
     """Return whether a folder exists; True for a URI, which is not tried."""
     return isinstance(place, Uri) or place.is_dir()

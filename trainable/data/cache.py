@@ -261,7 +261,7 @@ def changed_cases(now: Mapping[str, str], begun: Mapping[str, str]) -> str:
 def require_same(now: Mapping[str, str], begun: Mapping[str, str]) -> None:
     """Raise CacheError, which names the cases, if a case has changed since a training began, see changed_cases."""
     if changed := changed_cases(now, begun):
-        raise CacheError(f"cases have changed since the training began: {changed}; restore them, or begin anew")
+        raise CacheError(f"cases have changed since the training began: {changed}; restore them, or start again")
 
 
 def read_metadata(path: Path) -> CaseMetadata:

@@ -84,10 +84,7 @@ def prepare(
     start = time.monotonic()
     folder = Path(folder)
     cases = sorted(cases, key=lambda case: case.name)
-    for case in cases:  # a prepared case replaces a folder of its name
-        if other := _foreign_file(folder / case.name):
-            what = "cases as NIfTI files" if is_nifti(other) else "folders that are no prepared cases"
-            raise InputError(f"{folder} contains {what}, such as {case.name}; choose another cache_dir")
+    _refuse_foreign_folders(cases, folder)
     try:
         copied, outcomes = _update(cases, folder, copy_from, reading, workers, quiet)
     except OSError as error:
@@ -113,6 +110,14 @@ def prepare(
     if errors and not quiet:
         print(f"{message} and are left out:{listing}", file=sys.stderr)
     return good, errors
+
+
+def _refuse_foreign_folders(cases: Sequence[Case], folder: Path) -> None:
+    """Raise InputError if a folder of a case's name is no prepared case, since a prepared case would replace it."""
+    for case in cases:
+        if other := _foreign_file(folder / case.name):
+            what = "cases as NIfTI files" if is_nifti(other) else "folders that are no prepared cases"
+            raise InputError(f"{folder} contains {what}, such as {case.name}; choose another cache_dir")
 
 
 def _print_notes(folder: Path, names: Sequence[str]) -> None:

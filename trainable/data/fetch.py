@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,11 +47,7 @@ def fetch_cases(uri: Uri, cache: Path, *, quiet: bool = False) -> Path:
         InputError: if the store cannot be read, has no NIfTI file there, or the cache cannot be written.
     """
     start, folder = time.monotonic(), fetched_folder(uri, cache)
-    files, base = open_storage(uri)
-    with storage_errors(uri):
-        stored = {info.path.removeprefix(base + "/"): info for info in _listing(files, base)}
-    if not stored:
-        raise InputError(f"{uri}: no NIfTI file below it; expected one sub-folder per case there, such as {uri}/CASE")
+    files, stored = stored_files(uri)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if lacking(folder, stored) or others(folder, stored):
@@ -70,9 +68,41 @@ def fetch_cases(uri: Uri, cache: Path, *, quiet: bool = False) -> Path:
     return folder
 
 
-def _listing(files: Any, base: str) -> list[Any]:
-    """Return what the store tells of each NIfTI file below a path in it."""
-    return [info for info in list_below(files, base, recursive=True) if info.is_file and is_nifti(info.base_name)]
+def stored_files(uri: Uri) -> tuple[Any, dict[str, Any]]:
+    """Return the store's file system, and what it tells of each NIfTI file below a URI, by its name relative to that.
+
+    Raises:
+        InputError: if the store cannot be read, or has no NIfTI file there.
+    """
+    files, base = open_storage(uri)
+    with storage_errors(uri):
+        infos = [info for info in list_below(files, base, recursive=True) if info.is_file and is_nifti(info.base_name)]
+    if not infos:
+        raise InputError(f"{uri}: no NIfTI file below it; expected one sub-folder per case there, such as {uri}/CASE")
+    return files, {info.path.removeprefix(base + "/"): info for info in infos}
+
+
+@contextlib.contextmanager
+def outline(uri: Uri, cache: Path) -> Iterator[Path]:
+    """Yield a temporary folder laid out as the store is, without fetching a file.
+
+    A file that was fetched before, and is as it is in the store now, is a link to it; the others are empty.
+
+    Args:
+        cache: may be missing.
+
+    Raises:
+        InputError: as stored_files.
+    """
+    stored, fetched = stored_files(uri)[1], fetched_folder(uri, cache).resolve()
+    missing = {*lacking(fetched, stored)}
+    with tempfile.TemporaryDirectory(prefix="voxtune-") as temp:
+        folder = Path(temp)
+        for name in stored:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch() if name in missing else path.symlink_to(fetched / name)
+        yield folder
 
 
 def lacking(folder: Path, stored: dict[str, Any]) -> list[str]:

@@ -106,10 +106,16 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
     return Data(folder, split, tuple(map(str, [*bad, *apart])))
 
 
-def cases_on_disk(config: TrainConfig, *, quiet: bool = False) -> tuple[Survey, Reading, Path]:
+def cases_on_disk(
+    config: TrainConfig, *, quiet: bool = False, outline: Path | None = None
+) -> tuple[Survey, Reading, Path]:
     """Return the cases of data_dir as they lie there, how they are read, and the folder of their cache.
 
-    With a split_file only the cases that it names are looked at. quiet: do not print what is fetched from a URI.
+    With a split_file only the cases that it names are looked at.
+
+    Args:
+        quiet: do not print what is fetched from a URI.
+        outline: a folder laid out as the URI that data_dir is, to look at in place of fetching files; None to fetch.
 
     Raises:
         InputError: for no data_dir, a fold without folds, a case of the split_file that is missing, labels that the
@@ -118,7 +124,7 @@ def cases_on_disk(config: TrainConfig, *, quiet: bool = False) -> tuple[Survey, 
     if config.fold and not config.folds and config.split_file is None:
         raise InputError(f"fold is {config.fold}, but folds is 0: there are no folds; give their number with folds")
     wanted = None if config.split_file is None else load_split(config.split_file).names
-    data_dir = local_folder(config, quiet=quiet)
+    data_dir = local_folder(config, quiet=quiet) if outline is None else outline
     found = survey(data_dir, need_seg=True, wanted=wanted)
     if found.missing:
         raise InputError(missing_cases(found, data_dir, config.split_file))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainable.cases.labels import LabelConvention
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.storage import Uri
-from trainable.data.cache import read_contents, scan_of
+from trainable.data.cache import cache_folder, read_contents, scan_of
 from trainable.data.cache_check import is_of_source
+from trainable.data.fetch import outline
 from trainable.data.patient_split import refuse_torn_patients
 from trainable.data.patients import find_patients
 from trainable.data.prepare import cases_on_disk, remedy_for_bad_cases
@@ -34,18 +35,27 @@ class Preview:
 
 
 def preview_data(config: TrainConfig) -> Preview:
-    """Find and split the cases of data_dir; no image is read, and nothing is written.
+    """Find and split the cases of data_dir; no image is read or fetched, and nothing is written.
 
     Raises:
-        InputError: for cases at a URI, which would have to be fetched; or as prepare_data for what files and names
-            tell: no data_dir, no case, cases that lack a file (without skip_bad_cases), labels that the names do not
-            tell, no place for a cache, a table of patients or a split that is wrong.
+        InputError: as prepare_data for what files and names tell: no data_dir, no case, cases that lack a file
+            (without skip_bad_cases), labels that the names do not tell, no place for a cache, a table of patients or a
+            split that is wrong; for cases at a URI also if the store cannot be listed.
     """
-    if isinstance(config.data_dir, Uri):
-        raise InputError(
-            f"--dry_run looks at the cases, and those at {config.data_dir} would be fetched first: name a folder"
-        )
-    found, reading, cache = cases_on_disk(config)
+    if not isinstance(config.data_dir, Uri):
+        return _preview(config)
+    place = config.data_dir.partition("?")[0]
+    with outline(config.data_dir, cache_folder(config.data_dir, config.cache_dir)) as folder:
+        try:
+            found = _preview(config, folder)
+        except InputError as error:
+            raise InputError(str(error).replace(str(folder), place)) from None
+        return replace(found, left_out=tuple(line.replace(str(folder), place) for line in found.left_out))
+
+
+def _preview(config: TrainConfig, folder: Path | None = None) -> Preview:
+    """Return what preview_data does; folder: an outline of the URI that data_dir is, None if it is a folder."""
+    found, reading, cache = cases_on_disk(config, outline=folder)
     if found.errors and not (config.skip_bad_cases and config.split_file is None):
         listing = "".join(f"\n  {error}" for error in found.errors)
         count = len(found.cases) + len(found.errors)

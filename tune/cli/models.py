@@ -12,6 +12,7 @@ from trainable.core.console import terminal_width
 from trainable.core.errors import InputError
 from trainable.core.logger import logger, outlive_reader
 from trainable.core.signals import handle_end_signals
+from trainable.core.storage import place_of_data
 from trainable.training.training_dir import TrainingDir
 from tune.cli.command import Address, Labels, RunFolder, app
 from tune.cli.json_flag import Json, messages_on_stderr, print_json
@@ -185,13 +186,16 @@ def predict(
 def postprocess(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="RUN/retrain/NAME, or the folder of a training.")],
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the cases are, if they have moved since the training.")
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where the cases are, a folder or a URI, if they have moved since the training."
+        ),
     ] = None,
 ) -> None:
     """Choose mirroring, overlap and clean-up of a model's predictions by its validation cases, never by test cases."""
     from trainable.postprocess import choose_postprocessing
 
-    choose_postprocessing(model, data)
+    choose_postprocessing(model, None if data is None else place_of_data(data))
 
 
 @app.command(epilog="Example: voxtune demo --out voxtune_demo")

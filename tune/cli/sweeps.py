@@ -35,13 +35,15 @@ from tune.terminal.text_lines import flow
 
 if TYPE_CHECKING:
     from tune.driver.cluster import Cluster
+    from tune.spec.sweep_config import SweepConfig
 
 NoReport = Annotated[bool, typer.Option("--no_report", help="Do not keep RUN/report.html up to date.")]
 Notify = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="Post a JSON there when the sweep ends, its budget is spent or a trial has failed; see docs/sweeps.md.",
+        help="Post a JSON there when the sweep ends, its budget is spent or a trial has failed; see docs/sweeps.md. "
+        "RUN does not keep the URL: give it to resume again.",
     ),
 ]
 FIRST_TRIALS = 5  # that `check` shows
@@ -123,11 +125,7 @@ def launch(
 
         with Cluster(address) as cluster:  # which starts while torch is imported
             if dry_run:
-                from tune.driver.dry_run import dry_run as try_out
-
-                try_out(config, out.resolve(), cluster=cluster, storage=storage, earlier=earlier)
-                if hours is not None:
-                    logger.info(f"--hours {hours:g}: a launch would measure first, and choose other trials and epochs")
+                say_what_would_run(config, out.resolve(), hours, cluster=cluster, storage=storage, earlier=earlier)
                 return
             from tune.driver.sweep import launch as launch_sweep
 
@@ -137,7 +135,24 @@ def launch(
             )  # fmt: skip
             finish(run)
             left = None if given_time is None else given_time.left()
-            confirm_if_asked(run, cluster=cluster, address=address, report=not no_report, budget=left)
+            confirm_if_asked(run, cluster=cluster, address=address, budget=left)
+
+
+def say_what_would_run(
+    config: SweepConfig,
+    run_dir: Path,
+    hours: float | None,
+    *,
+    cluster: Cluster,
+    storage: str | None,
+    earlier: Sequence[Path],
+) -> None:
+    """Check what a launch checks, and print what it would run; hours: of --hours. Arguments, Raises: as dry_run."""
+    from tune.driver.dry_run import dry_run
+
+    dry_run(config, run_dir, cluster=cluster, storage=storage, earlier=earlier)
+    if hours is not None:
+        logger.info(f"--hours {hours:g}: a launch would measure first, and choose other trials and epochs")
 
 
 @app.command(epilog="Example: voxtune resume RUN --trials 100")
@@ -162,7 +177,10 @@ def resume(
         str | None, typer.Option(metavar="DIR", help="Where the cases are now; they get a new cache.")
     ] = None,
     address: Address = None,
-    no_report: NoReport = False,
+    report: Annotated[
+        bool | None,
+        typer.Option("--report/--no_report", help="Keep RUN/report.html up to date; by default as chosen before."),
+    ] = None,
     notify: Notify = None,
     set_: Set = None,
 ) -> None:
@@ -179,10 +197,10 @@ def resume(
         restore_snapshot(from_, run)
     with outlive_reader(f"the sweep goes on, see: voxtune status {run}"):
         result = resume_sweep(
-            run, address=address, overrides=overrides, space=space, data_dir=place, report=not no_report, notify=notify
+            run, address=address, overrides=overrides, space=space, data_dir=place, report=report, notify=notify
         )
         finish(result)
-        confirm_if_asked(result, address=address, report=not no_report)
+        confirm_if_asked(result, address=address)
 
 
 def finish(run: Run) -> None:
@@ -197,12 +215,11 @@ def confirm_if_asked(
     *,
     cluster: Cluster | None = None,
     address: str | None = None,
-    report: bool = False,
     budget: float | None = None,
 ) -> None:
     """Confirm the winner of a sweep that has ended, if it was asked for and is not done; arguments as for confirm.
 
-    report: bring RUN/report.html up to date then. budget: seconds after which it stops, to go on later.
+    RUN/report.html is brought up to date then, if it is kept. budget: seconds after which it stops, to go on later.
 
     A sweep whose budget is spent has trials left, so that its winner may change: then the command is printed, unless
     the time was planned with --hours, which keeps some for the confirmation.
@@ -220,7 +237,7 @@ def confirm_if_asked(
         from tune.confirm import confirm
 
         confirm(run.folder, budget=budget, cluster=cluster, address=address)
-        if report:
+        if run.config.record.report:
             from tune.driver.report_keeper import write_last_report
 
             write_last_report(read_run(run.folder))

@@ -169,7 +169,7 @@ def extend_plan(begun: ConfirmPlan | None, wanted: ConfirmPlan, *, tested: bool)
         if old != new:
             raise InputError(
                 f"the confirmation was begun with {meaning} {old}, and it would be {new} now, so that scores could not "
-                "be compared: go on without that option, or move RUN/confirm away and begin anew"
+                "be compared: go on without that option, or move RUN/confirm away and start again"
             )
     arms = list(begun.arms)
     for arm in wanted.arms:
@@ -207,5 +207,5 @@ def load_plan(path: Path) -> ConfirmPlan | None:
         return ConfirmPlan(arms=arms, seeds=tuple(values.pop("seeds")), **values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); restore it, or move its folder away and begin anew"
+            f"{path}: cannot be read ({error}); restore it, or move its folder away and start again"
         ) from None

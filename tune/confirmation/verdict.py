@@ -176,7 +176,7 @@ def what_would_tell(comparison: Comparison) -> str:
     if (cases := comparison.more_cases) is not None:
         more.append(counted(cases, "more case"))
     if not more:
-        return "more trainings or more cases alone would not tell"
+        return "neither more trainings nor more cases would do"
     return f"about {' or '.join(more)} would tell"
 
 

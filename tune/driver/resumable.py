@@ -84,3 +84,12 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | Uri 
     if not contents.exists():  # in a run of an older version
         save_contents(data, contents)
     return config.with_record(cache_dir=str(data.folder))
+
+
+def all_ended(config: SweepConfig, count: int) -> str:
+    """Return what is printed if no trial is left to run. count: of the trials that the sweep has had."""
+    if config.budget.trials > count:
+        why = f"the space has no other recipe, though study.trials is {config.budget.trials}"
+    else:
+        why = "add some with --trials"
+    return f"all {count} trials have ended; {why}"

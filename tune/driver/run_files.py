@@ -83,6 +83,16 @@ def with_absolute_paths(config: SweepConfig) -> SweepConfig:
     return config.with_train({**config.train, **{name: str(absolute_path(name, train[name])) for name in train}})
 
 
+def with_choices(config: SweepConfig, report: bool | None, notify: str | None) -> SweepConfig:
+    """Return the config with the caller's choices noted for the next resume; None: as noted before.
+
+    Of the URL of notify only that it was given is noted: it may be a secret.
+    """
+    if report is not None:
+        config = config.with_record(report=report)
+    return config if notify is None else config.with_record(notify=True)
+
+
 def write_config(config: SweepConfig, run_dir: Path) -> None:
     """Write RUN/study.yaml; a reader, also after a kill, sees the old file or the new one, whole."""
     atomic_write_text(RunDir(run_dir).config, dump(config))

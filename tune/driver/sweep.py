@@ -19,7 +19,7 @@ from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.storage import Uri
 from trainable.data.empty_regions import check_regions
-from trainable.data.prepare import prepare_data
+from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split
 from trainable.training.seen_cases import cases_by_part, history_of_pretrained
 from tune.driver.cluster import Cluster, Slots, running_or_new
@@ -33,8 +33,15 @@ from tune.driver.progress_board import start_board
 from tune.driver.recorder import LostCheckpointError, Recorder, sync_outputs
 from tune.driver.report_keeper import ReportKeeper, write_last_report
 from tune.driver.resource_wait import ResourceWait
-from tune.driver.resumable import check_resumable, refuse_unchangeable, with_prepared_data
-from tune.driver.run_files import begin_run, check_launch, start_attempt, with_absolute_paths, write_config
+from tune.driver.resumable import all_ended, check_resumable, refuse_unchangeable, with_prepared_data
+from tune.driver.run_files import (
+    begin_run,
+    check_launch,
+    start_attempt,
+    with_absolute_paths,
+    with_choices,
+    write_config,
+)
 from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
@@ -110,18 +117,13 @@ def launch(
     """
     hooks = Hooks(fit, on_report, report, Notifier(notify, run_dir.name))
     storage = check_launch(config, run_dir, storage)
-    config = with_absolute_paths(config)
+    config = with_choices(with_absolute_paths(config), report, notify)
     with lock_folder(run_dir), running_or_new(cluster, address) as cluster:
         ensure_new(run_dir)  # another launch may have ended meanwhile
         cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
         check_nodes(config, run_dir, storage, cluster.address)
         Slots(config.with_gpu(trial_need(config)["GPU"]).resources)  # refuses what never fits before cases are prepared
-        data = prepare_data(config.base_config())
-        if not data.split.val:
-            raise InputError(
-                "the split has no validation cases to score trials by; raise train.val_fraction or add cases"
-            )
-        check_regions(data.folder, data.split)
+        data = prepare_cases(config)
         seen = history_of_pretrained(config.base_config(), data).seen_of(cases_by_part(data))
         config = resolve_gpu(config)
         if config.resources.gpu == 0 and config.train.get("amp", "off") != "off":
@@ -135,6 +137,15 @@ def launch(
         return sweep(read_run(run_dir), slots, hooks, params=params)
 
 
+def prepare_cases(config: SweepConfig) -> Data:
+    """Prepare and split the cases of a new sweep; InputError if trials could not be trained or scored on them."""
+    data = prepare_data(config.base_config())
+    if not data.split.val:
+        raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
+    check_regions(data.folder, data.split)
+    return data
+
+
 def resume(
     run_dir: Path,
     *,
@@ -145,20 +156,21 @@ def resume(
     data_dir: Path | Uri | None = None,
     fit: Fit = fit_to_storage,
     on_report: OnReport | None = None,
-    report: bool = False,
+    report: bool | None = None,
     notify: str | None = None,
 ) -> Run:
     """Go on with an interrupted sweep, or extend it; if all its trials have ended, only finalize it.
 
     Args:
-        cluster, address, fit, on_report, report, notify: as for launch.
+        cluster, address, fit, on_report, notify: as for launch; the URL of the launch is not kept.
+        report: as for launch; None for what was chosen last.
         overrides: KEY=VALUE; without `space` of the keys in CHANGEABLE, else of any key of that YAML.
         space: a YAML, or the name of a shipped one, to go on with, see change_space.
         data_dir: where the cases are now, if they were moved.
 
     Returns, Raises: as launch; InputError also if the run is damaged, in use or of another version.
     """
-    hooks = Hooks(fit, on_report, report, Notifier(notify, run_dir.name))
+    notifier = Notifier(notify, run_dir.name)
     refuse_unchangeable(overrides if space is None else ())
     paths = ensure_run(run_dir)
     with lock_folder(run_dir):
@@ -168,28 +180,26 @@ def resume(
         if space is not None:
             config = change_space(read_run(run_dir, config), space, overrides)
             config = adapted_if_short(config, len(load_split(paths.split).train))
+        config = with_choices(config, report, notify)
         run = read_run(run_dir, config)
         if (count := len(run.own_trials)) > config.budget.trials:
             raise InputError(
                 f"study.trials is {config.budget.trials}, but {run_dir} has {count} already; choose at least {count}"
             )
         if not run.unfinished:
-            left = config.budget.trials - count
-            why = (
-                f"the space has no other recipe, though study.trials is {count + left}"
-                if left
-                else "add some with --trials"
-            )
-            logger.info(f"all {count} trials have ended; {why}")
+            logger.info(all_ended(config, count))
             write_config(config, run_dir)
             return finalize(run, Snapshot(run))
         run.require_file("pretrained")
+        if notify is None and config.record.notify:
+            logger.info("--notify was given before, but RUN does not keep its URL: give it again to be notified")
         with running_or_new(cluster, address) as cluster:
             cluster.wait()
             check_nodes(config, run_dir, config.record.storage, cluster.address)
             config = resolve_gpu(config)
             slots = Slots(config.resources)
             write_config(config, run_dir)
+            hooks = Hooks(fit, on_report, config.record.report, notifier)
             return sweep(replace(run, config=config), slots, hooks)
 
 

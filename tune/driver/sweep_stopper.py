@@ -117,7 +117,8 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
         reason = self.reason()
         needs_change = reason.startswith(("study.gpu_hours", "study.target", "study.enough"))
         change = ", with another --set study.KEY=VALUE" if needs_change else ""
-        return f"stopped by {reason}; go on with: {resume_command(self.run.folder)}{change}"
+        command = resume_command(self.run.folder, notify=self.config.record.notify)
+        return f"stopped by {reason}; go on with: {command}{change}"
 
     def exit(self, run: Run) -> None:
         """Print why the sweep ended before its last trial, and how to go on; nothing if all trials have ended.

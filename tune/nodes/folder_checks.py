@@ -50,7 +50,7 @@ def cache(node: Node, facts: NodeFacts, here: Reference) -> Cell | None:
     if data is None or data.sight == Sight.SEEN:
         return Cell(OWN_CACHE)
     advice = (
-        "cache: the driver's is not there, and without DATA the node cannot prepare one of its own: let it see DATA "
+        "cache: the driver's is not there, and without DATA the node cannot prepare its own: let it see DATA "
         "as the driver does, or choose --cache_dir on a disk that all nodes share"
     )
     return Cell("not there", Level.WRONG, advice)

@@ -23,7 +23,7 @@ def provenance_section(data: SweepData) -> Section:
         ("data", f"hash {record.data or 'unknown'}; {cases_text(data)}"),
         ("split", f"hash {record.split or 'unknown'}; equal hashes mean the same cases in the same parts"),
         ("seed", str(run.config.seed)),
-        ("attempts", f"{len(record.attempts)} (a launch, and each resume)"),
+        ("attempts", f"{len(record.attempts)} (launches and resumes)"),
     ]
     if record.skipped_cases:
         pairs.append(("left out", f"{counted(len(record.skipped_cases), 'bad case')}, named in study.yaml"))

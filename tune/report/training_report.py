@@ -148,7 +148,7 @@ def members_section(members: Sequence[Path]) -> Section:
         score = score_text(float(last["best_score"])) if last.get("best_score") else "\N{EN DASH}"
         rows.append([member.name, str(len(metrics)), last.get("best_epoch", ""), score])
     table = Table(
-        "Trainings, each with validation cases of its own", ["training", "epochs", "best epoch", "score"], rows, "lrrr"
+        "Trainings, each with its own validation cases", ["training", "epochs", "best epoch", "score"], rows, "lrrr"
     )
     return Section(
         "result", "Trainings", f"{len(members)} networks predict together, by the mean of their outputs.", [table]

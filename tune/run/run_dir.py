@@ -157,9 +157,9 @@ class TrialDir:
         return self.path / "error.txt"
 
 
-def resume_command(run_dir: Path) -> str:
-    """Return the command that goes on with a sweep."""
-    return f"voxtune resume {shlex.quote(str(run_dir))}"
+def resume_command(run_dir: Path, *, notify: bool = False) -> str:
+    """Return the command that goes on with a sweep; notify: with `--notify URL`, whose URL is to be filled in."""
+    return f"voxtune resume {shlex.quote(str(run_dir))}{' --notify URL' * notify}"
 
 
 def confirm_command(run_dir: Path, *, take_best: bool = False, address: str | None = None) -> str:

@@ -40,9 +40,9 @@ def suggest_recipe(run: Run, recipe: Path) -> str:
     atomic_write_text(paths.suggestions / f"{time.time_ns()}.yaml", dump_yaml(values))
     command, count = resume_command(run.folder), len(run.own_trials)
     if run.target_reached:
-        return f"{file.stem}: study.target is reached; tried by {command} --set study.target=null, before drawn recipes"
+        return f"{file.stem}: study.target is reached; to try it all the same: {command} --set study.target=null"
     if not run.trials_left:
-        return f"{file.stem}: all {count} trials have been started; tried by {command} --trials {count + 1}"
+        return f"{file.stem}: all {count} trials have been started; to try it: {command} --trials {count + 1}"
     if not run.driven:
         return f"{file.stem}: tried when the sweep goes on, before drawn recipes: {command}"
     return f"{file.stem}: tried as soon as a trial can start, before drawn recipes"

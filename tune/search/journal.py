@@ -179,7 +179,8 @@ class Journal:
         for frozen in trials:
             if frozen.state != TrialState.RUNNING:
                 continue
-            self.study.sampler = make_sampler(self.config, frozen.number, self.search_space, trials)
+            if self.config.space.lacks_a_value(frozen.params):  # a kill came while it was drawn
+                self.study.sampler = make_sampler(self.config, frozen.number, self.search_space, trials)
             number, values = self._propose(Trial(self.study, trial_id(frozen)))
             if self.stopped(number) or self.progress(number).end_reason or "hung" in frozen.user_attrs:
                 self.tell(number)

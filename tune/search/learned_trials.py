@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -21,7 +21,7 @@ def standing(frozen: FrozenTrial) -> Standing:
 
 
 class LearnedTrials:
-    """The ended trials of a study, of which `chosen` returns those that samplers learn from.
+    """The ended and paused trials of a study, of which `chosen` returns those that samplers learn from.
 
     They are the BEST best and the RECENT trials of the highest numbers, so that proposals follow from what is in the
     journal. Trials that ran out of GPU memory say what does not fit, and few do: the RECENT newest of them count too.
@@ -38,13 +38,22 @@ class LearnedTrials:
         self._chosen: list[FrozenTrial] | None = None  # as long as no trial is added
 
     def add(self, frozen: FrozenTrial) -> None:
-        """Add a trial that has ended."""
+        """Add a trial that has ended, or that pauses and is shown as ended."""
         self._chosen = None
         self.ended[frozen.number] = frozen
         insort(self.by_standing, (standing(frozen), frozen.number))
         insort(self.numbers, frozen.number)
         if any(value > 0 for value in frozen.constraints.values()):
             insort(self.out_of_memory, frozen.number)
+
+    def remove(self, number: int) -> None:
+        """Remove a trial that was added."""
+        self._chosen = None
+        key = standing(self.ended.pop(number)), number
+        for numbers, item in ((self.by_standing, key), (self.numbers, number), (self.out_of_memory, number)):
+            place = bisect_left(numbers, item)
+            if numbers[place : place + 1] == [item]:
+                del numbers[place]
 
     def chosen(self) -> list[FrozenTrial]:
         """Return the trials to learn from, by number."""

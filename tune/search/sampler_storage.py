@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
@@ -16,12 +17,13 @@ from tune.search.trial_progress import paused_at
 
 
 class SamplerStorage(JournalStorage):
-    """A JournalStorage that lets samplers learn from paused trials, and from a limited number of ended ones.
+    """A JournalStorage that lets samplers learn from a limited number of ended and paused trials.
 
     A paused trial may go on, so that it is RUNNING in the study, of which samplers take no notice. Its scores up to the
     rung are known, as those of a trial that was stopped there.
 
-    All trials are created by this process, so that it is known which have not ended: the others are read once.
+    All trials are created and changed by this process, so that an ended one is read once, and a paused one once before
+    it changes.
 
     best: of LearnedTrials.
     """
@@ -31,7 +33,8 @@ class SamplerStorage(JournalStorage):
         self.best = best
         self._sampling = False
         self._learned: dict[int, LearnedTrials] = {}  # by id of the study
-        self._open: dict[int, set[int]] = {}  # ids of the trials that had not ended, by id of the study
+        self._open: dict[int, set[int]] = {}  # ids of the trials that had neither ended nor paused, by id of the study
+        self._paused: dict[int, tuple[int, int]] = {}  # id of the study and number of a paused trial, by its id
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -49,6 +52,24 @@ class SamplerStorage(JournalStorage):
             self._open[study_id].add(created)
         return created
 
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Set an attribute, by which a paused trial may go on."""
+        super().set_trial_user_attr(trial_id, key, value)
+        self._read_again(trial_id)
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        """Set the state, by which a paused trial may end; see BaseStorage."""
+        changed = super().set_trial_state_values(trial_id, state, values)
+        self._read_again(trial_id)
+        return changed
+
+    def _read_again(self, trial_id: int) -> None:
+        """Have a paused trial looked at again, as it may have changed."""
+        if trial_id in self._paused:
+            study_id, number = self._paused.pop(trial_id)
+            self._learned[study_id].remove(number)
+            self._open[study_id].add(trial_id)
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
@@ -64,28 +85,31 @@ class SamplerStorage(JournalStorage):
 
     def handed_out(self, study_id: int) -> int:
         """Return how many trials of a study are not enqueued only."""
-        trials = self._unfinished(study_id)
+        trials = self._running(study_id)
         return len(self._learned[study_id].ended) + sum(frozen.state != TrialState.WAITING for frozen in trials)
 
     def _shown(self, study_id: int) -> list[FrozenTrial]:
         """Return the trials that samplers see, by number."""
-        trials = [as_sampled(frozen) for frozen in self._unfinished(study_id)]
-        return sorted(self._learned[study_id].chosen() + trials, key=lambda frozen: frozen.number)
+        running = self._running(study_id)
+        return sorted(self._learned[study_id].chosen() + running, key=lambda frozen: frozen.number)
 
-    def _unfinished(self, study_id: int) -> list[FrozenTrial]:
-        """Return the trials that have not ended; those that have since the last call are kept in `_learned`."""
+    def _running(self, study_id: int) -> list[FrozenTrial]:
+        """Return the trials that have neither ended nor paused; those that have since are kept in `_learned`."""
         if study_id not in self._open:
             self._learned[study_id] = LearnedTrials(self.best)
             self._open[study_id] = {trial_id(frozen) for frozen in self.every_trial(study_id)}
-        learned, unfinished = self._learned[study_id], []
-        for number in sorted(self._open[study_id]):
-            frozen = self.get_trial(number)
-            if frozen.state.is_finished():
-                learned.add(frozen)
-                self._open[study_id].remove(number)
-            else:
-                unfinished.append(frozen)
-        return unfinished
+        running = []
+        for read in sorted(self._open[study_id]):
+            frozen = self.get_trial(read)
+            shown = as_sampled(frozen)
+            if not shown.state.is_finished():
+                running.append(frozen)
+                continue
+            self._learned[study_id].add(shown)
+            self._open[study_id].remove(read)
+            if shown is not frozen:
+                self._paused[read] = study_id, frozen.number
+        return running
 
 
 def as_sampled(frozen: FrozenTrial) -> FrozenTrial:

@@ -14,7 +14,9 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", strict=True)
 
-    note: str | None = Field(None, description="What the sweep is for, as `launch --note` was told.")
+    note: str | None = Field(None, description="What the sweep is for, as given by `launch --note`.")
+    report: bool = Field(True, description="RUN/report.html is kept up to date; false since `--no_report`.")
+    notify: bool = Field(False, description="`--notify` was given; its URL, which may be a secret, is not noted.")
     plan: str | None = Field(None, description="What `launch --hours` has chosen, in words.")
     storage: str | None = Field(None, description="URI or folder where Ray keeps checkpoints; null for RUN/ray.")
     attempts: list[str] = Field([], description="The folder below the storage of each launch and resume.")

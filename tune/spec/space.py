@@ -77,6 +77,11 @@ class Space:
         """
         return {name: self._by_name[name].kind.decode(param) for name, param in params.items()}
 
+    def lacks_a_value(self, params: dict[str, Any]) -> bool:
+        """Return whether Optuna's params lack an option that is active; KeyError as decode_params."""
+        constants, values = self.constants, self.decode_params(params)
+        return any(p.name not in values and p.branch(constants | values) for p in self.parameters)
+
     @cached_property
     def _by_name(self) -> dict[str, Parameter]:
         return {parameter.name: parameter for parameter in self.parameters}

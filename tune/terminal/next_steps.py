@@ -16,7 +16,8 @@ from tune.run.run_dir import confirm_command, resume_command
 def sweep_steps(run: Run) -> list[tuple[str, str]]:
     """Return up to three commands, each with what it does, for someone who has seen how far a sweep is."""
     folder = shlex.quote(str(run.folder))
-    steps = [(resume_command(run.folder), "go on with the sweep")] * (run.unfinished and not ended_as_asked(run))
+    go_on = resume_command(run.folder, notify=run.config.record.notify)
+    steps = [(go_on, "go on with the sweep")] * (run.unfinished and not ended_as_asked(run))
     if not run.ranking:
         return [*steps, (f"voxtune show {folder} 0", "why a trial has ended, and the last lines of its log")]
     steps.append((f"voxtune report {folder}", "all of it in one HTML file"))

@@ -46,7 +46,8 @@ def print_status(run: Run, *, show_all: bool = False) -> None:
     prose = filter(None, [waits, run.seen_line(), confirmed, *audit_lines(run), *outlook_lines(run)])
     logger.info(wrap_prose("\n".join(["", *prose])))
     if run.unfinished and not run.driven:
-        logger.info(f"no process drives it now; go on with: {resume_command(run.folder)}")
+        command = resume_command(run.folder, notify=run.config.record.notify)
+        logger.info(f"no process drives it now; go on with: {command}")
     elif not run.unfinished:
         print_next(sweep_steps(run))
 

@@ -39,7 +39,7 @@ class MilestoneItem(Document):
 
     hours: float = Field(description="GPU hours, or hours of training if a run has no GPU.")
     best: list[float | None] = Field(description="Best score of a finished trial of each run by then; null without.")
-    ahead: int | None = Field(description="Place of the run that is ahead; null if none is or cannot be told.")
+    ahead: int | None = Field(description="Place of the run that is ahead; null if none is or it is not known.")
 
 
 class ComparedRunItem(Document):

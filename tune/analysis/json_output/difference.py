@@ -19,8 +19,8 @@ class DifferenceItem(Document):
     low: float | None = Field(description="Lower end of the interval.")
     high: float | None = Field(description="Upper end.")
     probability: float | None = Field(description="That the first is better.")
-    more_trainings: int | None = Field(description="Trainings to add per recipe that would tell; 0 if it is told.")
-    more_cases: int | None = Field(description="Cases to add that would tell; 0 if it is told.")
+    more_trainings: int | None = Field(description="Trainings to add per recipe for a clear result; 0 if it is clear.")
+    more_cases: int | None = Field(description="Cases to add for a clear result; 0 if it is clear.")
     confidence: float = Field(description="Of the interval.")
 
     @classmethod
