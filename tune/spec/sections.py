@@ -285,6 +285,15 @@ class Resources(Section):
         assert self.gpu != "auto"
         return float(self.gpu or 0)
 
+    def shared_on_nodes(self) -> str:
+        """Return that trials on several nodes cannot share GPUs, if these are to; else ""."""
+        if self.nodes == 1 or (self.gpu != "auto" and not 0 < (self.gpu or 0) < 1):
+            return ""
+        return (
+            f"resources.nodes is {self.nodes}, but resources.gpu is {self.gpu}; expected a whole number of GPUs on "
+            "each node, or 0 for one process per node on its CPU cores"
+        )
+
     @property
     def on_nodes(self) -> str:
         """Words to append to gpu and cpu, as " on each of 2 nodes"; "" for one node."""

@@ -23,13 +23,14 @@ def undivided_step(space: Space, local: int, nodes: int = 1) -> str:
     batch, count = wrong
     common = math.gcd(*(batch * count for batch, count in steps))
     fitting = ", ".join(map(str, divisors(common)))
-    among, wanted = f"{processes} GPUs", "resources.gpu"
+    has, among, wanted = f"resources.gpu is {local}", f"{processes} GPUs", "resources.gpu"
     if nodes > 1:
+        has = f"resources.nodes is {nodes}, with {local} process{'es' * (local > 1)} on each"
         among = f"{processes} processes"
         wanted = "resources.nodes" if local == 1 else "resources.gpu x resources.nodes"
     recipes_in_words = "every recipe" if len(steps) > 1 else "the recipes"
     return (
-        f"a step of {batch * count} patches (batch_size {batch} x accumulation_steps {count}) cannot be divided among "
-        f"{among}; expected {wanted} of {fitting}, which {'divides' if common == 1 else 'divide'} "
+        f"{has}, but a step of {batch * count} patches (batch_size {batch} x accumulation_steps {count}) cannot be "
+        f"divided among {among}; expected {wanted} of {fitting}, which {'divides' if common == 1 else 'divide'} "
         f"{recipes_in_words} of this space, or values of both whose products are multiples of {processes}"
     )

@@ -278,13 +278,8 @@ def _yaml_path(loc: KeyPath) -> KeyPath:
 
 def undivided_steps(config: SweepConfig) -> str:
     """Return why a trial's GPUs cannot divide the steps of its recipes among them, and what to do; "" if they can."""
-    gpu, nodes = config.resources.gpu, config.resources.nodes
-    local = processes_per_node(0 if gpu in ("auto", None) else float(gpu))
-    undivided = undivided_step(config.space, local, nodes)
-    has = f"resources.gpu is {local}"
-    if nodes > 1:
-        has = f"resources.nodes is {nodes}, with {local} process{'es' * (local > 1)} on each"
-    return f"{has}, but {undivided}" if undivided else ""
+    processes = 1 if config.resources.gpu == "auto" else processes_per_node(config.resources.gpu_share)
+    return undivided_step(config.space, processes, config.resources.nodes)
 
 
 def conflicts(config: SweepConfig) -> Iterator[Problem]:
@@ -300,10 +295,8 @@ def conflicts(config: SweepConfig) -> Iterator[Problem]:
         yield ("study", "gpu_hours"), "study.gpu_hours would never be spent, since resources.gpu is 0; use time_budget"
     if config.objective.cost == "gpu_seconds" and config.resources.gpu == 0:
         yield ("study", "metric"), "study.metric: gpu_seconds would always be 0, since resources.gpu is 0; use seconds"
-    gpu, nodes = config.resources.gpu, config.resources.nodes
-    if nodes > 1 and (gpu == "auto" or 0 < (gpu or 0) < 1):
-        message = f"resources.nodes is {nodes}, but resources.gpu is {gpu}; expected a whole number of GPUs"
-        yield ("resources", "nodes"), f"{message} on each node, or 0 for one process per node on its CPU cores"
+    if message := config.resources.shared_on_nodes():
+        yield ("resources", "nodes"), message
     if config.fixed("device") == "cuda" and config.resources.gpu == 0:
         yield ("resources", "gpu"), "resources.gpu is 0, but train.device is cuda; expected a GPU, or a share of one"
     if not config.record.attempts and (undivided := undivided_steps(config)):  # a run that was begun can be read
