@@ -26,9 +26,9 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tune.driver import ray_compat
+from tune.driver import controller_compat, ray_compat
 from tune.driver.cluster import Cluster
-from tune.driver.controller_compat import changed_controller, deletion_in_background, keep_starting_processes
+from tune.driver.controller_compat import changed_controller, keep_starting_processes
 from tune.driver.progress_board import start_board
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
@@ -234,9 +234,9 @@ def test_a_report_s_checkpoint_is_in_the_storage_when_the_scheduler_hears_of_it(
 
 DIES = """
 import os, signal
-from tune.driver import ray_compat
+from tune.driver import controller_compat, ray_compat
 from tune.driver.cluster import Cluster
-from tune.driver.controller_compat import changed_controller, deletion_in_background, keep_starting_processes
+from tune.driver.controller_compat import changed_controller, keep_starting_processes
 from tune.driver.progress_board import start_board
 
 assert not ray_compat.cluster_died()
@@ -328,23 +328,28 @@ def test_a_checkpoint_is_linked_into_the_storage_or_copied(
         assert source.read_text() == target.read_text() == name
 
 
-def test_checkpoints_are_deleted_while_the_driver_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_delete, plain = threading.Event(), checkpoint_manager._delete_fs_path
+def test_checkpoints_are_deleted_while_the_driver_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of them is gone already, as Retention deletes too."""
+    may_delete, plain = threading.Event(), controller_compat.delete_folder
 
     def delete(**place: Any) -> None:
         assert may_delete.wait(60)
         plain(**place)
 
-    monkeypatch.setattr(checkpoint_manager, "_delete_fs_path", delete)
+    monkeypatch.setattr(controller_compat, "delete_folder", delete)
     kept = checkpoint_manager._CheckpointManager(ray_tune.CheckpointConfig(num_to_keep=1))
-    folders = [tmp_path / name for name in "abc"]
-    with deletion_in_background():
+    folders = [tmp_path / name for name in "abcd"]
+    with controller_compat.deletion_in_background():
         for folder in folders:
             folder.mkdir()
             kept.register_checkpoint(_TrainingResult(ray_tune.Checkpoint.from_directory(str(folder)), {}))
         assert all(folder.exists() for folder in folders)
+        folders[1].rmdir()
         may_delete.set()
-    assert [folder.name for folder in folders if folder.exists()] == ["c"]
+    assert [folder.name for folder in folders if folder.exists()] == ["d"]
+    assert not caplog.messages
 
 
 def test_without_ray_s_private_names_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ import importlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import ray
 from ray.tune.experiment import Trial
 
+from trainable.core.logger import logger
 from tune.driver import ray_compat
 
 Method = Callable[..., Any]
@@ -46,15 +46,25 @@ def deletion_in_background() -> Iterator[None]:
     It takes 0.1 s for one of 357 MiB, in which all trials that report wait for the driver.
     """
     manager: Any = importlib.import_module("ray.train._internal.checkpoint_manager")
-    delete = getattr(manager, "_delete_fs_path", None)
+    plain = getattr(manager, "_delete_fs_path", None)
     with ThreadPoolExecutor(1, "deletion") as thread:
-        if delete is not None:
-            manager._delete_fs_path = partial(thread.submit, delete)
+        if plain is not None:
+            manager._delete_fs_path = lambda **place: thread.submit(delete_folder, **place)
         try:
             yield
         finally:
-            if delete is not None:
-                manager._delete_fs_path = delete
+            if plain is not None:
+                manager._delete_fs_path = plain
+
+
+def delete_folder(fs: Any, fs_path: str) -> None:
+    """Delete a folder of a file system of pyarrow, which Retention may be deleting too; a failure is printed."""
+    try:
+        fs.delete_dir(fs_path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning(f"{fs_path} could not be deleted: {error}")
 
 
 def one_failure_per_death(fail: Method) -> Method:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from optuna.trial import TrialState
@@ -114,7 +115,7 @@ class Retention:
         trial_folder = f"{self.base}/{PurePosixPath(last).parent}"
         older = [path for path in self.folders_in(trial_folder) if path < f"{self.base}/{last}"]
         for folder in older[: len(older) + 1 - keep]:
-            self.files.delete_dir(folder)
+            self.delete(folder)
 
     def prune_ended(self, trial: TrialResult, *, keep_best: bool) -> bool:
         """Delete an ended trial's checkpoints; keep_best: except the best_model.pth in the last one.
@@ -128,12 +129,17 @@ class Retention:
             return False
         for folder in folders:
             if not keep_best or folder != last:
-                self.files.delete_dir(folder)
+                self.delete(folder)
         if keep_best:
             for info in self.files.get_file_info(fs.FileSelector(last, allow_not_found=True)):
                 if info.base_name != BEST:
                     self.files.delete_file(info.path)
         return True
+
+    def delete(self, folder: str) -> None:
+        """Delete a folder, which Ray may be deleting too."""
+        with suppress(FileNotFoundError):
+            self.files.delete_dir(folder)
 
     def folders_of(self, trial: TrialResult) -> list[str]:
         """Return a trial's checkpoint folders in the attempts of this run, oldest first.
