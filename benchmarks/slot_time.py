@@ -14,13 +14,15 @@ second one names:
     set-up        of the next training: cases, network, optimizer
     first step    of a trial, with what it compiles or captures
 
-Trials per hour are counted from when each slot had ended its first trial. "of linear" compares with the first row.
+Trials per hour are counted from when each slot had ended its first trial. "of linear" compares with the mean of the
+rows of the fewest GPUs: --gpus 1 4 1 4 tells the machine's warming up from the number of GPUs.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -180,12 +182,14 @@ def main() -> None:
         args.data, args.cache = args.data or folder / "data", args.cache or folder / "cache"
         if not args.data.exists():
             write_phantoms(args.data, cases=8, shape=(64, 64, 48) if args.cpu else (240, 240, 155))
-        first = 0.0
-        for gpus in args.gpus:
-            row = measure(args, gpus, folder / str(gpus))
-            first = first or float(row[1]) / gpus
-            table.add_row(*row[:2], f"{float(row[1]) / gpus / first:.3f}", *row[2:])
-            print(f"{gpus}: {row}", file=sys.stderr, flush=True)
+        rows = []
+        for index, gpus in enumerate(args.gpus):
+            rows.append(measure(args, gpus, folder / f"{index}_{gpus}"))
+            print(rows[-1], file=sys.stderr, flush=True)
+    fewest = min(args.gpus)
+    one = statistics.mean(float(row[1]) / fewest for row in rows if row[0] == str(fewest))
+    for row in rows:
+        table.add_row(*row[:2], f"{float(row[1]) / int(row[0]) / one:.3f}", *row[2:])
     print(f"{'CPU' if args.cpu else torch.cuda.get_device_name()}\n{__doc__}")
     make_console().print(table)
 

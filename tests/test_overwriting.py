@@ -99,11 +99,13 @@ def test_an_export_that_can_be_no_file_names_its_path(run: Path, tmp_path: Path)
         best(run, export=tmp_path / "nowhere" / "a.yaml")
 
 
+@pytest.mark.parametrize("has_recipe", [True, False])
 def test_a_winner_without_its_checkpoint_is_said_and_the_run_ends_well(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    has_recipe: bool, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """RUN was not there when the sweep ended: RUN/best has a recipe and no model."""
-    (run / "best" / "config.yaml").unlink()
+    """RUN was not there when the sweep ended, or the model was deleted."""
+    if not has_recipe:
+        (run / "best" / "config.yaml").unlink()
     result = read_run(run)
     with pytest.raises(LostCheckpointError, match="checkpoint of trial 0, the winner, is lost"):
         sync_best(result)

@@ -289,7 +289,7 @@ def test_cases_that_are_gone_or_have_changed_since_the_training_are_refused(case
     data = tmp_path / "data"
     gone = make_model(tmp_path / "gone", cases, data_dir=data)
     with pytest.raises(
-        InputError, match="data: the cases of the training are not there; give their folder with --data"
+        InputError, match="data: the cases of the training are not there; give their folder or URI with --data DIR"
     ):
         choose_postprocessing(gone.path)
     shutil.copytree(str(cases.folder).removesuffix(".cache"), data)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from faults import faulty, small_sweep
 
 from trainable.data.prepare import Data
 from tune.driver.cluster import Cluster
-from tune.driver.sweep import launch
+from tune.driver.sweep import launch, resume
+from tune.run.verify import verify
 from tune.spec.short_trainings import adapted_if_short, training_steps
 from tune.spec.sweep_config import SweepConfig
 from tune.spec.sweep_file import load_sweep_config
@@ -42,12 +44,31 @@ def test_short_trainings_do_without_priors_and_stop_sooner_and_it_is_said(caplog
     assert (config.early_stopping.min_trials, short.early_stopping.min_trials) == (3, 1)
     [said] = caplog.messages
     assert said.startswith("a training has 4,900 steps, and what `start:` and `prior:` say is of 5,000 or more")
-    assert said.endswith("this sweep does without them, and has early_stopping.min_trials 1")
-    median = load_sweep_config("brats", ["early_stopping.type=median"])
-    assert adapted_if_short(median, 98).early_stopping == median.early_stopping
+    assert said.endswith("this sweep does without them, and has early_stopping.min_trials 1 in place of 3")
+    for other in ("type=median", "min_trials=2"):
+        kept = load_sweep_config("brats", [f"early_stopping.{other}"])
+        assert adapted_if_short(kept, 98).early_stopping == kept.early_stopping
     assert adapted_if_short(short, 1) is short
     always = load_sweep_config("brats", ["searcher.prior_min_steps=0"])
     assert adapted_if_short(always, 1) is always
+
+
+def test_a_study_that_goes_on_keeps_the_rule_by_which_it_stops_trials(
+    cluster: Cluster, phantoms: Path, prepared: Data, tmp_path: Path
+) -> None:
+    """As that of a version that did not lower min_trials; `verify` replays the rule."""
+    options = {"space": {"lr": {"loguniform": [1e-3, 1e-1], "prior": {"at": 0.01, "confidence": "low"}}}}
+    config = small_sweep(prepared, phantoms, study={"trials": 3}, early_stopping={"type": "asha"}, **options)
+    run = launch(config, tmp_path / "run", cluster=cluster, fit=faulty({}))
+    space = tmp_path / "space.yaml"
+    written = yaml.safe_load(run.dir.config.read_text())
+    space.write_text(yaml.safe_dump({name: section for name, section in written.items() if name != "record"}))
+    more = ["study.trials=5", "searcher.prior_min_steps=5000"]
+    run = resume(run.folder, space=str(space), overrides=more, cluster=cluster, fit=faulty({}))
+    assert not run.config.space.has_prior
+    assert run.config.early_stopping.min_trials == 3
+    assert len(run.trials) == 5
+    assert not any(verify(run).values())
 
 
 def test_a_launch_keeps_what_its_trainings_are_long_enough_for(

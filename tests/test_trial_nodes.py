@@ -179,7 +179,7 @@ def test_trials_and_a_retraining_on_the_gpus_of_two_nodes(prepared: Data, phanto
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(first, first + each))))
                 cluster.add_node(num_cpus=4, num_gpus=each)
-        there = voxtune(*words, "--out", two.path, "--address", two_nodes.address, **OPEN)
+        there = voxtune(*words, "--out", two.path, "--address", cluster.address, **OPEN)
         assert there.returncode == 0, there.stdout + there.stderr
         words = ["retrain", two.path, "--gpus", each, "--nodes", 2, "--address", cluster.address, "--name", "again"]
         again = voxtune(*words, **OPEN)

@@ -85,7 +85,7 @@ def sync_best(run: Run) -> bool:
         return True
     best, config, model = run.best(), run.dir.best_config, run.dir.best_model
     text = recipe_text(run, best, run.dir.split.name)
-    if best.checkpoint is None or (config.exists() and config.read_text() == text):
+    if best.checkpoint is None or (config.exists() and model.exists() and config.read_text() == text):
         return True
     run.dir.best.mkdir(exist_ok=True)
     try:

@@ -129,9 +129,10 @@ def launch(
         if config.resources.gpu == 0 and config.train.get("amp", "off") != "off":
             logger.info(f"train.amp is {config.train['amp']}, which acts on a GPU only: trials train in float32")
         slots = Slots(config.resources)
+        config = adapted_if_short(config, len(data.split.train))
         if given_time is not None:
             config = plan_by_time(config, data, slots, given_time)
-        config = adapted_if_short(config, len(data.split.train))
+            config = adapted_if_short(config, len(data.split.train))  # its trainings may be shorter
         logger.info(check_disk_space(config, storage or str(run_dir / "ray"), slots.count()))
         begin_run(config, run_dir, data, storage, earlier, seen, note)
         return sweep(read_run(run_dir), slots, hooks, params=params)
@@ -178,8 +179,9 @@ def resume(
         check_resumable(config, run_dir)
         config = with_prepared_data(config, run_dir, data_dir)
         if space is not None:
-            config = change_space(read_run(run_dir, config), space, overrides)
-            config = adapted_if_short(config, len(load_split(paths.split).train))
+            study, config = config.record.study, change_space(read_run(run_dir, config), space, overrides)
+            train_cases = len(load_split(paths.split).train)
+            config = adapted_if_short(config, train_cases, begun=config.record.study == study)
         config = with_choices(config, report, notify)
         run = read_run(run_dir, config)
         if (count := len(run.own_trials)) > config.budget.trials:
