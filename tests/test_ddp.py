@@ -177,7 +177,8 @@ def test_an_error_of_one_process_ends_all_with_its_message(prepared: Data, phant
     assert time.monotonic() - started < 60
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_torchrun_ends_all_processes_and_the_training_can_go_on(
     prepared: Data, phantoms: Path, tmp_path: Path, number: int
 ) -> None:

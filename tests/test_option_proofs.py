@@ -40,9 +40,8 @@ def test_page_of_options_is_up_to_date() -> None:
     assert option_proofs.PAGE.read_text() == option_proofs.page(), "run `make docs`"
 
 
-@pytest.mark.parametrize(
-    ("option", "by_line"), [("poly_power", False), pytest.param("batch_dice", True, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("option", "by_line"), [("poly_power", False), ("batch_dice", True)])
 def test_a_test_fails_without_the_effect_and_passes_with_it(option: str, by_line: bool) -> None:
     """Two of them, as `make proofs` runs all."""
     (proof,) = (proof for proof in PROOFS if proof.option == option and bool(proof.file) == by_line)

@@ -45,6 +45,8 @@ def test_short_trainings_do_without_priors_and_stop_sooner_and_it_is_said(caplog
     [said] = caplog.messages
     assert said.startswith("a training has 4,900 steps, and what `start:` and `prior:` say is of 5,000 or more")
     assert said.endswith("this sweep does without them, and has early_stopping.min_trials 1 in place of 3")
+    begun = adapted_if_short(config, 98, begun=True)
+    assert (begun.space, begun.early_stopping) == (short.space, config.early_stopping)
     for other in ("type=median", "min_trials=2"):
         kept = load_sweep_config("brats", [f"early_stopping.{other}"])
         assert adapted_if_short(kept, 98).early_stopping == kept.early_stopping
@@ -53,6 +55,7 @@ def test_short_trainings_do_without_priors_and_stop_sooner_and_it_is_said(caplog
     assert adapted_if_short(always, 1) is always
 
 
+@pytest.mark.slow
 def test_a_study_that_goes_on_keeps_the_rule_by_which_it_stops_trials(
     cluster: Cluster, phantoms: Path, prepared: Data, tmp_path: Path
 ) -> None:
@@ -71,14 +74,13 @@ def test_a_study_that_goes_on_keeps_the_rule_by_which_it_stops_trials(
     assert not any(verify(run).values())
 
 
-def test_a_launch_keeps_what_its_trainings_are_long_enough_for(
+def test_a_launch_of_short_trainings_writes_what_it_does_without(
     cluster: Cluster, phantoms: Path, prepared: Data, tmp_path: Path
 ) -> None:
     """Trainings of 3 epochs of 2 steps."""
-    runs = []
-    for least in (6, 7):
-        config = small_sweep(prepared, phantoms, study={"trials": 1}, searcher={"prior_min_steps": least})
-        space = load_sweep_config("quick").space
-        config = config.model_copy(update={"space": space, "start": ({"lr": 0.01},), "start_names": ("mine",)})
-        runs.append(launch(config, tmp_path / str(least), cluster=cluster, fit=faulty({})))
-    assert [left_out(load_sweep_config(run.dir.config)) for run in runs] == [False, True]
+    config = small_sweep(prepared, phantoms, study={"trials": 1}, searcher={"prior_min_steps": 7})
+    space = load_sweep_config("quick").space
+    config = config.model_copy(update={"space": space, "start": ({"lr": 0.01},), "start_names": ("mine",)})
+    assert not left_out(adapted_if_short(config.with_train({**config.train, "epochs": 4}), len(prepared.split.train)))
+    run = launch(config, tmp_path / "run", cluster=cluster, fit=faulty({}))
+    assert left_out(load_sweep_config(run.dir.config))
