@@ -14,6 +14,7 @@ from trainable.data.prepare import Data, prepare_data
 from tune.driver.cluster import slots_for
 from tune.driver.gpu_sharing import DoesNotFit
 from tune.driver.recipe_timing import measure_costs
+from tune.driver.run_files import refuse_no_validation
 from tune.planning.estimate import GPU_COUNTS, Estimate, make_estimate
 from tune.spec.short_trainings import adapted_if_short
 from tune.spec.sweep_config import SweepConfig
@@ -45,8 +46,7 @@ def estimate(
     if gpus and not share:
         raise InputError("--gpus: these trials train on the CPU, as resources.gpu is 0 or torch sees no GPU here")
     data = prepare_data(config.base_config())
-    if not data.split.val:
-        raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
+    refuse_no_validation(data.split)
     config = adapted_if_short(config, len(data.split.train))
     logger.info("measuring some steps and a validation of the default and of the largest recipe")
     try:

@@ -129,7 +129,7 @@ def begin_folder(run: Run, output: TrainingDir, *, with_val: bool) -> Split:
 
 
 def train_on(run: Run, config: TrainConfig, data: Data, gpus: int, nodes: int, address: str | None) -> None:
-    """Train on so many GPUs of this machine, or of each of several nodes, see train_on_nodes. Raises: as that."""
+    """Train on `gpus` GPUs of this machine, or of each of several nodes, see train_on_nodes. Raises: as that."""
     if nodes > 1:
         from tune.driver.node_training import train_on_nodes  # here, as it imports Ray
 

@@ -75,7 +75,7 @@ def check_journal() -> str:
             extra = {} if in_memory else {"journal": functools.partial(Journal, Path(folder))}
             arm = Voxtune(bench, 3, bench.was, first=(bench.default,), **extra)
             reached = sweep(bench, arm, 3, 4, [8])
-            both.append(
+            both.append(  # repr, as NaN is not equal to NaN
                 (repr(reached), [(t.number, t.state, t.params, t.value, t.user_attrs) for t in arm.journal.trials()])
             )
     assert both[0] == both[1]

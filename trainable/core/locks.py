@@ -110,7 +110,8 @@ def is_locked(folder: Path) -> bool:
 def wait_until_unlocked(folder: Path, seconds: float) -> bool:
     """Wait until no process holds a folder's `lock_folder`; return whether that is so within this time.
 
-    A killed process lets go of it at once, one on a lost node when the file server notices: a line is printed then.
+    The lock of a killed process is released at once; that of a process on a lost node only when the file server
+    notices, and a line is printed meanwhile.
     """
     started, said = time.monotonic(), False
     while is_locked(folder):

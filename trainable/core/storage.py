@@ -58,18 +58,17 @@ def place_of_data(given: str | Path) -> Path | Uri:
     return Uri(given)
 
 
-def refuse_uri(path: Path, why: str) -> None:
+def refuse_uri(path: Path, remedy: str) -> None:
     """Raise InputError for a path that was made from a URI, without showing keys in it.
 
     pathlib makes s3:/bucket/cases of s3://bucket/cases.
 
-    Args:
-        why: what needs a folder, as a sentence that ends the message.
+    remedy: what to do, at the end of the message.
     """
     scheme, found, rest = str(path).partition(":/")
     if found and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
         uri = without_keys(f"{scheme}://{rest}")
-        raise InputError(f"{uri}: a URI, not a folder: {why}")
+        raise InputError(f"{uri}: a URI, not a folder: {remedy}")
 
 
 def is_there(place: Path | Uri) -> bool:

@@ -93,25 +93,14 @@ def load_metadata(path: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def load_verified(path: Path) -> Any:
+def load_verified(path: Path, *, mmap: bool = False) -> Any:
     """Return the content of a weights-only file, on the CPU, after verifying its checksums.
+
+    mmap: tensors are read only when used.
 
     Raises:
         InputError: if it is missing or damaged, or contains objects other than tensors and plain values.
     """
-    return read_verified(path, mmap=False)
-
-
-def verify(path: Path) -> None:
-    """Verify the checksums of a weights-only file, which is read but not loaded: other threads go on meanwhile.
-
-    Raises: as load_verified.
-    """
-    read_verified(path, mmap=True)
-
-
-def read_verified(path: Path, *, mmap: bool) -> Any:
-    """Do what load_verified does. mmap: tensors are read only when used."""
     try:
         with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that it writes
             if damaged := file.testzip():

@@ -14,7 +14,7 @@ from trainable.core.logger import logger
 from trainable.data.preview import Preview, preview_data
 from tune.driver.cluster import Cluster, Slots
 from tune.driver.node_check import check_nodes
-from tune.driver.run_files import check_launch, with_absolute_paths
+from tune.driver.run_files import check_launch, refuse_no_validation, with_absolute_paths
 from tune.driver.trial_gpus import is_measured, resolve_gpu
 from tune.run.import_trials import differences
 from tune.run.results import read_run
@@ -42,8 +42,7 @@ def dry_run(
     storage = check_launch(config, run_dir, storage)
     config = with_absolute_paths(config)
     data = preview_data(config.base_config())
-    if not data.split.val:
-        raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
+    refuse_no_validation(data.split)
     for folder in earlier:
         refuse_other_scores(config, data, folder)
     logger.info("\n".join(data_lines(data)))

@@ -107,7 +107,7 @@ class NodeProcess:
 def interface_of(address: str) -> str:
     """Return the name of this machine's network interface with an IPv4 address; "" if none has it.
 
-    gloo itself takes the one that the machine's name stands for, on Debian the loopback: no other machine reaches that.
+    By default gloo takes the one that the host name resolves to: on Debian the loopback, which others cannot reach.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
@@ -260,7 +260,7 @@ def answers_of(started: Sequence[Any], reserved: PlacementGroup) -> list[str]:
 
 
 def reason_of(error: Exception, nodes: int) -> Exception:
-    """Return why the processes on so many nodes have not started: a RankDiedError if trying again may help."""
+    """Return why the processes on N nodes have not started: a RankDiedError if trying again may help. nodes: N."""
     if isinstance(error, RankDiedError):
         return error
     if isinstance(cause := getattr(error, "cause", None), InputError):

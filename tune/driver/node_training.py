@@ -15,10 +15,10 @@ from tune.run.results import Run
 
 
 def train_on_nodes(run: Run, config: TrainConfig, data: Data, gpus: int, nodes: int, address: str | None) -> None:
-    """Train on several nodes of the Ray cluster at an address, which see the same folders, with so many GPUs on each.
+    """Train on several nodes of the Ray cluster at an address, which see the same folders, with `gpus` GPUs on each.
 
     Raises:
-        InputError: as train_in_processes; or if too few nodes have so many GPUs, or one does not see the folders.
+        InputError: as train_in_processes; or if too few nodes have that many GPUs, or one does not see the folders.
     """
     with Cluster(address) as cluster:
         cluster.wait()

@@ -93,7 +93,7 @@ def sync_best(run: Run) -> bool:
             original = Path(source) / model.name
             if checkpoint.read_epoch(original) not in (0, best.best_epoch):
                 return False
-            checkpoint.verify(original)
+            checkpoint.load_verified(original, mmap=True)  # fails if it is damaged
             link_or_copy(original, model)
     except (FileNotFoundError, InputError) as error:
         if best.state == TrialState.RUNNING:  # Ray deletes all but its newest two

@@ -27,7 +27,7 @@ CHANGE_SECONDS = 30.0  # from one message to the next that says something else
 class ResourceWait(ray_tune.Callback):
     """Notes what the trials wait for as an event, and in the journal that they wait, which `voxtune status` shows.
 
-    need: resources of one trial, by Ray's names, on each of so many nodes.
+    need: resources of one trial on each of its nodes, by Ray's names. nodes: their number.
     """
 
     def __init__(self, journal: Journal, need: dict[str, float], nodes: int, events: EventLog) -> None:
@@ -67,7 +67,7 @@ def waiting_line(
 ) -> str:
     """Return what trials wait for, how much of it is taken and by whom, all by Ray's names of the resources.
 
-    need: of a trial, on each of so many nodes.
+    need: of a trial on each of its nodes. nodes: their number.
     """
     wanted = " and ".join(f"{count:g} {kind}" for kind, count in need.items())
     wanted += f" on each of {nodes} nodes" * (nodes > 1)

@@ -18,6 +18,13 @@ from tune.run.provenance import load_contents
 from tune.run.run_dir import RunDir
 
 
+def cases_of(config: TrainConfig) -> Data:
+    """Return the prepared cases and the split that the driver has put into a recipe."""
+    assert config.cache_dir is not None
+    assert config.split_file is not None
+    return Data(config.cache_dir, load_split(config.split_file))
+
+
 def cases_as_begun(
     data: Data, config: TrainConfig, contents_file: Path, alive: Callable[[], None] = lambda: None
 ) -> Data:
@@ -46,9 +53,7 @@ def cases_of_training(config: TrainConfig, contents_file: Path | None) -> Data:
         CacheError: as cases_as_begun.
         InputError: if the split cannot be read.
     """
-    assert config.cache_dir is not None
-    assert config.split_file is not None
-    data = Data(config.cache_dir, load_split(config.split_file))
+    data = cases_of(config)
     if contents_file is None:
         return data
     # prepared with the run's split, whose training cases say what voxel size cases are resampled to
@@ -57,5 +62,5 @@ def cases_of_training(config: TrainConfig, contents_file: Path | None) -> Data:
 
 
 def on_first_node(nodes: int) -> bool:
-    """Return whether this process is on the first of so many nodes, whose processes train together."""
+    """Return whether this process is on the first of the nodes whose processes train together. nodes: their number."""
     return rank() < world_size() // nodes

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text, user_path
 from trainable.core.options import absolute_path, path_options
 from trainable.core.storage import is_uri
 from trainable.data.prepare import Data
-from trainable.data.split import save_split
+from trainable.data.split import Split, save_split
 from trainable.training import checkpoint
 from tune.driver.launch_arguments import check_arguments
 from tune.run.import_trials import warm_start
@@ -81,6 +82,12 @@ def with_absolute_paths(config: SweepConfig) -> SweepConfig:
     """Return the config with the paths under `train:` made absolute: Ray runs trials in other folders."""
     train = {name: value for name, value in config.train.items() if name in path_options() and value is not None}
     return config.with_train({**config.train, **{name: str(absolute_path(name, train[name])) for name in train}})
+
+
+def refuse_no_validation(split: Split) -> None:
+    """Raise InputError if a split has no validation cases, by which trials are scored."""
+    if not split.val:
+        raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
 
 
 def with_choices(config: SweepConfig, report: bool | None, notify: str | None) -> SweepConfig:

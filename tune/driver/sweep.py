@@ -37,6 +37,7 @@ from tune.driver.resumable import all_ended, check_resumable, refuse_unchangeabl
 from tune.driver.run_files import (
     begin_run,
     check_launch,
+    refuse_no_validation,
     start_attempt,
     with_absolute_paths,
     with_choices,
@@ -141,8 +142,7 @@ def launch(
 def prepare_cases(config: SweepConfig) -> Data:
     """Prepare and split the cases of a new sweep; InputError if trials could not be trained or scored on them."""
     data = prepare_data(config.base_config())
-    if not data.split.val:
-        raise InputError("the split has no validation cases to score trials by; raise train.val_fraction or add cases")
+    refuse_no_validation(data.split)
     check_regions(data.folder, data.split)
     return data
 

@@ -34,12 +34,21 @@ def trouble_of_this_node() -> Iterator[None]:
     """Raise NodeTroubleError for a CacheError or a full disk in this context."""
     try:
         yield
-    except CacheError as error:
-        raise NodeTroubleError(f"the cache on {platform.node()}: {error}") from None
-    except OSError as error:
-        if error.errno not in FULL_DISK_ERRNOS:
+    except (CacheError, OSError) as error:
+        if not (trouble := node_trouble(error)):
             raise
-        raise NodeTroubleError(f"a full disk on {platform.node()}: {error}") from None
+        raise NodeTroubleError(trouble) from None
+
+
+def node_trouble(error: Exception) -> str:
+    """Return what is wrong with this or another machine, by its name, if that is what an error says; else ""."""
+    if isinstance(error, NodeTroubleError):
+        return str(error)
+    if isinstance(error, CacheError):
+        return f"the cache on {platform.node()}: {error}"
+    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
+        return f"a full disk on {platform.node()}: {error}"
+    return ""
 
 
 def run_in_trainer_thread(work: Callable[[], Any]) -> Any:

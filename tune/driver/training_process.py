@@ -17,13 +17,11 @@ import torch
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
-from trainable.core.files import FULL_DISK_ERRNOS
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock, wait_until_unlocked
 from trainable.core.logger import init_logger
 from trainable.core.options import make_config
 from trainable.core.rank_group import LostNodeError
-from trainable.data.cache import CacheError
 from trainable.data.prepare import Data
 from trainable.evaluate import evaluate
 from trainable.train import from_last_checkpoint, last_row, train
@@ -35,9 +33,9 @@ from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_process import (
     MAX_LEAKED_BYTES,
     TAKEN_MEMORY_PAUSE,
-    NodeTroubleError,
     free_memory,
     freeze_imports,
+    node_trouble,
 )
 from tune.driver.trial_ranks import Places, run_in_ranks, train_pooled_rank
 from tune.spec.sections import processes_per_node
@@ -178,14 +176,10 @@ def end_of_error(error: Exception) -> TrainingEnd:
         return TrainingEnd(error=f"out of GPU memory: {first_line}")
     if isinstance(error, LostNodeError):
         return TrainingEnd(lost=str(error))
-    if isinstance(error, NodeTroubleError):
-        return TrainingEnd(trouble=str(error))
-    if isinstance(error, CacheError):
-        return TrainingEnd(trouble=f"the cache on {platform.node()}: {error}")
+    if trouble := node_trouble(error):
+        return TrainingEnd(trouble=trouble)
     if isinstance(error, InputError):
         return TrainingEnd(error=str(error))
-    if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
-        return TrainingEnd(trouble=f"a full disk on {platform.node()}: {error}")
     return TrainingEnd(failure=f"{type(error).__name__}: {first_line}")
 
 

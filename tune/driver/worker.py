@@ -24,7 +24,6 @@ from trainable.core.options import make_config
 from trainable.core.rank_group import LostNodeError
 from trainable.data.cache import CacheError
 from trainable.data.prepare import Data
-from trainable.data.split import load_split
 from trainable.training import checkpoint
 from trainable.training.case_scores import case_rows
 from trainable.training.epoch_result import EndReason, EpochResult, Pictures
@@ -32,7 +31,7 @@ from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import missing_gpu, reserved_gpus, share_memory
 from tune.driver.node_ranks import other_nodes
 from tune.driver.progress_board import BoardAddress, ProgressSender
-from tune.driver.run_cases import cases_as_begun
+from tune.driver.run_cases import cases_as_begun, cases_of
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_process import (
     MAX_LEAKED_BYTES,
@@ -99,7 +98,7 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
             with trouble_of_this_node():
                 train_on(spec, recipe, data, fit, trial)
         except LostNodeError as error:
-            ask_for_fresh_process(str(error))  # this one has its place beside the lost one
+            ask_for_fresh_process(str(error))  # this one's place is tied to the lost node
             raise
         except torch.cuda.OutOfMemoryError as error:
             logger.info(f"out of GPU memory: {str(error).splitlines()[0]}")
@@ -131,13 +130,6 @@ def train_on(spec: TrialSpec, recipe: TrainConfig, data: Data, fit: Fit, trial: 
         fit_trial(spec, recipe, data, fit, trial.on_epoch_end, trial.progress.send, trial.give_sign_of_life)
     else:
         run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
-
-
-def cases_of(recipe: TrainConfig) -> Data:
-    """Return the prepared cases and the split that the driver has put into a recipe."""
-    assert recipe.cache_dir is not None
-    assert recipe.split_file is not None
-    return Data(recipe.cache_dir, load_split(recipe.split_file))
 
 
 def sweep_error(reason: str) -> Report:

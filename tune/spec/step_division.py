@@ -11,7 +11,7 @@ from tune.spec.space import DEFAULTS, Space
 def undivided_step(space: Space, local: int, nodes: int = 1) -> str:
     """Return which step of a space a trial's processes cannot divide, and what to do; "" if they can divide all.
 
-    local: number of processes on each of so many nodes.
+    local: number of processes on each node.
     """
     names = ("batch_size", "accumulation_steps")
     recipes = [DEFAULTS | space.constants | chosen for chosen in space.combinations(names)]
