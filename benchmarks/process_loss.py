@@ -1,12 +1,12 @@
-"""What the kill of one process costs: in a sweep, in trials on two GPUs each, and in a confirmation.
+"""What the kill of one process costs: in a sweep, in trials on two GPUs each, in a confirmation, in a retraining.
 
     python benchmarks/process_loss.py [--gpus 4] [--cpu]
 
 A real sweep of `voxtune launch` on phantoms without early stopping, one trial per GPU; the same with two GPUs per
-trial; `voxtune confirm` of the first. In each, as soon as every slot has ended an epoch, one process that trains is
-killed by SIGKILL. A row says which training it was, how many ended epochs were lost (0: only the one under way), the
-seconds until its next epoch had ended, beside the median epoch of all trainings, whether every training has each
-epoch once, and what `voxtune verify` says of the run.
+trial; `voxtune confirm` of the first sweep, and `voxtune retrain --gpus` of its winner on all GPUs. In each, as soon as
+every slot has ended an epoch, one process that trains is killed by SIGKILL. A row says which training it was, how many
+ended epochs were lost (0: only the one under way), the seconds until its next epoch had ended, beside the median epoch
+of all trainings, whether every training has each epoch once, and what `voxtune verify` says of the run.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from rich.table import Table
 from trainable.core.console import make_console
 
 EPOCHS = 6
-TRAIN = {"epochs": EPOCHS, "patches_per_epoch": 200, "val_freq": 1, "batch_size": 2, "num_workers": 4, "amp": "bf16"}
+TRAIN = {"epochs": EPOCHS, "patches_per_epoch": 200, "val_freq": 1, "batch_size": 4, "num_workers": 4, "amp": "bf16"}
 TRAIN |= {"target_shape": [64, 64, 64], "depth": 4, "base_channels": 32, "max_channels": 256}
 SMALL = {"target_shape": [16, 16, 16], "depth": 3, "base_channels": 4, "patches_per_epoch": 24, "amp": "off"}
 SMALL |= {"device": "cpu", "num_workers": 0}
-RESUMED = "goes on after epoch "
+RESUMED = r"goes on after epoch (\d+)"
 
 
 def voxtune(*words: object) -> list[str]:
@@ -71,8 +71,10 @@ def epochs_of(run: Path) -> dict[str, list[dict[str, str]]]:
 def lose_one(command: list[str], run: Path, slots: int, kind: str) -> list[str]:
     """Run the command, kill one process of this kind when each slot has ended an epoch; return the cells of a row."""
     before = set(epochs_of(run))
-    log = run.with_suffix(".log").open("a")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
+    log = run.with_name(f"{command[3]}_{run.name}.log")
+    with log.open("w") as file:
+        environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
     ended: dict[tuple[str, int], float] = {}  # (training, epoch) -> when seen
     killed = 0.0
     while process.poll() is None:
@@ -86,18 +88,24 @@ def lose_one(command: list[str], run: Path, slots: int, kind: str) -> list[str]:
             killed, had = time.monotonic(), {name: len(rows) for name, rows in now.items()}
         time.sleep(0.05)
     if process.returncode or not killed:
-        raise SystemExit(f"exit code {process.returncode}, killed: {bool(killed)}, see {log.name}")
+        raise SystemExit(f"exit code {process.returncode}, killed: {bool(killed)}\n{log.read_text()[-3000:]}")
     new = {name: rows for name, rows in epochs_of(run).items() if name not in before}
-    logs = {name: run / name / "stdout.log" for name in new}
-    again = {name: re.findall(rf"{RESUMED}(\d+)", path.read_text()) for name, path in logs.items() if path.exists()}
-    [(victim, [epoch])] = [(name, epochs) for name, epochs in again.items() if epochs]
+    victim, epoch = resumed(run, list(new), log)
     whole = all([int(row["epoch"]) for row in rows] == list(range(1, EPOCHS + 1)) for rows in new.values())
     times = [float(row["epoch_time"]) + float(row["val_time"] or 0) for rows in new.values() for row in rows]
-    lost, wait = had[victim] - int(epoch), ended[victim, int(epoch) + 1] - killed
+    wait = ended[victim, epoch + 1] - killed
     audit = subprocess.run(voxtune("verify", run), capture_output=True, text=True, check=False)
     clean = "clean" if audit.returncode == 0 else f"exit code {audit.returncode}"
     seconds = f"{wait:.1f}", f"{statistics.median(times):.1f}"
-    return [kind, victim, str(len(new)), str(lost), *seconds, "yes" if whole else "no", clean]
+    return [kind, victim, str(len(new)), str(had[victim] - epoch), *seconds, "yes" if whole else "no", clean]
+
+
+def resumed(run: Path, trainings: list[str], log: Path) -> tuple[str, int]:
+    """Return the one training that has gone on, and after which epoch, by its log or that of the command."""
+    logs = {name: path if (path := run / name / "stdout.log").exists() else log for name in trainings}
+    found = [(name, int(epoch)) for name, path in logs.items() for epoch in re.findall(RESUMED, path.read_text())]
+    [one] = found
+    return one
 
 
 def main() -> None:
@@ -123,13 +131,16 @@ def main() -> None:
         one, two = folder / "one", folder / "two"
         pairs = ["--set", "resources.gpu=2", "--set", f"study.trials={args.gpus}"]
         confirm = voxtune("confirm", one, "--top", 1, "--seeds", args.gpus)
+        retrain = voxtune("retrain", one, "--gpus", args.gpus, "--name", "again", "--trial", 0)
         for title, words, run, slots, kind in (
             ("a sweep", [*launch, "--out", str(one)], one, args.gpus, "worker"),
             ("two GPUs per trial", [*launch, "--out", str(two), *pairs], two, args.gpus // 2, "rank"),
             ("a confirmation", confirm, one, args.gpus, "worker"),
+            ("a retraining", retrain, one, 1, "rank"),
         ):
-            table.add_row(title, *lose_one(words, run, slots, kind))
-            print(title, "done", file=sys.stderr, flush=True)
+            row = [title, *lose_one(words, run, slots, kind)]
+            table.add_row(*row)
+            print(*row, sep="  ", file=sys.stderr, flush=True)
     make_console().print(table)
 
 
