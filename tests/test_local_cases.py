@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -46,6 +47,21 @@ def own(prepared: Data, phantoms: Path, tmp_path: Path) -> TrainConfig:
 
 def digest(folder: Path, prepared: Data) -> str:
     return data_digest(folder, prepared.split.names)
+
+
+def test_another_machine_prepares_what_it_lacks_of_cases_that_were_read_on_the_first(
+    own: TrainConfig, prepared: Data
+) -> None:
+    """The first one sends its `Data`, with what it has read of them, to a process of the other."""
+    assert own.cache_dir is not None
+    shutil.copytree(prepared.folder, own.cache_dir)
+    first = Data(own.cache_dir, prepared.split)
+    begun = first.contents
+    sent = pickle.dumps(first)
+    shutil.rmtree(own.cache_dir)  # so it is on the other machine
+    there = cases_here(pickle.loads(sent), own, begun)
+    assert sorted(path.name for path in there.folder.iterdir()) == prepared.split.names
+    assert there.contents == begun
 
 
 def test_cases_are_copied_from_the_cache_next_to_data_unless_damaged_there_or_changed(

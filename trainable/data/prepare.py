@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -35,11 +35,18 @@ from trainable.data.split import Split, load_split
 
 @dataclass(frozen=True)
 class Data:
-    """The preprocessed cases: the cache's folder, the split, and one message per case that was left out as bad."""
+    """The preprocessed cases: the cache's folder, the split, and one message per case that was left out as bad.
+
+    Sent to another process it is without what was read of the cases, as that may be on a machine with its own cache.
+    """
 
     folder: Path
     split: Split
     skipped: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the fields only."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def labels(self) -> LabelConvention:
@@ -54,7 +61,6 @@ class Data:
     @cached_property
     def contents(self) -> dict[str, str]:
         """A hash of images and label of each case in a part, by name, as they were when this was first asked for.
-
 
         Raises:
             CacheError: from the first access, if a case is not prepared.
