@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import rank_work
 import torch
+from listeners import descendants, listeners
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
@@ -153,3 +154,17 @@ def test_kill_9_of_the_process_that_has_started_them_ends_all(prepared: Data, tm
             os.kill(pids[1], signal.SIGSTOP)
         one.kill()
     assert ended(pids)
+
+
+def test_processes_of_one_machine_listen_on_its_loopback_only(prepared: Data, tmp_path: Path) -> None:
+    """In a training: their store, the groups by which they exchange sums and values, and what starts them."""
+    before, during = listeners(descendants(os.getpid())), set[tuple[str, int]]()
+
+    def look(epoch: int) -> None:
+        during.update(listeners(descendants(os.getpid())))
+
+    with RankGroup(2, cuda=False, threads=1) as group:
+        group.run(rank_work.train, small(tmp_path / "out", epochs=1), prepared, on_message=look)
+    opened = during - before
+    assert len(opened) >= 5  # the store, and two groups in each process
+    assert {address for address, _ in opened} == {"127.0.0.1"}

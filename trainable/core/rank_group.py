@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from trainable.core.rank_link import END, Kind, Setup
 from trainable.core.rank_process import LOST_CONNECTION
 from trainable.core.ranks import Launch
 
-LOCAL_HOST = "127.0.0.1"
+LOCAL_HOST, LOOPBACK = "127.0.0.1", "lo"  # an address that only this machine reaches, and its network interface
 LOOK_SECONDS = 5.0  # from one look at the processes that say nothing to the next: a lost machine closes no connection
 END_SECONDS = 60.0  # that the processes get to end a training at the same step, and to write its last checkpoint
 DEATH_SECONDS = 5.0  # in which the death of a process is seen after another one has lost its connection to it
@@ -93,7 +94,7 @@ class RankGroup:
         local: int | None = None,
         host: str = LOCAL_HOST,
     ) -> None:
-        self.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self.store = make_store(host)
         launches = [Launch(rank, processes, rank % (local or processes)) for rank in range(processes)]
         self.working: set[Member] = set()
         self.asking: Member | None = None  # which waits for the answer to what it has asked
@@ -232,8 +233,15 @@ class RankGroup:
             member.connection.close()
 
 
-def start_here(launches: Sequence[Launch], threads: int, interface: str = "lo") -> list[Member]:
-    """Start processes on this machine. interface: of the network, by which gloo connects them; "" for its choice."""
+def make_store(host: str) -> dist.TCPStore:
+    """Return a store, by which processes find each other, that listens on this address of this machine only."""
+    with socket.create_server((host, 0)) as server:  # by itself a TCPStore listens on all addresses
+        port: int = server.getsockname()[1]
+        return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
+
+
+def start_here(launches: Sequence[Launch], threads: int, interface: str = LOOPBACK) -> list[Member]:
+    """Start processes on this machine. interface: of the network, as for start_process."""
     members = list[Member]()
     for launch in launches:
         own, its = Pipe()
@@ -247,10 +255,13 @@ def start_here(launches: Sequence[Launch], threads: int, interface: str = "lo") 
 def start_process(where: str, threads: int, interface: str, **options: Any) -> subprocess.Popen[bytes]:
     """Start a process that reaches the one that gives it work as rank_link.connect says.
 
-    interface: as for start_here, unless the user has set GLOO_SOCKET_IFNAME; options: of Popen.
+    interface: of the network, on which gloo listens; "" for its choice. NCCL, which may know a faster one, listens
+        there too if it is the loopback. GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME of the user come first.
+    options: of Popen.
     """
     paths = os.pathsep.join(path for path in sys.path if path)  # as Ray ships the packages
     environment = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+    environment |= {"NCCL_SOCKET_IFNAME": interface} if interface == LOOPBACK else {}
     environment |= os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", "from trainable.core.rank_link import main; main()", where],
