@@ -25,7 +25,8 @@ from trainable.core.config import TrainConfig
 from trainable.core.division import epoch_shares, micro_batch_groups
 from trainable.core.errors import InputError
 from trainable.core.options import make_config
-from trainable.core.ranks import read_launch
+from trainable.core.rank_group import Member, RankGroup, start_here
+from trainable.core.ranks import Launch, read_launch
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.train_processes import train_in_processes
@@ -355,3 +356,27 @@ def test_a_training_whose_processes_die_again_and_again_is_given_up(
     output = capfd.readouterr().out
     assert output.count("the training goes on from the beginning, as no epoch was finished") == 2
     assert not own_processes()
+
+
+def test_lost_nodes_are_no_deaths(prepared: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Three processes die in the first epoch, each as its node is lost: a fourth start trains to the end."""
+    starts = list[RankGroup]()
+
+    def start(launches: Sequence[Launch], threads: int) -> list[Member]:
+        members = start_here(launches, threads)
+        if len(starts) < 3:
+            members[1] = replace(members[1], place=" on node-b", is_lost=lambda: True)
+            members[1].process.kill()
+        return members
+
+    def make_group() -> RankGroup:
+        starts.append(RankGroup(2, cuda=False, threads=1, start=start))
+        return starts[-1]
+
+    small = {"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "num_workers": 0, "patches_per_epoch": 8}
+    config = TrainConfig(output_dir=tmp_path / "out", cache_dir=prepared.folder, device="cpu", epochs=1, **small)
+    train_in_processes(config, prepared, 2, make_group=make_group)
+    assert [row["epoch"] for row in rows(tmp_path / "out")] == ["1"]
+    assert len(starts) == 4
+    lost = "the loss of a node, with process 1 of the 2 that train together on node-b; the epoch under way is lost, and"
+    assert capfd.readouterr().out.count(lost) == 3
