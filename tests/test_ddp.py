@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import signal
 import socket
@@ -218,7 +217,8 @@ def test_the_shares_of_all_processes_are_the_patches_of_one(patches: int, batch:
     config = TrainConfig(batch_size=batch, accumulation_steps=accumulation)
     for processes in (count for count in range(1, 13) if batch * accumulation % count == 0):
         shares = [epoch_shares(patches, config, rank, processes) for rank in range(processes)]
-        members = processes // math.gcd(accumulation, processes)
+        groups = micro_batch_groups(config, processes)
+        members = processes // groups
         taken: list[int] = []
         for own in zip(*shares, strict=True):  # what all do at the same time
             assert len({share.step for share in own}) == len({share.ends_step for share in own}) == 1
@@ -231,6 +231,9 @@ def test_the_shares_of_all_processes_are_the_patches_of_one(patches: int, batch:
                 if share.weight:
                     taken += range(share.first, share.first + share.part.stop - share.part.start)
         assert sorted(taken) == list(range(patches))
+        for one in shares:  # as many in each full step as the trainer captures graphs for
+            full = [share.step for share in one if len(share.step) == batch * accumulation]
+            assert all(full.count(step) == accumulation // groups for step in full)
         assert sum(share.counted for one in shares for share in one) == patches
 
 
