@@ -59,12 +59,17 @@ def fit_to_storage(
 class Places:
     """Where processes train together: as many on each of several nodes, the first ones on this one.
 
-    threads: of the CPU on each node, for all processes there.
+    cpu: number of CPU cores on each node, for all processes there.
     """
 
     nodes: int
     processes: int
-    threads: int
+    cpu: int
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each process."""
+        return max(1, self.cpu // self.processes)
 
 
 _groups: list[RankGroup] = []  # the one of this process, or none yet
@@ -103,12 +108,11 @@ def group_of(places: Places, config: TrainConfig) -> RankGroup:
 
 def make_group(places: Places, *, cuda: bool) -> RankGroup:
     """Return a new group of processes; raise as group_of_trial if they are on several nodes."""
-    threads = max(1, places.threads // places.processes)
     if places.nodes == 1:
-        return RankGroup(places.processes, cuda=cuda, threads=threads)
+        return RankGroup(places.processes, cuda=cuda, threads=places.threads)
     from tune.driver.node_ranks import group_of_trial  # here, as it imports Ray
 
-    return group_of_trial(places.nodes, places.processes, cuda=cuda, threads=threads)
+    return group_of_trial(places.nodes, places.processes, cuda=cuda, threads=places.threads)
 
 
 def end_ranks() -> None:
@@ -143,7 +147,7 @@ def fit_trial(
         else:
             on_epoch_end(*message)
 
-    places = Places(spec["nodes"], processes_per_node(spec["gpu_share"]), spec["threads"])
+    places = Places(spec["nodes"], processes_per_node(spec["gpu_share"]), spec["cpu"])
     run_in_ranks(places, fit_rank, recipe, data, fit, spec, on_message=on_message)
 
 

@@ -76,7 +76,7 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
     hold_shared_lock(Path(spec["lock_file"]))
     freeze_imports()
     clean_process()
-    run_in_trainer_thread(lambda: torch.set_num_threads(spec["threads"]))
+    run_in_trainer_thread(lambda: torch.set_num_threads(spec["cpu"]))
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
     if recipe.device != "cpu":
         if spec["gpu_share"] and (missing := missing_gpu(spec["gpu_share"])):  # else it would train on the CPU
