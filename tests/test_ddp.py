@@ -155,14 +155,27 @@ def test_a_step_that_cannot_be_divided_is_refused_once(prepared: Data, phantoms:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_error_of_one_process_ends_all_with_its_message(prepared: Data, phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "printed", "tracebacks"),
+    [
+        ("InputError('the disk of this node is gone')", "error: the disk of this node is gone (process 1 of 2)", 0),
+        pytest.param(
+            "RuntimeError('no connection to the store')",
+            "error: no connection to the store; another process of this training may have ended, perhaps killed "
+            "(process 1 of 2)", 1, marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_an_error_of_one_process_ends_all_with_its_message(
+    prepared: Data, phantoms: Path, tmp_path: Path, error: str, printed: str, tracebacks: int
+) -> None:
     """Process 1 cannot read its cases when it validates; process 0 waits for its scores."""
     words = flags(prepared, phantoms, tmp_path / "out", "--epochs", 500, "--accumulation_steps", 2)
     code = (
         f"import sys, os\nsys.path.insert(0, {str(ROOT)!r})\nfrom trainable.evaluation import validate\n"
         "if os.environ['RANK'] == '1':\n"
         "    from trainable.core.errors import InputError\n    from trainable.training import validation\n"
-        "    def broken(*a, **k): raise InputError('the disk of this node is gone')\n"
+        f"    def broken(*a, **k): raise {error}\n"
         "    validation.validate = broken\n"
         "from trainable.cli import main\nsys.exit(main(prog='python train.py'))\n"
     )
@@ -172,8 +185,9 @@ def test_an_error_of_one_process_ends_all_with_its_message(prepared: Data, phant
     started = time.monotonic()
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment(), timeout=120)
     assert done.returncode
-    assert done.stderr.count("error: the disk of this node is gone (process 1 of 2)") == 1, done.stderr
-    assert done.stderr.count("Traceback") <= 1  # torchrun's own
+    assert done.stderr.count(printed) == 1, done.stderr
+    assert done.stderr.count("in broken") == tracebacks
+    assert done.stderr.count("Traceback") <= 1 + tracebacks  # torchrun's own
     assert time.monotonic() - started < 60
 
 

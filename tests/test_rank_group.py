@@ -126,6 +126,12 @@ def test_an_error_of_one_process_is_raised_here_and_ends_all(
     assert not group.usable
 
 
+def test_the_error_that_has_led_to_a_lost_connection_is_raised(group: RankGroup) -> None:
+    with pytest.raises(InputError, match="the disk of this node is gone"):
+        group.run(rank_work.fail_one_after_the_other, on_message=nothing)
+    assert not group.usable
+
+
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_process_is_named_and_the_others_end(
     group: RankGroup, prepared: Data, tmp_path: Path, killed: int

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
@@ -18,7 +18,7 @@ from typing import Any, Protocol, Self
 import torch.distributed as dist
 
 from trainable.core.rank_link import END, Kind, Setup
-from trainable.core.rank_process import LOST_CONNECTION
+from trainable.core.rank_process import is_lost_connection
 from trainable.core.ranks import Launch
 
 LOCAL_HOST, LOOPBACK = "127.0.0.1", "lo"  # an address that only this machine reaches, and its network interface
@@ -36,7 +36,7 @@ class LostNodeError(RankDiedError):
 
 
 class Process(Protocol):
-    """What is used of a Popen; a process on another machine has the same."""
+    """What is used of a Popen. All processes of a group are killed together, so `kill` may end others of it too."""
 
     def poll(self) -> int | None: ...
     def kill(self) -> None: ...
@@ -56,14 +56,17 @@ class Member:
     place: str = ""
     is_lost: Callable[[], bool] = lambda: False
 
-    def has_died(self) -> bool:
-        """Return whether the process has ended, or its connection, which tells sooner of another machine's."""
-        try:
-            while self.connection.poll():
-                self.connection.recv()  # what it has sent before
-        except (EOFError, OSError):
-            return True
-        return self.process.poll() is not None
+    def messages(self) -> Iterator[tuple[Kind, Any]]:
+        """Yield what the process has sent and nobody has read yet.
+
+        Raises:
+            EOFError, OSError: after that, if the process has ended, or its connection, which tells sooner of another
+                machine's.
+        """
+        while self.connection.poll():
+            yield self.connection.recv()
+        if self.process.poll() is not None:
+            raise EOFError
 
 
 # Starts these processes, which wait for their Setup, with a number of CPU threads for each.
@@ -198,12 +201,20 @@ class RankGroup:
             self.close()
 
     def _failure(self, error: Exception) -> Exception:
-        """End all after an exception in one process; return it, or the death of another process that has led to it."""
-        end = time.monotonic() + DEATH_SECONDS * bool(LOST_CONNECTION.search(str(error)))
+        """End all after an exception in one process; return it, or what has led to it.
+
+        If it is a lost connection, that is the exception or the death of another process, which may be seen later.
+        """
+        end = time.monotonic() + DEATH_SECONDS * is_lost_connection(error)
         while True:
-            died = [member for member in self.members if member.has_died()]
-            if died:
-                return self._death_of(died[0])
+            for member in self.members:
+                try:
+                    for kind, value in member.messages():
+                        if kind == Kind.FAILED and is_lost_connection(error) and not is_lost_connection(value):
+                            self.close()
+                            return value
+                except (EOFError, OSError):
+                    return self._death_of(member)
             if time.monotonic() >= end:
                 self.close()
                 return error
