@@ -15,7 +15,7 @@ from trainable.core.rank_group import start_process
 from tune.driver import ray_compat
 from tune.driver.gpu_sharing import missing_gpu
 from tune.driver.network_interface import interface_of
-from tune.driver.trainer_process import NodeTroubleError
+from tune.driver.node_trouble import NodeTroubleError
 
 
 class NodeProcesses:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trainable.core.config import TrainConfig
+from trainable.core.device import device_name
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock
 from trainable.core.rank_group import RankGroup
@@ -24,17 +25,11 @@ from trainable.train import train
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
 from trainable.training.step_progress import OnProgress, StepProgress
+from tune.driver.node_trouble import trouble_of_this_node
 from tune.driver.run_cases import cases_as_begun, cases_of_training, on_first_node
 from tune.driver.stack_dump import dump_stacks_of_hang
-from tune.driver.trainer_process import (
-    MAX_LEAKED_BYTES,
-    TAKEN_MEMORY_PAUSE,
-    GpuMemoryTakenError,
-    device_name,
-    free_memory,
-    run_in_trainer_thread,
-    trouble_of_this_node,
-)
+from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, GpuMemoryTakenError, free_memory
+from tune.driver.trainer_thread import run_in_trainer_thread
 from tune.spec.sections import processes_per_node
 from tune.spec.trial_spec import TrialSpec
 
