@@ -1,7 +1,7 @@
 """Is a training by several processes as good as by one? Mean Dice per epoch, over seeds, at the same update.
 
     python benchmarks/dice_by_processes.py --data DATA [--processes 1 4] [--seeds 3] [--epochs 20] [--size 128]
-    python benchmarks/dice_by_processes.py --device cpu --size 16 --depth 3 --channels 4 --patches 64
+    python benchmarks/dice_by_processes.py --device cpu --size 16 --depth 3 --channels 4 --patches 48 --epochs 6
 
 Each seed is trained once by each number of processes, all with the split of seed 0. Without DATA the cases are
 phantoms. Prints, for each epoch, the mean and the range over seeds for each number, and the largest difference between
@@ -58,7 +58,7 @@ def dice(asked: argparse.Namespace, data_dir: Path, folder: Path, processes: int
         "optimizer": "sgd",
         "lr": 0.02,
     }
-    split = {"val_fraction": 0.4, "test_fraction": 0, "val_freq": 1}
+    split = {"val_fraction": 0.4, "test_fraction": 0, "val_freq": 1, "overlap": 0}
     config = TrainConfig(**{**places, **network, **step, **split, "seed": 0, "epochs": asked.epochs})
     data = prepare_data(config)
     config = config.model_copy(update={"seed": seed})
