@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
+from trainable.core.errors import InputError
 from trainable.core.rank_link import RankLink
 from trainable.core.ranks import gather, rank
 from trainable.data.prepare import Data
@@ -42,6 +44,14 @@ def fail(link: RankLink, failing: int, kind: type[Exception]) -> None:
     if rank() == failing:
         raise kind("the disk of this node is gone")
     gather(None)
+
+
+def fail_one_after_the_other(link: RankLink) -> None:
+    """Process 0 fails a while after another one has lost the connection to it."""
+    if rank():
+        raise RuntimeError("Connection closed by peer")
+    time.sleep(1)
+    raise InputError("the disk of this node is gone")
 
 
 def main() -> None:

@@ -51,14 +51,23 @@ def sbatch(words: list[str], state: Path) -> int:
 
 
 def srun(words: list[str], state: Path) -> int:
-    """Run a command once per node, at once; a TERM kills all, as the real srun does. Returns the largest exit code."""
+    """Run a command once per node, or --ntasks-per-node=N times on each, at once; return the largest exit code.
+
+    A TERM kills all, as the real srun does.
+    """
     command = words[next(index for index, word in enumerate(words) if not word.startswith("--")) :]
+    each = next((int(word.rpartition("=")[2]) for word in words if word.startswith("--ntasks-per-node=")), 1)
+    count = int(os.environ["SLURM_JOB_NUM_NODES"]) * each
     tasks = [
         subprocess.Popen(
-            command, env=os.environ | {"SLURM_NODEID": str(node), "SLURM_CPUS_ON_NODE": "1"}, start_new_session=True
+            command, start_new_session=True,
+            env=os.environ | {
+                "SLURM_NODEID": str(task // each), "SLURM_CPUS_ON_NODE": "1", "SLURM_NTASKS": str(count),
+                "SLURM_PROCID": str(task), "SLURM_LOCALID": str(task % each),
+            },
         )
-        for node in range(int(os.environ["SLURM_JOB_NUM_NODES"]))
-    ]
+        for task in range(count)
+    ]  # fmt: skip
 
     def kill(*_: object) -> None:
         for task in tasks:
@@ -70,9 +79,11 @@ def srun(words: list[str], state: Path) -> int:
 
 
 def scontrol(words: list[str], state: Path) -> int:
-    """Show a node or the job, or requeue the job."""
+    """Show a node, the job or the names of its nodes, or requeue the job."""
     if words[:2] == ["show", "node"]:
         print(f"NodeName={words[2]} Arch=x86_64\n   NodeAddr=127.0.0.1 NodeHostName={words[2]} Version=22.05.8")
+    elif words[:2] == ["show", "hostnames"]:
+        print("\n".join(["localhost"] * int(os.environ["SLURM_JOB_NUM_NODES"])))
     elif words == ["show", "job", JOB]:
         name = (state / "state").read_text() if (state / "state").exists() else "RUNNING"
         print(f"JobId={JOB} JobName=voxtune\n   JobState={name} Reason=None Dependency=(null)")

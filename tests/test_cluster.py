@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import ray
 from helpers import clean_environment, voxtune
+from listeners import descendants, listeners
 from ray.tune.execution.tune_controller import _get_max_pending_trials
 from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
@@ -204,36 +205,6 @@ print(ray.get(ray.remote(lambda: "inside").remote()))
 """
 
 
-def descendants(pid: int) -> set[int]:
-    """A process and all that it has started."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = status.read_text().rpartition(")")[2].split()
-            parents[int(status.parent.name)] = int(fields[1])
-    found, new = set[int](), {pid}
-    while new:
-        found |= new
-        new = {child for child, parent in parents.items() if parent in found} - found
-    return found
-
-
-def listening_ports(pids: set[int]) -> list[int]:
-    """The TCP ports that these processes listen on."""
-    sockets = set()
-    for pid in pids:
-        for file in Path(f"/proc/{pid}/fd").glob("*"):
-            with contextlib.suppress(OSError):
-                sockets.add(os.readlink(file))
-    ports = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-                ports.add(int(fields[1].rpartition(":")[2], 16))
-    return sorted(ports)
-
-
 def other_address() -> str:
     """An address of this machine that is not of its loopback device; "" without one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
@@ -278,7 +249,7 @@ def test_a_local_cluster_is_closed_to_the_network_and_to_who_has_no_token(
     local_cluster: tuple[int, str], tmp_path: Path
 ) -> None:
     pid, address = local_cluster
-    ports = listening_ports(descendants(pid))
+    ports = sorted(port for _, port in listeners(descendants(pid)))
     assert len(ports) >= 4
     assert all(answers("127.0.0.1", port) for port in ports)
     if (outside := other_address()) not in ("", "127.0.0.1"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import signal
 import socket
@@ -25,7 +24,8 @@ from trainable.core.config import TrainConfig
 from trainable.core.division import epoch_shares, micro_batch_groups
 from trainable.core.errors import InputError
 from trainable.core.options import make_config
-from trainable.core.ranks import read_launch
+from trainable.core.rank_group import Member, RankGroup, start_here
+from trainable.core.ranks import Launch, read_launch
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.train_processes import train_in_processes
@@ -155,14 +155,27 @@ def test_a_step_that_cannot_be_divided_is_refused_once(prepared: Data, phantoms:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_error_of_one_process_ends_all_with_its_message(prepared: Data, phantoms: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "printed", "tracebacks"),
+    [
+        ("InputError('the disk of this node is gone')", "error: the disk of this node is gone (process 1 of 2)", 0),
+        pytest.param(
+            "RuntimeError('no connection to the store')",
+            "error: no connection to the store; another process of this training may have ended, perhaps killed "
+            "(process 1 of 2)", 1, marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_an_error_of_one_process_ends_all_with_its_message(
+    prepared: Data, phantoms: Path, tmp_path: Path, error: str, printed: str, tracebacks: int
+) -> None:
     """Process 1 cannot read its cases when it validates; process 0 waits for its scores."""
     words = flags(prepared, phantoms, tmp_path / "out", "--epochs", 500, "--accumulation_steps", 2)
     code = (
         f"import sys, os\nsys.path.insert(0, {str(ROOT)!r})\nfrom trainable.evaluation import validate\n"
         "if os.environ['RANK'] == '1':\n"
         "    from trainable.core.errors import InputError\n    from trainable.training import validation\n"
-        "    def broken(*a, **k): raise InputError('the disk of this node is gone')\n"
+        f"    def broken(*a, **k): raise {error}\n"
         "    validation.validate = broken\n"
         "from trainable.cli import main\nsys.exit(main(prog='python train.py'))\n"
     )
@@ -172,8 +185,9 @@ def test_an_error_of_one_process_ends_all_with_its_message(prepared: Data, phant
     started = time.monotonic()
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment(), timeout=120)
     assert done.returncode
-    assert done.stderr.count("error: the disk of this node is gone (process 1 of 2)") == 1, done.stderr
-    assert done.stderr.count("Traceback") <= 1  # torchrun's own
+    assert done.stderr.count(printed) == 1, done.stderr
+    assert done.stderr.count("in broken") == tracebacks
+    assert done.stderr.count("Traceback") <= 1 + tracebacks  # torchrun's own
     assert time.monotonic() - started < 60
 
 
@@ -217,7 +231,8 @@ def test_the_shares_of_all_processes_are_the_patches_of_one(patches: int, batch:
     config = TrainConfig(batch_size=batch, accumulation_steps=accumulation)
     for processes in (count for count in range(1, 13) if batch * accumulation % count == 0):
         shares = [epoch_shares(patches, config, rank, processes) for rank in range(processes)]
-        members = processes // math.gcd(accumulation, processes)
+        groups = micro_batch_groups(config, processes)
+        members = processes // groups
         taken: list[int] = []
         for own in zip(*shares, strict=True):  # what all do at the same time
             assert len({share.step for share in own}) == len({share.ends_step for share in own}) == 1
@@ -230,6 +245,9 @@ def test_the_shares_of_all_processes_are_the_patches_of_one(patches: int, batch:
                 if share.weight:
                     taken += range(share.first, share.first + share.part.stop - share.part.start)
         assert sorted(taken) == list(range(patches))
+        for one in shares:  # as many in each full step as the trainer captures graphs for
+            full = [share.step for share in one if len(share.step) == batch * accumulation]
+            assert all(full.count(step) == accumulation // groups for step in full)
         assert sum(share.counted for one in shares for share in one) == patches
 
 
@@ -355,3 +373,27 @@ def test_a_training_whose_processes_die_again_and_again_is_given_up(
     output = capfd.readouterr().out
     assert output.count("the training goes on from the beginning, as no epoch was finished") == 2
     assert not own_processes()
+
+
+def test_lost_nodes_are_no_deaths(prepared: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Three processes die in the first epoch, each as its node is lost: a fourth start trains to the end."""
+    starts = list[RankGroup]()
+
+    def start(launches: Sequence[Launch], threads: int) -> list[Member]:
+        members = start_here(launches, threads)
+        if len(starts) < 3:
+            members[1] = replace(members[1], place=" on node-b", is_lost=lambda: True)
+            members[1].process.kill()
+        return members
+
+    def make_group() -> RankGroup:
+        starts.append(RankGroup(2, cuda=False, threads=1, start=start))
+        return starts[-1]
+
+    small = {"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "num_workers": 0, "patches_per_epoch": 8}
+    config = TrainConfig(output_dir=tmp_path / "out", cache_dir=prepared.folder, device="cpu", epochs=1, **small)
+    train_in_processes(config, prepared, 2, make_group=make_group)
+    assert [row["epoch"] for row in rows(tmp_path / "out")] == ["1"]
+    assert len(starts) == 4
+    lost = "the loss of a node, with process 1 of the 2 that train together on node-b; the epoch under way is lost, and"
+    assert capfd.readouterr().out.count(lost) == 3

@@ -136,3 +136,18 @@ def test_a_training_goes_on_fast_from_a_plain_checkpoint_and_plain_from_a_fast_o
             tmp_path / name, prepared, fast=not fast, optimizer="adamw", epochs=4, resume=tmp_path / name
         )
         assert result.epoch == 4
+
+
+@pytest.mark.parametrize(("own", "graphs"), [(1, 1), (2, 2), (4, 2)])
+def test_a_process_captures_the_micro_batches_that_it_has_of_a_step(own: int, graphs: int) -> None:
+    """A step has four; 4 / own processes share it."""
+    shape = {"depth": 3, "base_channels": 8, "target_shape": (32, 32, 32), "batch_size": 2}
+    step = TrainingState(make_config({**shape, "device": "cuda", "accumulation_steps": 4})).train_step
+    step.micro_batches = own
+    x, y = torch.randn(2, 4, 32, 32, 32, device="cuda"), torch.ones(2, 3, 32, 32, 32, device="cuda")
+    for _ in range(6):
+        for _ in range(own):
+            step.forward_backward(x, y, 0.25)
+        assert step.update().isfinite()
+    assert step.update_graph is not None
+    assert len(step.graphs) == graphs

@@ -75,7 +75,7 @@ def trial(prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tu
     save_split(prepared.split, tmp_path / "split.json")
     recipe = make_config({"device": "cpu", "cache_dir": prepared.folder, "split_file": tmp_path / "split.json"})
     spec = TrialSpec(
-        number=3, recipe=to_dict(recipe), checkpoint=None, threads=1, gpu_share=0.5, nodes=1,
+        number=3, recipe=to_dict(recipe), checkpoint=None, cpu=1, gpu_share=0.5, nodes=1,
         lock_file=str(tmp_path / "none" / "lock"), stdout_log=str(tmp_path / "stdout.log"), report_timeout=None,
         data=None, contents_file=str(tmp_path / "cases.json"),
     )  # fmt: skip

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 import rank_work
 import torch
+from listeners import descendants, listeners
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
@@ -125,6 +127,12 @@ def test_an_error_of_one_process_is_raised_here_and_ends_all(
     assert not group.usable
 
 
+def test_the_error_that_has_led_to_a_lost_connection_is_raised(group: RankGroup) -> None:
+    with pytest.raises(InputError, match="the disk of this node is gone"):
+        group.run(rank_work.fail_one_after_the_other, on_message=nothing)
+    assert not group.usable
+
+
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_killed_process_is_named_and_the_others_end(
     group: RankGroup, prepared: Data, tmp_path: Path, killed: int
@@ -153,3 +161,21 @@ def test_kill_9_of_the_process_that_has_started_them_ends_all(prepared: Data, tm
             os.kill(pids[1], signal.SIGSTOP)
         one.kill()
     assert ended(pids)
+
+
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, TWO_GPUS])])
+def test_processes_of_one_machine_listen_on_its_loopback_only(prepared: Data, tmp_path: Path, device: str) -> None:
+    """In a training: their store, the groups by which they exchange sums and values, and what starts them."""
+    before, during = listeners(descendants(os.getpid())), set[tuple[str, int]]()
+
+    def look(epoch: int) -> None:
+        during.update(listeners(descendants(os.getpid())))
+
+    with RankGroup(2, cuda=device == "cuda", threads=1) as group:
+        group.run(rank_work.train, small(tmp_path / "out", epochs=1, device=device), prepared, on_message=look)
+    opened = during - before
+    assert len(opened) >= 3  # the store, and in each process what exchanges values
+    assert not [address for address, _ in opened if not ip_address(address).is_loopback]

@@ -25,7 +25,7 @@ from tune.spec.sweep_config import make_sweep_config
 
 SMALL = {
     "epochs": 2, "depth": 2, "base_channels": 4, "target_shape": [16, 16, 16], "patches_per_epoch": 16,
-    "num_workers": 0, "device": "cpu", "optimizer": "sgd", "batch_size": 4,
+    "num_workers": 0, "device": "cpu", "optimizer": "sgd", "batch_size": 8,
 }  # fmt: skip
 
 
@@ -147,6 +147,7 @@ def test_too_few_nodes_are_refused_with_what_there_is(sweep: Path, address: str)
     words = ["retrain", sweep, "--epochs", 2, "--nodes", 2, "--address", address, "--name", "refused"]
     done = voxtune(*words, "--gpus", 4, **OPEN)
     assert done.returncode == 2
+    assert not (sweep / "retrain" / "refused").exists()
     assert "--nodes 2: 0 nodes of the cluster have 4 CPU; the cluster has" in done.stderr
     cores = "each process takes the CPU cores of the sweep's resources.cpu"
     assert f"2 nodes of 2 CPUs and 0 GPUs; lower --nodes or --gpus: {cores}" in done.stderr

@@ -538,6 +538,20 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("place", "refused"),
+    [
+        ({"gpus": 3}, "cannot be divided among 3 processes"),
+        ({"gpus": 2, "nodes": 3, "address": "127.0.0.1:1"}, "cannot be divided among 6 processes"),
+        ({"nodes": 2, "address": "127.0.0.1:1"}, "--address 127.0.0.1:1: no Ray cluster answers there"),
+    ],
+)
+def test_what_cannot_retrain_is_refused_before_anything_is_written(run: Path, place: dict[str, object], refused: str):
+    with pytest.raises(InputError, match=refused):
+        retrain(run, epochs=1, name="refused", **place)  # type: ignore[arg-type]
+    assert not (run / "retrain" / "refused").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["launch", "nothing.yaml", "--data", ".", "--out", "x"], "no such file"),

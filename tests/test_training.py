@@ -371,7 +371,7 @@ def test_a_trial_reports_each_kind_of_full_disk_and_is_not_a_failure(
     save_split(prepared.split, tmp_path / "split.json")
     recipe = to_dict(tiny(tmp_path, cache_dir=prepared.folder, split_file=tmp_path / "split.json"))
     spec = TrialSpec(
-        number=3, recipe=recipe, checkpoint=None, threads=1, gpu_share=0, nodes=1,
+        number=3, recipe=recipe, checkpoint=None, cpu=1, gpu_share=0, nodes=1,
         lock_file=str(tmp_path / "none" / "lock"), stdout_log=str(tmp_path / "a" / "b" / "stdout.log"),
         report_timeout=None, data=None, contents_file=str(tmp_path / "cases.json"),
     )  # fmt: skip

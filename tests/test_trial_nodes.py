@@ -21,9 +21,10 @@ from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from trainable.training.checkpoint import load_checkpoint
 from tune.driver.cluster import Cluster, groups_on_nodes
-from tune.driver.node_ranks import interface_of, reason_of
+from tune.driver.network_interface import interface_of
+from tune.driver.node_ranks import reason_of
+from tune.driver.node_trouble import NodeTroubleError
 from tune.driver.resource_wait import waiting_line
-from tune.driver.trainer_process import NodeTroubleError
 from tune.run.events import EventKind, read_events
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import torch
+import torch.distributed as dist
 
 from trainable.core.command_name import DEFAULT, set_train_command, train_command
 from trainable.core.config import TrainConfig
@@ -72,24 +74,30 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
         launch = read_launch()
         if launch is None:
             return run(argv)
+        if dist.is_initialized():  # by Ray Train, to which the process belongs
+            logger.addFilter(lambda record: launch.rank == 0 or record.levelno >= logging.ERROR)
+            return run(argv, lambda cuda: join(launch, None, cuda=cuda))
         process = RankProcess(launch)
     except InputError as error:
         return report_error(error)
     except KeyboardInterrupt:
         return INTERRUPTED
-    process.run(lambda: run(argv, process))
+    process.run(lambda: run(argv, lambda cuda: join(launch, process.store, cuda=cuda)))
 
 
-def run(argv: Sequence[str], process: RankProcess | None = None) -> int:
-    """Train or test as the flags say; return the exit code. process: this one among several, None for one alone."""
+def run(argv: Sequence[str], join_others: Callable[[bool], None] | None = None) -> int:
+    """Train or test as the flags say; return the exit code.
+
+    join_others: joins the processes that train together, on GPUs or not; None for a process alone.
+    """
     try:
         options = read_flags(argv)
         scaled = options.pop("scale_batch", False)
         config = resolve(options)
-        if process is not None:
+        if join_others is not None:
             if config.test_only:
                 raise InputError("--test_only is done by one process; start it without torchrun")
-            join(process.launch, process.store, cuda=choose_device(config).type == "cuda")
+            join_others(choose_device(config).type == "cuda")
         if scaled:
             config = scale_batch(config, world_size())
     except (InputError, OSError) as error:

@@ -15,7 +15,7 @@ from trainable.core.division import micro_batch_groups
 from trainable.core.errors import InputError
 from trainable.core.locks import wait_until_unlocked
 from trainable.core.logger import logger
-from trainable.core.rank_group import RankDiedError, RankGroup
+from trainable.core.rank_group import LostNodeError, RankDiedError, RankGroup
 from trainable.core.rank_link import RankLink
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
@@ -24,7 +24,7 @@ from trainable.training.epoch_result import EpochResult
 from trainable.training.training_dir import TrainingDir
 
 LOCK_TIMEOUT = 180.0  # seconds in which a file server should notice that a node is lost, which held the folder
-MAX_DEATHS = 3  # of processes in a row, without a finished epoch in between
+MAX_DEATHS = 3  # of processes in a row, without a finished epoch in between; the loss of a node is none
 
 
 def train_in_processes(
@@ -37,8 +37,8 @@ def train_in_processes(
 ) -> None:
     """Train as trainable.train.train does, by several processes on a GPU each, or on the CPU if that is the device.
 
-    If a process dies, all are started again and go on from the last checkpoint, which is printed. If this process gets
-    an exception meanwhile, as by Ctrl-C, they end together, and it is raised again.
+    If a process dies, or a node is lost, all are started again and go on from the last checkpoint, which is printed. If
+    this process gets an exception meanwhile, as by Ctrl-C, they end together, and it is raised again.
 
     make_group: returns a context with the processes; None for processes of this machine.
 
@@ -60,7 +60,7 @@ def train_in_processes(
                 group.run(train_rank, config, data, train_command(), tests_follow, on_message=on_epoch)
             return
         except RankDiedError as error:
-            deaths += 1
+            deaths += not isinstance(error, LostNodeError)
             if deaths == MAX_DEATHS:
                 raise InputError(
                     f"{error}; {deaths} processes have died in a row without a finished epoch in between. The "

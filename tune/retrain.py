@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from trainable.core.config import TrainConfig
+from trainable.core.division import micro_batch_groups
 from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
@@ -20,7 +24,7 @@ from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, fold_splits, load_split, save_split
 from trainable.evaluate import as_chosen, evaluate
 from trainable.train import refuse_sweep, train
-from trainable.train_processes import train_in_processes
+from trainable.train_processes import group_here, train_in_processes
 from trainable.training import checkpoint
 from trainable.training.ensemble import is_ensemble
 from trainable.training.training_dir import TrainingDir
@@ -72,26 +76,66 @@ def retrain(
     if (nodes > 1) != (address is not None):
         raise InputError("--nodes N and --address HOST:PORT of a Ray cluster with N nodes go together")
     run = read_run(run_dir)
-    output, recipe = choose_training(run, number, config_file, epochs, name, with_val=with_val)
-    epochs = recipe.epochs
-    split = begin_folder(run, output, with_val=with_val)
-    done = int(checkpoint.load_latest_valid(output.latest)[1]["epoch"]) if output.latest.exists() else 0
-    config = training_config(run, recipe, output, go_on=done > 0)
     torch.set_num_threads(run.config.resources.cpu)  # as its trials had, so that an epoch repeats theirs bit for bit
+    output, recipe = choose_training(run, number, config_file, epochs, name, with_val=with_val)
+    done = int(checkpoint.load_latest_valid(output.latest)[1]["epoch"]) if output.latest.exists() else 0
+    if done < recipe.epochs:
+        with place_to_train(run, recipe, gpus, nodes, address) as train_on:
+            config, data = begin(run, recipe, output, done, with_val=with_val)
+            if done:
+                logger.info(f"goes on after epoch {done} of {output.path}")
+            train_on(config, data, tests_follow=bool(data.split.test))
+    else:
+        config, data = begin(run, recipe, output, done, with_val=with_val)
+        if output.test_scores.with_suffix(".json").exists():
+            raise InputError(f"{output.path} is done, {recipe.epochs} epochs; use it, or take another --name")
+    if data.split.test:
+        evaluate(as_chosen(config.model_copy(update={"resume": TrainingDir(config.output_dir).best})), data)
+    return output.path
+
+
+@contextmanager
+def place_to_train(
+    run: Run, recipe: TrainConfig, gpus: int, nodes: int, address: str | None
+) -> Iterator[Callable[..., object]]:
+    """Check what a retraining takes, before anything is written; yield a function that trains with it.
+
+    gpus: of this machine, or of each of several nodes of the cluster at the address. The function takes a config, its
+    Data and tests_follow, and raises as train_in_processes.
+
+    Raises:
+        InputError: if its steps cannot be divided, there are fewer GPUs, or as checked_nodes.
+    """
+    micro_batch_groups(recipe, gpus * nodes)
+    if nodes > 1:
+        from tune.driver.node_training import checked_nodes  # here, as it imports Ray
+
+        with checked_nodes(run, recipe.device, gpus, nodes, address) as trainer:
+            yield trainer.train
+    elif gpus > 1:
+        yield partial(train_in_processes, processes=gpus, make_group=group_here(recipe, gpus))
+    else:
+        yield train
+
+
+def begin(run: Run, recipe: TrainConfig, output: TrainingDir, done: int, *, with_val: bool) -> tuple[TrainConfig, Data]:
+    """Write the split of a retraining into its folder, made if missing, and prepare its cases; return config and cases.
+
+    done: its finished epochs.
+
+    Raises:
+        InputError: if the folder has a retraining with another split, recipe or epochs; as prepare_same_cases.
+    """
+    split = with_val_trained(run.split()) if with_val else run.split()
+    refuse_other_split(output.split, split)
+    output.path.mkdir(parents=True, exist_ok=True)
+    save_split(split, output.split)
+    config = training_config(run, recipe, output, go_on=done > 0)
     if with_val and config.scheduler == "plateau":
         logger.info(f"nothing is validated, so scheduler plateau has nothing to watch: lr stays at {config.lr:g}")
     if done:
         refuse_other_recipe(output, config)
-    data = prepare_same_cases(run, config)
-    if done < epochs:
-        if done:
-            logger.info(f"goes on after epoch {done} of {output.path}")
-        train_on(run, config, data, gpus, nodes, address)
-    elif output.test_scores.with_suffix(".json").exists():
-        raise InputError(f"{output.path} is done, {epochs} epochs; use it, or take another --name")
-    if split.test:
-        evaluate(as_chosen(config.model_copy(update={"resume": TrainingDir(config.output_dir).best})), data)
-    return output.path
+    return config, prepare_same_cases(run, config)
 
 
 def choose_training(
@@ -114,30 +158,6 @@ def choose_training(
     if recipe.scheduler == "plateau" and not began_with_plateau(output):
         recipe = without_plateau(run, trial, recipe, with_val=with_val)
     return output, scale_to_epochs(recipe, epochs)
-
-
-def begin_folder(run: Run, output: TrainingDir, *, with_val: bool) -> Split:
-    """Return the split of a retraining, written into its folder, which is made if missing. Raises: refuse_other_split.
-
-    with_val: train on the validation cases too.
-    """
-    split = with_val_trained(run.split()) if with_val else run.split()
-    refuse_other_split(output.split, split)
-    output.path.mkdir(parents=True, exist_ok=True)
-    save_split(split, output.split)
-    return split
-
-
-def train_on(run: Run, config: TrainConfig, data: Data, gpus: int, nodes: int, address: str | None) -> None:
-    """Train on `gpus` GPUs of this machine, or of each of several nodes, see train_on_nodes. Raises: as that."""
-    if nodes > 1:
-        from tune.driver.node_training import train_on_nodes  # here, as it imports Ray
-
-        train_on_nodes(run, config, data, gpus, nodes, address)
-    elif gpus > 1:
-        train_in_processes(config, data, gpus, tests_follow=bool(data.split.test))
-    else:
-        train(config, data, tests_follow=bool(data.split.test))
 
 
 def choose_output(run: Run, name: str) -> TrainingDir:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator
 from typing import TypedDict
 
@@ -126,3 +127,8 @@ def use_deterministic_algorithms(wanted: bool) -> None:
     now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if now != (wanted, False):
         torch.use_deterministic_algorithms(wanted)
+
+
+def device_name() -> str:
+    """Return the name of the GPU that this process has used; of the CPU if it has used none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU, {platform.machine()}"

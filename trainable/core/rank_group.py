@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
@@ -17,10 +18,10 @@ from typing import Any, Protocol, Self
 import torch.distributed as dist
 
 from trainable.core.rank_link import END, Kind, Setup
-from trainable.core.rank_process import LOST_CONNECTION
+from trainable.core.rank_process import is_lost_connection
 from trainable.core.ranks import Launch
 
-LOCAL_HOST = "127.0.0.1"
+LOCAL_HOST, LOOPBACK = "127.0.0.1", "lo"  # an address that only this machine reaches, and its network interface
 LOOK_SECONDS = 5.0  # from one look at the processes that say nothing to the next: a lost machine closes no connection
 END_SECONDS = 60.0  # that the processes get to end a training at the same step, and to write its last checkpoint
 DEATH_SECONDS = 5.0  # in which the death of a process is seen after another one has lost its connection to it
@@ -35,7 +36,7 @@ class LostNodeError(RankDiedError):
 
 
 class Process(Protocol):
-    """What is used of a Popen; a process on another machine has the same."""
+    """What is used of a Popen. All processes of a group are killed together, so `kill` may end others of it too."""
 
     def poll(self) -> int | None: ...
     def kill(self) -> None: ...
@@ -55,14 +56,17 @@ class Member:
     place: str = ""
     is_lost: Callable[[], bool] = lambda: False
 
-    def has_died(self) -> bool:
-        """Return whether the process has ended, or its connection, which tells sooner of another machine's."""
-        try:
-            while self.connection.poll():
-                self.connection.recv()  # what it has sent before
-        except (EOFError, OSError):
-            return True
-        return self.process.poll() is not None
+    def messages(self) -> Iterator[tuple[Kind, Any]]:
+        """Yield what the process has sent and nobody has read yet.
+
+        Raises:
+            EOFError, OSError: after that, if the process has ended, or its connection, which tells sooner of another
+                machine's.
+        """
+        while self.connection.poll():
+            yield self.connection.recv()
+        if self.process.poll() is not None:
+            raise EOFError
 
 
 # Starts these processes, which wait for their Setup, with a number of CPU threads for each.
@@ -93,7 +97,7 @@ class RankGroup:
         local: int | None = None,
         host: str = LOCAL_HOST,
     ) -> None:
-        self.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        self.store = make_store(host)
         launches = [Launch(rank, processes, rank % (local or processes)) for rank in range(processes)]
         self.working: set[Member] = set()
         self.asking: Member | None = None  # which waits for the answer to what it has asked
@@ -197,12 +201,20 @@ class RankGroup:
             self.close()
 
     def _failure(self, error: Exception) -> Exception:
-        """End all after an exception in one process; return it, or the death of another process that has led to it."""
-        end = time.monotonic() + DEATH_SECONDS * bool(LOST_CONNECTION.search(str(error)))
+        """End all after an exception in one process; return it, or what has led to it.
+
+        If it is a lost connection, that is the exception or the death of another process, which may be seen later.
+        """
+        end = time.monotonic() + DEATH_SECONDS * is_lost_connection(error)
         while True:
-            died = [member for member in self.members if member.has_died()]
-            if died:
-                return self._death_of(died[0])
+            for member in self.members:
+                try:
+                    for kind, value in member.messages():
+                        if kind == Kind.FAILED and is_lost_connection(error) and not is_lost_connection(value):
+                            self.close()
+                            return value
+                except (EOFError, OSError):
+                    return self._death_of(member)
             if time.monotonic() >= end:
                 self.close()
                 return error
@@ -232,8 +244,15 @@ class RankGroup:
             member.connection.close()
 
 
-def start_here(launches: Sequence[Launch], threads: int, interface: str = "lo") -> list[Member]:
-    """Start processes on this machine. interface: of the network, by which gloo connects them; "" for its choice."""
+def make_store(host: str) -> dist.TCPStore:
+    """Return a store, by which processes find each other, that listens on this address of this machine only."""
+    with socket.create_server((host, 0)) as server:  # by itself a TCPStore listens on all addresses
+        port: int = server.getsockname()[1]
+        return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=server.detach())
+
+
+def start_here(launches: Sequence[Launch], threads: int, interface: str = LOOPBACK) -> list[Member]:
+    """Start processes on this machine. interface: of the network, as for start_process."""
     members = list[Member]()
     for launch in launches:
         own, its = Pipe()
@@ -247,10 +266,13 @@ def start_here(launches: Sequence[Launch], threads: int, interface: str = "lo") 
 def start_process(where: str, threads: int, interface: str, **options: Any) -> subprocess.Popen[bytes]:
     """Start a process that reaches the one that gives it work as rank_link.connect says.
 
-    interface: as for start_here, unless the user has set GLOO_SOCKET_IFNAME; options: of Popen.
+    interface: of the network, on which gloo listens; "" for its choice. NCCL, which may know a faster one, listens
+        there too if it is the loopback. GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME of the user come first.
+    options: of Popen.
     """
     paths = os.pathsep.join(path for path in sys.path if path)  # as Ray ships the packages
     environment = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+    environment |= {"NCCL_SOCKET_IFNAME": interface} if interface == LOOPBACK else {}
     environment |= os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(
         [sys.executable, "-P", "-c", "from trainable.core.rank_link import main; main()", where],

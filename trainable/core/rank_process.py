@@ -24,6 +24,11 @@ LOST_CONNECTION = re.compile("connection|socket|remote process", re.IGNORECASE) 
 GRACE_SECONDS = 20  # for a process to end by itself once another one has failed; torchrun kills it after 30
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an exception may be what a process meets when another one has ended."""
+    return isinstance(error, RuntimeError) and bool(LOST_CONNECTION.search(str(error)))
+
+
 class RankProcess:
     """This process among those of a launch.
 
@@ -64,11 +69,12 @@ class RankProcess:
 
     def _print_exception(self, error: BaseException) -> None:
         """Print an exception that was not expected, if it is the first one of all processes."""
-        if isinstance(error, RuntimeError) and LOST_CONNECTION.search(str(error)):
+        if not self._is_first_failure():
+            return
+        traceback.print_exception(error)
+        if is_lost_connection(error):
             reason = str(error).split(". This is")[0].splitlines()[0]
-            logger.error(f"error: another process of this training has ended, perhaps killed: {reason}")
-        elif self._is_first_failure():
-            traceback.print_exception(error)
+            logger.error(f"error: {reason}; another process of this training may have ended, perhaps killed")
 
     def _is_first_failure(self) -> bool:
         """Tell the others that this process has failed; return whether it is the first, or was so before."""

@@ -38,6 +38,7 @@ class Launch:
 
 
 _joined: Launch | None = None  # of this process, once it has joined the others
+_group: dist.ProcessGroup | None = None  # of all ranks, for sums; None for the default one
 _gpu = torch.device("cuda")  # of this process; for one alone the current one
 
 
@@ -63,25 +64,29 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return Launch(rank, world_size, local_rank)
 
 
-def join(launch: Launch, store: dist.Store, *, cuda: bool) -> None:
+def join(launch: Launch, store: dist.Store | None, *, cuda: bool) -> None:
     """Join the other processes: by NCCL, on the GPU of this process's local rank, or by gloo on CPUs.
 
     Args:
-        store: one that all processes use.
+        store: one that all processes use; None if they have joined already, as Ray Train has them do.
         cuda: train on GPUs.
 
     Raises:
         InputError: if there is no GPU for this process.
     """
-    global _joined, _gpu
+    global _joined, _group, _gpu
     device = _gpu_of(launch) if cuda else None
     if device is not None:
         torch.cuda.set_device(device)
         _gpu = device
-    dist.init_process_group(
-        "nccl" if cuda else "gloo", store=store, rank=launch.rank, world_size=launch.world_size,
-        timeout=COLLECTIVE_TIMEOUT, device_id=device,
-    )  # fmt: skip
+    backend = "nccl" if cuda else "gloo"
+    if store is None:
+        _group = dist.new_group(backend=backend, timeout=COLLECTIVE_TIMEOUT)
+    else:
+        dist.init_process_group(
+            backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=COLLECTIVE_TIMEOUT,
+            device_id=device,
+        )  # fmt: skip
     _joined = launch
     _control_group()
 
@@ -128,7 +133,7 @@ def _control_group() -> dist.ProcessGroup:
 def block_group(size: int) -> dist.ProcessGroup:
     """Return the group of `size` consecutive ranks that this one is in; all ranks must call it. size: a divisor."""
     blocks = [
-        dist.new_group(list(range(first, first + size)), timeout=COLLECTIVE_TIMEOUT)
+        dist.new_group(list(range(first, first + size)), timeout=COLLECTIVE_TIMEOUT, backend=dist.get_backend(_group))
         for first in range(0, world_size(), size)
     ]
     return blocks[rank() // size]
@@ -137,7 +142,7 @@ def block_group(size: int) -> dist.ProcessGroup:
 def sum_over_ranks(tensor: Tensor, group: dist.ProcessGroup | None = None) -> None:
     """Add up a tensor in place over all ranks, or those of a group; it can be captured in a CUDA graph."""
     if _joined is not None:
-        dist.all_reduce(tensor, group=group)
+        dist.all_reduce(tensor, group=group or _group)
 
 
 def gather(value: T) -> list[T]:

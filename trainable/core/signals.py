@@ -18,8 +18,11 @@ Handler = Callable[[int, FrameType | None], Any] | int | None
 def handle_end_signals(handler: Callable[[int, FrameType | None], Any]) -> dict[int, Handler]:
     """Have `handler` called at each of END_SIGNALS; return the handlers until now, for restore_handlers.
 
-    A signal that is ignored stays ignored: nohup ignores SIGHUP, and a shell SIGINT for a script's background job.
+    A signal that is ignored stays ignored: nohup ignores SIGHUP, and a shell SIGINT for a script's background job. In
+    another thread than the main one nothing is changed, as Python allows: Ray Train calls a training there.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
     before: dict[int, Handler] = {number: signal.getsignal(number) for number in END_SIGNALS}
     heeded = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     for number in heeded:

@@ -98,13 +98,15 @@ class TrainingState:
         self.scaled = needs_loss_scale(config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, init_scale=2.0**16 if self.scaled else 1.0)
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
-        members = world_size() // micro_batch_groups(config, world_size())
+        groups = micro_batch_groups(config, world_size())
+        members = world_size() // groups
         self.parts_micro_batches = members > 1  # each micro-batch is divided among several processes
         loss = make_loss(config, block_group(members) if self.parts_micro_batches else None)
         self.gradient_sum = GradientSum(self.network) if world_size() > 1 else None
         self.train_step = TrainStep(
-            self.network, loss, self.optimizer, self.scaler, config, self.average, self.gradient_sum
-        )
+            self.network, loss, self.optimizer, self.scaler, config, self.average, self.gradient_sum,
+            micro_batches=config.accumulation_steps // groups,
+        )  # fmt: skip
         self.epoch = self.step = 0  # finished epochs, and steps without the skipped ones
         self.best_score, self.best_epoch = 0.0, 0
         self.validations_without_gain = 0

@@ -49,9 +49,11 @@ class TrainStep:
         config: TrainConfig,
         average: WeightAverage | None = None,
         gradient_sum: GradientSum | None = None,
+        micro_batches: int | None = None,
     ) -> None:
         self.average = average  # updated after each step
         self.gradient_sum = gradient_sum  # None for a process that trains alone
+        self.micro_batches = micro_batches or config.accumulation_steps  # of a full step, in this process
         self.network, self.loss, self.optimizer, self.scaler, self.config = network, loss, optimizer, scaler, config
         self.device = next(network.parameters()).device
         self.scaled = needs_loss_scale(config, self.device)
@@ -92,7 +94,7 @@ class TrainStep:
             self._capture(x, y, loss_weight, part)
         self.x.copy_(x)
         self.y.copy_(y)
-        graph, losses = self.first_graph if self.micro_batches_done == 0 else self.further_graph
+        graph, losses = self.graphs[min(self.micro_batches_done, 1)]
         graph.replay()
         self.micro_batches_done += 1
         return losses
@@ -150,9 +152,8 @@ class TrainStep:
         torch.cuda.reset_peak_memory_stats(self.device)
         pool = torch.cuda.graph_pool_handle()
         micro_batch = partial(self._forward_backward_eagerly, self.x, self.y, loss_weight, part)
-        self.first_graph = capture_graph(micro_batch, pool)
-        if self.config.accumulation_steps > 1:  # these add to the gradient that the first has written
-            self.further_graph = capture_graph(micro_batch, pool)
+        # The first micro-batch of a step writes the gradient; the others, of the second graph, add to it.
+        self.graphs = [capture_graph(micro_batch, pool) for _ in range(min(self.micro_batches, 2))]
         self.update_graph = capture_graph(self._update_eagerly, pool)
         self.graph_pool_bytes = torch.cuda.max_memory_allocated(self.device) - torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)

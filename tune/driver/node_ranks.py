@@ -1,13 +1,11 @@
-"""Processes that train together on several nodes of a Ray cluster: an actor per node starts them there."""
+"""Processes that train together on several nodes of a Ray cluster: an actor per node starts them there.
+
+Which nodes these are, how their processes are reached, and a RankGroup of them; node_processes.py is what runs on each.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import secrets
-import signal
-import socket
-import struct
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,92 +28,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
-from trainable.core.rank_group import LostNodeError, Member, RankDiedError, RankGroup, start_here, start_process
+from trainable.core.rank_group import LostNodeError, Member, RankDiedError, RankGroup, start_here
 from trainable.core.ranks import Launch
 from tune.driver import ray_compat
 from tune.driver.cluster import nodes_in_words, slots_for
-from tune.driver.gpu_sharing import missing_gpu
-from tune.driver.trainer_process import NodeTroubleError
+from tune.driver.network_interface import interface_of
+from tune.driver.node_processes import NodeProcess, NodeProcesses
 
 START_SECONDS = 300.0  # that the processes may take to import torch and to connect
 SAY_SECONDS = 30.0  # without free nodes, before this is printed
-SIOCGIFADDR = 0x8915  # of Linux's ioctl: the IPv4 address of a network interface
-
-
-class NodeProcesses:
-    """A Ray actor that starts the processes of one node; they end with it."""
-
-    def start(self, ranks: Sequence[int], threads: int, where: str, key: str) -> str:
-        """Start these ranks, which connect to `where`, "HOST PORT", by a key; return the address of the node.
-
-        Raises:
-            NodeTroubleError: if torch does not see the GPUs that Ray has reserved here.
-        """
-        if (gpus := ray.get_gpu_ids()) and (missing := missing_gpu(len(gpus))):
-            raise NodeTroubleError(missing)
-        address = str(ray.util.get_node_ip_address())
-        interface = interface_of(address)
-        self.processes = dict[int, subprocess.Popen[bytes]]()
-        for rank in ranks:
-            process = start_process(f"{where} {rank}", threads, interface, stdin=subprocess.PIPE)
-            assert process.stdin is not None
-            with suppress(BrokenPipeError), process.stdin as pipe:  # it has died, which `watch` sees
-                pipe.write(f"{key}\n".encode())
-            self.processes[rank] = process
-        return address
-
-    def watch(self) -> dict[int, int]:
-        """Wait until a process has ended; return the exit codes of all that have, by rank."""
-        while True:
-            codes = {rank: code for rank, one in self.processes.items() if (code := one.poll()) is not None}
-            if codes:
-                return codes
-            time.sleep(0.1)
-
-
-class NodeProcess:
-    """One of the processes of an actor, with the methods of a Popen that RankGroup uses."""
-
-    def __init__(self, actor: Any, watch: Any, rank: int) -> None:
-        self.actor, self.watch, self.rank = actor, watch, rank
-
-    def poll(self) -> int | None:
-        """Return the exit code; None while the process runs. One that is lost with its node was killed."""
-        if not ray.wait([self.watch], timeout=0)[0]:
-            return None
-        try:
-            codes: dict[int, int] = ray.get(self.watch)
-        except ray.exceptions.RayError:
-            return -int(signal.SIGKILL)
-        return codes.get(self.rank)
-
-    def kill(self) -> None:
-        """Kill all processes of the node."""
-        with suppress(ray.exceptions.RayError):
-            ray.kill(self.actor, no_restart=True)
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait until a process of the node has ended; return this one's exit code, 0 if it is another one."""
-        ray.wait([self.watch], timeout=timeout)
-        return self.poll() or 0
-
-    def is_lost(self) -> bool:
-        """Return whether the node is lost."""
-        return bool(ray_compat.lost_node(self.actor._actor_id.hex()))
-
-
-def interface_of(address: str) -> str:
-    """Return the name of this machine's network interface with an IPv4 address; "" if none has it.
-
-    By default gloo takes the one that the host name resolves to: on Debian the loopback, which others cannot reach.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # it has no IPv4 address
-                answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()))
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    return ""
 
 
 def node_need(local: int, *, cuda: bool, threads: int) -> dict[str, float]:

@@ -78,7 +78,7 @@ class OptunaSearcher(Searcher):
             "number": number,
             "recipe": to_dict(recipe),
             "checkpoint": checkpoint,
-            "threads": self.config.resources.cpu,
+            "cpu": self.config.resources.cpu,
             "gpu_share": self.config.resources.gpu_share,
             "nodes": self.config.resources.nodes,
             "lock_file": str(self.run.dir.worker_lock),

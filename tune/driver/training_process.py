@@ -28,15 +28,11 @@ from trainable.train import from_last_checkpoint, last_row, train
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import TrainingDir
 from tune.driver.gpu_sharing import missing_gpu, share_memory
+from tune.driver.node_trouble import node_trouble
 from tune.driver.run_cases import cases_of_training
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
-from tune.driver.trainer_process import (
-    MAX_LEAKED_BYTES,
-    TAKEN_MEMORY_PAUSE,
-    free_memory,
-    freeze_imports,
-    node_trouble,
-)
+from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, free_memory
+from tune.driver.trainer_thread import freeze_imports
 from tune.driver.trial_ranks import Places, run_in_ranks, train_pooled_rank
 from tune.spec.sections import processes_per_node
 
@@ -79,17 +75,17 @@ class TrainingProcess:
     """Trains and tests in this process, which is a Ray actor: its share of a GPU stays the same one.
 
     Args:
-        threads: CPU threads that torch may use.
-        gpu_share: share of one GPU, or number of GPUs, that Ray has reserved.
+        cpu: number of CPU cores that Ray has reserved.
+        gpu_share: share of one GPU, or number of GPUs, that it has reserved.
         lock_file: a shared lock on it is held until the process ends.
         nodes: on which as much is reserved; this process is on the first one.
     """
 
-    def __init__(self, threads: int, gpu_share: float, lock_file: str, nodes: int = 1) -> None:
+    def __init__(self, cpu: int, gpu_share: float, lock_file: str, nodes: int = 1) -> None:
         init_logger()
-        self.gpu_share, self.threads, self.lock_file, self.nodes = gpu_share, threads, Path(lock_file), nodes
+        self.gpu_share, self.cpu, self.lock_file, self.nodes = gpu_share, cpu, Path(lock_file), nodes
         hold_shared_lock(self.lock_file)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(cpu)
 
     def prepare(self) -> str:
         """Make ready to train; return why no training can run in this process, "" if one can."""
@@ -159,7 +155,7 @@ class TrainingProcess:
         self, config: TrainConfig, data: Data, contents_file: Path | None, on_epoch: Callable[[EpochResult], object]
     ) -> EpochResult:
         """Train in this process, or in one for each of its GPUs; on_epoch is called with each epoch's result."""
-        places = Places(self.nodes, processes_per_node(self.gpu_share), self.threads)
+        places = Places(self.nodes, processes_per_node(self.gpu_share), self.cpu)
         if places.processes * places.nodes == 1:
             # Not flushed: several trainings at once would wait for the disk, 0.8 s per epoch with four GPUs.
             return train(config, data, on_epoch, flush=False)

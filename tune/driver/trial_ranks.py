@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from trainable.core.config import TrainConfig
+from trainable.core.device import device_name
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock
 from trainable.core.rank_group import RankGroup
@@ -24,17 +25,11 @@ from trainable.train import train
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
 from trainable.training.step_progress import OnProgress, StepProgress
+from tune.driver.node_trouble import trouble_of_this_node
 from tune.driver.run_cases import cases_as_begun, cases_of_training, on_first_node
 from tune.driver.stack_dump import dump_stacks_of_hang
-from tune.driver.trainer_process import (
-    MAX_LEAKED_BYTES,
-    TAKEN_MEMORY_PAUSE,
-    GpuMemoryTakenError,
-    device_name,
-    free_memory,
-    run_in_trainer_thread,
-    trouble_of_this_node,
-)
+from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, GpuMemoryTakenError, free_memory
+from tune.driver.trainer_thread import run_in_trainer_thread
 from tune.spec.sections import processes_per_node
 from tune.spec.trial_spec import TrialSpec
 
@@ -59,12 +54,17 @@ def fit_to_storage(
 class Places:
     """Where processes train together: as many on each of several nodes, the first ones on this one.
 
-    threads: of the CPU on each node, for all processes there.
+    cpu: number of CPU cores on each node, for all processes there.
     """
 
     nodes: int
     processes: int
-    threads: int
+    cpu: int
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of each process."""
+        return max(1, self.cpu // self.processes)
 
 
 _groups: list[RankGroup] = []  # the one of this process, or none yet
@@ -103,12 +103,11 @@ def group_of(places: Places, config: TrainConfig) -> RankGroup:
 
 def make_group(places: Places, *, cuda: bool) -> RankGroup:
     """Return a new group of processes; raise as group_of_trial if they are on several nodes."""
-    threads = max(1, places.threads // places.processes)
     if places.nodes == 1:
-        return RankGroup(places.processes, cuda=cuda, threads=threads)
+        return RankGroup(places.processes, cuda=cuda, threads=places.threads)
     from tune.driver.node_ranks import group_of_trial  # here, as it imports Ray
 
-    return group_of_trial(places.nodes, places.processes, cuda=cuda, threads=threads)
+    return group_of_trial(places.nodes, places.processes, cuda=cuda, threads=places.threads)
 
 
 def end_ranks() -> None:
@@ -143,7 +142,7 @@ def fit_trial(
         else:
             on_epoch_end(*message)
 
-    places = Places(spec["nodes"], processes_per_node(spec["gpu_share"]), spec["threads"])
+    places = Places(spec["nodes"], processes_per_node(spec["gpu_share"]), spec["cpu"])
     run_in_ranks(places, fit_rank, recipe, data, fit, spec, on_message=on_message)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from ray import tune as ray_tune
 
 from trainable.core.config import TrainConfig
+from trainable.core.device import device_name
 from trainable.core.files import atomic_write
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock, scratch_dir
@@ -30,20 +31,12 @@ from trainable.training.epoch_result import EndReason, EpochResult, Pictures
 from trainable.training.training_log import epoch_line
 from tune.driver.gpu_sharing import missing_gpu, reserved_gpus, share_memory
 from tune.driver.node_ranks import other_nodes
+from tune.driver.node_trouble import NodeTroubleError, trouble_of_this_node
 from tune.driver.progress_board import BoardAddress, ProgressSender
 from tune.driver.run_cases import cases_as_begun, cases_of
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
-from tune.driver.trainer_process import (
-    MAX_LEAKED_BYTES,
-    TAKEN_MEMORY_PAUSE,
-    GpuMemoryTakenError,
-    NodeTroubleError,
-    device_name,
-    free_memory,
-    freeze_imports,
-    run_in_trainer_thread,
-    trouble_of_this_node,
-)
+from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, GpuMemoryTakenError, free_memory
+from tune.driver.trainer_thread import freeze_imports, run_in_trainer_thread
 from tune.driver.trial_ranks import Fit, fit_trial
 from tune.run.provenance import digest_of
 from tune.run.run_dir import TrialDir
@@ -76,7 +69,7 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
     hold_shared_lock(Path(spec["lock_file"]))
     freeze_imports()
     clean_process()
-    run_in_trainer_thread(lambda: torch.set_num_threads(spec["threads"]))
+    run_in_trainer_thread(lambda: torch.set_num_threads(spec["cpu"]))
     recipe = make_config(spec["recipe"], f"trial {spec['number']}")
     if recipe.device != "cpu":
         if spec["gpu_share"] and (missing := missing_gpu(spec["gpu_share"])):  # else it would train on the CPU

@@ -9,17 +9,17 @@ class TrialSpec(TypedDict):
     """What the driver sends to a trial's process.
 
     number: of the trial. recipe: a TrainConfig as plain values, with cache_dir and split_file. checkpoint: path or URI
-    of the folder to resume from; None to start at epoch 1. threads: CPU threads that torch may use. gpu_share: share of
-    one GPU, or number of GPUs, on each node. nodes: their number. lock_file: the process holds a shared lock on this
-    file until the process ends. stdout_log: path of the trial's stdout.log in the run's folder. report_timeout: seconds
-    without an epoch after which the trial counts as hung; None for no limit. data: hash of the cases that the run began
-    with. contents_file: path of the run's cases.json.
+    of the folder to resume from; None to start at epoch 1. cpu: number of CPU cores on each node, for all its processes
+    there. gpu_share: share of one GPU, or number of GPUs, on each node. nodes: their number. lock_file: the process
+    holds a shared lock on this file until the process ends. stdout_log: path of the trial's stdout.log in the run's
+    folder. report_timeout: seconds without an epoch after which the trial counts as hung; None for no limit. data: hash
+    of the cases that the run began with. contents_file: path of the run's cases.json.
     """
 
     number: int
     recipe: dict[str, Any]
     checkpoint: str | None
-    threads: int
+    cpu: int
     gpu_share: float
     nodes: int
     lock_file: str
