@@ -207,7 +207,7 @@ def test_the_docker_steps_run_here(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     (packages / "these.pth").write_text(sysconfig.get_path("purelib"))
-    path = f"{environment}/bin:{os.environ['PATH']}"
+    path = f"{environment}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"  # the Python of the tests has `ray`
     text = re.sub(r"\\\n", "", (CLUSTER / "Dockerfile").read_text())
     steps = [line.split(maxsplit=1) for line in text.splitlines() if re.match("(RUN|COPY) ", line)]
     ran = []
