@@ -61,8 +61,11 @@ if [[ -n $begun ]]; then
 fi
 if [[ -n $from ]]; then
     data=''
-    for ((i = 1; i < $#; i++)); do
-        [[ ${!i} == --data ]] && ((i++)) && data=${!i}
+    for ((i = 1; i <= $#; i++)); do
+        case ${!i} in
+            --data=*) data=${!i#--data=} ;;
+            --data) next=$((i + 1)) && data=${!next:-} ;;
+        esac
     done
     voxtune resume "$run" --from "$from" --data "${data:-.}" "${kept[@]}" "${address[@]}" &
     trap 'kill -TERM $! 2> /dev/null' TERM

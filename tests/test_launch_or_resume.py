@@ -47,31 +47,31 @@ def test_the_same_command_launches_resumes_and_goes_on_from_the_snapshot_on_anot
     run, space = tmp_path / "sweep", tmp_path / "space.yaml"
     space.write_text(SPACE.replace("trials: 5", "trials: 4").replace("epochs: 4", "epochs: 8"))
     words = [
-        "bash", SCRIPT, "--from", server.uri(f"{BUCKET}/again/sweep"), run, space, "--data", phantoms,
+        "bash", SCRIPT, "--from", server.uri(f"{BUCKET}/again/sweep"), run, space,
         "--storage", server.uri(f"{BUCKET}/again"), "--no_report",
     ]  # fmt: skip
 
-    def begin() -> subprocess.Popen[str]:
+    def begin(*data: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            list(map(str, words)), env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True,
+            list(map(str, [*words, *data])), env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip
 
-    first = begin()
-    wait_for(first, lambda: len(rows(run / "trials/0000")) > 2)
+    first = begin("--data", phantoms)
+    wait_for(first, lambda: len(rows(run / "trials/0000")) > 2, seconds=300)
     first.send_signal(signal.SIGTERM)
-    text = first.communicate(timeout=120)[0]
+    text = first.communicate(timeout=300)[0]
     assert first.returncode == 143, text
     assert "no snapshot there" in text
     assert "no sweep to resume: this launches one" in text
     shutil.rmtree(run)
-    second = begin()
-    wait_for(second, lambda: (run / "trials/0001").exists())
+    second = begin(f"--data={phantoms}")
+    wait_for(second, lambda: (run / "trials/0001").exists(), seconds=300)
     second.send_signal(signal.SIGTERM)  # to the script alone, which passes it on
-    text = second.communicate(timeout=120)[0]
+    text = second.communicate(timeout=300)[0]
     assert second.returncode == 143, text
     assert "resumed: attempt 2" in text
-    third = begin()
+    third = begin("--data", phantoms)
     text = third.communicate(timeout=300)[0]
     assert third.returncode == 0, text
     assert "resumed: attempt 3" in text

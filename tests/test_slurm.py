@@ -132,7 +132,7 @@ def test_a_real_slurm_requeues_a_job_that_it_ends_and_not_one_that_is_cancelled(
     slurm.wait_until(lambda: "resumed: attempt 2" in log.read_text(), log)
     slurm.run("scancel", "--batch", "--signal=TERM", "2")
     slurm.wait_until(lambda: REQUEUED in log.read_text(), log)
-    slurm.wait_for("", "squeue", "-h", seconds=300)
+    slurm.wait_for("", "squeue", "-h", seconds=900)
     text = log.read_text()
     assert text.count("resumed: attempt") == 2
     assert "all 5 trials have ended" in text
@@ -151,7 +151,7 @@ def test_a_job_that_a_real_slurm_preempts_resumes_after_the_job_that_took_its_no
     urgent = f"--wrap=grep -c 'resumed: attempt' {log}"  # nothing is resumed while it has the nodes
     slurm.run("sbatch", "--partition=urgent", "--nodes=2", f"--output={other}", urgent)
     slurm.wait_until(lambda: REQUEUED in log.read_text(), log)
-    slurm.wait_for("", "squeue", "-h", seconds=400)
+    slurm.wait_for("", "squeue", "-h", seconds=900)
     text = log.read_text()
     assert other.read_text() == "0\n"
     assert text.count("resumed: attempt") == 1
