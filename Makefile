@@ -24,7 +24,8 @@ test-gpu: .venv/installed
 proofs: .venv/installed
 	$(BIN)/python tests/proofs/option_proofs.py
 
-# kill -9 of a training 20 times, of a sweep 55 and 15 times in each of its phases, 100 trials with faults: half an hour.
+# kill -9 of a training 20 times, of a sweep 55 and 15 times in each of its phases, 100 trials with faults; a cluster that
+# loses a worker and its head, on a shared folder and on S3: some fifty minutes.
 drill: .venv/installed
 	$(BIN)/python tests/drills/kill_drill.py
 	$(BIN)/python tests/drills/sweep_drill.py
@@ -32,6 +33,7 @@ drill: .venv/installed
 	$(BIN)/python tests/drills/fault_drill.py
 	$(BIN)/python tests/drills/confirm_drill.py
 	$(BIN)/python tests/drills/network_drill.py
+	$(BIN)/python tests/drills/network_drill.py --s3
 
 # docs/options.md, docs/cli.md, docs/json.md and search_spaces/sweep.schema.json from the code.
 docs: .venv/installed

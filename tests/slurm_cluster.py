@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, from Debian's packages slurmctld, slurmd, slurm-client and munge."""
+"""A real Slurm of two nodes and two partitions on this machine, from Debian's packages slurmctld, slurmd, munge."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ AccountingStorageType=accounting_storage/none
 ReturnToService=2
 NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1 RealMemory=4000 State=UNKNOWN
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1 RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=n0,n1 MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 
@@ -57,7 +60,8 @@ def search_path() -> str:
 class SlurmCluster:
     """A controller and two nodes with one CPU each, as a context; its files are in a folder with a short path.
 
-    A requeued job starts again after some 10 s, since credentials are valid for 5 s only; usually that is 2 minutes.
+    A job of the partition `urgent` preempts those of `main`, the default one, which have 60 s to end. A requeued job
+    starts again after some 10 s, since credentials are valid for 5 s only; usually that is 2 minutes.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -106,7 +106,7 @@ def drill(folder: Path, trials: int, *, s3: bool) -> bool:
         # a process that is free rather than wait for it: so each has its own here.
         words += ["--set", "resources.reuse_processes=false"]
         driver = voxtune(network, folder / "launch.log", "launch", *words)
-        wait_for(driver, lambda: ended(run) >= trials // 5, seconds=300)
+        wait_for(driver, lambda: ended(run) >= trials // 5, seconds=900)
         lost = network.machines[1]
         lost.stop()
         say(began, f"{ended(run)} trials have ended; node-a is killed")
@@ -114,14 +114,14 @@ def drill(folder: Path, trials: int, *, s3: bool) -> bool:
         joins.start_ray("--num-cpus=1")
         wait_for_nodes(network, [joins])
         say(began, f"node-c has joined, {ended(run)} trials have ended")
-        wait_for(driver, lambda: hosts(run)["node-c"] > 1, seconds=300)
+        wait_for(driver, lambda: hosts(run)["node-c"] > 1, seconds=900)
         network.head.stop()
         driver.wait()
         say(began, f"{ended(run)} trials have ended; the head is killed with the driver")
         restart(network, without=[lost.name, STORE])
         say(began, "the head is started again, node-b and node-c have joined it")
         resumed = voxtune(network, folder / "resume.log", "resume", run)
-        code = resumed.wait(timeout=600)
+        code = resumed.wait(timeout=1800)
         say(began, f"resume: exit code {code}, {ended(run)} trials have ended")
         audit = network.head.voxtune("verify", run)
     print(audit.stdout)

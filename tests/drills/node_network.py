@@ -77,6 +77,10 @@ class Machine:
         place = ["--head", f"--port={PORT}", "--include-dashboard=false"] if self is head else []
         place = place or [f"--address={head.address}:{PORT}"]
         options = [f"--node-ip-address={self.address}", "--disable-usage-stats", f"--object-store-memory={80 * 2**20}"]
+        # Here a head finds its last address, and it does not start if the table of processes, which networks on one
+        # computer share, has a head at that address.
+        for file in self.own_ray.rglob("ray_current_cluster"):
+            file.unlink()
         # A process that has imported tune has set this to 0, and Ray would refuse to be one node of several.
         several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
         self.raylet = self.start(RAY, "start", "--block", *place, *options, *words, **several)
