@@ -36,9 +36,9 @@ from tune.driver import ray_compat
 from tune.driver.cluster import nodes_in_words, slots_for
 from tune.driver.gpu_sharing import missing_gpu
 from tune.driver.trainer_process import NodeTroubleError
+from tune.driver.wait_watch import LOOK_SECONDS, WaitWatch
 
 START_SECONDS = 300.0  # that the processes may take to import torch and to connect
-SAY_SECONDS = 30.0  # without free nodes, before this is printed
 SIOCGIFADDR = 0x8915  # of Linux's ioctl: the IPv4 address of a network interface
 
 
@@ -139,14 +139,13 @@ def refuse_too_few_nodes(nodes: int, need: dict[str, float]) -> None:
 
 @contextmanager
 def reserved_nodes(nodes: int, need: dict[str, float]) -> Iterator[PlacementGroup]:
-    """Reserve what the processes of one node need on each of several nodes, as soon as they are free."""
+    """Reserve what the processes of one node need on each of several nodes, as soon as they are free; say the wait."""
     group = placement_group([need] * nodes, strategy="STRICT_SPREAD")
-    said = False
+    watch = WaitWatch(need, nodes, "training", lambda text, _: logger.info(text))
     try:
-        while not group.wait(timeout_seconds=SAY_SECONDS):
-            if not said:
-                logger.info(f"waits for {counted(nodes, 'free node')}; `ray status` shows who has them")
-            said = True
+        while not group.wait(timeout_seconds=LOOK_SECONDS):
+            watch.look()
+        watch.end()
         yield group
     finally:
         with suppress(ray.exceptions.RayError):

@@ -286,7 +286,7 @@ def run_attempt(
                 searcher.storage.begin(attempt)
                 scheduler = RungScheduler(journal, config, recorder.write, attempt, hooks.on_report, events.decided)
                 watchdog = HangWatchdog(journal, config.resources.report_timeout)
-                waits = ResourceWait(journal, slots.need, slots.nodes, events)
+                waits = ResourceWait(journal, searcher, events)
                 tuner = make_tuner(
                     run, hooks.fit, board.address, searcher, scheduler, stopper,
                     callbacks=[SignalKeeper(stopper), live, recorder, watchdog, waits, report],
