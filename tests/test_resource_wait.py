@@ -16,7 +16,7 @@ from helpers import clean_environment
 from trainable.core.errors import InputError
 from tune.driver.cluster import Cluster, Slots
 from tune.driver.node_ranks import reserved_nodes
-from tune.driver.wait_watch import program, waiting_line
+from tune.driver.wait_watch import program, subject, taken_line
 from tune.run.events import Event, EventKind, waits_for
 from tune.spec.sections import Resources
 
@@ -74,9 +74,7 @@ def test_the_other_program_that_holds_the_cores_is_named(
 ) -> None:
     cluster.wait()
     total = ray.cluster_resources()
-    assert waiting_line({"CPU": 1.0}, total, total) == (
-        f"1 trial waits for 1 CPU: 0 of {total['CPU']:g} CPU are taken by others"
-    )
+    assert taken_line({"CPU": 1.0}, total, total) == f"0 of {total['CPU']:g} CPU are taken by others"
     script = tmp_path / "other_sweep.py"
     script.write_text(OTHER)
     address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
@@ -89,9 +87,10 @@ def test_the_other_program_that_holds_the_cores_is_named(
         while "held" not in (line := other.stdout.readline()):
             assert line
         left = {**total, "CPU": total["CPU"] - 1}
-        line = waiting_line({"CPU": 1.0, "GPU": 0.5}, total, left, count=7, what="training")
+        line = taken_line({"CPU": 1.0, "GPU": 0.5}, total, left)
         taken = f"1 of {total['CPU']:g} CPU, 0 of 0 GPU are taken by other_sweep.py (process {other.pid} on "
-        assert line.startswith(f"7 trainings wait for 1 CPU and 0.5 GPU each: {taken}")
+        assert subject(7, "training", Slots({"CPU": 1.0, "GPU": 0.5})) == "7 trainings wait for 1 CPU and 0.5 GPU each"
+        assert line.startswith(taken)
         assert line.endswith("): 1 CPU")
         assert "SECRET" not in line
         wait_with_words(total["CPU"], caplog, other)
@@ -107,7 +106,7 @@ def test_what_no_node_can_ever_run_is_refused_with_what_the_nodes_have(cluster: 
         rf"ask for 1000 CPUs and 0 GPUs per trial, on one node; the cluster has 1 node of {cores:g} CPUs and 0 GPUs; "
     )
     with pytest.raises(InputError, match=expected):
-        Slots(Resources(cpu=1000, gpu=0))
+        Slots.of(Resources(cpu=1000, gpu=0))
 
 
 def test_trials_wait_until_none_does_or_the_sweep_ends() -> None:

@@ -198,7 +198,7 @@ def test_a_sweep_says_what_others_hold_until_they_end(space, phantoms, tmp_path,
     from ray.cluster_utils import Cluster
 
     cluster, run = Cluster(initialize_head=True, head_node_args={"num_cpus": 2}), tmp_path / "run"
-    words = [*launch_words(space, phantoms, run), "--trials", "2"]
+    words = [*launch_words(space, phantoms, run), "--trials", "2", "--set", "train.epochs=600"]
 
     def status() -> StatusOutput:
         return status_output(read_run(run))
@@ -227,12 +227,12 @@ def test_a_sweep_says_what_others_hold_until_they_end(space, phantoms, tmp_path,
         other.wait()
         wait_for(process, lambda: counts_are(running=2))
         wait_for(process, lambda: status().waits_for == "")
-        output, _ = process.communicate(timeout=240)
+        process.terminate()
+        output, _ = process.communicate(timeout=120)
     finally:
         cluster.shutdown()
     assert output.count(all_held) == output.count(half_held) == output.count("no trial waits any more; it took ") == 1
-    assert process.returncode == 0, output
-    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE] * 2
+    assert process.returncode == 128 + signal.SIGTERM, output
     assert nothing_lost(run)
 
 

@@ -125,7 +125,7 @@ def test_a_killed_process_counts_for_nothing_and_its_training_ends_as_one_never_
     cluster: Cluster, prepared: Data, tmp_path: Path, worker_killer: threading.Thread
 ) -> None:
     never = Resources(gpu=0, cpu=1, max_failures=0)
-    killed, other = (training(tmp_path, prepared, name, epochs=30) for name in ("killed", "other"))
+    killed, other = (training(tmp_path, prepared, name, epochs=20) for name in ("killed", "other"))
     outcomes = run([killed, other], tmp_path, cluster, never)
     assert not worker_killer.is_alive()
     assert [outcome.error for outcome in outcomes.values()] == ["", ""]
@@ -183,7 +183,7 @@ def test_trainings_that_wait_for_cores_say_who_has_them(
     releasing = threading.Thread(target=release, daemon=True)
     releasing.start()
     with caplog.at_level(logging.INFO):
-        outcomes = run([training(tmp_path, prepared, name, epochs=30) for name in "ab"], tmp_path, cluster)
+        outcomes = run([training(tmp_path, prepared, name, epochs=20) for name in "ab"], tmp_path, cluster)
     assert [outcome.error for outcome in outcomes.values()] == ["", ""]
     lines = [record.getMessage() for record in caplog.records if " wait" in record.getMessage()]
     assert lines[0].startswith("1 training waits for 1 CPU: 2 of 2 CPU are taken by ")

@@ -9,6 +9,7 @@ from ray import tune as ray_tune
 from ray.tune.experiment import Trial
 
 from tune.driver.event_log import EventLog
+from tune.driver.node_request import NodeRequest
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.wait_watch import LOOK_SECONDS, WaitWatch
 from tune.run.events import EventKind
@@ -16,11 +17,14 @@ from tune.search.journal import Journal
 
 
 class ResourceWait(ray_tune.Callback):
-    """Notes in the journal which trials wait, and as events what for, both of which `voxtune status` shows."""
+    """Notes in the journal which trials wait, and as events what for, both of which `voxtune status` shows.
 
-    def __init__(self, journal: Journal, searcher: OptunaSearcher, events: EventLog) -> None:
-        self.journal, self.searcher, self.events = journal, searcher, events
-        self.watch = WaitWatch(searcher.slots.need, searcher.slots.nodes, "trial", self.say)
+    request: with which an autoscaler is asked for nodes for all trials that are left.
+    """
+
+    def __init__(self, journal: Journal, searcher: OptunaSearcher, events: EventLog, request: NodeRequest) -> None:
+        self.journal, self.searcher, self.events, self.request = journal, searcher, events, request
+        self.watch = WaitWatch(searcher.slots, "trial", self.say)
         self.waiting: set[int] = set()  # numbers of trials, as noted
         self.next_look = 0.0
 
@@ -37,7 +41,7 @@ class ResourceWait(ray_tune.Callback):
         self.note(trial.config["number"], waits=False)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Note which trials wait, once a second. Called by Ray after each event, and ten times a second.
+        """Note which trials wait, and ask for nodes, once a second. Called by Ray after each event.
 
         Ray has not started a trial that is PENDING: it reserves resources for it, or its process is being started. What
         it has reserved is for the trials of the lowest numbers, see RungScheduler.choose_trial_to_run.
@@ -45,6 +49,7 @@ class ResourceWait(ray_tune.Callback):
         if time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + LOOK_SECONDS
+        self.request.ask_for(len(self.searcher.number_by_ray_id) + self.searcher.remaining)
         pending = sorted(trial.config["number"] for trial in trials if trial.status == Trial.PENDING)
         first = max(0, len(pending) - self.watch.look(ask=bool(pending)))  # that waits for resources
         waiting = {*pending[first:], *(number for number, _ in self.searcher.interrupted)}

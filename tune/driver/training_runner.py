@@ -101,7 +101,7 @@ class TrainingRunner:
     def run(self, pool: ProcessPool, table: TrainingTable) -> None:
         """Run trainings until all that are wanted have ended, or the stopper has a reason to end; then end the pool."""
         self.pool, self.table = pool, table
-        waits = WaitWatch(pool.slots.need, pool.slots.nodes, "training", lambda text, _: logger.info(text))
+        waits = WaitWatch(pool.slots, "training", lambda text, _: logger.info(text))
         try:
             while (self.wanted or self.running) and not self.stopper.reason():
                 pool.grow(len(self.wanted))

@@ -15,6 +15,7 @@ import ray
 from trainable.core.console import duration
 from trainable.core.counted import counted
 from tune.driver import ray_compat
+from tune.driver.cluster import Slots, nodes_in_words
 
 LOOK_SECONDS = 1.0  # from one question to Ray to the next
 PATIENCE_SECONDS = 2.0  # in which Ray reserves what nobody holds, and the next one follows one that has stopped waiting
@@ -26,15 +27,13 @@ class WaitWatch:
     """Says what waits and who holds the resources, once it has waited PATIENCE_SECONDS, when that changes, and its end.
 
     Args:
-        need: what each reserves on each of its nodes, by Ray's names.
-        nodes: their number.
+        slots: for what waits.
         what: waits, as "trial".
         say: called with each message, and whether it still waits then.
     """
 
-    def __init__(self, need: Mapping[str, float], nodes: int, what: str, say: Callable[[str, bool], None]) -> None:
-        self.need = {kind: count for kind, count in need.items() if count}
-        self.nodes, self.what, self.say = nodes, what, say
+    def __init__(self, slots: Slots, what: str, say: Callable[[str, bool], None]) -> None:
+        self.slots, self.what, self.say = slots, what, say
         self.since: float | None = None  # when something began to wait; None while nothing does
         self.next_look = self.last_wait = 0.0
         self.count = 0
@@ -62,12 +61,19 @@ class WaitWatch:
 
     def say_if_due(self, now: float) -> None:
         """Say what waits, if it was not said, or has changed."""
-        total, available = ray.cluster_resources(), ray.available_resources()
-        line = waiting_line(self.need, total, available, nodes=self.nodes, count=self.count, what=self.what)
+        line = f"{subject(self.count, self.what, self.slots)}: {self.reason()}"
         pause = 0.0 if not self.line else REPEAT_SECONDS if line == self.line else CHANGE_SECONDS
         if now >= self.last_message + pause:
             self.last_message, self.line = now, line
             self.say(line, True)
+
+    def reason(self) -> str:
+        """Return who holds what is waited for, or that no node has it, and whether nodes are added."""
+        if self.slots.fitting():
+            reason = taken_line(self.slots.need, ray.cluster_resources(), ray.available_resources())
+        else:
+            reason = nodes_in_words()
+        return reason + "; the autoscaler was asked for nodes: `ray status` shows what it does" * self.slots.autoscales
 
     def end(self) -> None:
         """Note that nothing waits any more; say it if it was said that something did."""
@@ -76,27 +82,18 @@ class WaitWatch:
         self.since, self.count, self.line = None, 0, ""
 
 
-def waiting_line(
-    need: Mapping[str, float],
-    total: Mapping[str, float],
-    available: Mapping[str, float],
-    *,
-    nodes: int = 1,
-    count: int = 1,
-    what: str = "trial",
-) -> str:
-    """Return what waits for which resources, how much of each is taken and by whom, all by Ray's names.
+def subject(count: int, what: str, slots: Slots) -> str:
+    """Return how many wait, and what for: "7 trials wait for 1 CPU and 1 GPU each"."""
+    wanted = slots.need_in_words()
+    wanted += " each" * (count > 1) + f" on each of {slots.nodes} nodes" * (slots.nodes > 1)
+    return f"{counted(count, what)} {'wait' if count > 1 else 'waits'} for {wanted}"
 
-    need: of one on each of its nodes. nodes: their number. count: how many wait. what: waits, as "trial".
-    """
-    wanted = " and ".join(f"{amount:g} {kind}" for kind, amount in need.items())
-    wanted += " each" * (count > 1) + f" on each of {nodes} nodes" * (nodes > 1)
+
+def taken_line(need: Mapping[str, float], total: Mapping[str, float], available: Mapping[str, float]) -> str:
+    """Return how much is taken of each resource that is needed, and by whom; all by Ray's names."""
     taken = {kind: total.get(kind, 0) - available.get(kind, 0) for kind in need}
     texts = [f"{amount:g} of {total.get(kind, 0):g} {kind}" for kind, amount in taken.items()]
-    return (
-        f"{counted(count, what)} {'wait' if count > 1 else 'waits'} for {wanted}: {', '.join(texts)} are taken by "
-        f"{holders(taken) or 'others'}"
-    )
+    return f"{', '.join(texts)} are taken by {holders(taken) or 'others'}"
 
 
 def holders(taken: Mapping[str, float]) -> str:
