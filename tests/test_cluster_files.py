@@ -91,7 +91,19 @@ def test_the_rayjob_and_the_raycluster_are_what_kuberay_reads(rayjob_schema: Any
     job, cluster = load("kuberay/rayjob.yaml"), load("kuberay/raycluster.yaml")
     assert (job["apiVersion"], job["kind"], cluster["kind"]) == ("ray.io/v1", "RayJob", "RayCluster")
     assert problems(job, rayjob_schema) == []
-    assert cluster["spec"] == job["spec"]["rayClusterSpec"]
+    scaled = copy.deepcopy(job)
+    scaled["spec"]["rayClusterSpec"] = cluster["spec"]
+    assert problems(scaled, rayjob_schema) == []
+    workers = cluster["spec"]["workerGroupSpecs"][0]
+    assert (workers.pop("minReplicas"), workers.pop("replicas")) == (0, 0)
+    assert cluster["spec"].pop("enableInTreeAutoscaling") is True
+    assert cluster["spec"].pop("autoscalerOptions") == {"idleTimeoutSeconds": 300}
+    fixed = job["spec"]["rayClusterSpec"]
+    replicas = {"replicas": 2, "minReplicas": 2}
+    assert [fixed, fixed["workerGroupSpecs"][0]] == [
+        {**cluster["spec"], "workerGroupSpecs": fixed["workerGroupSpecs"]},
+        {**workers, **replicas},
+    ]
     queued = copy.deepcopy(job)
     queued["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "QUEUE"}
     queued["spec"]["suspend"] = True
@@ -137,8 +149,9 @@ def test_ray_loads_the_clusters_of_its_launcher(name: str) -> None:
 
     config = prepare_config(load(name))
     validate_config(config)
-    workers = sum(kind["min_workers"] for kind in config["available_node_types"].values())
-    assert workers == config["max_workers"] == 2
+    kinds = config["available_node_types"].values()
+    assert sum(kind["min_workers"] for kind in kinds) == (2 if "onprem" in name else 0)
+    assert sum(kind["max_workers"] for kind in kinds) == config["max_workers"] == 2
     assert "~/.ray/auth_token" in config["file_mounts"]
     starts = [line for key in ("head", "worker") for line in config[f"{key}_start_ray_commands"] if "ray start" in line]
     modes = starts if "onprem" in name else [" ".join(config["setup_commands"])]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from helpers import clean_environment
 
 from trainable.core.errors import InputError
 from tune.driver.cluster import Cluster, Slots
-from tune.driver.resource_wait import program, waiting_line
+from tune.driver.node_ranks import reserved_nodes
+from tune.driver.wait_watch import program, subject, taken_line
 from tune.run.events import Event, EventKind, waits_for
 from tune.spec.sections import Resources
 
@@ -44,12 +47,34 @@ time.sleep(600)
 """
 
 
-def test_the_other_program_that_holds_the_cores_is_named(cluster: Cluster, tmp_path: Path) -> None:
+def wait_with_words(cpus: float, caplog: pytest.LogCaptureFixture, other: subprocess.Popen[str]) -> None:
+    """Wait as a retraining on several nodes does for all cores, of which the other program has one."""
+    placed = threading.Event()
+
+    def reserve() -> None:
+        with reserved_nodes(1, {"CPU": cpus}):
+            placed.set()
+
+    waiting = threading.Thread(target=reserve)
+    with caplog.at_level(logging.INFO):
+        waiting.start()
+        while "waits for" not in caplog.text:
+            assert not placed.wait(0.1)
+        other.kill()
+        waiting.join(timeout=60)
+    assert placed.is_set()
+    held, ended = [record.getMessage() for record in caplog.records if "wait" in record.getMessage()]
+    taken = f"1 of {cpus:g} CPU are taken by other_sweep.py (process {other.pid} on "
+    assert held.startswith(f"1 training waits for {cpus:g} CPU: {taken}")
+    assert ended.startswith("no training waits any more; it took 0:0")
+
+
+def test_the_other_program_that_holds_the_cores_is_named(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cluster.wait()
     total = ray.cluster_resources()
-    assert waiting_line({"CPU": 1.0}, total, total) == (
-        f"waits for 1 CPU per trial: 0 of {total['CPU']:g} CPU are taken by others"
-    )
+    assert taken_line({"CPU": 1.0}, total, total) == f"0 of {total['CPU']:g} CPU are taken by others"
     script = tmp_path / "other_sweep.py"
     script.write_text(OTHER)
     address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
@@ -61,11 +86,14 @@ def test_the_other_program_that_holds_the_cores_is_named(cluster: Cluster, tmp_p
         assert other.stdout is not None
         while "held" not in (line := other.stdout.readline()):
             assert line
-        line = waiting_line({"CPU": 1.0, "GPU": 0.5}, total, {**total, "CPU": total["CPU"] - 1})
+        left = {**total, "CPU": total["CPU"] - 1}
+        line = taken_line({"CPU": 1.0, "GPU": 0.5}, total, left)
         taken = f"1 of {total['CPU']:g} CPU, 0 of 0 GPU are taken by other_sweep.py (process {other.pid} on "
-        assert line.startswith(f"waits for 1 CPU and 0.5 GPU per trial: {taken}")
+        assert subject(7, "training", Slots({"CPU": 1.0, "GPU": 0.5})) == "7 trainings wait for 1 CPU and 0.5 GPU each"
+        assert line.startswith(taken)
         assert line.endswith("): 1 CPU")
         assert "SECRET" not in line
+        wait_with_words(total["CPU"], caplog, other)
     finally:
         other.kill()
         other.wait()
@@ -78,12 +106,13 @@ def test_what_no_node_can_ever_run_is_refused_with_what_the_nodes_have(cluster: 
         rf"ask for 1000 CPUs and 0 GPUs per trial, on one node; the cluster has 1 node of {cores:g} CPUs and 0 GPUs; "
     )
     with pytest.raises(InputError, match=expected):
-        Slots(Resources(cpu=1000, gpu=0))
+        Slots.of(Resources(cpu=1000, gpu=0))
 
 
-def test_trials_wait_until_one_starts_or_the_sweep_ends() -> None:
+def test_trials_wait_until_none_does_or_the_sweep_ends() -> None:
     waits = Event(2.0, EventKind.TRIAL_WAITS, "waits for 1 GPU")
     assert waits_for([]) == ""
-    assert waits_for([waits, Event(3.0, EventKind.NEW_BEST, "")]) == "waits for 1 GPU"
-    for kind in (EventKind.TRIAL_STARTED, EventKind.SWEEP_ENDED, EventKind.SWEEP_STARTED):
+    for kind in (EventKind.NEW_BEST, EventKind.TRIAL_STARTED):  # others may wait on
+        assert waits_for([waits, Event(3.0, kind, "")]) == "waits for 1 GPU"
+    for kind in (EventKind.WAIT_ENDED, EventKind.SWEEP_ENDED, EventKind.SWEEP_STARTED):
         assert waits_for([waits, Event(3.0, kind, "")]) == ""

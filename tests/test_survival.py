@@ -15,6 +15,7 @@ from helpers import clean_environment, rows, start, voxtune, wait_for
 from optuna.trial import TrialState
 
 from trainable.core.signals import END_SIGNALS
+from tune.analysis.json_output.status import StatusOutput, status_output
 from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
 from tune.run.results import Run, read_run
@@ -176,43 +177,62 @@ def test_paths_of_any_script_in_a_locale_of_ascii(space, phantoms, tmp_path):
 
 HOLD = """
 import sys, time
+from pathlib import Path
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 ray.init(address=sys.argv[1], log_to_driver=False)
-hold = ray.remote(num_cpus=2)(lambda: time.sleep(600)).remote()
-while ray.available_resources().get("CPU"):
-    time.sleep(0.1)
+held = [placement_group([{"CPU": 1}]) for _ in range(2)]
+ray.get([group.ready() for group in held])
 print("held", flush=True)
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.1)
+remove_placement_group(held.pop())
 time.sleep(600)
 """
 
 
 @pytest.mark.slow
-def test_a_sweep_says_that_others_hold_the_cluster_and_starts_when_they_end(space, phantoms, tmp_path, monkeypatch):
+def test_a_sweep_says_what_others_hold_until_they_end(space, phantoms, tmp_path, monkeypatch):
+    """First others hold all cores, then one of two, so that a trial runs while another one waits."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     from ray.cluster_utils import Cluster
 
     cluster, run = Cluster(initialize_head=True, head_node_args={"num_cpus": 2}), tmp_path / "run"
-    words = [*launch_words(space, phantoms, run), "--trials", "1", "--set", "train.epochs=2"]
+    words = [*launch_words(space, phantoms, run), "--trials", "2", "--set", "train.epochs=600"]
+
+    def status() -> StatusOutput:
+        return status_output(read_run(run))
+
+    def counts_are(**counts: int) -> bool:
+        return (run / "study.yaml").exists() and status().counts == counts
+
     try:
-        other = start("-c", HOLD, cluster.address, RAY_AUTH_MODE="disabled")
+        other = start("-c", HOLD, cluster.address, tmp_path / "release", RAY_AUTH_MODE="disabled")
         assert other.stdout is not None
         while other.stdout.readline() != "held\n":
             assert other.poll() is None
         process = start(*words, "--address", cluster.address, RAY_AUTH_MODE="disabled")
-        wait_for(process, lambda: (run / "events.jsonl").exists() and "waits" in (run / "events.jsonl").read_text())
-        assert [trial.status for trial in read_run(run).trials] == ["waiting"]
-        held = (
-            f"1 CPU per trial: 2 of 2 CPU are taken by python (process {other.pid} on {cluster.address.split(':')[0]})"
+        wait_for(process, lambda: counts_are(waiting=2))
+        holder = f"python (process {other.pid} on {cluster.address.split(':')[0]})"
+        all_held = f"2 trials wait for 1 CPU each: 2 of 2 CPU are taken by {holder}: 2 CPU"
+        assert status().waits_for == all_held
+        assert f"\n{all_held}\n" in voxtune("status", run, COLUMNS="200").stdout
+        (tmp_path / "release").touch()
+        wait_for(process, lambda: counts_are(running=1, waiting=1))
+        half_held = (
+            f"1 trial waits for 1 CPU: 2 of 2 CPU are taken by {holder}: 1 CPU; tune launch (this process): 1 CPU"
         )
-        assert f"the sweep waits for {held}\n" in voxtune("status", run).stdout
+        wait_for(process, lambda: status().waits_for == half_held)
         other.kill()
         other.wait()
+        wait_for(process, lambda: counts_are(running=2))
+        wait_for(process, lambda: status().waits_for == "")
+        process.terminate()
         output, _ = process.communicate(timeout=120)
     finally:
         cluster.shutdown()
-    assert output.count(f"waits for {held}\n") == 1
-    assert process.returncode == 0, output
-    assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE]
+    assert output.count(all_held) == output.count(half_held) == output.count("no trial waits any more; it took ") == 1
+    assert process.returncode == 128 + signal.SIGTERM, output
     assert nothing_lost(run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ONE_CORE, rows, run_fit, start, wait_for
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
@@ -123,7 +125,7 @@ def test_a_killed_process_counts_for_nothing_and_its_training_ends_as_one_never_
     cluster: Cluster, prepared: Data, tmp_path: Path, worker_killer: threading.Thread
 ) -> None:
     never = Resources(gpu=0, cpu=1, max_failures=0)
-    killed, other = (training(tmp_path, prepared, name, epochs=12) for name in ("killed", "other"))
+    killed, other = (training(tmp_path, prepared, name, epochs=20) for name in ("killed", "other"))
     outcomes = run([killed, other], tmp_path, cluster, never)
     assert not worker_killer.is_alive()
     assert [outcome.error for outcome in outcomes.values()] == ["", ""]
@@ -162,6 +164,31 @@ def test_a_training_that_has_its_last_epoch_is_waited_for_also_if_it_is_not_want
         return [first, last, long]
 
     assert set(run(plan, tmp_path, cluster)) == {"first", "last"}
+
+
+@pytest.mark.slow
+def test_trainings_that_wait_for_cores_say_who_has_them(
+    cluster: Cluster, prepared: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of two cores is taken, so that one training runs while the other waits."""
+    cluster.wait()
+    held = placement_group([{"CPU": 1}])
+    assert held.wait(60)
+
+    def release() -> None:
+        while "waits for" not in caplog.text:
+            time.sleep(0.1)
+        remove_placement_group(held)
+
+    releasing = threading.Thread(target=release, daemon=True)
+    releasing.start()
+    with caplog.at_level(logging.INFO):
+        outcomes = run([training(tmp_path, prepared, name, epochs=20) for name in "ab"], tmp_path, cluster)
+    assert [outcome.error for outcome in outcomes.values()] == ["", ""]
+    lines = [record.getMessage() for record in caplog.records if " wait" in record.getMessage()]
+    assert lines[0].startswith("1 training waits for 1 CPU: 2 of 2 CPU are taken by ")
+    assert lines[0].endswith(" (this process): 2 CPU")
+    assert lines[1].startswith("no training waits any more; it took 0:")
 
 
 @pytest.mark.slow

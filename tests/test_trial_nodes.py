@@ -20,11 +20,11 @@ from test_trial_ranks import TWO_GPUS, parent_of
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from trainable.training.checkpoint import load_checkpoint
-from tune.driver.cluster import Cluster, groups_on_nodes
+from tune.driver.cluster import Cluster, Slots, groups_on_nodes
 from tune.driver.network_interface import interface_of
 from tune.driver.node_ranks import reason_of
 from tune.driver.node_trouble import NodeTroubleError
-from tune.driver.resource_wait import waiting_line
+from tune.driver.wait_watch import subject
 from tune.run.events import EventKind, read_events
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir
@@ -265,9 +265,8 @@ def test_what_is_wrong_with_a_node_is_told_as_it_is(cluster: Cluster) -> None:
 
 def test_what_trials_wait_for_names_the_nodes(cluster: Cluster) -> None:
     cluster.wait()
-    total = {"CPU": 8.0, "GPU": 4.0}
-    assert waiting_line({"CPU": 1.0, "GPU": 2.0}, total, total, 2) == (
-        "waits for 1 CPU and 2 GPU on each of 2 nodes per trial: 0 of 8 CPU, 0 of 4 GPU are taken by others"
+    assert subject(1, "trial", Slots({"CPU": 1.0, "GPU": 2.0}, 2)) == (
+        "1 trial waits for 1 CPU and 2 GPU on each of 2 nodes"
     )
 
 

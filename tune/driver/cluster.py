@@ -10,17 +10,19 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
 import ray.tune  # completely imported before a thread starts Ray while other modules are imported
+from ray.util.placement_group import PlacementGroup, placement_group
 
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.parallel import cores
 from tune.driver import ray_compat
+from tune.driver.autoscaler_compat import autoscales
 from tune.driver.home import short_private_dir
 from tune.spec.sections import Resources
 
@@ -188,37 +190,61 @@ def start_local(options: dict[str, Any]) -> None:
 
 
 class Slots:
-    """Counts how many trials the connected cluster can run at once, if it runs nothing else.
+    """What a trial, or a training, reserves on the connected cluster, and how many fit there if it runs nothing else.
 
-    Args:
-        resources: of one trial; gpu is a number.
-
-    Raises:
-        InputError: if not even one trial fits.
+    need: of each on each of its nodes, by Ray's names. nodes: their number. bundles, strategy: the same for a placement
+    group. autoscales: nodes are added to the cluster as they are asked for.
     """
 
-    def __init__(self, resources: Resources) -> None:
-        cpu, gpu = resources.cpu, resources.gpu_share
-        self.need, self.nodes = {"CPU": float(cpu), "GPU": gpu}, resources.nodes
+    def __init__(self, need: Mapping[str, float], nodes: int = 1) -> None:
+        self.need, self.nodes = {kind: count for kind, count in need.items() if count}, nodes
+        self.bundles, self.strategy = [self.need] * nodes, "STRICT_SPREAD" if nodes > 1 else "PACK"
+        self.autoscales = autoscales()
         self.checked_at, self.capacity = -60.0, 0
-        if not self.count():
-            keys = [*["nodes"] * (self.nodes > 1), "gpu", "cpu"]
+
+    @classmethod
+    def of(cls, resources: Resources) -> Slots:
+        """Return the slots for trials with these resources; gpu is a number.
+
+        Raises:
+            InputError: if not even one trial fits, on a cluster to which no nodes are added.
+        """
+        cpu, gpu = resources.cpu, resources.gpu_share
+        slots = cls({"CPU": float(cpu), "GPU": gpu}, resources.nodes)
+        if not slots.count():
+            keys = [*["nodes"] * (resources.nodes > 1), "gpu", "cpu"]
             raise InputError(
                 f"resources ask for {cpu} CPUs and {gpu:g} GPUs per trial,{resources.on_nodes or ' on one node'}; "
                 f"{nodes_in_words()}; lower them with {' '.join(f'--set resources.{key}=...' for key in keys)}"
             )
+        return slots
 
     def count(self) -> int:
+        """Return how many trials are to be started at once: as many as fit, see fitting.
+
+        At least one where nodes are added: Ray tells the autoscaler what that one waits for.
+        """
+        return max(self.fitting(), int(self.autoscales))
+
+    def reserve(self) -> PlacementGroup:
+        """Reserve what one takes, as soon as it is free."""
+        return placement_group(self.bundles, strategy=self.strategy)
+
+    def need_in_words(self) -> str:
+        """Return what one takes on each of its nodes, as "8 CPU and 1 GPU"."""
+        return " and ".join(f"{count:g} {kind}" for kind, count in self.need.items())
+
+    def fitting(self) -> int:
         """Return how many trials fit at once; counted again after 5 s, since nodes come and go."""
         if time.monotonic() - self.checked_at > 5:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self.checked_at = time.monotonic()
-            self.capacity = groups_on_nodes([self.on_node(resources) for resources in nodes], self.nodes)
+            self.capacity = groups_on_nodes(self.on_nodes(), self.nodes)
         return self.capacity
 
-    def on_node(self, resources: dict[str, float]) -> int:
-        """Return how many trials fit on one node, or of how many trials it can have its part."""
-        return min(slots_for(resources.get(kind, 0), need) for kind, need in self.need.items() if need)
+    def on_nodes(self) -> list[int]:
+        """Return of each node how many trials fit on it, or of how many trials it can have its part."""
+        offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return [min(slots_for(offer.get(kind, 0), need) for kind, need in self.need.items()) for offer in offers]
 
 
 def groups_on_nodes(places: Sequence[int], size: int) -> int:

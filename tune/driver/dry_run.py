@@ -51,7 +51,7 @@ def dry_run(
     check_nodes(config, run_dir, storage, cluster.address)
     gpu_is_measured = is_measured(config)
     config = config.with_gpu(1) if gpu_is_measured else resolve_gpu(config)
-    slots = Slots(config.resources)
+    slots = Slots.of(config.resources)
     space = check_disk_space(config, storage or str(run_dir / "ray"), slots.count())
     logger.info("\n".join([*sweep_lines(config, slots.count(), gpu_is_measured), space]))
     logger.info(f"dry run: nothing was written; without --dry_run, {run_dir} would be made")

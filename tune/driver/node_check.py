@@ -100,9 +100,10 @@ def fits_line(config: SweepConfig) -> str:
     Raises:
         InputError: none does.
     """
-    need = Slots(config.resources)
+    slots = Slots.of(config.resources)
     share = f"{config.resources.cpu} CPU and {config.resources.gpu_share:g} GPU{config.resources.on_nodes}"
-    return f"{counted(need.count(), 'trial')} at once if nothing else runs, each with {share}"
+    added = ", on the nodes that are there; the autoscaler is asked for more" * slots.autoscales
+    return f"{counted(slots.fitting(), 'trial')} at once if nothing else runs, each with {share}{added}"
 
 
 def well_line(report: NodesReport) -> str:

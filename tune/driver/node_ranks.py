@@ -17,12 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import ray
-from ray.util.placement_group import (
-    PlacementGroup,
-    get_current_placement_group,
-    placement_group,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup, get_current_placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from trainable.core.counted import counted
@@ -31,12 +26,12 @@ from trainable.core.logger import logger
 from trainable.core.rank_group import LostNodeError, Member, RankDiedError, RankGroup, start_here
 from trainable.core.ranks import Launch
 from tune.driver import ray_compat
-from tune.driver.cluster import nodes_in_words, slots_for
+from tune.driver.cluster import Slots, nodes_in_words
 from tune.driver.network_interface import interface_of
 from tune.driver.node_processes import NodeProcess, NodeProcesses
+from tune.driver.wait_watch import LOOK_SECONDS, WaitWatch
 
 START_SECONDS = 300.0  # that the processes may take to import torch and to connect
-SAY_SECONDS = 30.0  # without free nodes, before this is printed
 
 
 def node_need(local: int, *, cuda: bool, threads: int) -> dict[str, float]:
@@ -46,11 +41,10 @@ def node_need(local: int, *, cuda: bool, threads: int) -> dict[str, float]:
 
 def refuse_too_few_nodes(nodes: int, need: dict[str, float]) -> None:
     """Raise InputError if fewer nodes of the connected cluster have what the processes of one need."""
-    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    fitting = sum(all(slots_for(offer.get(kind, 0), count) for kind, count in need.items()) for offer in offers)
-    if fitting < nodes:
-        wanted = " and ".join(f"{count:g} {kind}" for kind, count in need.items())
-        with_gpus = sum(offer.get("GPU", 0) >= need.get("GPU", 0) for offer in offers)
+    slots = Slots(need, nodes)
+    if not slots.fitting():
+        fitting, wanted = sum(map(bool, slots.on_nodes())), slots.need_in_words()
+        with_gpus = sum(node["Resources"].get("GPU", 0) >= need.get("GPU", 0) for node in ray.nodes() if node["Alive"])
         cores = ": each process takes the CPU cores of the sweep's resources.cpu" * (with_gpus >= nodes)
         raise InputError(
             f"--nodes {nodes}: {counted(fitting, 'node')} of the cluster have {wanted}; {nodes_in_words()}; lower "
@@ -60,14 +54,13 @@ def refuse_too_few_nodes(nodes: int, need: dict[str, float]) -> None:
 
 @contextmanager
 def reserved_nodes(nodes: int, need: dict[str, float]) -> Iterator[PlacementGroup]:
-    """Reserve what the processes of one node need on each of several nodes, as soon as they are free."""
-    group = placement_group([need] * nodes, strategy="STRICT_SPREAD")
-    said = False
+    """Reserve what the processes of one node need on each of several nodes, as soon as they are free; say the wait."""
+    slots = Slots(need, nodes)
+    group, watch = slots.reserve(), WaitWatch(slots, "training", lambda text, _: logger.info(text))
     try:
-        while not group.wait(timeout_seconds=SAY_SECONDS):
-            if not said:
-                logger.info(f"waits for {counted(nodes, 'free node')}; `ray status` shows who has them")
-            said = True
+        while not group.wait(timeout_seconds=LOOK_SECONDS):
+            watch.look()
+        watch.end()
         yield group
     finally:
         with suppress(ray.exceptions.RayError):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from trainable.core.logger import logger
 from tune.driver.cluster import Slots
+from tune.driver.node_request import NodeRequest
 from tune.driver.training_process import TrainingProcess, TrainingSpec
 from tune.spec.sections import Resources
 
@@ -49,16 +50,18 @@ class ProcessPool:
 
     def __init__(self, resources: Resources, lock_file: Path) -> None:
         self.resources, self.lock_file = resources, lock_file
-        self.slots = Slots(resources)
+        self.slots = Slots.of(resources)
+        self.request = NodeRequest(self.slots)
         self.processes: list[PooledProcess] = []
         self.failed_starts = 0
         self.trouble = ""  # why no training can run in these processes
 
     def grow(self, wanted: int) -> None:
-        """Start processes until there are `wanted`, or as many as fit on the cluster."""
+        """Start processes until there are `wanted`, or as many as fit on the cluster; ask for nodes for the others."""
+        self.request.ask_for(wanted)
         for _ in range(min(wanted, self.slots.count()) - len(self.processes)):
             cpu, gpu, nodes = self.resources.cpu, self.resources.gpu_share, self.resources.nodes
-            place = placement_group([{"CPU": cpu, "GPU": gpu}] * nodes, strategy="STRICT_SPREAD")
+            place = self.slots.reserve()
             first = PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=0)
             options: dict[str, Any] = {"num_cpus": cpu, "num_gpus": gpu, "max_restarts": 0, "max_task_retries": 0}
             make = ray.remote(**options, scheduling_strategy=first)(TrainingProcess)
@@ -106,7 +109,8 @@ class ProcessPool:
         self.processes.remove(process)
 
     def close(self) -> None:
-        """End all processes."""
+        """End all processes, and ask for no more nodes."""
+        self.request.close()
         with suppress(ray.exceptions.RayError):  # of a lost cluster, with which they end
             for process in list(self.processes):
                 self.remove(process)

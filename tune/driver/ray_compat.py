@@ -25,6 +25,7 @@ from ray.tune.experiment import Trial
 
 ANSWER_SECONDS = 1.0  # in which a process that is there accepts a connection
 ATTEMPTS, PAUSE_SECONDS = 3, 1.0  # before a process counts as gone that does not answer
+NOT_PLACED = ("PENDING", "RESCHEDULING")  # states of a placement group, the latter after the loss of a node
 JOB_DIGITS = 8  # hex digits of the id of a job, with which those of its placement groups end
 
 
@@ -252,14 +253,14 @@ def forbid_restarts(ray_trial: Trial) -> None:
     ray_trial.max_failures = 0
 
 
-def holds_resources() -> bool:
-    """Return whether Ray has reserved resources for a trial of this process, or does not tell.
+def waiting_reservations() -> int:
+    """Return how many of the placement groups of this program Ray has not placed yet; 0 if it does not tell.
 
-    Ray reserves them as a placement group, whose id ends with that of the job.
+    The id of a placement group ends with that of its job.
     """
     job = ray.get_runtime_context().get_job_id()
     groups = ray.util.placement_group_table()
-    return any(group.get("state", "CREATED") == "CREATED" for name, group in groups.items() if name.endswith(job))
+    return sum(group.get("state") in NOT_PLACED for name, group in groups.items() if name.endswith(job))
 
 
 def live_jobs() -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tune.driver.event_log import EventLog
 from tune.driver.launch_arguments import ensure_new
 from tune.driver.live_recorder import LiveRecorder
 from tune.driver.node_check import check_nodes
+from tune.driver.node_request import NodeRequest
 from tune.driver.notifier import Notifier
 from tune.driver.plan_by_time import plan_by_time
 from tune.driver.progress_board import start_board
@@ -47,7 +48,7 @@ from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
-from tune.driver.trial_gpus import resolve_gpu, trial_need
+from tune.driver.trial_gpus import refuse_what_never_fits, resolve_gpu
 from tune.driver.trial_ranks import Fit, fit_to_storage
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
@@ -123,13 +124,13 @@ def launch(
         ensure_new(run_dir)  # another launch may have ended meanwhile
         cluster.wait()  # before cases are prepared, which takes all cores: Ray gives up on a start that takes long
         check_nodes(config, run_dir, storage, cluster.address)
-        Slots(config.with_gpu(trial_need(config)["GPU"]).resources)  # refuses what never fits before cases are prepared
+        refuse_what_never_fits(config)  # before cases are prepared
         data = prepare_cases(config)
         seen = history_of_pretrained(config.base_config(), data).seen_of(cases_by_part(data))
         config = resolve_gpu(config)
         if config.resources.gpu == 0 and config.train.get("amp", "off") != "off":
             logger.info(f"train.amp is {config.train['amp']}, which acts on a GPU only: trials train in float32")
-        slots = Slots(config.resources)
+        slots = Slots.of(config.resources)
         config = adapted_if_short(config, len(data.split.train))
         if given_time is not None:
             config = plan_by_time(config, data, slots, given_time)
@@ -199,7 +200,7 @@ def resume(
             cluster.wait()
             check_nodes(config, run_dir, config.record.storage, cluster.address)
             config = resolve_gpu(config)
-            slots = Slots(config.resources)
+            slots = Slots.of(config.resources)
             write_config(config, run_dir)
             hooks = Hooks(fit, on_report, config.record.report, notifier)
             return sweep(replace(run, config=config), slots, hooks)
@@ -274,6 +275,7 @@ def run_attempt(
         stopper.handle_signals(),
         ReportKeeper(run.dir, wanted=hooks.report) as report,
         start_board() as board,
+        closing(NodeRequest(slots)) as request,
     ):
         live = LiveRecorder(run.dir, slots, board)
         events = EventLog(run.dir, screen.event, hooks.notifier.event)
@@ -286,7 +288,7 @@ def run_attempt(
                 searcher.storage.begin(attempt)
                 scheduler = RungScheduler(journal, config, recorder.write, attempt, hooks.on_report, events.decided)
                 watchdog = HangWatchdog(journal, config.resources.report_timeout)
-                waits = ResourceWait(journal, slots.need, slots.nodes, events)
+                waits = ResourceWait(journal, searcher, events, request)
                 tuner = make_tuner(
                     run, hooks.fit, board.address, searcher, scheduler, stopper,
                     callbacks=[SignalKeeper(stopper), live, recorder, watchdog, waits, report],

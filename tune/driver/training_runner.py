@@ -18,12 +18,12 @@ from tune.driver.process_pool import PooledProcess, ProcessPool
 from tune.driver.signal_handling import SignalHandling
 from tune.driver.training_plan import Outcome, Plan, Training, earlier_outcome
 from tune.driver.training_process import TrainingEnd, TrainingSpec
+from tune.driver.wait_watch import WaitWatch
 from tune.driver.watchdog import OWN_PAUSE_SECONDS
 from tune.run.training_progress import TrainingProgress, read_progress
 from tune.terminal.training_table import TrainingTable
 
 POLL_SECONDS = 0.5  # between two looks at the metrics.csv of running trainings
-START_WARNING_SECONDS = 60.0  # without a process that can train, before this is said
 
 
 class TrainingsStopper(SignalHandling):
@@ -84,8 +84,7 @@ class TrainingRunner:
         self.running: dict[Any, RunningTraining] = {}  # by what Ray answers when it ends
         self.checked: set[str] = set()
         self.failures: Counter[str] = Counter()
-        self.last_look = self.started = time.monotonic()
-        self.warned = False
+        self.last_look = time.monotonic()
         self.wanted = self.ask_plan()
 
     def ask_plan(self) -> list[Training]:
@@ -102,6 +101,7 @@ class TrainingRunner:
     def run(self, pool: ProcessPool, table: TrainingTable) -> None:
         """Run trainings until all that are wanted have ended, or the stopper has a reason to end; then end the pool."""
         self.pool, self.table = pool, table
+        waits = WaitWatch(pool.slots, "training", lambda text, _: logger.info(text))
         try:
             while (self.wanted or self.running) and not self.stopper.reason():
                 pool.grow(len(self.wanted))
@@ -109,6 +109,7 @@ class TrainingRunner:
                 if self.collect():
                     self.ask_again()
                 self.look_at_progress()
+                waits.look()
                 died = ray_compat.started_here() and ray_compat.cluster_died()  # of another cluster Ray tells
                 self.stopper.error = self.stopper.error or pool.trouble or "Ray, which has died" * died
         except ray.exceptions.RayError as error:
@@ -238,11 +239,6 @@ class TrainingRunner:
         if hung:
             self.ask_again()
         self.draw_table()
-        if not self.running and not self.warned and now > self.started + START_WARNING_SECONDS:
-            self.warned = True
-            need = " and ".join(f"{count:g} {kind}" for kind, count in self.pool.slots.need.items() if count)
-            need += self.pool.resources.on_nodes
-            logger.info(f"no process has started yet: waits for {need} per training; `ray status` shows who has them")
 
     def end_hung(self, answer: Any, silent: float) -> None:
         """End a training that has finished no epoch for `silent` seconds; it is not tried again."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import ray
-
 from trainable.core.locks import lock_folder, wait_for_exclusive_lock
 from tune.driver.cluster import Cluster, running_or_new
 from tune.driver.process_pool import ProcessPool
 from tune.driver.training_plan import Outcome, Plan, Training
 from tune.driver.training_runner import TrainingRunner, TrainingsStopper
+from tune.driver.trial_gpus import cluster_gpus, refuse_unknown_gpu
 from tune.spec.sections import Resources
 from tune.terminal.training_table import TrainingTable
 
@@ -79,4 +78,5 @@ def with_gpu_number(resources: Resources) -> Resources:
     """Return resources whose gpu is a number: auto and None become 1 if the connected cluster has a GPU, else 0."""
     if resources.gpu not in ("auto", None):
         return resources
-    return resources.model_copy(update={"gpu": int(ray.cluster_resources().get("GPU", 0) >= 1)})
+    refuse_unknown_gpu(resources.gpu)
+    return resources.model_copy(update={"gpu": int(cluster_gpus() >= 1)})

@@ -9,6 +9,7 @@ import ray
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.options import to_dict
+from tune.driver.autoscaler_compat import autoscales
 from tune.driver.cluster import Slots
 from tune.planning.recipe_costs import largest_recipe
 from tune.spec.space import ConfigErrors
@@ -25,6 +26,7 @@ def resolve_gpu(config: SweepConfig) -> SweepConfig:
         RuntimeError: from Ray, if a trial fails to run for another reason than memory.
     """
     given = config.resources.gpu
+    refuse_unknown_gpu(given, config.fixed("device"))
     gpus, why = measure_auto(config) if is_measured(config) else choose_gpu(config)
     if given in ("auto", None):
         logger.info(f"resources.gpu: {'not given, so it' if given is None else 'auto'} is {gpus:g} ({why})")
@@ -36,6 +38,25 @@ def resolve_gpu(config: SweepConfig) -> SweepConfig:
     if undivided := undivided_steps(config):  # of a run that an older version has begun
         raise InputError(undivided)
     return config
+
+
+def refuse_what_never_fits(config: SweepConfig) -> None:
+    """Raise InputError if no trial can ever run on the connected cluster, or it is not known whether on GPUs."""
+    refuse_unknown_gpu(config.resources.gpu, config.fixed("device"))
+    Slots.of(config.with_gpu(trial_need(config)["GPU"]).resources)
+
+
+def refuse_unknown_gpu(gpu: float | str | None, device: str = "auto") -> None:
+    """Raise InputError if trials may take GPUs of nodes that an autoscaler is still to add, and nothing says how many.
+
+    gpu: resources.gpu. device: train.device.
+    """
+    if gpu in ("auto", None) and device != "cpu" and not cluster_gpus() and autoscales():
+        given = "is auto" if gpu == "auto" else "is not given"
+        raise InputError(
+            f"resources.gpu {given}, and no node that this autoscaling cluster has now has a GPU; say what a trial "
+            "takes: --set resources.gpu=1, or 0 for the CPU"
+        )
 
 
 def trial_need(config: SweepConfig) -> dict[str, float]:
@@ -82,7 +103,7 @@ def measure_auto(config: SweepConfig) -> tuple[float, str]:
 
     cpu = config.resources.cpu
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    Slots(config.with_gpu(1).resources)
+    Slots.of(config.with_gpu(1).resources)
     logger.info("resources.gpu is auto: measuring how many trials are to share a GPU, as soon as one is free")
     max_processes = min(int(node.get("CPU", 0) / node["GPU"]) // cpu for node in nodes)
     recipe = {**to_dict(largest_recipe(config)), "device": "cuda"}

@@ -20,7 +20,6 @@ from tune.driver.trial_ranks import Fit
 from tune.driver.worker import run_trial
 from tune.run.results import Run
 from tune.run.retention import NUM_TO_KEEP
-from tune.spec.sections import Resources
 from tune.spec.trial_spec import TrialSpec
 
 CAUSES_TO_REPAIR = (OSError, InputError, ray.exceptions.RayError)  # after which the sweep can go on
@@ -40,10 +39,11 @@ def make_tuner(
     It writes into a new folder, the last of the record's attempts, so that what the processes of a dead driver still
     write cannot mix with its files. board: address of a ProgressBoard.
     """
-    resources = run.config.resources
+    resources, slots = run.config.resources, searcher.slots
     trainable = partial(train_trial, fit=fit, board=board)
     return ray_tune.Tuner(
-        ray_tune.with_resources(trainable, bundles_of(resources)),
+        # A trial's own process is in the first bundle.
+        ray_tune.with_resources(trainable, ray_tune.PlacementGroupFactory(slots.bundles, strategy=slots.strategy)),
         tune_config=ray_tune.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,
@@ -62,13 +62,6 @@ def make_tuner(
             verbose=0,
         ),
     )
-
-
-def bundles_of(resources: Resources) -> ray_tune.PlacementGroupFactory:
-    """Return what Ray reserves for a trial: the same on each of its nodes; its own process is on the first of them."""
-    own = {"CPU": float(resources.cpu), "GPU": resources.gpu_share}
-    strategy = "STRICT_SPREAD" if resources.nodes > 1 else "PACK"
-    return ray_tune.PlacementGroupFactory([own] * resources.nodes, strategy=strategy)
 
 
 def train_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> None:

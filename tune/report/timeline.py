@@ -13,7 +13,7 @@ from tune.report.chart_style import MARKS, axis, bar_style, group_of
 from tune.report.sweep_data import SweepData, share_text, time_text
 from tune.run.events import Event, EventKind
 
-ENDS = {EventKind.TRIAL_ENDED, EventKind.TRIAL_RETRIED, EventKind.TRIAL_WAITS, EventKind.TRIAL_PAUSED}
+ENDS = {EventKind.TRIAL_ENDED, EventKind.TRIAL_RETRIED, EventKind.TRIAL_PAUSED}
 MAX_LANES = 64  # that are drawn
 
 

@@ -22,7 +22,8 @@ class EventKind(StrEnum):
     SWEEP_ENDED = "sweep_ended"
     TRIAL_STARTED = "trial_started"  # or goes on, in a process on `host` with `gpus`
     TRIAL_RETRIED = "trial_retried"  # after an error: the next is TRIAL_STARTED
-    TRIAL_WAITS = "trial_waits"  # for resources that others hold
+    TRIAL_WAITS = "trial_waits"  # for resources that others hold: an event of the sweep
+    WAIT_ENDED = "wait_ended"  # no trial waits any more
     TRIAL_STOPPED = "trial_stopped"  # by early stopping
     TRIAL_KEPT = "trial_kept"  # early stopping would have stopped it
     TRIAL_PAUSED = "trial_paused"  # at a rung, until all trials are there
@@ -86,7 +87,7 @@ def has_ended(events: Sequence[Event]) -> bool:
 
 def waits_for(events: Sequence[Event]) -> str:
     """Return what the trials wait for now and who holds it, as the driver noted it last; "" if they do not wait."""
-    about_waiting = (EventKind.TRIAL_WAITS, EventKind.TRIAL_STARTED, EventKind.SWEEP_STARTED, EventKind.SWEEP_ENDED)
+    about_waiting = (EventKind.TRIAL_WAITS, EventKind.WAIT_ENDED, EventKind.SWEEP_STARTED, EventKind.SWEEP_ENDED)
     last = next((event for event in reversed(events) if event.kind in about_waiting), None)
     return last.text if last is not None and last.kind == EventKind.TRIAL_WAITS else ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from optuna.trial import TrialState
@@ -41,7 +42,7 @@ def print_status(run: Run, *, show_all: bool = False) -> None:
     trials = trial_table(run, live, events, console.width, show_all=show_all)
     for line in as_lines([*head, *trials], console.width, ascii_only=not console.encoding.startswith("utf")):
         console.print(line)
-    waits = f"the sweep {text}" if run.driven and (text := waits_for(events)) else ""
+    waits = waits_for(events) if run.driven else ""
     confirmed = "" if run.unfinished and not ended_as_asked(run) else confirmation_text(run)[0]
     prose = filter(None, [waits, run.seen_line(), confirmed, *audit_lines(run), *outlook_lines(run)])
     logger.info(wrap_prose("\n".join(["", *prose])))
@@ -68,13 +69,13 @@ def trial_table(
 
 
 def chosen_trials(run: Run, events: Sequence[Event]) -> dict[str, list[TrialResult]]:
-    """Return the trials of a large run that are shown, under their titles: running, paused, the best, the last."""
+    """Return the trials of a large run that are shown, by title: running and waiting, paused, the best, the last."""
     going = [trial for trial in run.trials if trial.state == TrialState.RUNNING and not trial.paused]
     paused = [trial for trial in run.ranking if trial.paused]
     ended = [trial for trial in run.ranking if trial.state != TrialState.RUNNING]
     last = ended_recently(run, events)[:SHOWN]
     parts = {
-        f"{'running' if run.driven else 'interrupted'} ({len(going)})": going,
+        ", ".join(f"{status} ({count})" for status, count in Counter(trial.status for trial in going).items()): going,
         f"the best {min(SHOWN, len(paused))} of {len(paused)} that are paused": paused[:SHOWN],
         f"the best {min(SHOWN, len(ended))} of {len(ended)} that have ended with a score": ended[:SHOWN],
         f"the last {len(last)} that have ended": last,

@@ -49,7 +49,7 @@ def sweep_screen(
     best = [trial for trial in run.ranking if trial.state != TrialState.RUNNING or trial.paused]
     shown, more = running[:rows], ""
     if len(running) > rows:
-        shown, more = running[: rows - 1], f"  ... and {len(running) - rows + 1} more that run"
+        shown, more = running[: rows - 1], f"  ... and {len(running) - rows + 1} more that run or wait"
     body = lines.draw([*shown, *best[: rows - len(shown) - bool(more)]])
     drawn: list[Text | str] = [*head, "", lines.heading(), *body, *[more] * bool(more), *[""] * bool(last), *last]
     return Group(*as_lines(drawn, width, ascii_only=ascii_only))
