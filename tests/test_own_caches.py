@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from network_folder import CASES, NEEDS_MACHINES, shared
-from node_network import Machine, Network, ray_network, wait_for_nodes
+from node_network import Machine, Network, ray_network, wait_for_loss, wait_for_nodes
 
 from tune.run.events import read_events
 from tune.run.run_dir import RunDir
@@ -105,6 +105,7 @@ def test_a_node_that_can_neither_see_nor_prepare_a_cache_is_refused_before_a_con
     assert refused.returncode == 2, refused.stdout
     assert "error: node-c: cache: the driver's is not there, and without DATA the node cannot" in refused.stdout
     network.machines[3].stop()
+    wait_for_loss(network, network.machines[3])  # else the confirmation names it as a node that does not answer
     for machine in network.machines[1:3]:
         inside(machine, "rm", "-r", shared / "local/cache")
     confirmed = network.head.voxtune(*words)

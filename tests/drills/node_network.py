@@ -217,12 +217,15 @@ def wait_for_head(network: Network, seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
-JOINED = """
+WAIT = """
 import sys, time
 import ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-end = time.monotonic() + 20
-while not set(sys.argv[2:]) <= {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}:
+wanted, end = set(sys.argv[3:]), time.monotonic() + 20
+while True:
+    alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if wanted <= alive if sys.argv[2] == "joined" else not wanted & alive:
+        break
     if time.monotonic() > end:
         sys.exit(1)
     time.sleep(0.2)
@@ -231,8 +234,15 @@ while not set(sys.argv[2:]) <= {node["NodeManagerAddress"] for node in ray.nodes
 
 def wait_for_nodes(network: Network, machines: Sequence[Machine], seconds: float = 240) -> None:
     """Wait until these machines are in the cluster; a Ray node that has given up is started again."""
-    end, addresses = time.monotonic() + seconds, [machine.address for machine in machines]
-    while (done := network.head.run(sys.executable, "-c", JOINED, network.address, *addresses)).returncode:
+    end, words = time.monotonic() + seconds, ["joined", *(machine.address for machine in machines)]
+    while (done := network.head.run(sys.executable, "-c", WAIT, network.address, *words)).returncode:
         assert time.monotonic() < end, done.stdout
         for machine in machines:
             machine.start_ray_again_if_ended()
+
+
+def wait_for_loss(network: Network, machine: Machine, seconds: float = 120) -> None:
+    """Wait until Ray has noticed that a machine was stopped."""
+    end = time.monotonic() + seconds
+    while (done := network.head.run(sys.executable, "-c", WAIT, network.address, "lost", machine.address)).returncode:
+        assert time.monotonic() < end, done.stdout
