@@ -155,10 +155,13 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from types import SimpleNamespace
+from ray.autoscaler.sdk import request_resources
+from test_trainings import ONE_EACH, run, training
 from trainable.core.errors import InputError
 from trainable.data.split import load_split
 from tune.driver import node_request
 from tune.driver.cluster import Cluster, Slots
+from tune.driver.trial_gpus import refuse_unknown_gpu
 from tune.spec.sections import Resources
 
 def note(bundles):
