@@ -542,7 +542,6 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
     [
         ({"gpus": 3}, "cannot be divided among 3 processes"),
         ({"gpus": 2, "nodes": 3, "address": "127.0.0.1:1"}, "cannot be divided among 6 processes"),
-        ({"nodes": 2, "address": "127.0.0.1:1"}, "--address 127.0.0.1:1: no Ray cluster answers there"),
     ],
 )
 def test_what_cannot_retrain_is_refused_before_anything_is_written(run: Path, place: dict[str, object], refused: str):
@@ -637,12 +636,18 @@ def worker_of(driver: int) -> int:
     raise AssertionError(listing)
 
 
-def test_an_address_where_no_cluster_answers_is_refused(space: Path, phantoms: Path, prepared: Data, tmp_path: Path):
-    words = ["launch", space, "--data", phantoms, "--out", tmp_path / "run", "--address", "127.0.0.1:1"]
-    done = voxtune(*words, "--set", f"train.cache_dir={prepared.folder}")
-    assert done.returncode == 2
-    assert "--address 127.0.0.1:1: no Ray cluster answers there" in done.stderr
+def test_an_address_where_no_cluster_answers_is_refused(
+    run: Path, space: Path, phantoms: Path, prepared: Data, tmp_path: Path
+):
+    cache = f"train.cache_dir={prepared.folder}"
+    launched = ["launch", space, "--data", phantoms, "--out", tmp_path / "run", "--set", cache]
+    retrained = ["retrain", run, "--epochs", 1, "--name", "refused", "--nodes", 2]
+    for words in (launched, retrained):
+        done = voxtune(*words, "--address", "127.0.0.1:1")
+        assert done.returncode == 2
+        assert "--address 127.0.0.1:1: no Ray cluster answers there" in done.stderr
     assert not (tmp_path / "run" / "study.yaml").exists()
+    assert not (run / "retrain" / "refused").exists()
 
 
 def test_a_run_of_another_format_of_checkpoints_is_refused(tmp_path: Path) -> None:
