@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/voxtune demo
 
 test: lint
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow

@@ -7,7 +7,7 @@
 # --from names the snapshot of a sweep that was launched with --storage STORAGE and whose folder RUN was called NAME: if
 # RUN is not on this machine, it is made from the snapshot. The options of launch count the first time; --notify, whose
 # URL RUN does not keep, and --no_report count each time. --check, in front of RUN: only say what is wrong with the
-# words. The script is installed with voxtune.
+# arguments. The script is installed with voxtune.
 
 set -u
 
@@ -47,7 +47,7 @@ done
 run=$1
 shift
 begun='' && [[ -e $run/study.yaml ]] && begun=yes
-[[ -n $begun || ${1:---} != --* ]] || fail "$run has no sweep to resume; to launch one: $run SPACE --data DATA"
+[[ -n $begun || ${1:---} != --* ]] || fail "$run has no sweep to resume; to launch one: launch_or_resume.sh $run SPACE --data DATA"
 [[ -z $check ]] || exit 0
 
 if [[ ${1:---} == --* ]]; then

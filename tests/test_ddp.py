@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from trainable.core.errors import InputError
 from trainable.core.options import make_config
 from trainable.core.rank_group import Member, RankGroup, start_here
 from trainable.core.ranks import Launch, read_launch
+from trainable.data.cache import CacheError
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from trainable.train_processes import train_in_processes
@@ -285,6 +287,7 @@ def test_several_gpus_train_as_one_does(
         assert_same(tmp_path / "1", tmp_path / str(count), rtol=2e-3, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_processes_that_a_process_starts_train_as_one_does(
     prepared: Data, phantoms: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,6 +376,20 @@ def test_a_training_whose_processes_die_again_and_again_is_given_up(
     output = capfd.readouterr().out
     assert output.count("the training goes on from the beginning, as no epoch was finished") == 2
     assert not own_processes()
+
+
+def test_a_process_whose_cases_are_others_ends_the_training(prepared: Data, tmp_path: Path) -> None:
+    """As a node's own cache may be: the contents were read before."""
+    data = Data(tmp_path / "cache", prepared.split)
+    shutil.copytree(prepared.folder, data.folder)
+    name = data.split.train[0]
+    assert name in data.contents
+    metadata = json.loads((data.folder / name / "case.json").read_text())
+    (data.folder / name / "case.json").write_text(json.dumps({**metadata, "scan": "0" * 16}))
+    small = {"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "num_workers": 0, "epochs": 1}
+    config = TrainConfig(output_dir=tmp_path / "out", cache_dir=data.folder, device="cpu", **small)
+    with pytest.raises(CacheError, match=rf"cases have changed since the training began: {name} \(images\)"):
+        train_in_processes(config, data, 2)
 
 
 def test_lost_nodes_are_no_deaths(prepared: Data, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -28,8 +28,11 @@ def environment(tmp_path: Path) -> dict[str, str]:
     ("words", "message"),
     [
         ([], "expected RUN SPACE --data DATA"),
-        (["run"], "run has no sweep to resume; to launch one: run SPACE --data DATA"),
-        (["--from", "s3://bucket/run", "run", "--trials", "9"], "run has no sweep to resume; to launch one: run SPACE"),
+        (["run"], "run has no sweep to resume; to launch one: launch_or_resume.sh run SPACE --data DATA"),
+        (
+            ["--from", "s3://bucket/run", "run", "--trials", "9"],
+            "run has no sweep to resume; to launch one",
+        ),
         (["--trials", "3", "run", "demo"], "--trials: only --from, --address and --check may stand before RUN"),
         (["--from"], "--from lacks its value"),
     ],

@@ -41,7 +41,11 @@ def token_of(pid: str) -> str:
             "voxtune.sbatch: submit it: sbatch --nodes=2 --gpus-per-node=4 voxtune.sbatch RUN SPACE --data DATA",
         ),
         ("1", [], "launch_or_resume.sh: expected RUN SPACE --data DATA"),
-        ("1", ["run"], "launch_or_resume.sh: run has no sweep to resume; to launch one: run SPACE --data DATA"),
+        (
+            "1",
+            ["run"],
+            "launch_or_resume.sh: run has no sweep to resume; to launch one: launch_or_resume.sh run SPACE",
+        ),
         ("1", ["run", "--trials", "9"], "launch_or_resume.sh: run has no sweep to resume; to launch one"),
     ],
 )

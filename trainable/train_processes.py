@@ -17,6 +17,7 @@ from trainable.core.locks import wait_until_unlocked
 from trainable.core.logger import logger
 from trainable.core.rank_group import LostNodeError, RankDiedError, RankGroup
 from trainable.core.rank_link import RankLink
+from trainable.data.cache import require_same
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
 from trainable.train import from_last_checkpoint, last_row, out_of_memory, resume_hint, train
@@ -47,6 +48,7 @@ def train_in_processes(
             die MAX_DEATHS times without a finished epoch in between, or as train.
     """
     micro_batch_groups(config, processes)
+    begun = data.contents
     make_group = make_group or group_here(config, processes)
     deaths = 0
 
@@ -57,7 +59,7 @@ def train_in_processes(
     while True:
         try:
             with make_group() as group:
-                group.run(train_rank, config, data, train_command(), tests_follow, on_message=on_epoch)
+                group.run(train_rank, config, data, begun, train_command(), tests_follow, on_message=on_epoch)
             return
         except RankDiedError as error:
             deaths += not isinstance(error, LostNodeError)
@@ -82,10 +84,17 @@ def group_here(config: TrainConfig, processes: int) -> Callable[[], RankGroup]:
     return partial(RankGroup, processes, cuda=cuda, threads=torch.get_num_threads())
 
 
-def train_rank(link: RankLink, config: TrainConfig, data: Data, command: str, tests_follow: bool) -> None:
-    """Train as one of the processes; arguments and errors as for train_in_processes."""
+def train_rank(
+    link: RankLink, config: TrainConfig, data: Data, begun: dict[str, str], command: str, tests_follow: bool
+) -> None:
+    """Train as one of the processes, on the cases as its machine has them.
+
+    begun: contents of the cases as the process has them that has started this one. Other arguments and errors are those
+    of train_in_processes; CacheError if the cases here are others.
+    """
     set_train_command(command)
-    data = cases_here(data, config, {})
+    data = cases_here(data, config, begun)
+    require_same(data.contents, begun)
     try:
         train(config, data, link.ask, tests_follow=tests_follow)
     except torch.cuda.OutOfMemoryError:

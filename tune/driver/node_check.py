@@ -17,7 +17,7 @@ from tune.driver import ray_compat
 from tune.driver.cluster import Cluster, Slots
 from tune.driver.node_survey import survey_nodes
 from tune.driver.run_files import with_absolute_paths
-from tune.driver.trial_gpus import trial_need
+from tune.driver.trial_gpus import refuse_unknown_gpu, trial_need
 from tune.nodes.cells import Cell, Level
 from tune.nodes.folder_checks import OWN_CACHE
 from tune.nodes.folders import Folder, Use
@@ -88,6 +88,7 @@ def examine_cluster(
     notes = [*report.notes, *own_cache_lines(report)]
     if fits and config is not None:
         try:
+            refuse_unknown_gpu(config.resources.gpu, config.fixed("device"))
             notes.append(fits_line(config.with_gpu(trial_need(config)["GPU"])))
         except InputError as error:
             findings.append(Finding(Level.WRONG, (), str(error)))

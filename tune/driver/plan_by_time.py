@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.local_cases import cases_here
@@ -33,6 +34,10 @@ def plan_by_time(config: SweepConfig, data: Data, slots: Slots, given: GivenTime
     logger.info(f"--hours {given.hours:g}: measuring some steps and a validation, as soon as a trial's place is free")
     costs = measure_on_cluster(config, data)
     count, share = slots.count(), config.resources.all_gpus
+    if slots.autoscales:
+        logger.info(
+            f"the plan counts on the {counted(count, 'slot')} of the nodes that are there now, not on added ones"
+        )
     plan = make_plan(
         config,
         costs,

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
-from trainable.core.ranks import rank, world_size
 from trainable.data.cache import CacheError, changed_cases
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
@@ -59,8 +58,3 @@ def cases_of_training(config: TrainConfig, contents_file: Path | None) -> Data:
     # prepared with the run's split, whose training cases say what voxel size cases are resampled to
     as_in_the_run = config.model_copy(update={"split_file": RunDir(contents_file.parent).split})
     return cases_as_begun(data, as_in_the_run, contents_file)
-
-
-def on_first_node(nodes: int) -> bool:
-    """Return whether this process is on the first of the nodes whose processes train together. nodes: their number."""
-    return rank() < world_size() // nodes

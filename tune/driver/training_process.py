@@ -160,7 +160,7 @@ class TrainingProcess:
             # Not flushed: several trainings at once would wait for the disk, 0.8 s per epoch with four GPUs.
             return train(config, data, on_epoch, flush=False)
         result: EpochResult = run_in_ranks(
-            places, train_pooled_rank, config, data, self.lock_file, self.nodes, contents_file, on_message=on_epoch
+            places, train_pooled_rank, config, contents_file, self.lock_file, on_message=on_epoch
         )
         return result
 

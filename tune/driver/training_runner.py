@@ -109,9 +109,10 @@ class TrainingRunner:
                 if self.collect():
                     self.ask_again()
                 self.look_at_progress()
-                waits.look()
                 died = ray_compat.started_here() and ray_compat.cluster_died()  # of another cluster Ray tells
                 self.stopper.error = self.stopper.error or pool.trouble or "Ray, which has died" * died
+                if not self.stopper.error:
+                    waits.look(ask=bool(pool.starting))
         except ray.exceptions.RayError as error:
             self.stopper.error = self.stopper.error or f"Ray: {str(error).splitlines()[0]}"
         finally:

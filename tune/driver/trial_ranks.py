@@ -26,7 +26,7 @@ from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
 from trainable.training.step_progress import OnProgress, StepProgress
 from tune.driver.node_trouble import trouble_of_this_node
-from tune.driver.run_cases import cases_as_begun, cases_of_training, on_first_node
+from tune.driver.run_cases import cases_as_begun, cases_of_training
 from tune.driver.stack_dump import dump_stacks_of_hang
 from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, GpuMemoryTakenError, free_memory
 from tune.driver.trainer_thread import run_in_trainer_thread
@@ -153,9 +153,8 @@ def fit_rank(link: RankLink, recipe: TrainConfig, data: Data, fit: Fit, spec: Tr
         LeftMemoryError, GpuMemoryTakenError: in place of running out of memory that the recipe could have.
         NodeTroubleError: if the cases cannot be used on this node.
     """
-    if not on_first_node(spec["nodes"]):
-        with trouble_of_this_node():
-            cases_as_begun(data, recipe, Path(spec["contents_file"]), lambda: link.tell(None))
+    with trouble_of_this_node():
+        data = cases_as_begun(data, recipe, Path(spec["contents_file"]), lambda: link.tell(None))
     prepare_rank(Path(spec["lock_file"]))
     with dump_stacks_of_hang(Path(spec["stdout_log"]), spec["report_timeout"] if is_main() else None) as dump:
 
@@ -167,18 +166,15 @@ def fit_rank(link: RankLink, recipe: TrainConfig, data: Data, fit: Fit, spec: Tr
         name_memory_holders(lambda: fit(recipe, data, on_epoch_end, link.tell if is_main() else ignore))
 
 
-def train_pooled_rank(
-    link: RankLink, config: TrainConfig, data: Data, lock_file: Path, nodes: int, contents_file: Path | None
-) -> EpochResult:
+def train_pooled_rank(link: RankLink, config: TrainConfig, contents_file: Path | None, lock_file: Path) -> EpochResult:
     """Train in the config's folder, not flushed, as one of the processes; `on_message` gets each epoch's result.
 
-    nodes, contents_file: with several nodes each has its own cases, see cases_of_training.
+    contents_file: as for cases_of_training.
 
     Raises: as fit_rank and trainable.train.train.
     """
-    if not on_first_node(nodes):
-        with trouble_of_this_node():
-            cases_of_training(config, contents_file)
+    with trouble_of_this_node():
+        data = cases_of_training(config, contents_file)
     prepare_rank(lock_file)
     results = list[EpochResult]()
     try:

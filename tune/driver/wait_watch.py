@@ -61,9 +61,10 @@ class WaitWatch:
 
     def say_if_due(self, now: float) -> None:
         """Say what waits, if it was not said, or has changed."""
+        if self.line and now < self.last_message + CHANGE_SECONDS:
+            return
         line = f"{subject(self.count, self.what, self.slots)}: {self.reason()}"
-        pause = 0.0 if not self.line else REPEAT_SECONDS if line == self.line else CHANGE_SECONDS
-        if now >= self.last_message + pause:
+        if line != self.line or now >= self.last_message + REPEAT_SECONDS:
             self.last_message, self.line = now, line
             self.say(line, True)
 

@@ -42,7 +42,7 @@ class TrialResult:
     the trial was imported; None without one. error: what made the trial fail, in one line, else "". cost: the second
     metric, if the sweep has one. imported_from: run and number under which an imported trial ran first, else "".
     outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
-    space, else empty. waits: it waits for resources that others hold. rungs: what early stopping decided, by epoch.
+    space, else empty. waits: for resources, or for a free slot. rungs: what early stopping decided, by epoch.
     interrupted: it has not ended, and nothing drives it. intermediate: score of each validated epoch, of the
     last ones if the sweep has a cost, see known_scores. late_score: mean of the last quarter of a training's
     validations, see ranking; None without a score.

@@ -260,7 +260,7 @@ class Journal:
         self._running[number].set_user_attr("rungs", with_decision(self.attrs(number), epoch, decided))
 
     def record_waiting(self, number: int, *, waits: bool) -> None:
-        """Record whether a trial waits for resources that others hold; written only when that changes."""
+        """Record whether a trial waits for resources, or for a free slot; written only when that changes."""
         if self.attrs(number).get("waits", False) != waits:
             self._running[number].set_user_attr("waits", waits)
 
