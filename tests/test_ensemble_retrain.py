@@ -199,6 +199,7 @@ def test_another_ensemble_of_the_same_name_is_refused_before_anything_is_trained
     assert not (sweep / "retrain" / "eight").exists()
 
 
+@pytest.mark.slow
 def test_members_that_diverge_are_named_at_the_end(sweep: Path, cluster: Cluster, tmp_path: Path) -> None:
     recipe = tmp_path / "steep.yaml"
     recipe.write_text(json.dumps({**SMALL, "lr": 1e30, "max_skipped_steps": 1, "optimizer": "sgd"}))

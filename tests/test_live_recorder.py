@@ -25,6 +25,7 @@ from tune.run.live_state import Activity, LiveState, read_live_state
 from tune.run.run_dir import RunDir
 
 
+@pytest.mark.slow
 def test_the_step_of_a_running_trial_is_in_live_json_and_nothing_runs_at_the_end(
     cluster: Cluster, phantoms: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def findings(folder: Path) -> list[str]:
     return [finding for each in verify(read_run(folder)).values() for finding in each]
 
 
+@pytest.mark.slow
 def test_an_ended_trial_keeps_one_checkpoint_of_its_best_epoch_on_s3(run: Path, server: Server, tmp_path: Path):
     trials = read_run(run).trials
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
@@ -123,6 +124,7 @@ def test_an_ended_trial_keeps_one_checkpoint_of_its_best_epoch_on_s3(run: Path, 
         assert checkpoint.load_checkpoint(tmp_path / "model.pth")["epoch"] == trial.best_epoch
 
 
+@pytest.mark.slow
 def test_best_is_the_winners_model_fetched_from_s3(run: Path):
     best = read_run(run).best()
     state = checkpoint.load_checkpoint(run / "best" / "best_model.pth")
@@ -130,6 +132,7 @@ def test_best_is_the_winners_model_fetched_from_s3(run: Path):
     assert findings(run) == []
 
 
+@pytest.mark.slow
 def test_the_snapshot_of_an_ended_sweep_is_its_text_files(run: Path, server: Server):
     prefix = "dir/whole/snapshot/"
     kept = {key.removeprefix(prefix) for key in server.keys("dir/whole/")}

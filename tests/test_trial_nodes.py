@@ -275,6 +275,7 @@ def test_the_interface_of_an_address_is_named() -> None:
     assert interface_of("198.51.100.1") == ""  # an address for documentation, which no machine has
 
 
+@pytest.mark.slow
 def test_more_nodes_than_there_are_are_refused_before_a_case_is_prepared(phantoms: Path, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text(TWO_NODES)
