@@ -1,6 +1,6 @@
 """Is a training by several processes as good as by one? Mean Dice per epoch, over seeds, at the same update.
 
-    python benchmarks/dice_by_processes.py --data DATA [--processes 1 4] [--seeds 3] [--epochs 20] [--size 128]
+    python benchmarks/dice_by_processes.py --data DATA [--processes 1 4] [--seeds 3] [--epochs 10] [--size 128]
     python benchmarks/dice_by_processes.py --device cpu --size 16 --depth 3 --channels 4 --patches 48 --epochs 6
 
 Each seed is trained once by each number of processes, all with the split of seed 0. Without DATA the cases are
@@ -11,7 +11,6 @@ two numbers for one seed.
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import prepare_data
 from trainable.train import train
 from trainable.train_processes import train_in_processes
+from trainable.training.training_dir import TrainingDir
+from trainable.training.training_log import read_rows
 
 
 def main() -> None:
@@ -66,8 +67,7 @@ def dice(asked: argparse.Namespace, data_dir: Path, folder: Path, processes: int
         train(config, data, tests_follow=True)
     else:
         train_in_processes(config, data, processes, tests_follow=True)
-    with (output / "metrics.csv").open() as file:
-        return [float(row["val_dice_mean"]) for row in csv.DictReader(file)]
+    return [float(row["val_dice_mean"]) for row in read_rows(TrainingDir(output).metrics)]
 
 
 def table_of(scores: dict[int, list[list[float]]]) -> Table:

@@ -5,14 +5,13 @@
 A real sweep of `voxtune launch` on phantoms without early stopping, one trial per GPU; the same with two GPUs per
 trial; `voxtune confirm` of the first sweep, and `voxtune retrain --gpus` of its winner on all GPUs. In each, as soon as
 every slot has ended an epoch, one process that trains is killed by SIGKILL. A row says which training it was, how many
-ended epochs were lost (0: only the one under way), the seconds until its next epoch had ended, beside the median epoch
-of all trainings, whether every training has each epoch once, and what `voxtune verify` says of the run.
+ended epochs were lost (0: only the one under way), the seconds until its next epoch had ended, next to the median
+epoch of all trainings, whether every training has each epoch once, and what `voxtune verify` says of the run.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -27,6 +26,7 @@ from pathlib import Path
 from rich.table import Table
 
 from trainable.core.console import make_console
+from trainable.training.training_log import read_rows
 
 EPOCHS = 6
 TRAIN = {"epochs": EPOCHS, "patches_per_epoch": 200, "val_freq": 1, "batch_size": 4, "num_workers": 4, "amp": "bf16"}
@@ -65,7 +65,7 @@ def trains(pid: int) -> str:
 def epochs_of(run: Path) -> dict[str, list[dict[str, str]]]:
     """Return the ended epochs of each training of a run or of its confirmation, by folder."""
     files = sorted(run.rglob("metrics.csv"))
-    return {str(file.parent.relative_to(run)): list(csv.DictReader(file.open())) for file in files}
+    return {str(file.parent.relative_to(run)): read_rows(file) for file in files}
 
 
 def lose_one(command: list[str], run: Path, slots: int, kind: str) -> list[str]:

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
 def run(argv: Sequence[str], join_others: Callable[[bool], None] | None = None) -> int:
     """Train or test as the flags say; return the exit code.
 
-    join_others: joins the processes that train together, on GPUs or not; None for a process alone.
+    join_others: joins the processes that train together, on GPUs or not; None for a single process.
     """
     try:
         options = read_flags(argv)

@@ -22,7 +22,7 @@ OWN_TYPE = re.compile("node_[0-9a-f]{56}")  # of a node, with its id
 def autoscales() -> bool:
     """Return whether nodes are added to the connected cluster as they are asked for; False if Ray does not tell.
 
-    Ray's autoscaler notes of which type of its file each node is; without one each node is of its own, OWN_TYPE.
+    Ray's autoscaler notes of which type of its file each node is; without one each node has a separate type, OWN_TYPE.
     """
     if not ray.is_initialized() or ray_compat.started_here():
         return False
