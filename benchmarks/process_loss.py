@@ -64,7 +64,8 @@ def trains(pid: int) -> str:
 
 def epochs_of(run: Path) -> dict[str, list[dict[str, str]]]:
     """Return the ended epochs of each training of a run or of its confirmation, by folder."""
-    files = sorted(run.rglob("metrics.csv"))
+    places = "trials/*", "confirm/trainings/*/*", "retrain/*"  # not all folders, of which some vanish meanwhile
+    files = [file for place in places for file in sorted(run.glob(f"{place}/metrics.csv"))]
     return {str(file.parent.relative_to(run)): read_rows(file) for file in files}
 
 
