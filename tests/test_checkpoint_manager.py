@@ -61,6 +61,20 @@ def test_a_trials_files_are_one_per_epoch_and_never_flushed(tmp_path: Path, monk
     assert seen == [{BEST: 1}, {BEST: 1, LATEST: 2}, {BEST: 3}]
 
 
+def test_files_that_are_not_flushed_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", None)
+    best, latest = (tmp_path / "checkpoints" / name for name in (BEST, LATEST))
+    seen: list[tuple[dict[str, int], bool]] = []
+
+    def look() -> None:
+        seen.append((epochs_in(tmp_path), latest.samefile(best)))
+
+    with CheckpointManager(config_in(tmp_path, save_freq=9), flush=False) as checkpoints:
+        for epoch, is_best in ((1, True), (2, False), (3, True)):
+            checkpoints.save(state_of(epoch), is_best=is_best, on_written=look)
+    assert seen == [({BEST: 1, LATEST: 1}, True), ({BEST: 1, LATEST: 2}, False), ({BEST: 3, LATEST: 3}, True)]
+
+
 def test_a_state_is_copied_before_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
     write = checkpoint_manager.save_checkpoint

@@ -22,7 +22,7 @@ from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
-from trainable.train import training_summary
+from trainable.train import train, training_summary
 from trainable.training import checkpoint
 from trainable.training import state as training
 from trainable.training.epoch_result import EpochResult
@@ -280,6 +280,15 @@ def test_a_restored_trial_forces_nothing_to_the_disk_and_writes_no_latest_before
     with pytest.raises(Killed):
         fit_to_storage(tiny(trained, epochs=5, resume=trained / "restored" / "latest.pth"), prepared, lambda _: None)
     assert [path.name for path in (trained / "checkpoints").iterdir()] == [BEST]
+
+
+def test_one_of_several_trainings_waits_for_no_disk(
+    prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each flush would wait for the checkpoints of all others."""
+    monkeypatch.setattr("os.fsync", None)
+    result = train(tiny(tmp_path / "out", epochs=2), prepared, flush=False)
+    assert checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints" / LATEST)["epoch"] == result.epoch == 2
 
 
 @pytest.mark.parametrize("output", ["out", "other"])

@@ -97,7 +97,8 @@ def train(
         config: all options of the training.
         data: its cases, if they are prepared already; None to prepare those of data_dir.
         on_epoch: called in the background with each epoch's result, once that is logged.
-        flush: flush checkpoints to the disk, so that they survive a crash of the machine too.
+        flush: flush files to the disk, so that they survive a crash of the machine too. Where several trainings use
+            a disk, each waits until it has written the checkpoints of all.
         tests_follow: the caller scores the test cases itself, so do not print how to.
 
     Of several processes that train together each must call this; rank 0 alone prepares the cases, writes and prints.
@@ -127,7 +128,7 @@ def train(
 
         def on_start(training: TrainingState) -> None:
             nonlocal seen
-            seen = begin_output(config, data, training, log)
+            seen = begin_output(config, data, training, log, flush=flush)
 
         def on_epoch_end(result: EpochResult) -> None:
             row = result.row()
@@ -143,17 +144,17 @@ def train(
         return result
 
 
-def begin_output(config: TrainConfig, data: Data, training: TrainingState, log: TrainingLog) -> str:
+def begin_output(config: TrainConfig, data: Data, training: TrainingState, log: TrainingLog, *, flush: bool) -> str:
     """Write the files of output_dir that are there from the start, and print what is trained.
 
     Returns:
         A line on the val and test cases that the pretrained weights have seen; "" if there are none.
     """
     paths, seen = TrainingDir(config.output_dir), seen_line(training.history.seen_of(cases_by_part(data)), data.split)
-    save_options(config, paths.config)
-    save_split(data.split, paths.split)
+    save_options(config, paths.config, fsync=flush)
+    save_split(data.split, paths.split, fsync=flush)
     if config.resume is None or not paths.skipped_cases.exists():  # resumed, it looks at no bad case again
-        atomic_write_text(paths.skipped_cases, "".join(f"{reason}\n" for reason in data.skipped))
+        atomic_write_text(paths.skipped_cases, "".join(f"{reason}\n" for reason in data.skipped), fsync=flush)
     logger.info("\n".join(filter(None, [training_summary(config, data), seen])))
     if training.epoch:
         logger.info(f"goes on after epoch {training.epoch} at lr {training.schedule.lr:.2e}")

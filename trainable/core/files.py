@@ -95,6 +95,8 @@ def atomic_copy(source: Path, path: Path, *, fsync: bool = True) -> None:
 def link_or_copy(source: Path, path: Path) -> None:
     """Make `path` a hard link to a file that is never changed, only replaced; a copy, not flushed, where none can be.
 
+    A reader, also after a kill, sees the old file or the new one, whole.
+
     Raises: as atomic_copy.
     """
     temp = path.with_name(f".{path.name}.new")
@@ -104,8 +106,7 @@ def link_or_copy(source: Path, path: Path) -> None:
     except OSError:
         atomic_copy(source, path, fsync=False)
     else:
-        path.unlink(missing_ok=True)  # see CheckpointManager: a large file is better not replaced by a rename
-        temp.rename(path)
+        temp.replace(path)
 
 
 def file_digest(path: Path) -> str:

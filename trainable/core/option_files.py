@@ -35,11 +35,14 @@ def dump_yaml(values: dict[str, Any]) -> str:
     return str(yaml.dump(values, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))
 
 
-def save_options(config: TrainConfig, path: Path) -> None:
-    """Write all options of a training except those of one call of the program, as JSON (training_config.json)."""
+def save_options(config: TrainConfig, path: Path, *, fsync: bool = True) -> None:
+    """Write all options of a training except those of one call of the program, as JSON (training_config.json).
+
+    fsync: as for atomic_write.
+    """
     one_call = option_names(one_call=True)
     options = {name: value for name, value in to_dict(config).items() if name not in one_call}
-    atomic_write_text(path, json.dumps(options, indent=2) + "\n")
+    atomic_write_text(path, json.dumps(options, indent=2) + "\n", fsync=fsync)
 
 
 class NumberLoader(yaml.SafeLoader):

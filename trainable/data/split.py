@@ -143,9 +143,9 @@ def seen_line(seen: Mapping[str, Sequence[str]], split: Split) -> str:
     return f"{' and '.join(parts)} were seen by the pretrained weights" if parts else ""
 
 
-def save_split(split: Split, path: Path) -> None:
-    """Write a split as JSON that load_split and --split_file read."""
-    atomic_write_text(Path(path), json.dumps(asdict(split), indent=2) + "\n")
+def save_split(split: Split, path: Path, *, fsync: bool = True) -> None:
+    """Write a split as JSON that load_split and --split_file read. fsync: as for atomic_write."""
+    atomic_write_text(Path(path), json.dumps(asdict(split), indent=2) + "\n", fsync=fsync)
 
 
 def load_split(path: Path) -> Split:

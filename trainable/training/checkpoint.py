@@ -13,7 +13,7 @@ import torch
 from trainable.core.config import TrainConfig
 from trainable.core.device import with_usable_precision
 from trainable.core.errors import InputError
-from trainable.core.files import atomic_copy, atomic_write
+from trainable.core.files import atomic_copy, atomic_write, link_or_copy
 from trainable.core.logger import logger
 from trainable.core.options import make_config
 from trainable.model.unet3d import UNet3D, build_network
@@ -29,7 +29,8 @@ def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path, fsync: boo
         state: of a training, without CHECKPOINT_FORMAT, which is added.
         path: the file; its folder is made if needed.
         copies: more files of the same content, written after `path`, in existing folders.
-        fsync: flush the files to the disk, so that they survive a crash of the machine.
+        fsync: flush the files to the disk, so that they survive a crash of the machine; the copies are then files of
+            their own, else hard links where these can be made, which need no time.
 
     Raises:
         OSError: if a file cannot be written (a full disk); that file and the later ones are then still the old ones.
@@ -37,7 +38,10 @@ def save_checkpoint(state: dict[str, Any], path: Path, *copies: Path, fsync: boo
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda file: torch.save({"format": CHECKPOINT_FORMAT, **state}, file), fsync=fsync)
     for copy in copies:
-        atomic_copy(path, copy, fsync=fsync)
+        if fsync:
+            atomic_copy(path, copy)
+        else:
+            link_or_copy(path, copy)
 
 
 def find_checkpoint(path: Path, *, wanted: str = LATEST) -> Path:

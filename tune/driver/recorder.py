@@ -94,6 +94,7 @@ def sync_best(run: Run) -> bool:
             if checkpoint.read_epoch(original) not in (0, best.best_epoch):
                 return False
             checkpoint.load_verified(original, mmap=True)  # fails if it is damaged
+            model.unlink(missing_ok=True)  # see CheckpointManager: a rename that replaces it would write it to the disk
             link_or_copy(original, model)
     except (FileNotFoundError, InputError) as error:
         if best.state == TrialState.RUNNING:  # Ray deletes all but its newest two
