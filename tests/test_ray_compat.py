@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -65,7 +66,7 @@ def train(config: dict[str, Any]) -> None:
             Path(name, "state").write_text(str(epoch))
             ray_tune.report({"epoch": epoch}, checkpoint=ray_tune.Checkpoint.from_directory(name))
 
-    with ThreadPoolExecutor(1, "background") as pool:
+    with ray_compat.own_checkpoint_folders(), ThreadPoolExecutor(1, "background") as pool:
         pool.submit(work).result()
 
 
@@ -326,6 +327,21 @@ def test_a_checkpoint_is_linked_into_the_storage_or_copied(
         source, target = tmp_path / "trial" / name, Path(persisted.path) / name
         assert target.samefile(source) is linkable
         assert source.read_text() == target.read_text() == name
+
+
+def test_no_two_processes_of_a_trial_write_into_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = StorageContext.__new__(StorageContext)
+    storage.current_checkpoint_index = 3
+    names = []
+    for _ in range(2):
+        with ray_compat.own_checkpoint_folders():
+            names += [storage.checkpoint_dir_name, storage.checkpoint_dir_name]
+    assert names[0] == names[1] != names[2] == names[3]
+    assert all(re.fullmatch(r"checkpoint_000003_[0-9a-f]{8}", name) for name in names)
+    assert storage.checkpoint_dir_name == "checkpoint_000003"
+    monkeypatch.delattr(StorageContext, "checkpoint_dir_name")
+    with ray_compat.own_checkpoint_folders():
+        assert not hasattr(storage, "checkpoint_dir_name")
 
 
 def test_checkpoints_are_deleted_while_the_driver_goes_on(

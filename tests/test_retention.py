@@ -120,6 +120,21 @@ def test_a_hundred_stopped_trials_keep_only_the_best(tmp_path: Path) -> None:
     assert len(list((tmp_path / "ray").glob("*/*/*/*.pth"))) == 5
 
 
+def test_what_a_process_wrote_that_was_given_up_keeps_nothing_on_disk(tmp_path: Path) -> None:
+    """A running trial keeps its last two in number, an ended one its last, whatever a lost process has written too."""
+    home = tmp_path / "ray" / "run-2" / "0000"
+    names = ["0_aa", "1_aa", "2_aa", "2_bb", "3_bb", "3_cc"]
+    for name in names:
+        (home / f"checkpoint_00000{name}").mkdir(parents=True)
+        (home / f"checkpoint_00000{name}" / "best_model.pth").touch()
+    config = run_of(tmp_path, []).config.with_record(storage=f"file://{tmp_path}/ray")
+    last = "run-2/0000/checkpoint_000003_bb"
+    for state, kept in ((TrialState.RUNNING, names[2:]), (TrialState.COMPLETE, ["3_bb"])):
+        run = Run(RunDir(tmp_path), config, [trial(0, state, 0.5, last)])
+        Retention(run).apply(run)
+        assert left(tmp_path, 0) == [f"run-2/0000/checkpoint_00000{name}/best_model.pth" for name in kept]
+
+
 def test_a_trial_without_a_checkpoint_is_skipped(tmp_path: Path) -> None:
     infeasible = trial(0, TrialState.COMPLETE, 0.0, None, "oom")
     run = run_of(tmp_path, [infeasible])

@@ -540,7 +540,7 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("place", "refused"),
     [
-        ({"gpus": 3}, "cannot be divided among 3 processes"),
+        ({"gpus": 3}, r"cannot be divided among 3 processes \(--gpus 3 x --nodes 1\); take 1, 2 of them, or another"),
         ({"gpus": 2, "nodes": 3, "address": "127.0.0.1:1"}, "cannot be divided among 6 processes"),
     ],
 )

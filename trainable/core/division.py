@@ -52,17 +52,24 @@ def micro_batch_groups(config: TrainConfig, processes: int) -> int:
     Raises:
         InputError: if the patches of a step cannot be divided; the message says what can.
     """
-    batch, micro_batches = config.batch_size, config.accumulation_steps
-    patches = batch * micro_batches
-    if patches % processes:
+    if undivided := undivided_patches(config, processes):
+        patches = config.batch_size * config.accumulation_steps
         fitting = ", ".join(map(str, divisors(patches)))
         least = math.lcm(patches, processes)
         raise InputError(
-            f"a step of {patches} patches (batch_size {batch} x accumulation_steps {micro_batches}) cannot be divided "
-            f"among {processes} processes. Start one of {fitting}; or take a step of {least} patches with "
-            f"--accumulation_steps {least // batch}; or of {patches * processes} with --scale_batch"
+            f"{undivided}. Start one of {fitting}; or take a step of {least} patches with "
+            f"--accumulation_steps {least // config.batch_size}; or of {patches * processes} with --scale_batch"
         )
-    return math.gcd(micro_batches, processes)
+    return math.gcd(config.accumulation_steps, processes)
+
+
+def undivided_patches(config: TrainConfig, processes: int) -> str:
+    """Return that the patches of a step cannot be divided among the processes; "" if they can."""
+    batch, micro_batches = config.batch_size, config.accumulation_steps
+    if batch * micro_batches % processes == 0:
+        return ""
+    step = f"a step of {batch * micro_batches} patches (batch_size {batch} x accumulation_steps {micro_batches})"
+    return f"{step} cannot be divided among {processes} processes"
 
 
 def divisors(number: int) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -231,6 +232,27 @@ def linked_checkpoints() -> Iterator[None]:
         yield
     finally:
         context.persist_current_checkpoint = persist
+
+
+@contextlib.contextmanager
+def own_checkpoint_folders() -> Iterator[None]:
+    """In this context, in a trial's process, write each checkpoint into a folder that no other process writes into.
+
+    A trial goes on elsewhere if Ray gives its node up. Its process there may come back, as after a pause of the
+    machine, and write the checkpoint that it was about to write: by Ray's names, as checkpoint_000003 for the fourth,
+    into that of the other process. Ray's names are kept if it does not have these.
+    """
+    context: Any = getattr(importlib.import_module("ray.train._internal.storage"), "StorageContext", None)
+    plain = getattr(context, "checkpoint_dir_name", None)
+    if not isinstance(plain, property) or plain.fget is None:
+        yield
+        return
+    get_name, own = plain.fget, secrets.token_hex(4)
+    context.checkpoint_dir_name = property(lambda self: f"{get_name(self)}_{own}")
+    try:
+        yield
+    finally:
+        context.checkpoint_dir_name = plain
 
 
 def is_local(filesystem: Any) -> bool:

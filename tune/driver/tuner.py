@@ -66,7 +66,7 @@ def make_tuner(
 
 def train_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> None:
     """Train a trial in this process; see run_trial."""
-    with ray_compat.linked_checkpoints():
+    with ray_compat.own_checkpoint_folders(), ray_compat.linked_checkpoints():
         run_trial(spec, fit, board)
 
 

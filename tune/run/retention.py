@@ -113,9 +113,11 @@ class Retention:
         last: path of a checkpoint below the storage.
         """
         trial_folder = f"{self.base}/{PurePosixPath(last).parent}"
-        older = [path for path in self.folders_in(trial_folder) if path < f"{self.base}/{last}"]
-        for folder in older[: len(older) + 1 - keep]:
-            self.delete(folder)
+        older = [path for path in self.folders_in(trial_folder) if place_of(path) < place_of(f"{self.base}/{last}")]
+        places = sorted({place_of(path) for path in older})
+        for folder in older:
+            if place_of(folder) in places[: len(places) + 1 - keep]:
+                self.delete(folder)
 
     def prune_ended(self, trial: TrialResult, *, keep_best: bool) -> bool:
         """Delete an ended trial's checkpoints; keep_best: except the best_model.pth in the last one.
@@ -125,7 +127,7 @@ class Retention:
         """
         folders = self.folders_of(trial)
         last = f"{self.base}/{trial.checkpoint}"
-        if keep_best and folders and folders[-1] != last:
+        if keep_best and folders and (last not in folders or place_of(folders[-1]) != place_of(last)):
             return False
         for folder in folders:
             if not keep_best or folder != last:
@@ -153,3 +155,12 @@ class Retention:
         """Return the checkpoint folders in a trial's folder of one attempt, oldest first; none if that is missing."""
         listing = self.files.get_file_info(fs.FileSelector(trial_folder, allow_not_found=True))
         return sorted(info.path for info in listing if info.base_name.startswith("checkpoint_"))
+
+
+def place_of(folder: str) -> str:
+    """Return the path of a checkpoint's folder up to its number in its trial.
+
+    Two folders have the same if a process wrote one that had been given up as lost, see ray_compat.
+    """
+    path = PurePosixPath(folder)
+    return str(path.with_name("_".join(path.name.split("_")[:2])))
