@@ -30,8 +30,9 @@ from trainable.core.ranks import Launch, read_launch
 from trainable.data.cache import CacheError
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
+from trainable.train import resume_hint
 from trainable.train_processes import train_in_processes
-from trainable.training.checkpoint import load_checkpoint
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 # SGD, as Adam turns the rounding of a gradient near 0 into a whole step.
@@ -268,6 +269,28 @@ def test_an_environment_that_is_not_whole_is_refused(change: dict[str, Any], mes
     assert read_launch({**whole, "WORLD_SIZE": "1"}) is None
     with pytest.raises(InputError, match=message):
         read_launch({name: value for name, value in (whole | change).items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("local", "command"),
+    [
+        ("2", "torchrun --nproc-per-node 2 train.py"),
+        ("1", "the same launcher and python train.py"),  # torchrun on two machines
+        (None, "the same launcher and python train.py"),  # such as srun
+    ],
+)
+def test_how_to_go_on_names_torchrun_if_that_has_started_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: str | None, command: str
+) -> None:
+    config = TrainConfig(output_dir=tmp_path)
+    monkeypatch.setattr("trainable.core.ranks._joined", Launch(0, 2, 0))
+    monkeypatch.setattr("trainable.core.command_name._command", "python train.py")
+    if local is not None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert resume_hint(config) == ""
+    save_checkpoint({"epoch": 1}, tmp_path / "checkpoints" / "latest.pth")
+    assert resume_hint(config).endswith(f"go on with: {command} --resume {tmp_path}")
 
 
 @pytest.mark.gpu

@@ -91,10 +91,20 @@ def join(launch: Launch, store: dist.Store | None, *, cuda: bool) -> None:
     _control_group()
 
 
+def started_by_torchrun() -> bool:
+    """Return whether torchrun has started this process, and not another launcher."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def on_one_machine() -> bool:
+    """Return whether torchrun has started all processes that train together here."""
+    return started_by_torchrun() and os.environ.get("LOCAL_WORLD_SIZE") == str(world_size())
+
+
 def _gpu_of(launch: Launch) -> torch.device:
     """Return the GPU of a process: that of its local rank, or the only one that a batch system lets it see."""
     count = torch.cuda.device_count()
-    own = count == 1 and "TORCHELASTIC_RUN_ID" not in os.environ  # which torchrun sets, whose processes see all GPUs
+    own = count == 1 and not started_by_torchrun()  # whose processes see all GPUs
     if not own and launch.local_rank >= count:
         raise InputError(
             f"process {launch.local_rank + 1} of this machine has no GPU, as torch sees {count}; "
