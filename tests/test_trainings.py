@@ -247,7 +247,7 @@ def test_a_process_says_what_an_error_means_for_the_others(prepared: Data, tmp_p
     end = process.run(TrainingSpec({**recipe, "cache_dir": str(tmp_path / "none")}, False, None, None))
     assert "the cache on" in end.trouble
     with lock_folder(tmp_path / "one"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tune.driver.training_process.LOCK_TIMEOUT", 0.1)
+        patch.setattr("tune.driver.training_process.LOST_NODE_SECONDS", 0.1)
         assert "is still in use" in process.run(TrainingSpec(recipe, False, None, None)).failure
     assert process.run(TrainingSpec(recipe, False, None, None)) == TrainingEnd()
 

@@ -13,7 +13,7 @@ from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
 from trainable.core.division import micro_batch_groups
 from trainable.core.errors import InputError
-from trainable.core.locks import wait_until_unlocked
+from trainable.core.locks import LOST_NODE_SECONDS, wait_until_unlocked
 from trainable.core.logger import logger
 from trainable.core.rank_group import LostNodeError, RankDiedError, RankGroup
 from trainable.core.rank_link import RankLink
@@ -24,7 +24,6 @@ from trainable.train import from_last_checkpoint, last_row, out_of_memory, resum
 from trainable.training.epoch_result import EpochResult
 from trainable.training.training_dir import TrainingDir
 
-LOCK_TIMEOUT = 180.0  # seconds in which a file server should notice that a node is lost, which held the folder
 MAX_DEATHS = 3  # of processes in a row, without a finished epoch in between; the loss of a node is none
 
 
@@ -70,7 +69,7 @@ def train_in_processes(
                 ) from None
             if last_row(TrainingDir(config.output_dir)).get("end_reason"):
                 return
-            wait_until_unlocked(config.output_dir, LOCK_TIMEOUT)  # else the training says who has it
+            wait_until_unlocked(config.output_dir, LOST_NODE_SECONDS)  # else the training says who has it
             config = from_last_checkpoint(config)
             after = "the last checkpoint" if config.resume else "the beginning, as no epoch was finished"
             logger.warning(f"{error}; the epoch under way is lost, and the training goes on from {after}")

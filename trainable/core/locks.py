@@ -24,6 +24,7 @@ from trainable.core.logger import logger
 
 LOCK = ".lock"  # file in a folder that the process that uses the folder locks
 QUIET_SECONDS = 3.0  # of a wait, before it is printed
+LOST_NODE_SECONDS = 180.0  # in which a file server should notice that a machine is lost, which held a lock
 IN_USE = ".in_use"  # file in a scratch folder that its process locks
 NO_LOCKS_ERRNOS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without locks
 

@@ -18,7 +18,7 @@ import torch
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.gpu_memory import memory_taken_by_others
-from trainable.core.locks import hold_shared_lock, wait_until_unlocked
+from trainable.core.locks import LOST_NODE_SECONDS, hold_shared_lock, wait_until_unlocked
 from trainable.core.logger import init_logger
 from trainable.core.options import make_config
 from trainable.core.rank_group import LostNodeError
@@ -37,7 +37,6 @@ from tune.driver.trial_ranks import Places, run_in_ranks, train_pooled_rank
 from tune.spec.sections import processes_per_node
 
 STDOUT = "stdout.log"  # in a training's folder: what it has printed
-LOCK_TIMEOUT = 30.0  # seconds that a killed process may take to let go of the training's folder
 
 
 @dataclass(frozen=True)
@@ -184,10 +183,10 @@ def train_to_the_end(config: TrainConfig, train: Callable[[TrainConfig], EpochRe
 
     train: trains a config, and returns the last epoch's result.
 
-    Raises: as train; TimeoutError if another process, as one on a lost node, still uses the folder after LOCK_TIMEOUT.
+    Raises: as train; TimeoutError if another process, as on a lost node, still uses the folder after LOST_NODE_SECONDS.
     """
     paths = TrainingDir(config.output_dir)
-    if not wait_until_unlocked(paths.path, LOCK_TIMEOUT):
+    if not wait_until_unlocked(paths.path, LOST_NODE_SECONDS):
         raise TimeoutError(f"{paths.path} is still in use by another process")
     if not (row := last_row(paths)).get("end_reason"):
         row = train(from_last_checkpoint(config)).row()
