@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +15,7 @@ import pytest
 
 from trainable.core.errors import InputError
 from trainable.core.locks import hold_shared_lock, is_locked, lock_folder, scratch_dir, wait_for_exclusive_lock
+from trainable.core.logger import init_logger
 
 KERNEL_FLOCK = fcntl.flock
 
@@ -143,3 +145,28 @@ def test_another_error_of_a_lock_names_the_file(tmp_path: Path, monkeypatch: pyt
     for lock in (lambda: lock_folder(tmp_path).__enter__(), lambda: wait_for_exclusive_lock(tmp_path / "workers", 1)):
         with pytest.raises(OSError, match=rf"Input/output error: '{tmp_path}/\.?(lock|workers)'"):
             lock()
+
+
+@pytest.mark.parametrize("seconds", [30.0, 0.3])
+def test_a_folder_of_another_machine_is_waited_for_as_long_as_a_file_server_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seconds: float
+) -> None:
+    """The process that has locked it says that it is on another machine, and is killed once it is waited for."""
+    monkeypatch.setattr("trainable.core.locks.LOST_NODE_SECONDS", seconds)
+    code = "import platform, sys, time; from pathlib import Path; from trainable.core.locks import lock_folder\n"
+    code += "platform.node = lambda: 'elsewhere'\n"
+    code += f"with lock_folder(Path({str(tmp_path)!r})): print('locked', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        init_logger()
+        if seconds < 1:
+            with pytest.raises(InputError, match="is in use by process .* on elsewhere since"), lock_folder(tmp_path):
+                pass
+            process.kill()
+        else:
+            threading.Timer(1, process.kill).start()
+            with lock_folder(tmp_path):
+                assert process.wait(5)
+    said = capsys.readouterr().out
+    assert f"waits up to {seconds:g} s for {tmp_path}, in use by process {process.pid} on elsewhere since" in said

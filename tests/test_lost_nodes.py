@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +15,15 @@ import pytest
 from faults import small_sweep
 from helpers import rows, start, voxtune, wait_for
 from optuna.trial import TrialState
+from test_trainings import training
+from test_trial_ranks import parent_of
 
+from tune.driver.trainings import run_trainings
 from tune.run.events import EventKind, read_events
 from tune.run.results import read_run
 from tune.run.verify import verify
 from tune.search.journal import read_trials
+from tune.spec.sections import Resources
 from tune.spec.sweep_file import dump
 
 
@@ -78,6 +84,31 @@ def test_a_sweep_goes_on_with_the_nodes_that_are_left(cluster, phantoms, prepare
     assert process.returncode == 0, output
     assert [trial.state for trial in read_trials(run)] == [TrialState.COMPLETE] * 6
     assert not any(verify(read_run(run)).values())
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_node_is_no_failure_of_its_training(cluster, prepared, tmp_path, monkeypatch, capfd):
+    """Two trainings that may not fail, on a node each, one of which is killed before an epoch of its training ends."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    long = [training(tmp_path, prepared, name, seed=seed, patches_per_epoch=400) for seed, name in enumerate("ab")]
+    nodes = [cluster.add_node(num_cpus=1) for _ in long]
+
+    def lose() -> None:
+        while not (tmp_path / "b" / "training_config.json").exists():
+            time.sleep(0.02)
+        trains = int((tmp_path / "b" / ".lock").read_text().split()[1])
+        parents = {parent_of(trains), parent_of(parent_of(trains))}
+        [lost] = [node for node in nodes if node.all_processes["raylet"][0].process.pid in parents]
+        cluster.remove_node(lost, allow_graceful=False)
+
+    thread = threading.Thread(target=lose, daemon=True)
+    thread.start()
+    resources = Resources(gpu=0, cpu=1, max_failures=0)
+    outcomes = run_trainings(lambda _: long, tmp_path, resources, address=cluster.address, resume_command="again")
+    thread.join(10)
+    assert {name: outcome.error for name, outcome in outcomes.items()} == {"a": "", "b": ""}
+    assert [len(rows(item.dir.path)) for item in long] == [2, 2]
+    assert re.search(r"b: the loss of its node \S+; it goes on from its last checkpoint", "".join(capfd.readouterr()))
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import ray
 from helpers import ONE_CORE, rows, run_fit, start, wait_for
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -26,6 +27,7 @@ from trainable.train import train
 from trainable.training.case_scores import read_case_scores
 from trainable.training.training_dir import TrainingDir
 from tune.driver.cluster import Cluster
+from tune.driver.process_pool import ProcessPool
 from tune.driver.training_process import TrainingEnd, TrainingProcess, TrainingSpec, train_to_the_end
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.spec.sections import Resources
@@ -189,6 +191,32 @@ def test_trainings_that_wait_for_cores_say_who_has_them(
     assert lines[0].startswith("1 training waits for 1 CPU: 2 of 2 CPU are taken by ")
     assert lines[0].endswith(" (this process): 2 CPU")
     assert lines[1].startswith("no training waits any more; it took 0:")
+
+
+@pytest.mark.slow
+def test_a_process_without_a_training_ends_and_frees_its_cores(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.wait()
+    pool = ProcessPool(ONE_EACH, tmp_path / ".workers")
+    pool.fit_to(2)
+    while pool.starting:
+        pool.note_started(ray.wait(pool.starting, timeout=60)[0][0])
+    pool.fit_to(1)
+    assert len(pool.processes) == 2  # another training may follow
+    monkeypatch.setattr("tune.driver.process_pool.FREE_SECONDS", 0)
+    busy = pool.free()
+    assert busy is not None
+    busy.busy = True
+    pool.fit_to(1)
+    assert pool.processes == [busy]
+    end = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != 1:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    pool.fit_to(1)
+    assert pool.processes == [busy]
+    pool.close()
 
 
 @pytest.mark.slow

@@ -36,6 +36,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     If the folder was created here and contains nothing but its lock file at the end, it is removed; otherwise the lock
     file stays, unlocked.
 
+    A process on another machine that has locked it is waited for, LOST_NODE_SECONDS at most: it may be a lost one.
+
     Raises:
         InputError: if the folder cannot be written, is on a file system without locks, or is locked already; the
             message names the process that locked it.
@@ -49,10 +51,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     with file:
         try:
             with errors_name(path):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(f"{folder} is in use by {file.read().strip()}; wait for it or end it") from None
+                _lock_once_free(file, folder)
         except OSError as error:
             if error.errno not in NO_LOCKS_ERRNOS:
                 raise
@@ -70,6 +69,25 @@ def lock_folder(folder: Path) -> Iterator[None]:
             if new and folder.is_dir() and list(folder.iterdir()) == [path]:  # it may have been moved
                 path.unlink()
                 folder.rmdir()
+
+
+def _lock_once_free(file: TextIO, folder: Path) -> None:
+    """Lock the open lock file of a folder, as lock_folder says."""
+    end = None
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            file.seek(0)
+            holder, now = file.read().strip(), time.monotonic()
+            elsewhere = holder and f" on {platform.node()} since " not in holder
+            if not elsewhere or (end is not None and now > end):
+                raise InputError(f"{folder} is in use by {holder}; wait for it or end it") from None
+            if end is None:
+                end = now + LOST_NODE_SECONDS
+                logger.info(f"waits up to {LOST_NODE_SECONDS:g} s for {folder}, in use by {holder}, which may be lost")
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -160,7 +178,8 @@ def wait_for_exclusive_lock(path: Path, timeout: float) -> None:
                 if time.monotonic() > end:
                     raise InputError(
                         f"{path.parent}: processes of its trials still run after {timeout:g} s, though nothing drives "
-                        f"them; `fuser {path}` on each node names them: end them"
+                        f"them; `fuser {path}` on each node names them: end them. If their node is lost, start again "
+                        "once the file server has released its locks"
                     ) from None
                 if not warned:
                     logger.info("waiting for the processes of trials that were left behind to end")

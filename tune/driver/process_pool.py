@@ -6,8 +6,9 @@ that has used CUDA cannot change to; and a process that is free starts the next 
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tune.driver.training_process import TrainingProcess, TrainingSpec
 from tune.spec.sections import Resources
 
 MAX_FAILED_STARTS = 3  # of processes in a row, after which no more are started
+FREE_SECONDS = 60.0  # after which a free process ends if there are more than trainings: other programs get its GPU
 
 
 @dataclass
@@ -29,12 +31,19 @@ class PooledProcess:
     """A process of the pool.
 
     place: what is reserved for it. starting: what Ray answers once it can train; None from then on. busy: it trains.
+    free_since: when it began to wait for a training, if it does.
     """
 
     actor: Any
     place: PlacementGroup
     starting: Any
     busy: bool = False
+    free_since: float = field(default_factory=time.monotonic)
+
+    @property
+    def free(self) -> bool:
+        """Whether it can train and does not."""
+        return self.starting is None and not self.busy
 
 
 class ProcessPool:
@@ -56,9 +65,15 @@ class ProcessPool:
         self.failed_starts = 0
         self.trouble = ""  # why no training can run in these processes
 
-    def grow(self, wanted: int) -> None:
-        """Start processes until there are `wanted`, or as many as fit on the cluster; ask for nodes for the others."""
+    def fit_to(self, wanted: int) -> None:
+        """Start processes until there are `wanted`, or as many as fit on the cluster; ask for nodes for the others.
+
+        Of more than `wanted` processes those end that have been free for FREE_SECONDS.
+        """
         self.request.ask_for(wanted)
+        idle = [one for one in self.processes if one.free and time.monotonic() > one.free_since + FREE_SECONDS]
+        for process in idle[: max(0, len(self.processes) - wanted)]:
+            self.remove(process)
         for _ in range(min(wanted, self.slots.count()) - len(self.processes)):
             cpu, gpu, nodes = self.resources.cpu, self.resources.gpu_share, self.resources.nodes
             place = self.slots.reserve()
@@ -76,7 +91,7 @@ class ProcessPool:
     def note_started(self, answer: Any) -> None:
         """Note that a process has started, by its answer, or could not start."""
         process = next(process for process in self.processes if process.starting is answer)
-        process.starting = None
+        process.starting, process.free_since = None, time.monotonic()
         try:
             self.trouble = self.trouble or ray.get(answer)
             self.failed_starts = 0
@@ -89,7 +104,7 @@ class ProcessPool:
 
     def free(self) -> PooledProcess | None:
         """Return a process that can train and does not; None if there is none."""
-        return next((process for process in self.processes if process.starting is None and not process.busy), None)
+        return next((process for process in self.processes if process.free), None)
 
     def run(self, process: PooledProcess, spec: TrainingSpec) -> Any:
         """Start a training in a free process; return what Ray answers with its TrainingEnd."""
@@ -98,7 +113,7 @@ class ProcessPool:
 
     def release(self, process: PooledProcess) -> None:
         """Make a process free for the next training, or end it if resources.reuse_processes is off."""
-        process.busy = False
+        process.busy, process.free_since = False, time.monotonic()
         if not self.resources.reuse_processes:
             self.remove(process)
 

@@ -175,11 +175,14 @@ def answers(host: str, port: int) -> bool:
     return True
 
 
+_lost_nodes: set[str] = set()  # their ids; Ray takes none back
+
+
 def lost_node(actor_id: str | None) -> str:
     """Return the address of the node that a process ran on, if that node is lost; "" if it answers or is not known.
 
     actor_id: of the process, in hex digits; None if Ray does not tell. A node is lost if Ray says so, which takes it
-    half a minute, or if nothing answers at the node's port, see is_silent.
+    half a minute, or if nothing answers at the node's port, see is_silent. That is asked once for all of its processes.
     """
     private = getattr(ray, "_private", None)
     actors = getattr(getattr(private, "state", None), "actors", None)
@@ -188,12 +191,17 @@ def lost_node(actor_id: str | None) -> str:
     node = next((node for node in ray.nodes() if node["NodeID"] == number), None)
     if node is None:
         return ""
+    if number in _lost_nodes:
+        return str(node["NodeManagerAddress"])
     host, port, end = node["NodeManagerAddress"], node["NodeManagerPort"], time.monotonic() + ANSWER_SECONDS
     alive = node["Alive"]
     while alive and time.monotonic() < end:  # its processes may end a moment before it
         alive = not is_silent(host, port)
         time.sleep(0.1)
-    return "" if alive else host
+    if alive:
+        return ""
+    _lost_nodes.add(number)
+    return str(host)
 
 
 @contextlib.contextmanager

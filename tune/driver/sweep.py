@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainable.core.errors import InputError
-from trainable.core.locks import lock_folder, wait_for_exclusive_lock
+from trainable.core.locks import LOST_NODE_SECONDS, lock_folder, wait_for_exclusive_lock
 from trainable.core.logger import logger
 from trainable.core.storage import Uri
 from trainable.data.empty_regions import check_regions
@@ -66,7 +66,7 @@ from tune.spec.sweep_file import load_sweep_config
 from tune.terminal.live_screen import SweepScreen
 from tune.viewers.sweep_viewers import begin_viewers, finish_viewers
 
-WORKER_EXIT_TIMEOUT = 60  # seconds that the processes of a killed driver's trials may take to end
+WORKER_EXIT_TIMEOUT = 60  # seconds that the processes of a part's trials may take to end
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def sweep(run: Run, slots: Slots, hooks: Hooks, *, params: tuple[dict[str, Any],
     began = bool(searcher.remaining or journal.paused()) and not stopper.stop_all()
     with hooks.notifier:
         if began:
-            wait_for_exclusive_lock(run.dir.worker_lock, WORKER_EXIT_TIMEOUT)
+            wait_for_exclusive_lock(run.dir.worker_lock, LOST_NODE_SECONDS)
             run = start_attempt(run)
             begin_viewers(journal, run)
             snapshot.begin()

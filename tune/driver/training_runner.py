@@ -104,7 +104,7 @@ class TrainingRunner:
         waits = WaitWatch(pool.slots, "training", lambda text, _: logger.info(text))
         try:
             while (self.wanted or self.running) and not self.stopper.reason():
-                pool.grow(len(self.wanted))
+                pool.fit_to(len(self.wanted))
                 self.start_next()
                 if self.collect():
                     self.ask_again()
@@ -157,6 +157,9 @@ class TrainingRunner:
         except ray.exceptions.RayError as error:
             self.pool.remove(item.process)
             end = TrainingEnd(failure="the death of its process")
+            if host := ray_compat.lost_node(getattr(error, "actor_id", None)):
+                self.say_restart(name, f"the loss of its node {host}")
+                return False
             if self.read_progress(item.training).epoch > item.began.epoch:
                 self.say_restart(name, end.failure)
                 return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from trainable.core.locks import lock_folder, wait_for_exclusive_lock
+from trainable.core.locks import LOST_NODE_SECONDS, lock_folder, wait_for_exclusive_lock
 from tune.driver.cluster import Cluster, running_or_new
 from tune.driver.process_pool import ProcessPool
 from tune.driver.training_plan import Outcome, Plan, Training
@@ -21,7 +21,6 @@ from tune.terminal.training_table import TrainingTable
 __all__ = ["Outcome", "Plan", "Training", "run_trainings"]
 
 WORKER_LOCK = ".workers"  # in the folder of the trainings: each process that trains holds a shared lock on it
-WORKER_EXIT_TIMEOUT = 60  # seconds that the processes of a killed driver may take to end
 
 
 def run_trainings(
@@ -67,7 +66,7 @@ def run_trainings(
         with running_or_new(cluster, address) as cluster, stopper.handle_signals():
             cluster.wait()
             check(cluster)
-            wait_for_exclusive_lock(folder / WORKER_LOCK, WORKER_EXIT_TIMEOUT)
+            wait_for_exclusive_lock(folder / WORKER_LOCK, LOST_NODE_SECONDS)
             with TrainingTable() as table:
                 runner.run(ProcessPool(with_gpu_number(resources), folder / WORKER_LOCK), table)
             stopper.exit()
