@@ -83,7 +83,7 @@ def test_a_winner_of_an_earlier_attempt_is_no_new_best(run: Run) -> None:
     assert texts(run) == ["launched", "complete at epoch 9/9, val_dice_mean 0.5000", "all is done"]
     with events.attempt(Run(run.dir, run.config, []), lambda: "all is done"):
         events.ended(run.trial(0), run)
-    assert texts(run)[3:6] == ["launched", texts(run)[1], "new winner, val_dice_mean 0.5000"]
+    assert texts(run)[3:6] == ["resumed: attempt 2", texts(run)[1], "new winner, val_dice_mean 0.5000"]
 
 
 def test_the_score_that_a_trial_is_ranked_by_is_told_if_it_is_another_one(run: Run) -> None:
@@ -104,13 +104,13 @@ def test_what_a_killed_driver_could_not_note_is_noted_by_the_next_one(run: Run) 
     assert (ended.trial, ended.time, ended.status) == (0, 130.0, "complete")
     assert (killed.kind, killed.time, killed.text) == (EventKind.SWEEP_ENDED, 130.0, "was killed")
     assert [(event.kind, event.text) for event in rest] == [
-        (EventKind.SWEEP_STARTED, "launched"),
+        (EventKind.SWEEP_STARTED, "resumed: attempt 2"),
         (EventKind.SWEEP_ENDED, "all is done"),
     ]
     assert heard == rest  # nobody is told anew of what is long past
     with pytest.raises(KeyError), EventLog(run.dir).attempt(run, lambda: "not this"):
         raise KeyError("a bug")
-    assert texts(run)[6:] == ["launched", "stopped by KeyError: 'a bug'"]
+    assert texts(run)[6:] == ["resumed: attempt 3", "stopped by KeyError: 'a bug'"]
 
 
 def test_a_resume_of_a_killed_sweep_without_trials_left_notes_its_end(run: Run) -> None:
@@ -139,7 +139,8 @@ def test_the_end_in_a_folder_that_was_moved_is_noted_by_the_next_attempt(run: Ru
         run.folder.rename(moved.path)
     with EventLog(moved).attempt(Run(moved, run.config, run.trials), lambda: "all is done"):
         pass
-    assert [event.text for event in read_events(moved.events)] == ["launched", "was killed", "launched", "all is done"]
+    texts_there = [event.text for event in read_events(moved.events)]
+    assert texts_there == ["launched", "was killed", "resumed: attempt 2", "all is done"]
 
 
 def test_nothing_is_made_up_for_a_run_that_older_code_began(run: Run) -> None:

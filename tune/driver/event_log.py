@@ -74,8 +74,8 @@ class EventLog:
         """
         self.catch_up(run)
         self.best = best_finished(run)
-        attempts = len(run.config.record.attempts)
-        self.add(EventKind.SWEEP_STARTED, f"resumed: attempt {attempts}" if attempts > 1 else "launched")
+        earlier = sum(event.kind == EventKind.SWEEP_STARTED for event in read_events(self.dir.events))
+        self.add(EventKind.SWEEP_STARTED, f"resumed: attempt {earlier + 1}" if earlier else "launched")
         try:
             yield
         except BaseException as error:

@@ -8,6 +8,7 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from tune.report.blocks import Block, Code, Facts, Section
 from tune.report.sweep_data import SweepData
+from tune.report.timeline import attempt_times
 from tune.spec.sweep_config import to_sections
 from tune.spec.sweep_file import NumberDumper
 
@@ -23,7 +24,7 @@ def provenance_section(data: SweepData) -> Section:
         ("data", f"hash {record.data or 'unknown'}; {cases_text(data)}"),
         ("split", f"hash {record.split or 'unknown'}; equal hashes mean the same cases in the same parts"),
         ("seed", str(run.config.seed)),
-        ("attempts", f"{len(record.attempts)} (launches and resumes)"),
+        ("attempts", f"{len(attempt_times(data.events))} (launches and resumes)"),
     ]
     if record.skipped_cases:
         pairs.append(("left out", f"{counted(len(record.skipped_cases), 'bad case')}, named in study.yaml"))

@@ -72,9 +72,9 @@ class Retention:
     stopped one that is the winner or among the first keep_top of Run.ranking. Other stopped trials keep nothing, no
     pictures either. Imported trials are skipped.
 
-    On a local storage Ray itself deletes a running trial's older checkpoints when it writes the next. On a URI Ray
-    keeps all, because a snapshot may name an old one; there `apply` deletes them. Call it only after a snapshot of this
-    state of the run, or of a later one, was uploaded.
+    On a local storage Ray itself deletes a running trial's older checkpoints of this attempt when it writes the next.
+    On a URI Ray keeps all, because a snapshot may name an old one; there `apply` deletes them, and everywhere those of
+    earlier attempts. Call it only after a snapshot of this state of the run, or of a later one, was uploaded.
     """
 
     def __init__(self, run: Run) -> None:
@@ -95,8 +95,9 @@ class Retention:
                 continue
             if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
                 keep, pruned = 1 if trial.paused else NUM_TO_KEEP, (trial.checkpoint, trial.paused)
-                if (self.prunes_running or trial.paused) and self.pruned_up_to.get(trial.number) != pruned:
-                    self.prune_running(trial.checkpoint, keep)
+                needed = self.prunes_running or trial.paused or len(self.attempts) > 1
+                if needed and self.pruned_up_to.get(trial.number) != pruned:
+                    self.prune_running(trial, trial.checkpoint, keep)
                     self.pruned_up_to[trial.number] = pruned
                 continue
             finished, in_top = trial.state == TrialState.COMPLETE, trial.number in top
@@ -107,16 +108,17 @@ class Retention:
             if self.prune_ended(trial, keep_best=finished or in_top):
                 (self.settled if finished or not in_top else self.settled_in_top).add(trial.number)
 
-    def prune_running(self, last: str, keep: int = NUM_TO_KEEP) -> None:
-        """Delete the checkpoints that are older than `last`, in the same folder, so that at least `keep` are left.
+    def prune_running(self, trial: TrialResult, last: str, keep: int) -> None:
+        """Delete a trial's checkpoints that are older than `last`, so that at least `keep` are left.
 
-        last: path of a checkpoint below the storage.
+        last: path of a checkpoint below the storage; nothing is deleted if it is not there.
         """
-        trial_folder = f"{self.base}/{PurePosixPath(last).parent}"
-        older = [path for path in self.folders_in(trial_folder) if place_of(path) < place_of(f"{self.base}/{last}")]
-        places = sorted({place_of(path) for path in older})
-        for folder in older:
-            if place_of(folder) in places[: len(places) + 1 - keep]:
+        folders = self.folders_of(trial)
+        places = list(dict.fromkeys(place_of(folder) for folder in folders))  # oldest first
+        newest = place_of(f"{self.base}/{last}")
+        older = places[: places.index(newest)] if newest in places else []
+        for folder in folders:
+            if place_of(folder) in older[: len(older) + 1 - keep]:
                 self.delete(folder)
 
     def prune_ended(self, trial: TrialResult, *, keep_best: bool) -> bool:

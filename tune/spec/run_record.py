@@ -19,7 +19,10 @@ class RunRecord(BaseModel):
     notify: bool = Field(False, description="`--notify` was given; its URL, which may be a secret, is not noted.")
     plan: str | None = Field(None, description="What `launch --hours` has chosen, in words.")
     storage: str | None = Field(None, description="URI or folder where Ray keeps checkpoints; null for RUN/ray.")
-    attempts: list[str] = Field([], description="The folder below the storage of each launch and resume.")
+    attempts: list[str] = Field(
+        [],
+        description="Folders below the storage: of each launch and resume, and of each part of a sweep that promotes.",
+    )
     cache_dir: str | None = Field(None, description="Folder of the preprocessed cases.")
     split: str | None = Field(None, description="Hash of split.json.")
     data: str | None = Field(None, description="Hash of the cases.")
