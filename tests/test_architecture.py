@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,38 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
         source.write("\nimport trainable.core.options\n")
     found = circles(import_graph(tmp_path))
     assert {Path("trainable/core/errors.py"), Path("trainable/core/options.py")} <= set(found)
+
+
+def named_on_the_page(text: str) -> dict[str, set[str]]:
+    """For each folder in the list of docs/code.md what its part names: files, and folders with a slash."""
+    named, top, folder = dict[str, set[str]](), "", ""
+    for line in text.split("```")[1].splitlines():
+        indent = len(line) - len(line.lstrip())
+        first = (line.split() or [""])[0]
+        if indent == 0:
+            top = folder = first.rstrip("/")
+        elif indent == 2:
+            folder = f"{top}/{first.rstrip('/')}" if first.endswith("/") else top
+        named.setdefault(folder, set()).update(re.findall(r"\w+(?:\.py|/)", line))
+    return named
+
+
+def missing_on_the_page(text: str) -> list[Path]:
+    """Each module that docs/code.md names neither in the part of its folder nor by a folder within that."""
+    named = named_on_the_page(text)
+    missing = []
+    for path in (path for path in import_graph(ROOT) if path.stem not in ("__init__", "__main__")):
+        folder, rest = "/".join(path.parts[:-1][:2]), path.parts[2:]
+        word = path.name if len(rest) < 2 else f"{rest[0]}/"
+        if word not in named.get(folder, set()):
+            missing.append(path)
+    return missing
+
+
+def test_the_page_on_the_code_names_each_module() -> None:
+    page = (ROOT / "docs/code.md").read_text()
+    assert missing_on_the_page(page) == []
+    assert missing_on_the_page(page.replace("verify.py", "...", 1)) == [Path("tune/run/verify.py")]
 
 
 READERS = [

@@ -143,6 +143,18 @@ def test_a_rayjob_fits_the_image_the_volume_and_the_rules_of_kuberay_that_no_sch
     assert load("kuberay/volume.yaml")["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
+def test_the_pod_that_copies_cases_sees_the_volume_as_the_sweep_does() -> None:
+    head = load("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    copy_pod = load("kuberay/copy.yaml")["spec"]
+    assert copy_pod["securityContext"] == head["securityContext"]
+    container = copy_pod["containers"][0]
+    assert container["image"] == head["containers"][0]["image"]
+    assert copy_pod["volumes"] == [volume for volume in head["volumes"] if volume["name"] == "shared"]
+    assert container["volumeMounts"] == [
+        mount for mount in head["containers"][0]["volumeMounts"] if mount["name"] == "shared"
+    ]
+
+
 @pytest.mark.parametrize("name", ["ray_cluster_onprem.yaml", "ray_cluster_aws.yaml"])
 def test_ray_loads_the_clusters_of_its_launcher(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config

@@ -100,7 +100,12 @@ SICK = {
     ),
     "TMPDIR": ("free in TMPDIR", with_facts(disks={"TMPDIR's disk": SMALL}), Level.WARNING, "another TMPDIR"),
     "/dev/shm": ("/dev/shm", with_facts(shared_memory=64 * 2**20), Level.WARNING, "in Docker start with --shm-size=8g"),
-    "files": ("open files", with_facts(open_files=1024), Level.WARNING, "may open 1024 files"),
+    "files": (
+        "open files",
+        with_facts(open_files=1024),
+        Level.WARNING,
+        "may open 1024 files: start Ray there after `ulimit -n 65536`; if that is refused, the administrator raises",
+    ),
     "clock": ("clock", replace(NODE, clock=(-60.0, 0.01)), Level.WARNING, "clock is 60.0 s behind the driver's"),
     "dead": ("answers", replace(NODE, facts=None, silence="no answer within 9 s"), Level.WRONG, "no answer within 9 s"),
 }

@@ -38,7 +38,8 @@ def token_of(pid: str) -> str:
         (
             "",
             ["run", "demo"],
-            "voxtune.sbatch: submit it: sbatch --nodes=2 --gpus-per-node=4 voxtune.sbatch RUN SPACE --data DATA",
+            "voxtune.sbatch: submit it: sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 --mem=128G "
+            "voxtune.sbatch RUN SPACE --data DATA",
         ),
         ("1", [], "launch_or_resume.sh: expected RUN SPACE --data DATA"),
         (

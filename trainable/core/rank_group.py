@@ -128,7 +128,7 @@ class RankGroup:
         Args:
             work: a function that the processes can import; link: the RankLink of its process.
             arguments: that can be pickled.
-            on_message: called with each value that rank 0 tells or asks by its link.
+            on_message: called with each value that a process tells or asks by its link; only rank 0 asks.
 
         Raises:
             RankDiedError: if a process dies. Other exceptions are the first one of `work`, with its traceback as a

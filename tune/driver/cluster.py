@@ -36,7 +36,7 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # SweepStopper handles SIGINT and SIGTERM
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # seconds that a stopped trial may take to end
     "TUNE_MAX_PENDING_TRIALS_PG": "100000",  # else processes start one by one; the searcher limits the trials
-    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the journal replaces Ray's snapshots; some are still written
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the journal replaces Ray's snapshots, see controller_compat
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_gcs_server_port_wait_time_s": str(START_TIMEOUT),  # Ray's own 30 s are too short on a busy machine
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -60,7 +60,8 @@ class TrainingEnd:
 
     error: why it has no model, if trying again would not change that. failure: what went wrong and may go well the
     next time. trouble: what other trainings would meet too; it ends all. dirty: it did not begin, as the process has
-    kept GPU memory of the one before; a fresh process is needed. lost: so it is, as this loss of a node ended it.
+    kept GPU memory of the one before; a fresh process is needed. lost: the loss of a node that ended it, in words; a
+    fresh process is needed then too.
     """
 
     error: str = ""

@@ -18,7 +18,9 @@ from tune.driver import ray_compat
 from tune.driver.cluster import Slots, nodes_in_words
 
 LOOK_SECONDS = 1.0  # from one question to Ray to the next
-PATIENCE_SECONDS = 2.0  # in which Ray reserves what nobody holds, and the next one follows one that has stopped waiting
+# Ray takes up to this long to reserve what nobody holds, and to begin the next wait after one has ended. So shorter
+# waits are not told, and shorter gaps between two waits do not end the first.
+PATIENCE_SECONDS = 2.0
 REPEAT_SECONDS = 900.0  # from one message to the next that says the same
 CHANGE_SECONDS = 10.0  # from one message to the next that says something else
 

@@ -137,7 +137,10 @@ def open_files(node: Node, facts: NodeFacts, here: Reference) -> Cell:
     """Check how many files a process may open."""
     if facts.open_files < 0 or facts.open_files >= MIN_OPEN_FILES:
         return Cell("unlimited" if facts.open_files < 0 else f"{facts.open_files}")
-    advice = f"a process may open {facts.open_files} files: start Ray there after `ulimit -Hn 65536`"
+    advice = (
+        f"a process may open {facts.open_files} files: start Ray there after `ulimit -n 65536`; if that is refused, "
+        "the administrator raises nofile in /etc/security/limits.conf, or LimitNOFILE of the service that starts Ray"
+    )
     return Cell(f"{facts.open_files}", Level.WARNING, advice)
 
 

@@ -52,7 +52,7 @@ class NodeFacts:
     python: version. versions: of packages, "" for one that is missing. code: hash of the code of voxtune that runs
     there. gpus, gpu_driver: as nvidia-smi tells; () and "" without it. torch_gpus: how many torch reaches; None if that
     was not tried. torch_error: why it reaches none, or "". folders: by role. disks: folders that are the node's own, by
-    role. shared_memory: bytes of /dev/shm. open_files: how many a process may open.
+    role. shared_memory: bytes of /dev/shm. open_files: how many a process may open, its hard limit.
     """
 
     python: str
