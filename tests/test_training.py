@@ -32,7 +32,7 @@ from trainable.training.state import SkippedSteps, TrainingState
 from trainable.training.step import CastTensors
 from trainable.training.training_dir import BEST, LATEST
 from tune.driver import worker
-from tune.driver.trial_ranks import fit_to_storage
+from tune.driver.trial_fit import fit_to_storage
 from tune.spec.trial_spec import TrialSpec
 
 TINY = {

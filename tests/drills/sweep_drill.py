@@ -38,7 +38,7 @@ from trainable.training.step_progress import OnProgress
 from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.sweep import launch, resume
-from tune.driver.trial_ranks import Fit, fit_to_storage
+from tune.driver.trial_fit import Fit, fit_to_storage
 from tune.run.results import read_run
 from tune.run.verify import verify
 from tune.search.asha import STOP

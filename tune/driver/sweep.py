@@ -48,8 +48,8 @@ from tune.driver.rung_scheduler import OnReport, RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
+from tune.driver.trial_fit import Fit, fit_to_storage
 from tune.driver.trial_gpus import refuse_what_never_fits, resolve_gpu
-from tune.driver.trial_ranks import Fit, fit_to_storage
 from tune.driver.tuner import make_tuner, run_tuner
 from tune.driver.watchdog import HangWatchdog
 from tune.planning.time_plan import GivenTime

@@ -28,12 +28,13 @@ from trainable.train import from_last_checkpoint, last_row, train
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import TrainingDir
 from tune.driver.gpu_sharing import missing_gpu, share_memory
+from tune.driver.kept_ranks import Places, run_in_ranks
 from tune.driver.node_trouble import node_trouble
 from tune.driver.run_cases import cases_of_training
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, free_memory
 from tune.driver.trainer_thread import freeze_imports
-from tune.driver.trial_ranks import Places, run_in_ranks, train_pooled_rank
+from tune.driver.trial_ranks import train_pooled_rank
 from tune.spec.sections import processes_per_node
 
 STDOUT = "stdout.log"  # in a training's folder: what it has printed

@@ -16,7 +16,7 @@ from tune.driver.progress_board import BoardAddress
 from tune.driver.rung_scheduler import RungScheduler
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.sweep_stopper import SweepStopper
-from tune.driver.trial_ranks import Fit
+from tune.driver.trial_fit import Fit
 from tune.driver.worker import run_trial
 from tune.run.results import Run
 from tune.run.retention import NUM_TO_KEEP

@@ -37,7 +37,8 @@ from tune.driver.run_cases import cases_as_begun, cases_of
 from tune.driver.stack_dump import StackDump, dump_stacks_of_hang
 from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, GpuMemoryTakenError, free_memory
 from tune.driver.trainer_thread import freeze_imports, run_in_trainer_thread
-from tune.driver.trial_ranks import Fit, fit_trial
+from tune.driver.trial_fit import Fit
+from tune.driver.trial_ranks import fit_trial
 from tune.run.provenance import digest_of
 from tune.run.run_dir import TrialDir
 from tune.spec.sections import processes_per_node
