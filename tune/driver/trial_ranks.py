@@ -25,7 +25,7 @@ from trainable.train import train
 from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
 from trainable.training.step_progress import OnProgress, StepProgress
-from tune.driver.node_trouble import trouble_of_this_node
+from tune.driver.node_trouble import NodeTroubleError, trouble_of_this_node
 from tune.driver.run_cases import cases_as_begun, cases_of_training
 from tune.driver.stack_dump import dump_stacks_of_hang
 from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, GpuMemoryTakenError, free_memory
@@ -102,11 +102,19 @@ def group_of(places: Places, config: TrainConfig) -> RankGroup:
 
 
 def make_group(places: Places, *, cuda: bool) -> RankGroup:
-    """Return a new group of processes; raise as group_of_trial if they are on several nodes."""
+    """Return a new group of processes.
+
+    Raises:
+        NodeTroubleError: if torch does not see a GPU here for each process that is to be here.
+        Others: as group_of_trial, if they are on several nodes.
+    """
+    from tune.driver.gpu_sharing import missing_gpu  # here, as it imports Ray
+    from tune.driver.node_ranks import group_of_trial
+
+    if cuda and (missing := missing_gpu(places.processes)):  # perhaps since the last training
+        raise NodeTroubleError(missing)
     if places.nodes == 1:
         return RankGroup(places.processes, cuda=cuda, threads=places.threads)
-    from tune.driver.node_ranks import group_of_trial  # here, as it imports Ray
-
     return group_of_trial(places.nodes, places.processes, cuda=cuda, threads=places.threads)
 
 
