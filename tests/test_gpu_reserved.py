@@ -1,4 +1,4 @@
-"""Which GPUs a sweep reserves, and what becomes of a trial whose torch sees none of them."""
+"""Which GPUs a sweep reserves, and what becomes of a trial whose torch sees none of them, or not all."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ import pytest
 import torch
 from helpers import SPACE, SWEEP, voxtune
 
+from trainable.core.config import TrainConfig
 from trainable.core.device import missing_gpu_reason
 from trainable.core.errors import InputError
+from trainable.core.options import to_dict
 from trainable.data.prepare import Data
+from trainable.data.split import save_split
+from tune.driver import node_processes, worker
 from tune.driver.cluster import Cluster
+from tune.driver.gpu_sharing import missing_gpu
+from tune.driver.node_processes import NodeProcesses
+from tune.driver.node_trouble import NodeTroubleError
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
 from tune.driver.sweep import launch
+from tune.driver.training_process import TrainingProcess, TrainingSpec
 from tune.driver.trial_gpus import resolve_gpu
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
@@ -25,6 +33,7 @@ from tune.search.journal import Journal, read_trials
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config
+from tune.spec.trial_spec import TrialSpec
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU")
 
@@ -125,6 +134,56 @@ def test_auto_is_not_measured_where_torch_sees_no_gpu(
 ) -> None:
     with pytest.raises(InputError, match=r"^resources.gpu: 1 GPU is reserved on .*, but torch sees none there \(torch"):
         resolve_gpu(reserving("auto"))
+
+
+@pytest.fixture
+def lost_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Torch sees one GPU of two; returns what is said of that."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    return (
+        f"resources.gpu: 2 GPUs are reserved on {platform.node()}, but torch sees 1 of them "
+        "(CUDA_VISIBLE_DEVICES='0,1'); look at `nvidia-smi` there: restart the node if a GPU has fallen off the bus, "
+        "or start Ray there with the --num-gpus that are left"
+    )
+
+
+@pytest.mark.parametrize(("share", "missing"), [(0.5, False), (1, False), (2, True)])
+def test_fewer_gpus_than_are_reserved_are_named_with_what_to_do(lost_gpu: str, share: float, missing: bool) -> None:
+    assert missing_gpu(share) == (lost_gpu if missing else "")
+
+
+def test_a_trial_ends_the_sweep_if_one_of_its_gpus_is_lost(
+    lost_gpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker.ray_tune, "report", lambda report: reports.append(report))
+    monkeypatch.setattr(worker, "freeze_imports", lambda: None)
+    spec = TrialSpec(
+        number=3, recipe=to_dict(TrainConfig(device="cuda")), checkpoint=None, cpu=1, gpu_share=2, nodes=1,
+        lock_file=str(tmp_path / "lock"), stdout_log=str(tmp_path / "stdout.log"), report_timeout=None, data=None,
+        contents_file=str(tmp_path / "cases.json"),
+    )  # fmt: skip
+    worker.run_trial(spec, lambda *_: pytest.fail("it trains"))
+    assert [report["sweep_error"] for report in reports] == [lost_gpu]
+
+
+def test_a_gpu_that_is_lost_between_two_trainings_ends_them_all(lost_gpu: str, prepared: Data, tmp_path: Path) -> None:
+    (tmp_path / ".workers").touch()
+    save_split(prepared.split, tmp_path / "split.json")
+    paths = {"output_dir": tmp_path / "one", "cache_dir": prepared.folder, "split_file": tmp_path / "split.json"}
+    recipe = to_dict(TrainConfig(device="cuda", **paths))
+    process = TrainingProcess(1, 2, str(tmp_path / ".workers"))
+    assert process.prepare() == lost_gpu
+    assert process.run(TrainingSpec(recipe, False, None, None)).trouble == lost_gpu
+
+
+def test_no_process_starts_on_another_node_that_has_lost_a_gpu(lost_gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_processes.ray, "get_gpu_ids", lambda: [0, 1])
+    with pytest.raises(NodeTroubleError) as raised:
+        NodeProcesses().start([2, 3], 1, "127.0.0.1 1", "00")
+    assert str(raised.value) == lost_gpu
 
 
 @pytest.mark.gpu

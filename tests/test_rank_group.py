@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import platform
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -20,9 +23,20 @@ from listeners import descendants, listeners
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.rank_group import RankDiedError, RankGroup
+from trainable.core.ranks import Launch, _gpu_of
 from trainable.data.prepare import Data
 from trainable.training.checkpoint import load_checkpoint
 from trainable.training.training_dir import TrainingDir
+
+# In each process: torch sees one GPU, and whoever takes it fails later.
+ONE_GPU = """
+import time, torch
+def take(device):
+    time.sleep(30)
+    raise RuntimeError(f"taken: {device}")
+torch.cuda.device_count = lambda: 1
+torch.cuda.set_device = take
+"""
 
 
 class Stop(Exception):
@@ -131,6 +145,30 @@ def test_the_error_that_has_led_to_a_lost_connection_is_raised(group: RankGroup)
     with pytest.raises(InputError, match="the disk of this node is gone"):
         group.run(rank_work.fail_one_after_the_other, on_message=nothing)
     assert not group.usable
+
+
+def test_two_processes_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If torch sees fewer GPUs than there are processes, as in them here, one is told so."""
+    (tmp_path / "sitecustomize.py").write_text(ONE_GPU)
+    monkeypatch.syspath_prepend(tmp_path)
+    lost = f"process 2 of {platform.node()} has no GPU, as torch sees 1 there; look at `nvidia-smi` there"
+    with RankGroup(2, cuda=True, threads=1) as group, pytest.raises(InputError, match=re.escape(lost)):
+        group.run(rank_work.pids, on_message=nothing)
+
+
+@pytest.mark.parametrize(
+    ("count", "all_gpus", "torchrun", "gpu"),
+    [(1, False, False, 0), (4, False, False, 1), (4, True, False, 1), (1, True, False, None), (1, False, True, None)],
+)
+def test_only_under_a_batch_system_the_one_gpu_that_is_seen_is_that_of_any_process(
+    count: int, all_gpus: bool, torchrun: bool, gpu: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with nullcontext() if gpu is not None else pytest.raises(InputError, match="process 2 of .* has no GPU"):
+        assert _gpu_of(Launch(1, 2, 1), all_gpus) == torch.device("cuda", gpu)
 
 
 @pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])

@@ -121,7 +121,7 @@ def main() -> NoReturn:
         sys.stdout = LinkedOutput(link)
     torch.set_num_threads(setup.threads)
     try:
-        join(setup.launch, dist.TCPStore(setup.host, setup.port, is_master=False), cuda=setup.cuda)
+        join(setup.launch, dist.TCPStore(setup.host, setup.port, is_master=False), cuda=setup.cuda, all_gpus=True)
     except Exception as error:
         link.send(Kind.FAILED, portable(error))
         link.receive()  # until this process is killed, so that its end is not taken for the reason

@@ -7,6 +7,7 @@ MASTER_PORT. A process that was started alone is the trivial case: rank 0 of 1, 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,18 +65,19 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
     return Launch(rank, world_size, local_rank)
 
 
-def join(launch: Launch, store: dist.Store | None, *, cuda: bool) -> None:
+def join(launch: Launch, store: dist.Store | None, *, cuda: bool, all_gpus: bool = False) -> None:
     """Join the other processes: by NCCL, on the GPU of this process's local rank, or by gloo on CPUs.
 
     Args:
         store: one that all processes use; None if they have joined already, as Ray Train has them do.
         cuda: train on GPUs.
+        all_gpus: this process sees the GPUs of all processes of its machine, though torchrun has not started it.
 
     Raises:
         InputError: if there is no GPU for this process.
     """
     global _joined, _group, _gpu
-    device = _gpu_of(launch) if cuda else None
+    device = _gpu_of(launch, all_gpus) if cuda else None
     if device is not None:
         torch.cuda.set_device(device)
         _gpu = device
@@ -101,14 +103,16 @@ def on_one_machine() -> bool:
     return started_by_torchrun() and os.environ.get("LOCAL_WORLD_SIZE") == str(world_size())
 
 
-def _gpu_of(launch: Launch) -> torch.device:
+def _gpu_of(launch: Launch, all_gpus: bool) -> torch.device:
     """Return the GPU of a process: that of its local rank, or the only one that a batch system lets it see."""
     count = torch.cuda.device_count()
-    own = count == 1 and not started_by_torchrun()  # whose processes see all GPUs
+    own = count == 1 and not all_gpus and not started_by_torchrun()  # whose processes see all GPUs
     if not own and launch.local_rank >= count:
+        advice = f"start one process per GPU: torchrun --nproc-per-node {count}"
+        if all_gpus:
+            advice = "look at `nvidia-smi` there, and restart the machine if a GPU has fallen off the bus"
         raise InputError(
-            f"process {launch.local_rank + 1} of this machine has no GPU, as torch sees {count}; "
-            f"start one process per GPU: torchrun --nproc-per-node {count}"
+            f"process {launch.local_rank + 1} of {platform.node()} has no GPU, as torch sees {count} there; {advice}"
         )
     return torch.device("cuda", 0 if own else launch.local_rank)
 

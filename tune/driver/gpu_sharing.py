@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from trainable.core.options import make_config
 from trainable.evaluation.inference import predict_logits
 from trainable.training.state import TrainingState
 from tune.driver.parallel_processes import ProcessFailed, WaitForAll, run_together
+from tune.spec.sections import processes_per_node
 
 VALIDATED_SHAPE = (240, 240, 155)  # voxels of a BraTS case
 WARMUP_STEPS, MEASURE_SECONDS = 8, 3.0
@@ -39,17 +41,23 @@ def share_memory(share: float) -> None:
 
 
 def missing_gpu(gpu_share: float) -> str:
-    """Return what is reserved, why torch sees no GPU all the same, and what to do; "" if torch sees one.
+    """Return what is reserved, that torch sees fewer GPUs all the same, and what to do; "" if torch sees as many.
 
     gpu_share: share of a GPU, or number of GPUs, that Ray has reserved for this process.
     """
-    if not (reason := missing_gpu_reason()):
-        return ""
-    return (
-        f"resources.gpu: {gpu_share:g} GPU is reserved on {platform.node()}, but torch sees none there ({reason}); "
-        "look at `nvidia-smi` there and install the build of torch that fits its driver, or launch with "
-        "--set resources.gpu=0 to train on the CPU"
-    )
+    reserved = f"resources.gpu: {gpu_share:g} GPU{'s are' if gpu_share > 1 else ' is'} reserved on {platform.node()}"
+    if reason := missing_gpu_reason():
+        return (
+            f"{reserved}, but torch sees none there ({reason}); look at `nvidia-smi` there and install the build of "
+            "torch that fits its driver, or launch with --set resources.gpu=0 to train on the CPU"
+        )
+    if (seen := torch.cuda.device_count()) < processes_per_node(gpu_share):
+        return (
+            f"{reserved}, but torch sees {seen} of them (CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}); look at `nvidia-smi` there: restart the node if a GPU "
+            "has fallen off the bus, or start Ray there with the --num-gpus that are left"
+        )
+    return ""
 
 
 def reserved_gpus() -> list[int]:

@@ -18,6 +18,7 @@ from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock
 from trainable.core.rank_group import RankGroup
 from trainable.core.ranks import gather
+from tune.driver.node_trouble import NodeTroubleError
 from tune.driver.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, GpuMemoryTakenError, free_memory
 from tune.driver.trainer_thread import run_in_trainer_thread
 
@@ -78,11 +79,19 @@ def group_of(places: Places, config: TrainConfig) -> RankGroup:
 
 
 def make_group(places: Places, *, cuda: bool) -> RankGroup:
-    """Return a new group of processes; raise as group_of_trial if they are on several nodes."""
+    """Return a new group of processes.
+
+    Raises:
+        NodeTroubleError: if torch does not see a GPU here for each process that is to be here.
+        Others: as group_of_trial, if they are on several nodes.
+    """
+    from tune.driver.gpu_sharing import missing_gpu  # here, as it imports Ray
+    from tune.driver.node_ranks import group_of_trial
+
+    if cuda and (missing := missing_gpu(places.processes)):  # perhaps since the last training
+        raise NodeTroubleError(missing)
     if places.nodes == 1:
         return RankGroup(places.processes, cuda=cuda, threads=places.threads)
-    from tune.driver.node_ranks import group_of_trial  # here, as it imports Ray
-
     return group_of_trial(places.nodes, places.processes, cuda=cuda, threads=places.threads)
 
 

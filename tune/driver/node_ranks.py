@@ -6,14 +6,15 @@ Which nodes these are, how their processes are reached, and a RankGroup of them;
 from __future__ import annotations
 
 import secrets
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
-from queue import Empty, SimpleQueue
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
+from queue import SimpleQueue
 from typing import Any
 
 import ray
@@ -32,6 +33,7 @@ from tune.driver.node_processes import NodeProcess, NodeProcesses
 from tune.driver.wait_watch import LOOK_SECONDS, WaitWatch
 
 START_SECONDS = 300.0  # that the processes may take to import torch and to connect
+SILENT_SECONDS = 30  # after which a client that says nothing is dropped before it has shown the key
 
 
 def node_need(local: int, *, cuda: bool, threads: int) -> dict[str, float]:
@@ -130,15 +132,15 @@ def start_on_nodes(
     actors = [actor_in(reserved, bundle) for bundle in bundles]
     node_of = {launch.rank: index // local for index, launch in enumerate(launches)}
     try:
-        with Listener((host, 0), backlog=len(launches), authkey=key) as listener:
-            where = f"{host} {listener.address[1]}"
+        with socket.create_server((host, 0)) as listener:
+            where = f"{host} {listener.getsockname()[1]}"
             started = [
                 actor.start.remote([rank for rank, node in node_of.items() if node == own], threads, where, key.hex())
                 for own, actor in enumerate(actors)
             ]
             places = answers_of(started, reserved)
             watches = [actor.watch.remote() for actor in actors]
-            connections = accept_all(listener, len(launches), watches)
+            connections = accept_all(listener, key, len(launches), watches)
     except (ray.exceptions.RayError, RankDiedError, OSError, EOFError) as error:
         for actor in actors:
             ray.kill(actor, no_restart=True)
@@ -186,10 +188,15 @@ def reason_of(error: Exception, nodes: int) -> Exception:
     return LostNodeError(f"the loss of node {lost} while processes start there") if lost else RankDiedError(text)
 
 
-def accept_all(listener: Listener, count: int, watches: list[Any]) -> dict[int, Connection]:
+def accept_all(listener: socket.socket, key: bytes, count: int, watches: list[Any]) -> dict[int, Connection]:
     """Return the connections of this many processes, by rank, as they come.
 
-    watches: of the nodes; one that returns means that a process has ended.
+    Others may connect too, as port scanners and health checks do: each is heard in a thread of its own, so that it
+    holds up nobody, whatever it sends.
+
+    Args:
+        key: that the processes have.
+        watches: of the nodes; one that returns means that a process has ended.
 
     Raises:
         RankDiedError: if one ends before.
@@ -197,27 +204,50 @@ def accept_all(listener: Listener, count: int, watches: list[Any]) -> dict[int, 
     """
     found, end = dict[int, Connection](), time.monotonic() + START_SECONDS
     arrived: SimpleQueue[tuple[int, Connection]] = SimpleQueue()
-    threading.Thread(target=accept, args=(listener, count, arrived), daemon=True).start()
+    listener.settimeout(0.1)
     while len(found) < count:
         if ended := ray.wait(watches, timeout=0)[0]:
             ray.get(ended)  # which raises if the node was lost
             raise RankDiedError("a process that was to train with others has died as it started; see Ray's logs")
         if time.monotonic() > end:
             raise OSError(f"{len(found)} of {count} have connected within {START_SECONDS:g} s")
-        with suppress(Empty):
-            rank, connection = arrived.get(timeout=0.5)
+        try:
+            client, _ = listener.accept()
+            threading.Thread(target=let_in, args=(client, key, arrived), daemon=True).start()
+        except TimeoutError:
+            pass
+        except (OSError, RuntimeError):  # of one client, or too many of them for the limits of files and threads
+            time.sleep(0.1)
+        while not arrived.empty():
+            rank, connection = arrived.get()
             found[rank] = connection
     return found
 
 
-def accept(listener: Listener, count: int, arrived: SimpleQueue[tuple[int, Connection]]) -> None:
-    """Put this many connections into a queue, with the rank that each tells, until the listener is closed."""
-    while count:
-        try:
-            connection = listener.accept()
-            arrived.put((connection.recv(), connection))
-            count -= 1
-        except (AuthenticationError, EOFError):  # somebody without the key
-            continue
-        except OSError:
-            return
+def let_in(client: socket.socket, key: bytes, arrived: SimpleQueue[tuple[int, Connection]]) -> None:
+    """Put the connection of a process that has the key into a queue, with the rank that it tells; drop other clients.
+
+    Nothing is unpickled before the client has shown that it has the key.
+    """
+    connection = Connection(client.detach())
+    try:
+        limit_silence(connection, SILENT_SECONDS)
+        deliver_challenge(connection, key)
+        answer_challenge(connection, key)
+        rank = connection.recv()
+        limit_silence(connection, 0)
+    except Exception as error:  # whatever a stranger sends
+        connection.close()
+        logger.debug(f"a client that is no process of this training was dropped: {error!r}")
+    else:
+        arrived.put((rank, connection))
+
+
+def limit_silence(connection: Connection, seconds: int) -> None:
+    """Have each wait for the other end of a connection fail after this time; 0 for no limit."""
+    client = socket.socket(fileno=connection.fileno())
+    try:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            client.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", seconds, 0))
+    finally:
+        client.detach()  # the connection closes it
