@@ -20,7 +20,7 @@ from trainable.data.split import save_split
 from tune.driver import node_processes, worker
 from tune.driver.cluster import Cluster
 from tune.driver.gpu_sharing import missing_gpu
-from tune.driver.node_processes import NodeProcesses
+from tune.driver.node_processes import NodeStarter
 from tune.driver.node_trouble import NodeTroubleError
 from tune.driver.searcher import OptunaSearcher
 from tune.driver.storage_watch import StorageWatch
@@ -182,7 +182,7 @@ def test_a_gpu_that_is_lost_between_two_trainings_ends_them_all(lost_gpu: str, p
 def test_no_process_starts_on_another_node_that_has_lost_a_gpu(lost_gpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_processes.ray, "get_gpu_ids", lambda: [0, 1])
     with pytest.raises(NodeTroubleError) as raised:
-        NodeProcesses().start([2, 3], 1, "127.0.0.1 1", "00")
+        NodeStarter().start([2, 3], 1, "127.0.0.1 1", "00")
     assert str(raised.value) == lost_gpu
 
 

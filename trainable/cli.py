@@ -19,6 +19,7 @@ from trainable.core.division import scale_to_processes
 from trainable.core.errors import InputError
 from trainable.core.files import FULL_DISK_ERRNOS, user_path
 from trainable.core.idle_options import idle_options, idle_text
+from trainable.core.launched_rank import INTERRUPTED, LaunchedRank
 from trainable.core.logger import init_logger, logger
 from trainable.core.option_errors import did_you_mean
 from trainable.core.option_files import load_options
@@ -31,7 +32,6 @@ from trainable.core.options import (
     path_options,
     to_dict,
 )
-from trainable.core.rank_process import INTERRUPTED, RankProcess
 from trainable.core.ranks import join, read_launch, world_size
 from trainable.data.cache import CacheError
 from trainable.evaluate import evaluate
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None, prog: str = DEFAULT) -> int:
         if dist.is_initialized():  # by Ray Train, to which the process belongs
             logger.addFilter(lambda record: launch.rank == 0 or record.levelno >= logging.ERROR)
             return run(argv, lambda cuda: join(launch, None, cuda=cuda))
-        process = RankProcess(launch)
+        process = LaunchedRank(launch)
     except InputError as error:
         return report_error(error)
     except KeyboardInterrupt:

@@ -18,8 +18,7 @@ from typing import Any, Protocol, Self
 import torch.distributed as dist
 
 from trainable.core.rank_link import END, Kind, Setup
-from trainable.core.rank_process import is_lost_connection
-from trainable.core.ranks import Launch
+from trainable.core.ranks import Launch, is_lost_connection
 
 LOCAL_HOST, LOOPBACK = "127.0.0.1", "lo"  # an address that only this machine reaches, and its network interface
 LOOK_SECONDS = 5.0  # from one look at the processes that say nothing to the next: a lost machine closes no connection

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,7 @@ from torch import Tensor
 from trainable.core.errors import InputError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LOST_CONNECTION = re.compile("connection|socket|remote process", re.IGNORECASE)  # in an error of torch.distributed
 COLLECTIVE_TIMEOUT = timedelta(hours=1)  # of a sum over the ranks: one may still wait for a slow disk
 WAIT_TIMEOUT = timedelta(days=7)  # of an exchange of values: rank 0 may prepare the cases of a whole data set
 T = TypeVar("T")
@@ -178,3 +180,8 @@ def from_main(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0, group=_control_group())
     return values[0]
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an exception may be what a process meets when another one has ended."""
+    return isinstance(error, RuntimeError) and bool(LOST_CONNECTION.search(str(error)))

@@ -18,7 +18,7 @@ from tune.driver.network_interface import interface_of
 from tune.driver.node_trouble import NodeTroubleError
 
 
-class NodeProcesses:
+class NodeStarter:
     """A Ray actor that starts the processes of one node; they end with it."""
 
     def start(self, ranks: Sequence[int], threads: int, where: str, key: str) -> str:
@@ -49,7 +49,7 @@ class NodeProcesses:
             time.sleep(0.1)
 
 
-class NodeProcess:
+class RemoteProcess:
     """One of the processes of an actor, as RankGroup uses it: with methods of a Popen."""
 
     def __init__(self, actor: Any, watch: Any, rank: int) -> None:

@@ -29,7 +29,7 @@ from trainable.core.ranks import Launch
 from tune.driver import ray_compat
 from tune.driver.cluster import Slots, nodes_in_words
 from tune.driver.network_interface import interface_of
-from tune.driver.node_processes import NodeProcess, NodeProcesses
+from tune.driver.node_processes import NodeStarter, RemoteProcess
 from tune.driver.wait_watch import LOOK_SECONDS, WaitWatch
 
 START_SECONDS = 300.0  # that the processes may take to import torch and to connect
@@ -147,17 +147,17 @@ def start_on_nodes(
         raise reason_of(error, len(bundles)) from None
     members = []
     for rank, node in node_of.items():
-        process = NodeProcess(actors[node], watches[node], rank)
+        process = RemoteProcess(actors[node], watches[node], rank)
         members.append(Member(rank, process, connections[rank], f" on {places[node]}", process.is_lost))
     return members
 
 
 def actor_in(reserved: PlacementGroup, bundle: int) -> Any:
-    """Return a NodeProcesses with all that a bundle of a placement group has."""
+    """Return a NodeStarter with all that a bundle of a placement group has."""
     need = reserved.bundle_specs[bundle]
     options: dict[str, Any] = {"num_cpus": need.get("CPU", 0), "num_gpus": need.get("GPU", 0), "max_restarts": 0}
     place = PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=bundle)
-    return ray.remote(**options, scheduling_strategy=place)(NodeProcesses).remote()
+    return ray.remote(**options, scheduling_strategy=place)(NodeStarter).remote()
 
 
 def answers_of(started: Sequence[Any], reserved: PlacementGroup) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import threading
 import time
@@ -15,21 +14,15 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from trainable.core.logger import logger
-from trainable.core.ranks import Launch, gather
+from trainable.core.ranks import Launch, gather, is_lost_connection
 
 FAILED = "failed"  # key of the store: how many processes have ended with an error
 POLL_SECONDS = 0.5
 INTERRUPTED = 130  # the exit code after Ctrl-C
-LOST_CONNECTION = re.compile("connection|socket|remote process", re.IGNORECASE)  # in an error of torch.distributed
 GRACE_SECONDS = 20  # for a process to end by itself once another one has failed; torchrun kills it after 30
 
 
-def is_lost_connection(error: BaseException) -> bool:
-    """Return whether an exception may be what a process meets when another one has ended."""
-    return isinstance(error, RuntimeError) and bool(LOST_CONNECTION.search(str(error)))
-
-
-class RankProcess:
+class LaunchedRank:
     """This process among those of a launch.
 
     Attributes:
