@@ -1,11 +1,11 @@
 """How well a set of trainings keeps several GPUs, or cores, busy: trainings per hour on 1, 2, 4, ..., and of linear.
 
-    python benchmarks/trainings_throughput.py [--per_slot 6] [--slots 1 2 4] [--epochs 4] [--patches 100] [--cpu]
+    python benchmarks/trainings_throughput.py [--per_slot 6] [--slots 1 2 4] [--epochs 4] [--patches 100 400] [--cpu]
 
-Each number of slots runs `per_slot` trainings per slot, in one local Ray cluster of N GPUs (or cores). Printed
-are trainings per hour from the first start on, the same once each slot has ended its first training (the processes are
-warm then), its share of linear, and the median gap between two trainings of a slot: from the last row of one's
-metrics.csv to the first patch of the next.
+For each number of patches per epoch, each number of slots runs `per_slot` trainings per slot, in one local Ray cluster
+of N GPUs (or cores). Printed are trainings per hour from the first start on, the same once each slot has ended its
+first training (the processes are warm then), its share of linear, and the median gap between two trainings of a slot:
+from the last row of one's metrics.csv to the first patch of the next.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--per_slot", type=int, default=6)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--patches", type=int, default=100)
+    parser.add_argument("--patches", type=int, nargs="+", default=[100], help="per epoch")
     parser.add_argument("--cpu", action="store_true", help="small networks on cores")
     arguments = parser.parse_args()
     init_logger()
@@ -104,13 +104,15 @@ def main() -> None:
         data = prepare_data(TrainConfig(data_dir=folder / "data", cache_dir=folder / "cache"), quiet=True)
         save_split(data.split, folder / "split.json")
         places = {"data_dir": folder / "data", "cache_dir": data.folder, "split_file": folder / "split.json"}
-        length = {"epochs": arguments.epochs, "patches_per_epoch": arguments.patches, "save_freq": 1000}
-        base = TrainConfig(**places, **length, **(SMALL if arguments.cpu else LARGE))
-        rows = [(slots, *measure(slots, arguments.per_slot, folder, base)) for slots in arguments.slots]
-    print("slots  trainings/h  once warm  of linear  gap in s")
-    for slots, whole, warm, gap in rows:
-        linear = warm / (rows[0][2] / rows[0][0] * slots)
-        print(f"{slots:5}  {whole:11.0f}  {warm:9.0f}  {linear:9.2f}  {gap:8.2f}")
+        kind = {"epochs": arguments.epochs, "save_freq": 1000, **(SMALL if arguments.cpu else LARGE)}
+        for patches in arguments.patches:
+            base = TrainConfig(**places, **kind, patches_per_epoch=patches)
+            home = folder / f"{patches}_patches"
+            rows = [(slots, *measure(slots, arguments.per_slot, home, base)) for slots in arguments.slots]
+            print(f"{patches} patches per epoch\nslots  trainings/h  once warm  of linear  gap in s")
+            for slots, whole, warm, gap in rows:
+                linear = warm / (rows[0][2] / rows[0][0] * slots)
+                print(f"{slots:5}  {whole:11.0f}  {warm:9.0f}  {linear:9.2f}  {gap:8.2f}", flush=True)
 
 
 if __name__ == "__main__":
