@@ -20,7 +20,8 @@ def job_environment(folder: Path) -> dict[str, str]:
     (programs / "voxtune").chmod(0o755)
     (programs / "launch_or_resume.sh").symlink_to(ROOT / "cluster/launch_or_resume.sh")
     path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return clean_environment() | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # which `import tune` has set to 0 in this process
+    return clean_environment() | several | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def write_space(folder: Path, trials: int) -> Path:

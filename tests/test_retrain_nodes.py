@@ -150,7 +150,8 @@ def test_too_few_nodes_are_refused_with_what_there_is(sweep: Path, address: str)
     assert not (sweep / "retrain" / "refused").exists()
     assert "--nodes 2: 0 nodes of the cluster have 4 CPU; the cluster has" in done.stderr
     cores = "each process takes the CPU cores of the sweep's resources.cpu"
-    assert f"2 nodes of 2 CPUs and 0 GPUs; lower --nodes or --gpus: {cores}" in done.stderr
+    nodes = "2 nodes of 2 CPUs and 0 GPUs, 1 node of 0 CPUs and 0 GPUs"
+    assert f"the cluster has {nodes}; lower --nodes or --gpus: {cores}" in done.stderr
     assert "Traceback" not in done.stderr
 
 

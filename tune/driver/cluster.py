@@ -260,7 +260,10 @@ def nodes_in_words() -> str:
     offers = Counter(
         tuple(node["Resources"].get(kind, 0) for kind in ("CPU", "GPU")) for node in ray.nodes() if node["Alive"]
     )
-    texts = [f"{counted(count, 'node')} of {cpus:g} CPUs and {gpus:g} GPUs" for (cpus, gpus), count in offers.items()]
+    texts = [
+        f"{counted(count, 'node')} of {cpus:g} CPUs and {gpus:g} GPUs"
+        for (cpus, gpus), count in sorted(offers.items(), reverse=True)
+    ]
     return f"the cluster has {', '.join(texts)}"
 
 
