@@ -298,15 +298,12 @@ def test_how_to_go_on_names_torchrun_if_that_has_started_all(
 def test_several_gpus_train_as_one_does(
     prepared: Data, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, accumulation: int
 ) -> None:
-    """11 steps, replayed from CUDA graphs, also their sums by NCCL; as far apart as two trainings on one GPU are.
-
-    With SGD, as Adam turns the rounding of a gradient near 0 into a step of up to lr.
-    """
+    """11 steps, replayed from CUDA graphs, also their sums by NCCL; as far apart as two trainings on one GPU are."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")  # TF32 rounds by 1e-3
     words: list[object] = ["--epochs", 1, "--batch_size", batch, "--accumulation_steps", accumulation]
-    words += ["--patches_per_epoch", 41, "--optimizer", "sgd", "--lr", 0.02]
+    words += ["--patches_per_epoch", 41]
     for count in (count for count in (1, 2, 4) if count <= torch.cuda.device_count()):
         done = train(count, *flags(prepared, phantoms, tmp_path / str(count), *words, device="cuda"))
         assert done.returncode == 0, done.stdout + done.stderr
