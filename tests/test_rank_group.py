@@ -148,7 +148,7 @@ def test_the_error_that_has_led_to_a_lost_connection_is_raised(group: RankGroup)
 
 
 def test_two_processes_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If torch sees fewer GPUs than there are processes, as in them here, one is told so."""
+    """If torch sees one GPU in each of two processes, the second ends with an error that says so."""
     (tmp_path / "sitecustomize.py").write_text(ONE_GPU)
     monkeypatch.syspath_prepend(tmp_path)
     lost = f"process 2 of {platform.node()} has no GPU, as torch sees 1 there; look at `nvidia-smi` there"

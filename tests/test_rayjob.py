@@ -77,7 +77,6 @@ class RayCluster:
 def cluster(tmp_path: Path) -> Iterator[RayCluster]:
     """A cluster that requires a token, whose processes find what this checkout installs."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    # A process that has imported tune has set this to 0, and Ray would refuse to be one node of several.
     environment = job_environment(tmp_path) | token
     short = tempfile.TemporaryDirectory(prefix="vj", dir="/tmp", ignore_cleanup_errors=True)
     with short as folder, RayCluster(Path(folder), environment) as cluster:

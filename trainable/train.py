@@ -22,7 +22,7 @@ from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
 from trainable.core.option_files import save_options
 from trainable.core.options import option_names, to_dict
-from trainable.core.ranks import from_main, is_main, on_one_machine, world_size
+from trainable.core.ranks import from_main, is_main, started_by_one_torchrun, world_size
 from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
@@ -53,7 +53,7 @@ def resume_command() -> str:
     """Return the command that starts a training on as many processes as this one has; which launcher if it is known."""
     if world_size() == 1:
         return train_command()
-    if not on_one_machine():
+    if not started_by_one_torchrun():
         return f"the same launcher and {train_command()}"
     program = "train.py" if train_command().endswith("train.py") else "-m tune train"
     return f"torchrun --nproc-per-node {world_size()} {program}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from trainable.core.config import TrainConfig
-from trainable.core.division import divisors, undivided_patches
+from trainable.core.division import fitting_processes, undivided_patches
 from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
@@ -107,10 +107,9 @@ def place_to_train(
         InputError: if its steps cannot be divided, there are fewer GPUs, or as checked_nodes.
     """
     if undivided := undivided_patches(recipe, gpus * nodes):
-        fitting = ", ".join(map(str, divisors(recipe.batch_size * recipe.accumulation_steps)))
         raise InputError(
-            f"{undivided} (--gpus {gpus} x --nodes {nodes}); take {fitting} of them, or another recipe: --config FILE, "
-            "a copy of the winner's with other accumulation_steps"
+            f"{undivided} (--gpus {gpus} x --nodes {nodes}); take {fitting_processes(recipe)} of them, or another "
+            "recipe: --config FILE, a copy of the winner's with other accumulation_steps"
         )
     if nodes > 1:
         from tune.driver.node_training import checked_nodes  # here, as it imports Ray

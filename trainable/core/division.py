@@ -54,10 +54,9 @@ def micro_batch_groups(config: TrainConfig, processes: int) -> int:
     """
     if undivided := undivided_patches(config, processes):
         patches = config.batch_size * config.accumulation_steps
-        fitting = ", ".join(map(str, divisors(patches)))
         least = math.lcm(patches, processes)
         raise InputError(
-            f"{undivided}. Start one of {fitting}; or take a step of {least} patches with "
+            f"{undivided}. Start one of {fitting_processes(config)}; or take a step of {least} patches with "
             f"--accumulation_steps {least // config.batch_size}; or of {patches * processes} with --scale_batch"
         )
     return math.gcd(config.accumulation_steps, processes)
@@ -70,6 +69,11 @@ def undivided_patches(config: TrainConfig, processes: int) -> str:
         return ""
     step = f"a step of {batch * micro_batches} patches (batch_size {batch} x accumulation_steps {micro_batches})"
     return f"{step} cannot be divided among {processes} processes"
+
+
+def fitting_processes(config: TrainConfig) -> str:
+    """Return the numbers of processes among which a step can be divided, as "1, 2, 4"."""
+    return ", ".join(map(str, divisors(config.batch_size * config.accumulation_steps)))
 
 
 def divisors(number: int) -> list[int]:

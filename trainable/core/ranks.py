@@ -100,7 +100,7 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def on_one_machine() -> bool:
+def started_by_one_torchrun() -> bool:
     """Return whether torchrun has started all processes that train together here."""
     return started_by_torchrun() and os.environ.get("LOCAL_WORLD_SIZE") == str(world_size())
 

@@ -191,8 +191,8 @@ def reason_of(error: Exception, nodes: int) -> Exception:
 def accept_all(listener: socket.socket, key: bytes, count: int, watches: list[Any]) -> dict[int, Connection]:
     """Return the connections of this many processes, by rank, as they come.
 
-    Others may connect too, as port scanners and health checks do: each is heard in a thread of its own, so that it
-    holds up nobody, whatever it sends.
+    Port scanners and health checks may connect too: each client has a separate thread, so that none delays the
+    processes, whatever it sends.
 
     Args:
         key: that the processes have.
