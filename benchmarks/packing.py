@@ -19,7 +19,7 @@ from step_throughput import OurStep, monai_step, on_patches
 from trainable.core.config import TrainConfig
 from trainable.core.console import make_console
 from trainable.core.device import kernel_selection
-from tune.driver.parallel_processes import WaitForAll, run_together
+from tune.driver.measurement.parallel_processes import WaitForAll, run_together
 
 SECONDS, WARM_UP, ROUND = 5.0, 12, 10  # ROUND: steps between looks at the clock
 TIMEOUT = 600  # seconds of one figure

@@ -21,8 +21,8 @@ from trainable.data.prepare import prepare_data
 from trainable.training.state import TrainingState
 from trainable.training.step_progress import PERIOD_SECONDS, ProgressReporter, StepProgress
 from trainable.training.train_epoch import train_one_epoch
-from tune.driver.live_recorder import READ_SECONDS
-from tune.driver.progress_board import ProgressBoard, ProgressSender
+from tune.driver.processes.progress_board import ProgressBoard, ProgressSender
+from tune.driver.recording.live_recorder import READ_SECONDS
 
 OPTIONS = {
     "depth": 3, "base_channels": 4, "target_shape": (32, 32, 32), "patches_per_epoch": 60, "device": "cpu",

@@ -43,8 +43,8 @@ from trainable.core.console import make_console
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EndReason
 from trainable.training.training_dir import BEST
+from tune.driver.processes.worker import SIGN_OF_LIFE
 from tune.driver.sweep import launch
-from tune.driver.worker import SIGN_OF_LIFE
 from tune.run.run_dir import RunDir
 from tune.search.asha import CONTINUE
 from tune.spec.sweep_file import load_sweep_config

@@ -43,7 +43,7 @@ from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import EpochResult
 from trainable.training.step_progress import OnProgress
-from tune.driver.trial_fit import fit_to_storage
+from tune.driver.processes.trial_fit import fit_to_storage
 
 BATCH = 2
 PARTS = ["steps", "validation", "writing", "report", "driver, Ray", "set-up", "first step"]

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from trainable.core.console import make_console
 from tune.analysis.stop_audit import StopAudit, audit_stops
-from tune.driver.rung_scheduler import RungScheduler
+from tune.driver.scheduling.rung_scheduler import RungScheduler
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.search.asha import CONTINUE, rung_epochs

@@ -64,7 +64,7 @@ def run_ours(
 
     target: of a trial's score, at which it ends. recipes: what the trials train, instead of what voxtune draws.
     """
-    from tune.driver.cluster import Cluster
+    from tune.driver.cluster.connection import Cluster
     from tune.spec.kinds import encode
     from tune.spec.sweep_config import make_sweep_config
 

@@ -30,8 +30,8 @@ from trainable.data.prepare import Data
 from trainable.training.epoch_result import EpochResult
 from trainable.training.step import TrainStep
 from trainable.training.step_progress import OnProgress
+from tune.driver.processes.trial_fit import fit_to_storage
 from tune.driver.sweep import launch
-from tune.driver.trial_fit import fit_to_storage
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
 STEPS, EPOCHS, BATCH = 4, 2, 2

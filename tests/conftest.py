@@ -32,7 +32,7 @@ LONGEST = (
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-    from tune.driver.cluster import Cluster
+    from tune.driver.cluster.connection import Cluster
     from tune.run.results import Run
 
 torch.set_num_threads(1)
@@ -81,7 +81,7 @@ def driven(synthetic_sweep: Path) -> Run:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """One local Ray cluster for all tests of a file."""
-    from tune.driver.cluster import Cluster
+    from tune.driver.cluster.connection import Cluster
 
     with Cluster() as cluster:
         cluster.wait()

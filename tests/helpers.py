@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from trainable.core.config import TrainConfig
     from trainable.data.prepare import Data
     from trainable.training.epoch_result import EpochResult
-    from tune.driver.rung_scheduler import RungScheduler
+    from tune.driver.scheduling.rung_scheduler import RungScheduler
     from tune.search.journal import Journal
     from tune.spec.sweep_config import SweepConfig
 
@@ -82,7 +82,7 @@ def with_case_scores(report: dict[str, Any], cases: Sequence[str]) -> dict[str, 
 
 def start_journal(run_dir: Path, config: SweepConfig) -> tuple[Journal, RungScheduler]:
     """Open a run's journal, and the scheduler that a launch or resume begins with."""
-    from tune.driver.rung_scheduler import RungScheduler  # here, because it imports Ray
+    from tune.driver.scheduling.rung_scheduler import RungScheduler  # here, because it imports Ray
     from tune.search.journal import Journal
 
     journal = Journal(run_dir, config)

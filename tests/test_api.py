@@ -18,7 +18,7 @@ import voxtune as vt
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import row_columns
 from trainable.training.training_log import TrainingLog
-from tune.driver.recorder import metrics_of
+from tune.driver.recording.recorder import metrics_of
 from tune.run.events import Event, EventKind, append_event
 from tune.run.run_dir import RunDir
 from tune.search.journal import Journal

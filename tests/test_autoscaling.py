@@ -25,8 +25,8 @@ from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from tune.analysis.json_output.status import StatusOutput, status_output
-from tune.driver.autoscaler_compat import _types_of_nodes, autoscales
-from tune.driver.cluster import Cluster, Slots
+from tune.driver.cluster.autoscaler_compat import _types_of_nodes, autoscales
+from tune.driver.cluster.connection import Cluster, Slots
 from tune.run.results import read_run
 from tune.search.journal import read_trials
 from tune.spec.sections import Resources
@@ -159,9 +159,9 @@ from ray.autoscaler.sdk import request_resources
 from test_trainings import ONE_EACH, run, training
 from trainable.core.errors import InputError
 from trainable.data.split import load_split
-from tune.driver import node_request
-from tune.driver.cluster import Cluster, Slots
-from tune.driver.trial_gpus import refuse_unknown_gpu
+from tune.driver.cluster import node_request
+from tune.driver.cluster.connection import Cluster, Slots
+from tune.driver.measurement.trial_gpus import refuse_unknown_gpu
 from tune.spec.sections import Resources
 
 def note(bundles):

@@ -23,13 +23,13 @@ from ray.tune.search import Searcher
 from ray.tune.search.search_generator import SearchGenerator
 
 from trainable.core.errors import InputError
-from tune.driver import cluster
-from tune.driver.cluster import LONGEST_TEMP_DIR, Cluster, running_or_new, shorten_temp_dir, slots_for
+from tune.driver.cluster import connection
+from tune.driver.cluster.connection import LONGEST_TEMP_DIR, Cluster, running_or_new, shorten_temp_dir, slots_for
 
 SCRIPT = """
 import signal, time
 from tune.__main__ import stop
-from tune.driver.cluster import Cluster
+from tune.driver.cluster.connection import Cluster
 
 signal.signal(signal.SIGTERM, stop)
 with Cluster() as cluster:
@@ -61,7 +61,7 @@ def test_a_cluster_of_the_caller_ends_with_the_caller_and_a_new_one_with_its_own
         time.sleep(0.2)
         events.append(f"start {address}")
 
-    monkeypatch.setattr(cluster, "start_ray", start)
+    monkeypatch.setattr(connection, "start_ray", start)
     monkeypatch.setattr(ray, "shutdown", lambda: events.append("end"))
     with Cluster("here") as one:
         with running_or_new(one, "elsewhere") as same:
@@ -79,7 +79,7 @@ def test_an_error_of_the_start_is_raised_by_wait(monkeypatch: pytest.MonkeyPatch
     def start(address: str | None) -> None:
         raise InputError("no cluster answers there")
 
-    monkeypatch.setattr(cluster, "start_ray", start)
+    monkeypatch.setattr(connection, "start_ray", start)
     with Cluster("here"):
         pass  # nobody asks
     with pytest.raises(InputError, match="no cluster answers there"), Cluster("here") as one:
@@ -98,7 +98,7 @@ def test_a_machine_that_is_too_busy_to_start_a_cluster_is_named(monkeypatch: pyt
 
 
 def test_what_ray_reads_is_set_and_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "start_ray", lambda address: None)
+    monkeypatch.setattr(connection, "start_ray", lambda address: None)
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", "3")
     monkeypatch.delenv("RAY_AIR_NEW_OUTPUT", raising=False)
     with Cluster():
@@ -108,7 +108,7 @@ def test_what_ray_reads_is_set_and_what_the_user_has_set_stays(monkeypatch: pyte
 
 def test_ray_is_to_start_all_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default it starts one after the other for a searcher that is not its own."""
-    monkeypatch.setattr(cluster, "start_ray", lambda address: None)
+    monkeypatch.setattr(connection, "start_ray", lambda address: None)
     monkeypatch.delenv("TUNE_MAX_PENDING_TRIALS_PG", raising=False)
     assert _get_max_pending_trials(SearchGenerator(Searcher())) == 1
     with Cluster():
@@ -157,7 +157,7 @@ def test_a_cluster_starts_with_the_longest_temporary_folder_and_with_a_longer_on
         folder = tempfile.mkdtemp(dir="/tmp", prefix="v" * (length - len("/tmp/") - 8))
         assert len(folder) == length
         environment = {name: value for name, value in clean_environment().items() if name != "RAY_TMPDIR"}
-        code = "from tune.driver.cluster import Cluster\nwith Cluster() as cluster: cluster.wait()"
+        code = "from tune.driver.cluster.connection import Cluster\nwith Cluster() as cluster: cluster.wait()"
         subprocess.run([sys.executable, "-c", code], check=True, env=environment | {"TMPDIR": folder})
         assert (Path(folder) / "ray").exists() == (length == LONGEST_TEMP_DIR)
         shutil.rmtree(folder)
@@ -167,7 +167,8 @@ def test_ray_is_imported_without_a_home_and_an_entry_in_passwd() -> None:
     """As in a container that runs as a bare number."""
     names = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME")
     environment = {name: value for name, value in clean_environment().items() if name not in names}
-    code = "import getpass; from pathlib import Path; import tune.driver.cluster; print(Path.home(), getpass.getuser())"
+    code = "import getpass; from pathlib import Path; import tune.driver.cluster.connection; "
+    code += "print(Path.home(), getpass.getuser())"
     unshare = ["unshare", "--user", "--map-user=4242"]
     if subprocess.run([*unshare, "true"], check=False).returncode:
         pytest.skip("needs user namespaces")
@@ -177,7 +178,8 @@ def test_ray_is_imported_without_a_home_and_an_entry_in_passwd() -> None:
 
 @pytest.mark.slow
 def test_a_local_cluster_has_the_cores_that_the_process_may_use() -> None:
-    code = "import ray\nfrom tune.driver.cluster import Cluster\nwith Cluster() as cluster:\n    cluster.wait()\n"
+    code = "import ray\nfrom tune.driver.cluster.connection import Cluster\n"
+    code += "with Cluster() as cluster:\n    cluster.wait()\n"
     code += "    print(ray.cluster_resources()['CPU'])"
     command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment())
@@ -187,7 +189,7 @@ def test_a_local_cluster_has_the_cores_that_the_process_may_use() -> None:
 LISTENING = """
 import sys, time
 import ray
-from tune.driver.cluster import Cluster
+from tune.driver.cluster.connection import Cluster
 
 with Cluster() as cluster:
     cluster.wait()
@@ -266,7 +268,7 @@ def test_a_local_cluster_is_closed_to_the_network_and_to_who_has_no_token(
     ids=["no token", "another token"],
 )
 def test_a_refused_token_is_named(local_cluster: tuple[int, str], tmp_path: Path, environment: dict[str, str]) -> None:
-    script = f"from tune.driver.cluster import start_ray; start_ray({local_cluster[1]!r})"
+    script = f"from tune.driver.cluster.connection import start_ray; start_ray({local_cluster[1]!r})"
     other = run_script(script, home=tmp_path, **environment)
     assert "InputError: --address" in other.stderr
     assert "RAY_AUTH_TOKEN" in other.stderr

@@ -40,9 +40,9 @@ from tune.confirmation.report import evaluate_confirmation
 from tune.confirmation.scores import ConfirmScores, best_epoch
 from tune.confirmation.status import confirmation_line, confirmed_choice, recipe_name
 from tune.confirmation.verify import verify_confirmation
-from tune.driver.cluster import Cluster
+from tune.driver.cluster.connection import Cluster
 from tune.driver.sweep import launch
-from tune.driver.training_plan import earlier_outcome
+from tune.driver.training_set.training_plan import earlier_outcome
 from tune.model_bundle import export_model
 from tune.retrain import choose_recipe
 from tune.run.results import Run, TrialResult, read_run

@@ -25,7 +25,7 @@ from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.ensemble import find_models, load_ensemble
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.cli.models import retrain as retrain_verb
-from tune.driver.cluster import Cluster
+from tune.driver.cluster.connection import Cluster
 from tune.driver.sweep import launch
 from tune.ensemble_retrain import EnsembleRequest, retrain_ensemble
 from tune.run.results import read_run

@@ -14,7 +14,7 @@ from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from trainable.data.split import Split
 from tune.analysis.json_output.estimate import EstimateOutput
-from tune.driver.recipe_timing import time_recipe
+from tune.driver.measurement.recipe_timing import time_recipe
 from tune.run.results import read_run
 from tune.spec.sweep_config import make_sweep_config
 

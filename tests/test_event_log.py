@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import SWEEP, make_report, report_all, start_journal
 
-from tune.driver.event_log import EventLog
+from tune.driver.recording.event_log import EventLog
 from tune.driver.sweep import finalize
 from tune.run.events import Event, EventKind, append_event, read_events
 from tune.run.live_state import LiveState, write_live_state

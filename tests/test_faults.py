@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
-from tune.driver import watchdog
+from tune.driver.processes import watchdog
+from tune.driver.processes.watchdog import HangWatchdog
 from tune.driver.sweep import launch, resume
-from tune.driver.watchdog import HangWatchdog
 from tune.run.events import EventKind, read_events
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify

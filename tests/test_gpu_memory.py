@@ -22,7 +22,7 @@ from trainable.core.options import make_config, to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.training.epoch_result import EpochResult
-from tune.driver import worker
+from tune.driver.processes import worker
 from tune.spec.trial_spec import TrialSpec
 
 GIB = 2**30
@@ -136,7 +136,7 @@ import sys, torch
 from trainable.core.options import make_config
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.train import out_of_memory
-from tune.driver.gpu_sharing import share_memory
+from tune.driver.measurement.gpu_sharing import share_memory
 
 share, held = float(sys.argv[1]), []
 share_memory(share)

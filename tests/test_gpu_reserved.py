@@ -17,16 +17,16 @@ from trainable.core.errors import InputError
 from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
-from tune.driver import node_processes, worker
-from tune.driver.cluster import Cluster
-from tune.driver.gpu_sharing import missing_gpu
-from tune.driver.node_processes import NodeStarter
-from tune.driver.node_trouble import NodeTroubleError
-from tune.driver.searcher import OptunaSearcher
-from tune.driver.storage_watch import StorageWatch
+from tune.driver.cluster.connection import Cluster
+from tune.driver.measurement.gpu_sharing import missing_gpu
+from tune.driver.measurement.trial_gpus import resolve_gpu
+from tune.driver.processes import node_processes, worker
+from tune.driver.processes.node_processes import NodeStarter
+from tune.driver.processes.node_trouble import NodeTroubleError
+from tune.driver.processes.training_process import TrainingProcess, TrainingSpec
+from tune.driver.scheduling.searcher import OptunaSearcher
+from tune.driver.scheduling.storage_watch import StorageWatch
 from tune.driver.sweep import launch
-from tune.driver.training_process import TrainingProcess, TrainingSpec
-from tune.driver.trial_gpus import resolve_gpu
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.search.journal import Journal, read_trials

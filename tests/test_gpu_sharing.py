@@ -9,9 +9,9 @@ import torch
 
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
-from tune.driver import gpu_sharing as sharing
-from tune.driver.cluster import Cluster
-from tune.driver.gpu_sharing import (
+from tune.driver.cluster.connection import Cluster
+from tune.driver.measurement import gpu_sharing as sharing
+from tune.driver.measurement.gpu_sharing import (
     DoesNotFit,
     best_count,
     measure_concurrent,
@@ -19,8 +19,8 @@ from tune.driver.gpu_sharing import (
     measure_sharing,
     share_memory,
 )
-from tune.driver.parallel_processes import ProcessFailed
-from tune.driver.trial_gpus import resolve_gpu
+from tune.driver.measurement.parallel_processes import ProcessFailed
+from tune.driver.measurement.trial_gpus import resolve_gpu
 from tune.planning.recipe_costs import largest_recipe
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import make_sweep_config

@@ -24,7 +24,7 @@ from trainable.data.cache import cache_folder, read_metadata
 from trainable.data.cache_check import PLAIN_READING
 from trainable.data.cache_writer import place_of_cache, prepare
 from trainable.data.prepare import Data, prepare_data
-from tune.driver.resumable import with_prepared_data
+from tune.driver.launch.resumable import with_prepared_data
 from tune.run.provenance import digest_of
 from tune.spec.sweep_config import make_sweep_config
 

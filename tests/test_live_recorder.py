@@ -16,10 +16,10 @@ from faults import small_sweep, waiting
 
 from trainable.data.prepare import Data
 from trainable.training.step_progress import StepProgress
-from tune.driver import live_recorder
-from tune.driver.cluster import Cluster
-from tune.driver.live_recorder import LiveRecorder
-from tune.driver.progress_board import BoardAddress, ProgressBoard, ProgressSender, open_socket
+from tune.driver.cluster.connection import Cluster
+from tune.driver.processes.progress_board import BoardAddress, ProgressBoard, ProgressSender, open_socket
+from tune.driver.recording import live_recorder
+from tune.driver.recording.live_recorder import LiveRecorder
 from tune.driver.sweep import launch
 from tune.run.live_state import Activity, LiveState, read_live_state
 from tune.run.run_dir import RunDir

@@ -23,7 +23,7 @@ from trainable.data.cache_writer import prepare
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, save_split
-from tune.driver.plan_by_time import sweep_cases_here
+from tune.driver.measurement.plan_by_time import sweep_cases_here
 from tune.spec.sweep_config import make_sweep_config
 
 REPOSITORY = Path(__file__).parents[1]

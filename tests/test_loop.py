@@ -29,7 +29,7 @@ from trainable.training.epoch_result import EpochResult
 from trainable.training.loop import fit
 from trainable.training.state import TrainingState, check_resumable
 from trainable.training.train_epoch import seed_epoch, train_one_epoch
-from tune.driver.trainer_memory import MAX_LEAKED_BYTES, free_memory
+from tune.driver.processes.trainer_memory import MAX_LEAKED_BYTES, free_memory
 
 TINY = {
     **{"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "overlap": 0, "device": "cpu", "num_workers": 0},
@@ -499,7 +499,7 @@ def test_a_training_leaves_no_gpu_memory_behind(prepared: Data, tmp_path: Path):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("may_keep", "keeps"), [(2**40, True), (0, False)])
 def test_a_process_keeps_as_much_pinned_memory_between_trials_as_it_may(monkeypatch, may_keep: int, keeps: bool):
-    monkeypatch.setattr("tune.driver.trainer_memory.MAX_PINNED_BYTES", may_keep)
+    monkeypatch.setattr("tune.driver.processes.trainer_memory.MAX_PINNED_BYTES", may_keep)
     torch.cuda.init()
     torch.empty(2**26, dtype=torch.uint8, pin_memory=True)
     free_memory()

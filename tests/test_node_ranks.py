@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tune.driver import node_ranks
-from tune.driver.cluster import Cluster
+from tune.driver.cluster.connection import Cluster
+from tune.driver.processes import node_ranks
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 Address = tuple[str, int]

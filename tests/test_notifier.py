@@ -8,9 +8,9 @@ import pytest
 from helpers import SWEEP, notices_at
 
 from trainable.core.errors import InputError
-from tune.driver.notifier import Notifier
-from tune.driver.storage_watch import StorageWatch
-from tune.driver.sweep_stopper import SweepStopper
+from tune.driver.recording.notifier import Notifier
+from tune.driver.scheduling.storage_watch import StorageWatch
+from tune.driver.scheduling.sweep_stopper import SweepStopper
 from tune.run.events import Event, EventKind
 from tune.run.results import Run
 from tune.run.run_dir import RunDir

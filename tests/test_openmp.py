@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Watch())
 
 
 @pytest.mark.parametrize("given", ["", "active"])
-@pytest.mark.parametrize("module", ["trainable.cli", "tune.__main__", "tune.driver.worker", "voxtune"])
+@pytest.mark.parametrize("module", ["trainable.cli", "tune.__main__", "tune.driver.processes.worker", "voxtune"])
 def test_threads_sleep_while_they_wait_unless_the_user_wants_otherwise(module: str, given: str) -> None:
     """In each entry point, and in the module of a trial's process: it is set before torch is imported."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}

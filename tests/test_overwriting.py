@@ -23,7 +23,7 @@ from trainable.training.checkpoint import save_checkpoint
 from trainable.training.training_log import TrainingLog
 from tune.cli.sweeps import best
 from tune.confirmation.export import recipe_text
-from tune.driver.recorder import LostCheckpointError, same_but_for_folder, sync_best
+from tune.driver.recording.recorder import LostCheckpointError, same_but_for_folder, sync_best
 from tune.driver.sweep import finalize
 from tune.retrain import retrain
 from tune.run.results import read_run

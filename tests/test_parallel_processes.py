@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainable.core.locks import process_exists
-from tune.driver.parallel_processes import ProcessFailed, WaitForAll, run_together
+from tune.driver.measurement.parallel_processes import ProcessFailed, WaitForAll, run_together
 
 
 def wait_and_add(number: int, wait_for_all: WaitForAll) -> tuple[int, float, float]:
@@ -67,7 +67,7 @@ def test_the_first_failure_ends_all_though_others_wait(work, error_type: str, me
 PARENT = """
 import os, sys, time
 from pathlib import Path
-from tune.driver.parallel_processes import run_together
+from tune.driver.measurement.parallel_processes import run_together
 
 def work(folder, wait_for_all):
     Path(folder, str(os.getpid())).touch()

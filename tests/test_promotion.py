@@ -10,8 +10,8 @@ from helpers import SWEEP, make_report, report_all, start_journal
 from optuna.trial import TrialState
 
 from tune.analysis.trial_detail import reason
-from tune.driver.searcher import OptunaSearcher
-from tune.driver.storage_watch import StorageWatch
+from tune.driver.scheduling.searcher import OptunaSearcher
+from tune.driver.scheduling.storage_watch import StorageWatch
 from tune.report.rungs import rungs_section
 from tune.report.sweep_data import read_sweep
 from tune.report.sweep_report import sweep_facts

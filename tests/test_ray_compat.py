@@ -27,10 +27,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tune.driver import controller_compat, ray_compat
-from tune.driver.cluster import Cluster
-from tune.driver.controller_compat import changed_controller, keep_starting_processes
-from tune.driver.progress_board import start_board
+from tune.driver.cluster import ray_compat
+from tune.driver.cluster.connection import Cluster
+from tune.driver.processes.progress_board import start_board
+from tune.driver.scheduling import controller_compat
+from tune.driver.scheduling.controller_compat import changed_controller, keep_starting_processes
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
 
@@ -235,10 +236,11 @@ def test_a_report_s_checkpoint_is_in_the_storage_when_the_scheduler_hears_of_it(
 
 DIES = """
 import os, signal
-from tune.driver import controller_compat, ray_compat
-from tune.driver.cluster import Cluster
-from tune.driver.controller_compat import changed_controller, keep_starting_processes
-from tune.driver.progress_board import start_board
+from tune.driver.scheduling import controller_compat
+from tune.driver.cluster import ray_compat
+from tune.driver.cluster.connection import Cluster
+from tune.driver.scheduling.controller_compat import changed_controller, keep_starting_processes
+from tune.driver.processes.progress_board import start_board
 
 assert not ray_compat.cluster_died()
 with Cluster() as cluster:

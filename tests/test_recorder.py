@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tune.driver import recorder
-from tune.driver.recorder import Recorder
+from tune.driver.recording import recorder
+from tune.driver.recording.recorder import Recorder
 from tune.run.run_dir import RunDir
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tune.driver import report_keeper
-from tune.driver.report_keeper import ReportKeeper
+from tune.driver.recording import report_keeper
+from tune.driver.recording.report_keeper import ReportKeeper
 from tune.run.run_dir import RunDir
 
 

@@ -14,9 +14,9 @@ import ray
 from helpers import clean_environment
 
 from trainable.core.errors import InputError
-from tune.driver.cluster import Cluster, Slots
-from tune.driver.node_ranks import reserved_nodes
-from tune.driver.wait_watch import program, subject, taken_line
+from tune.driver.cluster.connection import Cluster, Slots
+from tune.driver.cluster.wait_watch import program, subject, taken_line
+from tune.driver.processes.node_ranks import reserved_nodes
 from tune.run.events import Event, EventKind, waits_for
 from tune.spec.sections import Resources
 

@@ -10,8 +10,8 @@ from faults import faulty, small_sweep
 from helpers import notices_at, voxtune_here
 
 from trainable.data.prepare import Data
-from tune.driver import report_keeper
-from tune.driver.cluster import Cluster
+from tune.driver.cluster.connection import Cluster
+from tune.driver.recording import report_keeper
 from tune.driver.sweep import launch, resume
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir

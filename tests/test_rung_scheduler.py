@@ -10,8 +10,8 @@ import pytest
 from helpers import SWEEP, make_report, report_all, start_journal
 from optuna.trial import TrialState
 
-from tune.driver.searcher import OptunaSearcher
-from tune.driver.storage_watch import StorageWatch
+from tune.driver.scheduling.searcher import OptunaSearcher
+from tune.driver.scheduling.storage_watch import StorageWatch
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.search.asha import CONTINUE, STOP, RungDecision

@@ -9,7 +9,7 @@ import yaml
 from faults import faulty, small_sweep
 
 from trainable.data.prepare import Data
-from tune.driver.cluster import Cluster
+from tune.driver.cluster.connection import Cluster
 from tune.driver.sweep import launch, resume
 from tune.run.verify import verify
 from tune.spec.short_trainings import adapted_if_short, training_steps

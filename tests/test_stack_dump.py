@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tune.driver.stack_dump import dump_stacks_of_hang
+from tune.driver.processes.stack_dump import dump_stacks_of_hang
 
 
 def hang_here() -> None:

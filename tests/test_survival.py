@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 
 from trainable.core.signals import END_SIGNALS
 from tune.analysis.json_output.status import StatusOutput, status_output
-from tune.driver.storage_watch import StorageWatch
-from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
+from tune.driver.scheduling.storage_watch import StorageWatch
+from tune.driver.scheduling.sweep_stopper import SignalKeeper, SweepStopper
 from tune.run.results import Run, read_run
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify

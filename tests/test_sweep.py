@@ -27,9 +27,9 @@ from trainable.data.prepare import Data
 from trainable.data.split import Split, load_split, save_split
 from trainable.training import checkpoint
 from tune.confirmation.export import recipe_text
-from tune.driver import recorder, report_keeper
-from tune.driver.cluster import Cluster
+from tune.driver.cluster.connection import Cluster
 from tune.driver.dry_run import dry_run
+from tune.driver.recording import recorder, report_keeper
 from tune.driver.sweep import launch, resume, with_absolute_paths
 from tune.retrain import retrain
 from tune.run.events import EventKind, read_events

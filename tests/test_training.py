@@ -31,8 +31,8 @@ from trainable.training.optimizers import OPTIMIZERS
 from trainable.training.state import SkippedSteps, TrainingState
 from trainable.training.step import CastTensors
 from trainable.training.training_dir import BEST, LATEST
-from tune.driver import worker
-from tune.driver.trial_fit import fit_to_storage
+from tune.driver.processes import worker
+from tune.driver.processes.trial_fit import fit_to_storage
 from tune.spec.trial_spec import TrialSpec
 
 TINY = {

@@ -26,9 +26,9 @@ from trainable.data.split import save_split
 from trainable.train import train
 from trainable.training.case_scores import read_case_scores
 from trainable.training.training_dir import TrainingDir
-from tune.driver.cluster import Cluster
-from tune.driver.process_pool import ProcessPool
-from tune.driver.training_process import TrainingEnd, TrainingProcess, TrainingSpec, train_to_the_end
+from tune.driver.cluster.connection import Cluster
+from tune.driver.processes.training_process import TrainingEnd, TrainingProcess, TrainingSpec, train_to_the_end
+from tune.driver.training_set.process_pool import ProcessPool
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.spec.sections import Resources
 
@@ -204,7 +204,7 @@ def test_a_process_without_a_training_ends_and_frees_its_cores(
         pool.note_started(ray.wait(pool.starting, timeout=60)[0][0])
     pool.fit_to(1)
     assert len(pool.processes) == 2  # another training may follow
-    monkeypatch.setattr("tune.driver.process_pool.FREE_SECONDS", 0)
+    monkeypatch.setattr("tune.driver.training_set.process_pool.FREE_SECONDS", 0)
     busy = pool.free()
     assert busy is not None
     busy.busy = True
@@ -275,7 +275,7 @@ def test_a_process_says_what_an_error_means_for_the_others(prepared: Data, tmp_p
     end = process.run(TrainingSpec({**recipe, "cache_dir": str(tmp_path / "none")}, False, None, None))
     assert "the cache on" in end.trouble
     with lock_folder(tmp_path / "one"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tune.driver.training_process.LOST_NODE_SECONDS", 0.1)
+        patch.setattr("tune.driver.processes.training_process.LOST_NODE_SECONDS", 0.1)
         assert "is still in use" in process.run(TrainingSpec(recipe, False, None, None)).failure
     assert process.run(TrainingSpec(recipe, False, None, None)) == TrainingEnd()
 

@@ -20,11 +20,11 @@ from test_trial_ranks import TWO_GPUS, parent_of
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from trainable.training.checkpoint import load_checkpoint
-from tune.driver.cluster import Cluster, Slots, groups_on_nodes
-from tune.driver.network_interface import interface_of
-from tune.driver.node_ranks import reason_of
-from tune.driver.node_trouble import NodeTroubleError
-from tune.driver.wait_watch import subject
+from tune.driver.cluster.connection import Cluster, Slots, groups_on_nodes
+from tune.driver.cluster.wait_watch import subject
+from tune.driver.processes.network_interface import interface_of
+from tune.driver.processes.node_ranks import reason_of
+from tune.driver.processes.node_trouble import NodeTroubleError
 from tune.run.events import EventKind, read_events
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir

@@ -14,8 +14,8 @@ from helpers import SPACE, rows, run_fit, start, voxtune, wait_for
 from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from trainable.data.split import load_split, save_split
-from tune.driver.kept_ranks import end_ranks
-from tune.driver.training_process import TrainingEnd, TrainingProcess, TrainingSpec
+from tune.driver.processes.kept_ranks import end_ranks
+from tune.driver.processes.training_process import TrainingEnd, TrainingProcess, TrainingSpec
 from tune.run.events import EventKind, read_events
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir

@@ -12,8 +12,8 @@ from helpers import SWEEP, make_report, with_case_scores
 from trainable.core.errors import InputError
 from trainable.data.split import Split, save_split
 from trainable.training.training_log import TrainingLog
-from tune.driver.recorder import metrics_of
-from tune.driver.rung_scheduler import RungScheduler
+from tune.driver.recording.recorder import metrics_of
+from tune.driver.scheduling.rung_scheduler import RungScheduler
 from tune.run.results import read_run
 from tune.run.verify import verify
 from tune.search.journal import Journal

@@ -62,7 +62,7 @@ def read_words(words: Sequence[str]) -> list[str]:
 def stop(number: int, _: FrameType | None) -> None:
     """End this process with exit code 128 + number, and print that what was finished is kept.
 
-    A running sweep (see tune.driver.sweep_stopper.SweepStopper) and `voxtune train` handle these signals themselves.
+    A running sweep (see tune/driver/scheduling/sweep_stopper.py) and `voxtune train` handle these signals themselves.
     """
     with suppress(OSError):
         print(f"\nstopped by {Signals(number).name}; what was finished is kept", file=sys.stderr)

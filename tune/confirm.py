@@ -23,8 +23,8 @@ from tune.confirmation.race import Race
 from tune.confirmation.recipe_arms import read_recipe
 from tune.confirmation.report import Confirmation, evaluate_confirmation, judge, tested_seeds, write_report
 from tune.confirmation.scores import ConfirmScores, has_tested, replay_race
-from tune.driver.cluster import Cluster
-from tune.driver.node_check import check_nodes_for
+from tune.driver.cluster.connection import Cluster
+from tune.driver.launch.node_check import check_nodes_for
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.retrain import divide_into_folds, prepare_same_cases
 from tune.run.confirm_dir import ConfirmDir

@@ -21,8 +21,8 @@ from tune.confirmation.export import export_recipe
 from tune.confirmation.race import DEFAULT
 from tune.confirmation.status import confirmation_text, confirmed_choice, load_result
 from tune.confirmation.verdict import Arm, Verdict
-from tune.driver.cluster import Cluster
-from tune.driver.report_keeper import write_last_report
+from tune.driver.cluster.connection import Cluster
+from tune.driver.recording.report_keeper import write_last_report
 from tune.driver.sweep import launch
 from tune.retrain import retrain
 from tune.run.results import Run, read_run

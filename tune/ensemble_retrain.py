@@ -21,8 +21,8 @@ from trainable.data.split import Split, fold_splits, load_split, save_split
 from trainable.evaluate import as_chosen, evaluate
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.confirmation.plan import unused_seeds
-from tune.driver.cluster import Cluster
-from tune.driver.node_check import check_nodes_for
+from tune.driver.cluster.connection import Cluster
+from tune.driver.launch.node_check import check_nodes_for
 from tune.driver.trainings import Outcome, Training, run_trainings
 from tune.followed_plateau import without_plateau
 from tune.retrain import (

@@ -11,10 +11,10 @@ from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.core.parallel import cores
 from trainable.data.prepare import Data, prepare_data
-from tune.driver.cluster import slots_for
-from tune.driver.gpu_sharing import DoesNotFit
-from tune.driver.recipe_timing import measure_costs
-from tune.driver.run_files import refuse_no_validation
+from tune.driver.cluster.connection import slots_for
+from tune.driver.launch.run_files import refuse_no_validation
+from tune.driver.measurement.gpu_sharing import DoesNotFit
+from tune.driver.measurement.recipe_timing import measure_costs
 from tune.planning.estimate import GPU_COUNTS, Estimate, make_estimate
 from tune.spec.short_trainings import adapted_if_short
 from tune.spec.sweep_config import SweepConfig

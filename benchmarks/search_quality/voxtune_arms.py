@@ -17,7 +17,7 @@ from optuna.search_space import IntersectionSearchSpace
 from search_quality import naming
 from search_quality.bench import ETA, Bench, Recipe
 from search_quality.simulator import Arm, Training
-from tune.driver.rung_scheduler import RungScheduler
+from tune.driver.scheduling.rung_scheduler import RungScheduler
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
 from tune.search.asha import STOP

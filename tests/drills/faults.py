@@ -20,7 +20,7 @@ from trainable.core.config import TrainConfig
 from trainable.data.prepare import Data
 from trainable.training.epoch_result import EpochResult
 from trainable.training.step_progress import OnProgress, StepProgress
-from tune.driver.trial_fit import Fit, fit_to_storage
+from tune.driver.processes.trial_fit import Fit, fit_to_storage
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not have this folder on their path

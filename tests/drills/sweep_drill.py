@@ -35,10 +35,10 @@ from trainable.data.prepare import Data, prepare_data
 from trainable.training import checkpoint
 from trainable.training.epoch_result import EpochResult
 from trainable.training.step_progress import OnProgress
-from tune.driver.rung_scheduler import RungScheduler
-from tune.driver.searcher import OptunaSearcher
+from tune.driver.processes.trial_fit import Fit, fit_to_storage
+from tune.driver.scheduling.rung_scheduler import RungScheduler
+from tune.driver.scheduling.searcher import OptunaSearcher
 from tune.driver.sweep import launch, resume
-from tune.driver.trial_fit import Fit, fit_to_storage
 from tune.run.results import read_run
 from tune.run.verify import verify
 from tune.search.asha import STOP

@@ -46,8 +46,8 @@ def doctor(
     config, run_dir, storage = what_to_check(sweep, data, out, cache_dir, storage)
     with messages_on_stderr(json_):
         logger.info("starting Ray" if address is None else f"connecting to Ray at {address}")
-        from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
-        from tune.driver.node_check import examine_cluster
+        from tune.driver.cluster.connection import Cluster  # after the YAML is checked: this imports Ray
+        from tune.driver.launch.node_check import examine_cluster
 
         with Cluster(address) as cluster:
             cluster.wait()

@@ -34,7 +34,7 @@ from tune.terminal.tables import print_best, print_space, summary_line
 from tune.terminal.text_lines import flow
 
 if TYPE_CHECKING:
-    from tune.driver.cluster import Cluster
+    from tune.driver.cluster.connection import Cluster
     from tune.spec.sweep_config import SweepConfig
 
 NoReport = Annotated[bool, typer.Option("--no_report", help="Do not keep RUN/report.html up to date.")]
@@ -108,7 +108,7 @@ def launch(
     set_: Set = None,
 ) -> None:
     """Run a sweep in a new folder."""
-    from tune.driver.launch_arguments import check_arguments, check_notify
+    from tune.driver.launch.launch_arguments import check_arguments, check_notify
 
     check_notify(notify)
     own = user_overrides(set_, trials)
@@ -121,7 +121,7 @@ def launch(
     with outlive_reader(f"the sweep goes on, see: voxtune status {out}"):
         print_space(config)
         logger.info(f"\n{'starting Ray' if address is None else f'connecting to Ray at {address}'}")
-        from tune.driver.cluster import Cluster  # after the YAML is checked: this imports Ray
+        from tune.driver.cluster.connection import Cluster  # after the YAML is checked: this imports Ray
 
         with Cluster(address) as cluster:  # which starts while torch is imported
             if dry_run:
@@ -185,7 +185,7 @@ def resume(
     set_: Set = None,
 ) -> None:
     """Continue a sweep that was interrupted, or extend it: more trials, another budget or target."""
-    from tune.driver.launch_arguments import check_notify
+    from tune.driver.launch.launch_arguments import check_notify
 
     check_notify(notify)
     from tune.driver.sweep import resume as resume_sweep
@@ -238,7 +238,7 @@ def confirm_if_asked(
 
         confirm(run.folder, budget=budget, cluster=cluster, address=address)
         if run.config.record.report:
-            from tune.driver.report_keeper import write_last_report
+            from tune.driver.recording.report_keeper import write_last_report
 
             write_last_report(read_run(run.folder))
 

@@ -30,6 +30,6 @@ not restarted, OptunaSearcher.on_trial_complete(error=True) and Recorder.on_tria
 with its node is always restarted (controller_compat.py).
 """
 
-from tune.driver.home import ensure_home
+from tune.driver.cluster.home import ensure_home
 
 ensure_home()  # before any module of this folder imports Ray

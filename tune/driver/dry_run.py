@@ -12,10 +12,10 @@ from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
 from trainable.data.preview import Preview, preview_data
-from tune.driver.cluster import Cluster, Slots
-from tune.driver.node_check import check_nodes
-from tune.driver.run_files import check_launch, refuse_no_validation, with_absolute_paths
-from tune.driver.trial_gpus import is_measured, resolve_gpu
+from tune.driver.cluster.connection import Cluster, Slots
+from tune.driver.launch.node_check import check_nodes
+from tune.driver.launch.run_files import check_launch, refuse_no_validation, with_absolute_paths
+from tune.driver.measurement.trial_gpus import is_measured, resolve_gpu
 from tune.run.import_trials import differences
 from tune.run.results import read_run
 from tune.run.retention import check_disk_space

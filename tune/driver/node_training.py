@@ -9,10 +9,10 @@ from functools import partial
 from trainable.core.config import TrainConfig
 from trainable.data.prepare import Data
 from trainable.train_processes import train_in_processes
-from tune.driver.cluster import Cluster
-from tune.driver.node_check import check_nodes
-from tune.driver.node_ranks import group_on_nodes, node_need, refuse_too_few_nodes
-from tune.driver.trial_gpus import cluster_gpus
+from tune.driver.cluster.connection import Cluster
+from tune.driver.launch.node_check import check_nodes
+from tune.driver.measurement.trial_gpus import cluster_gpus
+from tune.driver.processes.node_ranks import group_on_nodes, node_need, refuse_too_few_nodes
 from tune.run.results import Run
 
 

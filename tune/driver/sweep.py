@@ -22,20 +22,12 @@ from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split
 from trainable.training.seen_cases import cases_by_part, history_of_pretrained
-from tune.driver.cluster import Cluster, Slots, running_or_new
-from tune.driver.event_log import EventLog
-from tune.driver.launch_arguments import ensure_new
-from tune.driver.live_recorder import LiveRecorder
-from tune.driver.node_check import check_nodes
-from tune.driver.node_request import NodeRequest
-from tune.driver.notifier import Notifier
-from tune.driver.plan_by_time import plan_by_time
-from tune.driver.progress_board import start_board
-from tune.driver.recorder import LostCheckpointError, Recorder, sync_outputs
-from tune.driver.report_keeper import ReportKeeper, write_last_report
-from tune.driver.resource_wait import ResourceWait
-from tune.driver.resumable import all_ended, check_resumable, refuse_unchangeable, with_prepared_data
-from tune.driver.run_files import (
+from tune.driver.cluster.connection import Cluster, Slots, running_or_new
+from tune.driver.cluster.node_request import NodeRequest
+from tune.driver.launch.launch_arguments import ensure_new
+from tune.driver.launch.node_check import check_nodes
+from tune.driver.launch.resumable import all_ended, check_resumable, refuse_unchangeable, with_prepared_data
+from tune.driver.launch.run_files import (
     begin_run,
     check_launch,
     refuse_no_validation,
@@ -44,14 +36,22 @@ from tune.driver.run_files import (
     with_choices,
     write_config,
 )
-from tune.driver.rung_scheduler import OnReport, RungScheduler
-from tune.driver.searcher import OptunaSearcher
-from tune.driver.storage_watch import StorageWatch
-from tune.driver.sweep_stopper import SignalKeeper, SweepStopper
-from tune.driver.trial_fit import Fit, fit_to_storage
-from tune.driver.trial_gpus import refuse_what_never_fits, resolve_gpu
-from tune.driver.tuner import make_tuner, run_tuner
-from tune.driver.watchdog import HangWatchdog
+from tune.driver.measurement.plan_by_time import plan_by_time
+from tune.driver.measurement.trial_gpus import refuse_what_never_fits, resolve_gpu
+from tune.driver.processes.progress_board import start_board
+from tune.driver.processes.trial_fit import Fit, fit_to_storage
+from tune.driver.processes.watchdog import HangWatchdog
+from tune.driver.recording.event_log import EventLog
+from tune.driver.recording.live_recorder import LiveRecorder
+from tune.driver.recording.notifier import Notifier
+from tune.driver.recording.recorder import LostCheckpointError, Recorder, sync_outputs
+from tune.driver.recording.report_keeper import ReportKeeper, write_last_report
+from tune.driver.recording.resource_wait import ResourceWait
+from tune.driver.scheduling.rung_scheduler import OnReport, RungScheduler
+from tune.driver.scheduling.searcher import OptunaSearcher
+from tune.driver.scheduling.storage_watch import StorageWatch
+from tune.driver.scheduling.sweep_stopper import SignalKeeper, SweepStopper
+from tune.driver.scheduling.tuner import make_tuner, run_tuner
 from tune.planning.time_plan import GivenTime
 from tune.run.import_trials import change_space
 from tune.run.results import Run, ensure_run, read_run

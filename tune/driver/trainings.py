@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainable.core.locks import LOST_NODE_SECONDS, lock_folder, wait_for_exclusive_lock
-from tune.driver.cluster import Cluster, running_or_new
-from tune.driver.process_pool import ProcessPool
-from tune.driver.training_plan import Outcome, Plan, Training
-from tune.driver.training_runner import TrainingRunner, TrainingsStopper
-from tune.driver.trial_gpus import cluster_gpus, refuse_unknown_gpu
+from tune.driver.cluster.connection import Cluster, running_or_new
+from tune.driver.measurement.trial_gpus import cluster_gpus, refuse_unknown_gpu
+from tune.driver.training_set.process_pool import ProcessPool
+from tune.driver.training_set.training_plan import Outcome, Plan, Training
+from tune.driver.training_set.training_runner import TrainingRunner, TrainingsStopper
 from tune.spec.sections import Resources
 from tune.terminal.training_table import TrainingTable
 

@@ -1,0 +1,1 @@
+"""Ray's cluster: connected to or started, its nodes, and Ray's private names."""

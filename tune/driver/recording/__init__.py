@@ -1,0 +1,1 @@
+"""What is written and reported while a sweep runs."""

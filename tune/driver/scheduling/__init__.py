@@ -1,0 +1,1 @@
+"""Which trial starts, goes on, stops or pauses, and when the sweep ends."""

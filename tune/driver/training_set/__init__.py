@@ -1,0 +1,1 @@
+"""A set of trainings on all GPUs, one process per GPU."""
