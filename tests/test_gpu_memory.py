@@ -136,7 +136,7 @@ import sys, torch
 from trainable.core.options import make_config
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.train import out_of_memory
-from tune.driver.measurement.gpu_sharing import share_memory
+from tune.driver.processes.gpu_share import share_memory
 
 share, held = float(sys.argv[1]), []
 share_memory(share)

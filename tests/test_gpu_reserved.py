@@ -18,9 +18,9 @@ from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from tune.driver.cluster.connection import Cluster
-from tune.driver.measurement.gpu_sharing import missing_gpu
 from tune.driver.measurement.trial_gpus import resolve_gpu
 from tune.driver.processes import node_processes, worker
+from tune.driver.processes.gpu_share import missing_gpu
 from tune.driver.processes.node_processes import NodeStarter
 from tune.driver.processes.node_trouble import NodeTroubleError
 from tune.driver.processes.training_process import TrainingProcess, TrainingSpec

@@ -17,10 +17,10 @@ from tune.driver.measurement.gpu_sharing import (
     measure_concurrent,
     measure_process,
     measure_sharing,
-    share_memory,
 )
 from tune.driver.measurement.parallel_processes import ProcessFailed
 from tune.driver.measurement.trial_gpus import resolve_gpu
+from tune.driver.processes.gpu_share import share_memory
 from tune.planning.recipe_costs import largest_recipe
 from tune.spec.space import ConfigErrors
 from tune.spec.sweep_config import make_sweep_config

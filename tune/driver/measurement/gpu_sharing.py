@@ -1,26 +1,22 @@
-"""Trials that share a GPU: how much of its memory each may use, and how fast several train at the same time."""
+"""Trials that share a GPU: how fast several train at the same time, and how many are to."""
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import ray
 import torch
 
 from trainable.core.config import TrainConfig
-from trainable.core.device import kernel_selection, missing_gpu_reason, to_network_format
+from trainable.core.device import kernel_selection, to_network_format
 from trainable.core.errors import InputError
-from trainable.core.gpu_memory import CUDA_CONTEXT_BYTES
 from trainable.core.options import make_config
 from trainable.evaluation.inference import predict_logits
 from trainable.training.state import TrainingState
 from tune.driver.measurement.parallel_processes import ProcessFailed, WaitForAll, run_together
-from tune.spec.sections import processes_per_node
+from tune.driver.processes.gpu_share import missing_gpu, share_memory
 
 VALIDATED_SHAPE = (240, 240, 155)  # voxels of a BraTS case
 WARMUP_STEPS, MEASURE_SECONDS = 8, 3.0
@@ -28,44 +24,6 @@ TIMEOUT_SECONDS = 600  # of one measurement, with the start of its processes
 MEMORY_MARGIN = 0.9  # a trial holds batches besides those of its steps
 COUNTS = (1, 2, 4, 8)  # numbers of trials per GPU that are tried
 MIN_SPEEDUP = 1.1  # that twice as many trials must bring
-
-
-def share_memory(share: float) -> None:
-    """Limit this process to a share of the GPU's memory, so that the other trials on this GPU keep theirs.
-
-    share: between 0 and 1, both excluded, CUDA's own memory included; for other values, or without a GPU, no limit.
-    """
-    if 0 < share < 1 and torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(max(share - CUDA_CONTEXT_BYTES / total, share / 2))
-
-
-def missing_gpu(gpu_share: float) -> str:
-    """Return what is reserved, that torch sees fewer GPUs all the same, and what to do; "" if torch sees as many.
-
-    gpu_share: share of a GPU, or number of GPUs, that Ray has reserved for this process.
-    """
-    reserved = f"resources.gpu: {gpu_share:g} GPU{'s are' if gpu_share > 1 else ' is'} reserved on {platform.node()}"
-    if reason := missing_gpu_reason():
-        return (
-            f"{reserved}, but torch sees none there ({reason}); look at `nvidia-smi` there and install the build of "
-            "torch that fits its driver, or launch with --set resources.gpu=0 to train on the CPU"
-        )
-    if (seen := torch.cuda.device_count()) < processes_per_node(gpu_share):
-        return (
-            f"{reserved}, but torch sees {seen} of them (CUDA_VISIBLE_DEVICES="
-            f"{os.environ.get('CUDA_VISIBLE_DEVICES', '')!r}); look at `nvidia-smi` there: restart the node if a GPU "
-            "has fallen off the bus, or start Ray there with the --num-gpus that are left"
-        )
-    return ""
-
-
-def reserved_gpus() -> list[int]:
-    """Return the indices on this machine of the GPUs that Ray has reserved for this process.
-
-    A GPU that CUDA_VISIBLE_DEVICES names by its UUID has no index, and is left out.
-    """
-    return sorted(int(gpu) for gpu in ray.get_gpu_ids() if str(gpu).isdecimal())
 
 
 def measure_sharing(recipe: dict[str, Any], max_processes: int) -> dict[int, float]:

@@ -24,8 +24,9 @@ from trainable.training.state import TrainingState
 from trainable.training.step_progress import ProgressReporter
 from trainable.training.train_epoch import train_one_epoch
 from trainable.training.validation import validate_epoch
-from tune.driver.measurement.gpu_sharing import DoesNotFit, share_memory
+from tune.driver.measurement.gpu_sharing import DoesNotFit
 from tune.driver.measurement.parallel_processes import ProcessFailed, WaitForAll, run_together
+from tune.driver.processes.gpu_share import share_memory
 from tune.planning.recipe_costs import Costs, RecipeCost, by_size, estimate_memory, sampled_recipes
 from tune.spec.sweep_config import SweepConfig
 

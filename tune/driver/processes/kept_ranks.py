@@ -18,6 +18,7 @@ from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import hold_shared_lock
 from trainable.core.rank_group import RankGroup
 from trainable.core.ranks import gather
+from tune.driver.processes.gpu_share import missing_gpu
 from tune.driver.processes.node_trouble import NodeTroubleError
 from tune.driver.processes.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_PAUSE, GpuMemoryTakenError, free_memory
 from tune.driver.processes.trainer_thread import run_in_trainer_thread
@@ -85,8 +86,7 @@ def make_group(places: Places, *, cuda: bool) -> RankGroup:
         NodeTroubleError: if torch does not see a GPU here for each process that is to be here.
         Others: as group_of_trial, if they are on several nodes.
     """
-    from tune.driver.measurement.gpu_sharing import missing_gpu  # here, as it imports Ray
-    from tune.driver.processes.node_ranks import group_of_trial
+    from tune.driver.processes.node_ranks import group_of_trial  # here, as it imports Ray
 
     if cuda and (missing := missing_gpu(places.processes)):  # perhaps since the last training
         raise NodeTroubleError(missing)

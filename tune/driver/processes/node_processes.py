@@ -13,7 +13,7 @@ import ray
 
 from trainable.core.rank_group import start_process
 from tune.driver.cluster import ray_compat
-from tune.driver.measurement.gpu_sharing import missing_gpu
+from tune.driver.processes.gpu_share import missing_gpu
 from tune.driver.processes.network_interface import interface_of
 from tune.driver.processes.node_trouble import NodeTroubleError
 

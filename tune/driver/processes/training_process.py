@@ -27,7 +27,7 @@ from trainable.evaluate import evaluate
 from trainable.train import from_last_checkpoint, last_row, train
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.training_dir import TrainingDir
-from tune.driver.measurement.gpu_sharing import missing_gpu, share_memory
+from tune.driver.processes.gpu_share import missing_gpu, share_memory
 from tune.driver.processes.kept_ranks import Places, run_in_ranks
 from tune.driver.processes.node_trouble import node_trouble
 from tune.driver.processes.run_cases import cases_of_training

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import ray
 import torch
 from PIL import Image
 from ray import tune as ray_tune
@@ -29,7 +30,7 @@ from trainable.training import checkpoint
 from trainable.training.case_scores import case_rows
 from trainable.training.epoch_result import EndReason, EpochResult, Pictures
 from trainable.training.training_log import epoch_line
-from tune.driver.measurement.gpu_sharing import missing_gpu, reserved_gpus, share_memory
+from tune.driver.processes.gpu_share import missing_gpu, share_memory
 from tune.driver.processes.node_ranks import other_nodes
 from tune.driver.processes.node_trouble import NodeTroubleError, trouble_of_this_node
 from tune.driver.processes.progress_board import BoardAddress, ProgressSender
@@ -124,6 +125,14 @@ def train_on(spec: TrialSpec, recipe: TrainConfig, data: Data, fit: Fit, trial: 
         fit_trial(spec, recipe, data, fit, trial.on_epoch_end, trial.progress.send, trial.give_sign_of_life)
     else:
         run_in_trainer_thread(lambda: fit(recipe, data, trial.on_epoch_end, trial.progress.send))
+
+
+def reserved_gpus() -> list[int]:
+    """Return the indices on this machine of the GPUs that Ray has reserved for this process.
+
+    A GPU that CUDA_VISIBLE_DEVICES names by its UUID has no index, and is left out.
+    """
+    return sorted(int(gpu) for gpu in ray.get_gpu_ids() if str(gpu).isdecimal())
 
 
 def sweep_error(reason: str) -> Report:
