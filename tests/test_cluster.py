@@ -176,6 +176,10 @@ def test_ray_is_imported_without_a_home_and_an_entry_in_passwd() -> None:
     assert done.stdout == "/tmp/voxtune-4242 4242\n", done.stderr
 
 
+def test_the_packages_that_all_nodes_get_are_those_of_this_code() -> None:
+    assert connection.shipped_packages() == [str(Path(__file__).parents[1] / name) for name in ("trainable", "tune")]
+
+
 @pytest.mark.slow
 def test_a_local_cluster_has_the_cores_that_the_process_may_use() -> None:
     code = "import ray\nfrom tune.driver.cluster.connection import Cluster\n"

@@ -12,12 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Self
 
 import ray.tune  # completely imported before a thread starts Ray while other modules are imported
 from ray.util.placement_group import PlacementGroup, placement_group
 
+import trainable
+import tune
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
 from trainable.core.parallel import cores
@@ -158,8 +159,7 @@ def start_ray(address: str | None) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
             answers = True
             ray_compat.refuse_wrong_token(address)
-        packages = [str(Path(__file__).parents[2] / name) for name in ("tune", "trainable")]
-        ray.init(address=address, runtime_env={"py_modules": packages}, **options)
+        ray.init(address=address, runtime_env={"py_modules": shipped_packages()}, **options)
     except ray.exceptions.AuthenticationError as error:
         raise InputError(f"--address {address}: Ray's authentication failed: {error}\n{TOKEN_ADVICE}") from None
     except (OSError, ValueError, RuntimeError) as error:
@@ -169,6 +169,11 @@ def start_ray(address: str | None) -> None:
                 f"above and `ray status` there. If they name an invalid token: {TOKEN_ADVICE}"
             ) from None
         raise InputError(f"--address {address}: no Ray cluster answers there ({error}); ask `ray status`") from None
+
+
+def shipped_packages() -> list[str]:
+    """Return the folders of the packages that Ray copies to all nodes, so that they run the driver's code."""
+    return [package.__path__[0] for package in (trainable, tune)]
 
 
 def start_local(options: dict[str, Any]) -> None:
