@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,21 @@ space:
   loss_weights: {choice: [[1.0, 1.0], [1.0, 2.0]]}
 """
 ONE_CORE = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}  # one trial at a time, so that two sweeps can be compared
+
+
+def make_warm_start(folder: Path) -> Path:
+    """Make FOLDER/run, which has imported the 12 trials of FOLDER/earlier, the default recipe first; return it."""
+    from synthetic_run import make_synthetic_run
+
+    from tune.run.import_trials import warm_start
+    from tune.run.results import read_run
+    from tune.search.journal import Journal
+
+    earlier, run = make_synthetic_run(folder / "earlier", trials=12, cases=1), folder / "run"
+    run.mkdir()
+    shutil.copy(earlier / "study.yaml", run)
+    warm_start(Journal(run, read_run(earlier).config, reset=True), [earlier])
+    return run
 
 
 def clean_environment() -> dict[str, str]:

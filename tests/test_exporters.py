@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import make_warm_start
 from synthetic_run import make_synthetic_run
 
 from trainable.core.errors import InputError
@@ -68,6 +69,16 @@ def test_mlflow_has_each_trial_once_with_its_options_curve_score_and_end(
     assert {trial.status for trial in run.trials} >= {"failed", "running", "stopped early", "complete"}
     assert parent.data.metrics["score"] == run.best().score
     assert [file.path for file in client.list_artifacts(parent.info.run_id)] == ["study.yaml"]
+
+
+def test_mlflow_has_the_scores_of_imported_trials_whose_curves_are_elsewhere(tmp_path: Path) -> None:
+    run, uri = read_run(make_warm_start(tmp_path)), (tmp_path / "mlruns").as_uri()
+    assert export_to_mlflow(run, uri, "brats").startswith(f"{len(run.trials)} trials copied")
+    assert export_to_mlflow(run, uri, "brats").startswith("0 trials copied")
+    client, _, copies = runs_of(uri)
+    for trial, copy in zip(run.trials, copies, strict=True):
+        [point] = client.get_metric_history(copy.info.run_id, "score")
+        assert (point.value, point.step) == (trial.score, trial.best_epoch)
 
 
 def test_mlflow_gets_the_epochs_that_came_since_the_last_call(tmp_path: Path, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""Trials imported into a changed space and into a new sweep, without Ray."""
+"""Trials imported into a changed space and into a new sweep, without a cluster."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import make_report, make_warm_start, report_all, start_journal
 from optuna.trial import TrialState
 
 from trainable.core.errors import InputError
+from tune import demo
+from tune.report.blocks import Table
+from tune.report.overview import result_sentence
+from tune.report.rungs import rungs_section
+from tune.report.sweep_data import read_sweep
 from tune.run.import_trials import change_space, checkpoint_if_present, warm_start
 from tune.run.results import read_run
 from tune.search.asha import RungDecision
@@ -16,6 +22,7 @@ from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal, read_trials
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config
+from tune.terminal import outcome
 
 SPACE: dict[str, Any] = {
     "lr": {"loguniform": [1e-4, 1e-2]},
@@ -192,6 +199,42 @@ def test_a_warm_start_begins_with_the_ended_trials_of_earlier_runs(run: Path, tm
     journal.enqueue_first(({"lr": 1e-3, "optimizer": "adam"},))
     assert journal.ask() == (2, {"lr": 1e-3, "optimizer": "adam"})
     assert read_trials(folder)[1].state == TrialState.PRUNED
+
+
+def test_imported_trials_are_what_the_own_ones_are_compared_with(tmp_path: Path):
+    folder = make_warm_start(tmp_path)
+    before, config = read_run(tmp_path / "earlier"), read_run(folder).config
+    default, winner = before.default_trial, before.best()
+    assert default is not None
+    journal, scheduler = start_journal(folder, config)
+    journal.enqueue_first([config.space.default_params()])
+    number, values = journal.ask()
+    assert values != config.space.default_values()  # it has been tried
+    report_all(journal, scheduler, number, make_report(5, 0.4))
+    run = read_run(folder)
+    data = read_sweep(run, anonymous=True)
+    assert result_sentence(data) == (
+        f"Of 1 trial and 12 imported, trial {winner.number} is the best: mean Dice {winner.score:.4f} on the "
+        f"validation cases at epoch {winner.best_epoch} of 100; the default recipe reached {default.score:.4f}."
+    )
+    lines = outcome.found_lines(run, 80)
+    assert lines[2].split()[:4] == ["default", "0", f"{default.best_epoch}/100", f"{default.score:.4f}"]
+    assert demo.found_lines(run, 40, 0.5, 3)[0].endswith(f"the default recipe {default.score:.4f} (13 trials)")
+    section, bar = rungs_section(data), scheduler.rungs.decide(number + 1, 5, 0.0).needed
+    assert section is not None
+    table = section.blocks[0]
+    assert isinstance(table, Table)
+    assert [row[:2] + row[6:7] for row in table.rows] == [["epoch\N{NO-BREAK SPACE}5", "1", f"{bar:.4f}"]]
+
+
+def test_the_own_trial_of_the_default_recipe_counts_before_an_imported_one(tmp_path: Path):
+    folder = make_warm_start(tmp_path)
+    journal = Journal(folder, read_run(folder).config)
+    journal.study.enqueue_trial(journal.config.space.default_params())  # a sampler may draw it too
+    number, _ = journal.ask()
+    default = read_run(folder).default_trial
+    assert default is not None
+    assert default.number == number == 12
 
 
 def test_a_trial_outside_the_space_keeps_its_recipe_and_comes_back_with_its_score(run: Path, tmp_path: Path, capsys):

@@ -48,7 +48,9 @@ def result_sentence(data: SweepData) -> str:
         so_far = f"so far trial {best.number} has a {data.score_name} of {score_text(best.score)} at epoch"
         return f"No trial has trained to its end yet; {so_far} {best.best_epoch} of {data.epochs}."
     going = f"{started}; trial {winner.number} is the best so far"
-    found = going if data.state == "running" else f"Of {counted(trials, 'trial')}, trial {winner.number} is the best"
+    imported = len(data.run.trials) - trials
+    among = counted(trials, "trial") + (f" and {imported} imported" if imported else "")
+    found = going if data.state == "running" else f"Of {among}, trial {winner.number} is the best"
     found += f": {data.score_name} {score_text(winner.score)} on the"
     found += f" validation cases at epoch {winner.best_epoch} of {data.epochs}"
     if default is None:

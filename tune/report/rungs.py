@@ -50,7 +50,7 @@ def rung_table(data: SweepData, epochs: list[int]) -> Table:
     """Return a row per rung: who came, went on and was stopped, the bar at the end, and what early scores say."""
     config, audit = data.run.config, audit_stops(data.run)
     rungs = Rungs(config)
-    for trial in data.run.own_trials:
+    for trial in data.run.trials:  # imported ones count at the rungs too
         for epoch in sorted(trial.rungs):
             rungs.add(trial.number, epoch, trial.rungs[epoch])
     rows = []
@@ -80,4 +80,6 @@ def rung_table(data: SweepData, epochs: list[int]) -> Table:
         f"The bar is the {data.score_name} needed to go on; kept: trials below it that went on; rank correlation: of"
     )
     caption += " the scores at the rung with those at the end, 1 is the same order"
+    if any(trial.rungs for trial in data.run.trials if trial.imported_from):
+        caption += "; imported trials count for the bar only"
     return Table(caption, columns, rows, "lrrrrrrr")

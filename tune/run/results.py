@@ -193,9 +193,16 @@ class Run:
 
     @cached_property
     def default_trial(self) -> TrialResult | None:
-        """The first own trial that tries the default recipe; None if none does."""
+        """The first own trial that tries the default recipe; None if none does.
+
+        A sweep does not try again what it has imported. So without an own trial it is an imported one, if possible one
+        that trained to its end.
+        """
         default = self.config.space.default_values()
-        return next((t for t in self.own_trials if not t.outside_space and t.values == default), None)
+        tried = [trial for trial in self.trials if not trial.outside_space and trial.values == default]
+        own = [trial for trial in tried if not trial.imported_from]
+        imported = sorted((trial for trial in tried if trial.imported_from), key=lambda trial: not trial.finished)
+        return next(iter([*own, *imported]), None)
 
     def gpu_hours(self, trial: TrialResult) -> float:
         """Return the GPU hours of a trial; 0 on a CPU. One that shares a GPU counts with its share."""

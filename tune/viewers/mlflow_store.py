@@ -113,8 +113,8 @@ def copy_trial(client: MlflowClient, run: Run, trial: TrialCopy, copy: Any) -> N
         seconds += values.get("time/epoch_s", 0.0) + values.get("time/validation_s", 0.0)
         if epoch > done:
             metrics += [Metric(name, value, begun + int(1000 * seconds), epoch) for name, value in values.items()]
-    if trial.score is not None and metrics:
-        metrics.append(Metric("score", trial.score, begun + int(1000 * seconds), max(trial.epochs)))
+    if trial.score is not None and copy.data.metrics.get("score") != trial.score:
+        metrics.append(Metric("score", trial.score, begun + int(1000 * seconds), trial.last_epoch))
     params = [] if done else [Param(name, str(value)) for name, value in trial.options.items()]
     for start in range(0, len(metrics) or 1, BATCH):
         client.log_batch(copy.info.run_id, metrics[start : start + BATCH], params if start == 0 else [])

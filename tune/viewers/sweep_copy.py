@@ -39,9 +39,14 @@ class TrialCopy:
     end: datetime | None
 
     @property
+    def last_epoch(self) -> int:
+        """The last of its epochs; the best one of an imported trial, whose other epochs are in its own run only."""
+        return max(self.epochs, default=int(self.tags["best_epoch"]))
+
+    @property
     def stamp(self) -> str:
         """What changes when there is more to copy."""
-        return f"{self.tags['status']} {max(self.epochs, default=0)}"
+        return f"{self.tags['status']} {self.last_epoch}"
 
 
 def sweep_id(run: Run) -> str:
