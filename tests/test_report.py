@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -18,12 +19,14 @@ from synthetic_run import make_synthetic_run
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
+from trainable.core.option_files import save_options
 from trainable.core.options import to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.evaluation.comparison import Comparison
 from trainable.train import train
-from trainable.training.training_log import read_rows
+from trainable.training.training_dir import TrainingDir
+from trainable.training.training_log import TrainingLog, read_rows
 from tune.analysis.importance import MIN_PER_VALUE, importances
 from tune.analysis.standing import comparable
 from tune.confirmation.verdict import Arm, Verdict
@@ -332,6 +335,29 @@ def test_a_training_has_a_report_of_its_own(phantoms: Path, prepared: Data, tmp_
     assert f"mean Dice {best:.4f} on the validation cases" in text
     assert "373.13 mm means that one of truth and prediction is empty" in text
     assert not any(name in text for name in (*prepared.split.names, str(tmp_path), str(phantoms), str(prepared.folder)))
+
+
+@pytest.mark.parametrize(
+    ("validated", "best", "expected"),
+    [
+        ((4, 6), 6, "3 epochs (4 to 6) in 3 s; the best is epoch 6: mean Dice 0.6000 on the validation cases"),
+        ((4, 6), 1, "the best, epoch 1 with val_dice_ET 0.7000, is of the folder that it was resumed from"),
+        ((4,), 0, "3 epochs (4 to 6) in 3 s; none was validated since it was resumed."),
+        ((), 0, "3 epochs (4 to 6) in 3 s; none was validated."),
+    ],
+)
+def test_a_training_that_was_resumed_elsewhere_or_diverged_has_a_report(
+    tmp_path: Path, validated: Sequence[int], best: int, expected: str
+) -> None:
+    save_options(TrainConfig(output_dir=tmp_path, metric="val_dice_ET"), TrainingDir(tmp_path).config)
+    log = TrainingLog(tmp_path)
+    for epoch in (4, 5, 6):
+        row = {"epoch": epoch, "best_score": 0.7, "best_epoch": best, "avg_total_loss": math.nan, "lr": 1e-3}
+        dice = {f"val_dice_{region}": epoch / 10 for region in ("WT", "TC", "ET", "mean")}
+        log.write({**row, "epoch_time": 1.0, **(dice if epoch in validated else {})})
+    text = report_text(tmp_path)
+    assert expected in text
+    assert ("Validation Dice by region" in text) == bool(validated)
 
 
 def test_what_is_no_run_and_what_cannot_be_written_is_refused(folder: Path, tmp_path: Path) -> None:

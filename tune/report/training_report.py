@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def training_page(folder: Path, *, images: ImageChoice, anonymous: bool, quiet: 
     except InputError as error:
         views, cases = [], damaged_section(error, privacy)
     sections = [
-        members_section(members) if members else result_section(folder),
+        members_section(members) if members else result_section(folder, options.get("metric", "val_dice_mean")),
         test_section(folder, anonymous=anonymous),
         cases,
         recipe_section(options, privacy),
@@ -87,20 +88,36 @@ def training_facts(folder: Path, options: dict[str, Any]) -> list[tuple[str, str
     return facts
 
 
-def result_section(folder: Path) -> Section:
-    """Return the curves of a training, and its best epoch."""
+def result_section(folder: Path, metric: str) -> Section:
+    """Return the curves of a training, and its best epoch. metric: what decides on that, a column of metrics.csv."""
     rows = read_rows(TrainingDir(folder).metrics)
     if not rows:
         return Section("result", "Training", "No epoch has ended yet.")
-    last, seconds = rows[-1], sum(float(row.get(kind) or 0) for row in rows for kind in ("epoch_time", "val_time"))
-    lead = f"{counted(len(rows), 'epoch')} in {time_text(seconds)}"
-    best = next((row for row in rows if row["epoch"] == last["best_epoch"] and row.get("val_dice_mean")), None)
+    seconds = sum(float(row.get(kind) or 0) for row in rows for kind in ("epoch_time", "val_time"))
+    ends = dict.fromkeys((rows[0]["epoch"], rows[-1]["epoch"]))
+    which = f" ({' to '.join(ends)})" if int(rows[0]["epoch"]) > 1 else ""
+    lead = f"{counted(len(rows), 'epoch')}{which} in {time_text(seconds)}; {best_sentence(rows, metric)}."
+    validated = any(row.get("val_dice_mean") for row in rows)
+    return Section("result", "Training", lead, [*[dice_figure(rows)] * validated, loss_figure(rows)])
+
+
+def best_sentence(rows: Sequence[dict[str, str]], metric: str) -> str:
+    """Return which epoch of a training is the best, and its scores, which may be older than the rows of metrics.csv.
+
+    metric: what decides, a column of metrics.csv.
+    """
+    epoch = int(rows[-1].get("best_epoch") or 0)
+    if not epoch:
+        since = " since it was resumed" * any(row.get("val_dice_mean") for row in rows)
+        return f"none was validated{since}"
+    best = next((row for row in rows if int(row["epoch"]) == epoch), None)
     if best is None:
-        return Section("result", "Training", f"{lead}; none was validated.", [loss_figure(rows)])
+        score = score_text(float(rows[-1]["best_score"]))
+        old = "is of the folder that it was resumed from, as are its cases"
+        return f"the best, epoch {epoch} with {metric} {score}, {old}"
     dice = ", ".join(f"{region} {score_text(float(best[f'val_dice_{region}']))}" for region in REGIONS)
     mean = score_text(float(best["val_dice_mean"]))
-    lead += f"; the best is epoch {best['epoch']}: mean Dice {mean} on the validation cases ({dice})."
-    return Section("result", "Training", lead, [dice_figure(rows), loss_figure(rows)])
+    return f"the best is epoch {epoch}: mean Dice {mean} on the validation cases ({dice})"
 
 
 def dice_figure(rows: Sequence[dict[str, str]]) -> Figure:
@@ -121,7 +138,7 @@ def loss_figure(rows: Sequence[dict[str, str]]) -> Figure:
     """Return the training loss and the learning rate over epochs."""
     epochs = [int(row["epoch"]) for row in rows]
     line: dict[str, Any] = {"type": "scatter", "mode": "lines", "x": epochs}
-    loss = {**line, "name": "loss", "y": [round(float(row["avg_total_loss"]), 4) for row in rows]}
+    loss = {**line, "name": "loss", "y": [finite(row["avg_total_loss"]) for row in rows]}
     rate = {**line, "name": "learning rate", "y": [float(f"{float(row['lr']):.4g}") for row in rows], "yaxis": "y2"}
     loss["line"], rate["line"] = {"color": "var(--accent)"}, {"color": "var(--muted)", "dash": "dot"}
     right = axis(
@@ -137,6 +154,12 @@ def loss_figure(rows: Sequence[dict[str, str]]) -> Figure:
     return Figure(
         "loss_chart", "Training loss and learning rate", summary, {"data": [loss, rate], "layout": layout}, 260
     )
+
+
+def finite(text: str) -> float | None:
+    """Return a number of metrics.csv to four digits; None, which leaves a gap in a line, if it is not finite."""
+    value = float(text)
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def members_section(members: Sequence[Path]) -> Section:
