@@ -86,6 +86,25 @@ def test_a_training_shows_its_options_and_its_score(tmp_path: Path) -> None:
     assert {value.name.tag: value.value for value in group.metric_values}["dice/val_score"] == 0.75
 
 
+def test_a_resumed_training_shows_the_options_and_the_end_of_its_last_start(tmp_path: Path) -> None:
+    picture = np.full((20, 30, 3), 100, np.uint8)
+    for lr, epochs, failed in ((0.1, (1, 2, 3), True), (0.01, (3, 4), False)):
+        log = TrainingLog(tmp_path / "final", options={"lr": lr})
+        for epoch in epochs:
+            log.write(row(epoch, epoch / 10), {"case_a": picture})
+        log.end(failed=failed)
+        for path in log.board_folder.glob("events*"):
+            path.write_bytes(path.read_bytes() + b"\x09")  # half a record, as after a kill
+    _, [group] = hparams(tmp_path)
+    assert group.hparams["lr"].number_value == 0.01
+    [session] = group.sessions
+    assert session.status == api_pb2.STATUS_SUCCESS
+    assert session.end_time_secs >= session.start_time_secs
+    events = EventAccumulator(str(tmp_path / "final")).Reload()
+    assert [point.step for point in events.Scalars("dice/val_mean")] == [1, 2, 3, 4]
+    assert [point.step for point in events.Images("validation/case_a")] == [1, 2, 3, 4]
+
+
 def test_a_sweep_shows_what_it_searches_and_each_trial_with_its_score(tmp_path: Path) -> None:
     run = read_run(make_synthetic_run(tmp_path / "run", trials=4, failed_every=0, cases=2, gpus=1))
     for _ in range(2):  # a resumed sweep writes it again

@@ -11,15 +11,18 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
+
+from trainable.core.files import atomic_write
 
 FILE_NUMBERS = itertools.count()  # of this process, which may begin several files in one second; they are read by name
 
@@ -56,6 +59,38 @@ class Board:
             for event in events:
                 event.wall_time = time.time()
                 RecordWriter(file).write(event.SerializeToString())
+
+    def drop_from_earlier(self, *tags: str) -> None:
+        """Take the entries of these names out of the folder's other files: of several, TensorBoard shows the first."""
+        for path in self.path.parent.glob("events.out.tfevents.*"):
+            if path != self.path:
+                drop_entries(path, tags)
+
+
+def drop_entries(path: Path, tags: Collection[str]) -> None:
+    """Take the records that have an entry of these names out of an event file."""
+    records = split_records(path.read_bytes())
+    kept = [record for record in records if not tags_in(record).intersection(tags)]
+    if len(kept) < len(records):
+        atomic_write(path, lambda file: file.writelines(kept), fsync=False)
+
+
+def split_records(data: bytes) -> list[bytes]:
+    """Return the records of an event file; half a record at its end, which a kill has left, counts as one."""
+    records, place = list[bytes](), 0
+    while place < len(data):  # 8 bytes of length, 4 of a checksum, the event, 4 of a checksum
+        end = place + 16 + int.from_bytes(data[place : place + 8], "little")
+        records.append(data[place:end])
+        place = end
+    return records
+
+
+def tags_in(record: bytes) -> set[str]:
+    """Return the names of the entries in a record of an event file; none if it is damaged."""
+    try:
+        return {value.tag for value in Event.FromString(record[12:-4]).summary.value}
+    except DecodeError:
+        return set()
 
 
 def encode_png(rgb: NDArray[np.uint8]) -> Summary.Image:

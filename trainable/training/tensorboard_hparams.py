@@ -18,6 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from trainable.training.tensorboard_tags import SCORE, SCORES
 
 SHOWN_FIRST = ("lr", "optimizer")  # the tab shows five; it sorts by whether an option "differs", then by name
+SESSION = (metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)  # names of what started and ended return
 Interval = tuple[float, float]
 
 

@@ -31,7 +31,7 @@ class TrainingLog:
     Args:
         folder: of the training, made if missing; rows that are in its files already are kept.
         board_folder: of TensorBoard's files; None for the same folder.
-        options: those that TensorBoard's HParams tab shows.
+        options: those that TensorBoard's HParams tab shows, instead of those of an earlier start; empty to leave these.
 
     Raises:
         InputError: if its case_scores.csv is damaged.
@@ -71,10 +71,12 @@ class TrainingLog:
         atomic_write_text(self.path, text.getvalue(), fsync=False)  # written again after the next epoch
         if self.board is None:  # imported here: TensorBoard takes 0.3 s, and most commands only read these files
             from trainable.training.tensorboard_file import Board
-            from trainable.training.tensorboard_hparams import started
+            from trainable.training.tensorboard_hparams import SESSION, started
 
             self.board = Board(self.board_folder, epoch)
-            self.board.add_values(epoch, started(self.options))
+            if self.options:
+                self.board.add_values(epoch, started(self.options))
+                self.board.drop_from_earlier(*SESSION)
         self.board.add(epoch, tagged(row), {picture_tag(name): rgb for name, rgb in pictures.items()})
 
     def end(self, *, failed: bool) -> None:
