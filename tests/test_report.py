@@ -37,7 +37,7 @@ from tune.report.privacy import Privacy
 from tune.report.report import write_report
 from tune.report.search_space import order_text, ordered_options, slice_figure
 from tune.report.sweep_data import read_sweep
-from tune.report.timeline import attempt_times, idle_share, make_lanes, trial_spans
+from tune.report.timeline import attempt_times, make_lanes, timeline_sentence, trial_spans
 from tune.report.trials import trial_data
 from tune.run.events import Event, EventKind, append_event
 from tune.run.results import Run, read_run
@@ -255,7 +255,7 @@ def test_a_sweep_with_a_cost_shows_the_pareto_front(tmp_path: Path) -> None:
     assert "cost: gpu_seconds" in PageParser(text).table("All trials")[0]
 
 
-def test_spans_end_with_their_attempt_and_idle_time_is_that_of_the_lanes(run: Run) -> None:
+def test_spans_end_with_their_attempt_and_idle_time_is_that_of_the_places_in_it(run: Run) -> None:
     def event(time: float, kind: EventKind, trial: int | None = None, gpus: tuple[int, ...] = ()) -> Event:
         return Event(time, kind, "", trial, "ward7" if gpus else "", gpus)
 
@@ -274,7 +274,19 @@ def test_spans_end_with_their_attempt_and_idle_time_is_that_of_the_lanes(run: Ru
     lanes = make_lanes(read_sweep(run, anonymous=True), spans)
     assert [lane.place for lane in lanes] == ["node 1, GPU 0", "node 1, GPU 1"]
     assert attempt_times(events) == [(0, 20), (100, 110)]
-    assert idle_share(lanes, attempt_times(events)) == pytest.approx(1 - 40 / 60)
+    assert timeline_sentence(spans, attempt_times(events)) == (
+        "2 trials at once at most, over 30 s in 2 attempts; places for trials were idle 20 % of that time."
+    )
+
+
+def test_a_trial_at_a_time_on_changing_gpus_is_one_place_that_was_never_idle() -> None:
+    events = [Event(0, EventKind.SWEEP_STARTED, "")]
+    for number, (host, gpus) in enumerate([("a", (0, 1)), ("a", (1, 2)), ("b", (0, 1))]):
+        events.append(Event(10.0 * number, EventKind.TRIAL_STARTED, "", number, host, gpus))
+        events.append(Event(10.0 * number + 10, EventKind.TRIAL_ENDED, "", number))
+    assert timeline_sentence(trial_spans(events), attempt_times(events)) == (
+        "1 trial at once at most, over 30 s; places for trials were idle 0 % of that time."
+    )
 
 
 def test_trials_that_share_a_gpu_are_in_lanes_of_their_own(run: Run) -> None:

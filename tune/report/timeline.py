@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def timeline_section(data: SweepData) -> Section | None:
     attempts = attempt_times(data.events)
     note = "Time between two attempts, in which nothing was running, is not counted as idle."
     blocks: list[Block] = [timeline_figure(data, lanes), *[Note(note)] * (len(attempts) > 1)]
-    return Section("timeline", "Timeline", timeline_sentence(lanes, attempts), blocks)
+    return Section("timeline", "Timeline", timeline_sentence(spans, attempts), blocks)
 
 
 def trial_spans(events: Iterable[Event]) -> list[Span]:
@@ -103,19 +104,34 @@ def make_lanes(data: SweepData, spans: Sequence[Span]) -> list[Lane]:
     return found
 
 
-def idle_share(lanes: Sequence[Lane], attempts: Sequence[tuple[float, float]]) -> float:
-    """Return which share of the lanes' time, while a driver was running, no trial ran."""
-    whole = len(lanes) * sum(end - start for start, end in attempts)
-    busy = sum(span.end - span.start for lane in lanes for span in lane.spans)
+def most_at_once(spans: Iterable[Span]) -> int:
+    """Return how many of the spans overlap at most; one may begin when another ends."""
+    ends = list[float]()  # a heap: of the last span at each place
+    for span in sorted(spans, key=lambda span: span.start):
+        if ends and ends[0] <= span.start:
+            heapq.heapreplace(ends, span.end)
+        else:
+            heapq.heappush(ends, span.end)
+    return len(ends)
+
+
+def idle_share(spans: Sequence[Span], attempts: Sequence[tuple[float, float]]) -> float:
+    """Return which share of the time, while a driver was running, no trial ran at a place.
+
+    An attempt has as many places as it had trials at once at most, on whatever machines and GPUs these were.
+    """
+    places = [most_at_once(span for span in spans if start <= span.start <= end) for start, end in attempts]
+    whole = sum(count * (end - start) for count, (start, end) in zip(places, attempts, strict=True))
+    busy = sum(span.end - span.start for span in spans)
     return max(0.0, 1 - busy / whole) if whole else 0.0
 
 
-def timeline_sentence(lanes: Sequence[Lane], attempts: Sequence[tuple[float, float]]) -> str:
+def timeline_sentence(spans: Sequence[Span], attempts: Sequence[tuple[float, float]]) -> str:
     """Return how many trials ran at once, for how long, and how much of that was idle."""
     elapsed = sum(end - start for start, end in attempts)
     runs = f" in {counted(len(attempts), 'attempt')}" if len(attempts) > 1 else ""
-    at_once = f"{counted(len(lanes), 'trial')} at once at most"
-    idle = share_text(idle_share(lanes, attempts))
+    at_once = f"{counted(most_at_once(spans), 'trial')} at once at most"
+    idle = share_text(idle_share(spans, attempts))
     return f"{at_once}, over {time_text(elapsed)}{runs}; places for trials were idle {idle} of that time."
 
 
