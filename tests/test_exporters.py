@@ -19,7 +19,7 @@ from trainable.training.training_log import TrainingLog, read_rows
 from tune.cli import app
 from tune.run.results import Run, read_run
 from tune.viewers.mlflow_store import export_to_mlflow
-from tune.viewers.sweep_copy import require_package
+from tune.viewers.sweep_copy import require_package, tags_of
 from tune.viewers.wandb_store import export_to_wandb
 
 
@@ -79,6 +79,13 @@ def test_mlflow_has_the_scores_of_imported_trials_whose_curves_are_elsewhere(tmp
     for trial, copy in zip(run.trials, copies, strict=True):
         [point] = client.get_metric_history(copy.info.run_id, "score")
         assert (point.value, point.step) == (trial.score, trial.best_epoch)
+
+
+def test_a_trial_that_was_not_stopped_has_no_reason_of_a_stop(tmp_path: Path) -> None:
+    trials = read_run(make_synthetic_run(tmp_path / "run", trials=12, cases=1, failed_every=0)).trials
+    assert (trials[0].status, trials[0].kept) == ("complete", "default")
+    stopped = [trial.number for trial in trials if trial.status == "stopped early"]
+    assert [trial.number for trial in trials if "reason" in tags_of(trial)] == stopped != []
 
 
 def test_mlflow_gets_the_epochs_that_came_since_the_last_call(tmp_path: Path, run: Run) -> None:

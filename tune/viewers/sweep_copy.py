@@ -92,7 +92,8 @@ def numbers(row: Mapping[str, str]) -> dict[str, float]:
 def tags_of(trial: TrialResult) -> dict[str, str]:
     """Return how a trial ended, why, and where it comes from."""
     tags = {"status": trial.status, "best_epoch": str(trial.best_epoch)}
-    if (epoch := trial.stop_epoch) is not None and (decided := trial.rungs[epoch]).needed is not None:
+    epoch = None if trial.kept else trial.stop_epoch
+    if epoch is not None and (decided := trial.rungs[epoch]).needed is not None:
         tags["reason"] = f"{decided.value:.4f} at rung {epoch}, where {decided.needed:.4f} was needed"
     if trial.error:
         tags["reason"] = trial.error
