@@ -26,6 +26,7 @@ from trainable.core.options import make_config
 from trainable.data.prepare import Data
 from trainable.data.split import Split, load_split, save_split
 from trainable.training import checkpoint
+from trainable.training.training_dir import TrainingDir
 from tune.confirmation.export import recipe_text
 from tune.driver.cluster.connection import Cluster
 from tune.driver.dry_run import dry_run
@@ -41,6 +42,12 @@ from tune.search.journal import Journal, read_trials
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config
 from tune.spec.trial_spec import Report
+
+
+STEEP = """
+{lr: 1.0e+4, optimizer: sgd, gradient_clipping: 0, epochs: 4, depth: 2, base_channels: 4, num_workers: 0, device: cpu,
+ target_shape: [16, 16, 16], patches_per_epoch: 8, overlap: 0, max_skipped_steps: 1}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -535,6 +542,34 @@ def test_retrain_with_val_leaves_only_the_test_cases_out(run: Path, tmp_path: Pa
         with pytest.raises(InputError, match=message):
             retrain(run, **{"name": name, **how})
     assert (folder / "split.json").read_bytes() == before
+
+
+def test_a_retraining_that_diverges_ends_with_1_and_is_not_scored(run: Path, tmp_path: Path):
+    """Though there is a model of its first epoch."""
+    recipe = tmp_path / "steep.yaml"
+    recipe.write_text(STEEP)
+    done = voxtune_here("retrain", run, "--config", recipe, "--name", "steep")
+    assert done.returncode == 1, done.stdout + done.stderr
+    folder = run / "retrain" / "steep"
+    assert re.search(rf"\n{folder} diverged in epoch [2-4]: no test case is scored", done.stdout)
+    assert TrainingDir(folder).best.exists()
+    assert not list(folder.glob("test_scores.*"))
+
+
+def test_a_retraining_that_was_killed_before_its_last_row_has_it_once_called_again(run: Path):
+    done = voxtune_here("retrain", run, "--epochs", "2", "--name", "row")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = TrainingDir(run / "retrain" / "row")
+    before = {path: path.read_text() for path in (folder.metrics, folder.case_scores)}
+    for path, text in before.items():
+        cases = 1 if path == folder.metrics else len(load_split(folder.split).val)
+        path.write_text("".join(text.splitlines(keepends=True)[:-cases]))
+    for path in folder.path.glob("test_scores.*"):
+        path.unlink()
+    again = voxtune_here("retrain", run, "--epochs", "2", "--name", "row")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.read_text() for path in before} == before
+    assert "retrained row: 2 epochs in" in again.stdout
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,11 @@ from trainable.data.patients import find_patients
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, fold_splits, load_split, save_split
 from trainable.evaluate import as_chosen, evaluate
-from trainable.train import refuse_sweep, train
+from trainable.train import last_row, refuse_sweep, train
 from trainable.train_processes import group_here, train_in_processes
 from trainable.training import checkpoint
 from trainable.training.ensemble import is_ensemble
+from trainable.training.epoch_result import EndReason
 from trainable.training.training_dir import TrainingDir
 from tune.confirmation.status import confirmed_choice
 from tune.followed_plateau import began_with_plateau, without_plateau
@@ -72,6 +73,7 @@ def retrain(
         InputError: for a name that is no folder's, if no recipe can be chosen (see choose_recipe), if the cases have
             changed, if the file of labels or weights that the sweep had is gone, or if the folder is a sweep's or has a
             retraining that is scored already, or one with another recipe, number of epochs or split.
+        SystemExit: with 1 if the training diverges; the test cases are then not scored.
     """
     if (nodes > 1) != (address is not None):
         raise InputError("--nodes N and --address HOST:PORT of a Ray cluster with N nodes go together")
@@ -89,9 +91,21 @@ def retrain(
         config, data = begin(run, recipe, output, done, with_val=with_val)
         if output.test_scores.with_suffix(".json").exists():
             raise InputError(f"{output.path} is done, {recipe.epochs} epochs; use it, or take another --name")
+    end_if_diverged(output)
     if data.split.test:
         evaluate(as_chosen(config.model_copy(update={"resume": TrainingDir(config.output_dir).best})), data)
     return output.path
+
+
+def end_if_diverged(output: TrainingDir) -> None:
+    """Raise SystemExit, after a message, if a retraining has diverged. A last row that a kill cut off is written."""
+    row = last_row(output)
+    if row.get("end_reason") == EndReason.NON_FINITE:
+        logger.info(
+            f"{output.path} diverged in epoch {row['epoch']}: no test case is scored; take another recipe, with --trial "
+            "or --config, and another --name"
+        )
+        raise SystemExit(1)
 
 
 @contextmanager
