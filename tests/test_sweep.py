@@ -43,7 +43,6 @@ from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.spec.sweep_file import dump, load_sweep_config
 from tune.spec.trial_spec import Report
 
-
 STEEP = """
 {lr: 1.0e+4, optimizer: sgd, gradient_clipping: 0, epochs: 4, depth: 2, base_channels: 4, num_workers: 0, device: cpu,
  target_shape: [16, 16, 16], patches_per_epoch: 8, overlap: 0, max_skipped_steps: 1}

@@ -102,8 +102,8 @@ def end_if_diverged(output: TrainingDir) -> None:
     row = last_row(output)
     if row.get("end_reason") == EndReason.NON_FINITE:
         logger.info(
-            f"{output.path} diverged in epoch {row['epoch']}: no test case is scored; take another recipe, with --trial "
-            "or --config, and another --name"
+            f"{output.path} diverged in epoch {row['epoch']}: no test case is scored; take another recipe, with "
+            "--trial or --config, and another --name"
         )
         raise SystemExit(1)
 
