@@ -170,6 +170,16 @@ def test_test_cases_that_are_scored_after_post_processing_was_chosen_are_scored_
         file.write_bytes(data)
 
 
+def test_cross_validated_scores_of_fewer_seeds_are_replaced(four: EnsembleDir, sweep: Path, cluster: Cluster) -> None:
+    """As those of an earlier call with --seeds 1 that was killed before it scored the test cases."""
+    whole = content(four.cross_validation)
+    earlier = {**whole, "seeds": whole["seeds"][:1]}
+    four.cross_validation.with_suffix(".json").write_text(json.dumps(earlier))
+    four.test_scores.with_suffix(".json").unlink()
+    retrain_ensemble(sweep, FOUR, cluster=cluster)
+    assert content(four.cross_validation) == whole
+
+
 @pytest.mark.slow
 def test_seeds_without_folds_train_on_the_split_of_the_sweep_also_with_val(sweep: Path, cluster: Cluster) -> None:
     request = EnsembleRequest(folds=0, seeds=2, epochs=1, with_val=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ def score(trainings: EnsembleTrainings, config: TrainConfig, data: Data) -> None
     config: of a single retraining in the ensemble's folder.
     """
     folder = trainings.dir
-    if trainings.in_folds and not folder.cross_validation.with_suffix(".json").exists():
+    if trainings.in_folds and cross_validated_seeds(folder) != list(trainings.seeds):
         names = sorted(f"seed_{seed}" for seed in trainings.seeds)
         result = cross_validate(trainings.folds(), names, data, choose_device(config))
         about = {
@@ -249,6 +250,14 @@ def score(trainings: EnsembleTrainings, config: TrainConfig, data: Data) -> None
         logger.info(f"cross-validated: {count}, each by models that were not trained on it\n{result.table()}")
     if data.split.test:
         evaluate(as_chosen(config.model_copy(update={"resume": folder.path})), data)
+
+
+def cross_validated_seeds(folder: EnsembleDir) -> list[int]:
+    """Return the seeds whose trainings the cross-validated scores in an ensemble's folder are of; [] without scores."""
+    try:
+        return list(json.loads(folder.cross_validation.with_suffix(".json").read_text())["seeds"])
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged
+        return []
 
 
 def resume_command(run: Run, request: EnsembleRequest, trial: int | None, address: str | None) -> str:
