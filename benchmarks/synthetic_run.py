@@ -203,7 +203,8 @@ def finished(trial: SyntheticTrial, config: SweepConfig) -> FrozenTrial:
     states = {"complete": TrialState.COMPLETE, "stopped early": TrialState.PRUNED, "failed": TrialState.FAIL}
     state = states.get(trial.status, TrialState.COMPLETE if trial.status == "out of memory" else TrialState.RUNNING)
     score = {"complete": (trial.best or {}).get("score"), "out of memory": 0.0}.get(trial.status)
-    cost = [config.cost_of(trial.progress("")["seconds"])] if config.objective.cost else []
+    seconds = trial.progress("")["seconds"]
+    cost = [config.cost_of(seconds, seconds * config.resources.all_gpus)] if config.objective.cost else []
     scores = {} if cost else {row["epoch"]: row["val_dice_mean"] for row in trial.rows}
     return create_trial(
         state=state,

@@ -71,7 +71,7 @@ def test_the_effort_of_a_run_adds_up(run: Run) -> None:
     assert going
     assert len(run.trials) == len(stopped + failed + complete + going)
     assert effort.trial_seconds == sum(trial.seconds for trial in run.trials)
-    assert effort.gpu_hours == pytest.approx(sum(run.gpu_hours(trial) for trial in run.trials))
+    assert effort.gpu_hours == pytest.approx(sum(trial.gpu_hours for trial in run.trials))
     assert effort.stopped_seconds == sum(trial.seconds for trial in stopped)
     assert effort.epochs == sum(trial.epoch for trial in run.trials)
     assert effort.saved_epochs == sum(epochs - trial.epoch for trial in stopped)

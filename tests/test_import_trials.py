@@ -15,6 +15,7 @@ from tune.report.blocks import Table
 from tune.report.overview import result_sentence
 from tune.report.rungs import rungs_section
 from tune.report.sweep_data import read_sweep
+from tune.run.effort import measure_effort
 from tune.run.import_trials import change_space, checkpoint_if_present, warm_start
 from tune.run.results import read_run
 from tune.search.asha import RungDecision
@@ -285,6 +286,26 @@ def test_a_share_that_was_measured_at_launch_stays_in_another_space(run: Path, t
     assert changed.resources.gpu == 0.5
     assert "resources.gpu: auto stays 0.5" in capsys.readouterr().out
     assert read_trials(run, "voxtune-2")[0].values == [0.5, 1.0]  # 2 seconds of half a GPU
+
+
+def test_trials_keep_their_gpu_seconds_where_later_ones_take_another_number_of_gpus(run: Path, tmp_path: Path, capsys):
+    """Also in the cost that Optuna gets; a trial that goes on has the seconds of both."""
+    cost = {"metric": ["val_dice_mean", "gpu_seconds"]}
+    old = make_sweep_config(study_values(SPACE, resources={"gpu": 1}, study=cost)).with_record(**RECORD)
+    (run / "study.yaml").write_text(dump(old))
+    for gpu in (0.5, 0.25):
+        file = written(tmp_path / "new.yaml", SPACE, resources={"gpu": gpu}, study=cost)
+        changed = change_space(read_run(run), file, [])
+        (run / "study.yaml").write_text(dump(changed))
+    assert "the number of GPUs per trial has changed: the new study voxtune-3 imports 4 of 4" in capsys.readouterr().out
+    assert read_trials(run, "voxtune-3")[0].values == [0.5, 2.0]
+    journal = Journal(run, changed)
+    journal.reattach()
+    journal.record(3, row(2, 0.4))
+    result = read_run(run)
+    assert [trial.gpu_seconds for trial in result.trials] == [2.0, 2.0, 0.0, 2.5]
+    assert measure_effort(result).gpu_hours * 3600 == pytest.approx(6.5)
+    assert [trial.cost for trial in result.trials] == [2.0, 2.0, 0.0, 2.5]
 
 
 def test_a_warm_start_imports_each_trial_once(run: Path, tmp_path: Path, capsys):

@@ -157,7 +157,7 @@ def test_a_cost_in_gpu_seconds_needs_a_gpu(tmp_path: Path) -> None:
         load_sweep_config(write(tmp_path, GOOD), ["study.metric=[val_dice_mean, gpu_seconds]", "resources.gpu=0"])
     config = load_sweep_config(write(tmp_path, GOOD), ["study.metric=[val_dice_WT, gpu_seconds]"])
     assert (config.objective.score, config.objective.cost) == ("val_dice_WT", "gpu_seconds")
-    assert config.cost_of(10.0) == 5.0
+    assert config.cost_of(10.0, 5.0) == 5.0
 
 
 def test_a_searcher_whose_package_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ from tune.run.events import EventKind, read_events
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify
+from tune.search.trial_progress import Progress
 from tune.spec.sweep_config import make_sweep_config, undivided_steps
 
 TWO_NODES = SPACE.replace("gpu: 0", "gpu: 0, nodes: 2")
@@ -234,7 +235,7 @@ def test_nodes_that_cannot_train_together_are_refused(resources: dict[str, Any],
 def test_gpu_hours_count_the_gpus_of_all_nodes() -> None:
     values = {"resources": {"gpu": 2, "nodes": 4}, "train": {"batch_size": 8}, "space": {"lr": {"choice": [0.1, 0.2]}}}
     config = make_sweep_config({**values, "study": {"metric": ["val_dice_mean", "gpu_seconds"]}})
-    assert config.cost_of(3.0) == 24.0
+    assert Progress(seconds=3.0).all_gpu_seconds(config) == 24.0
 
 
 @pytest.mark.parametrize(

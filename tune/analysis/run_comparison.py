@@ -115,8 +115,7 @@ def best_so_far(run: Run, *, on_gpu: bool) -> list[tuple[float, float | None]]:
     ended = [trial for trial in run.own_trials if trial.state != TrialState.RUNNING]
     ended.sort(key=lambda trial: (ends.get(trial.number, float("inf")), trial.number))
     running = [trial for trial in run.own_trials if trial.state == TrialState.RUNNING]
-    factor = (run.config.resources.all_gpus if on_gpu else 1.0) / 3600
-    hours = accumulate(trial.seconds * factor for trial in [*ended, *running])
+    hours = accumulate(trial.gpu_hours if on_gpu else trial.seconds / 3600 for trial in [*ended, *running])
     scores = (trial.score if trial.finished else None for trial in [*ended, *running])
     return list(zip(hours, accumulate(scores, higher), strict=True))
 

@@ -88,7 +88,7 @@ def trial_detail(run: Run, number: int) -> TrialDetail:
         best_epoch=trial.best_epoch,
         dice=trial.dice,
         seconds=trial.seconds,
-        gpu_hours=run.gpu_hours(trial),
+        gpu_hours=trial.gpu_hours,
         seed=trial.seed,
         imported_from=trial.imported_from,
         error=trial.error,

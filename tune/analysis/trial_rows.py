@@ -83,7 +83,7 @@ def trial_row(run: Run, trial: TrialResult, times: TrialTimes) -> Row:
         "end_reason": str(trial.end_reason),
         "reason": reason(run, trial),
         "state": trial.state.name,
-        "gpu_hours": run.gpu_hours(trial),
+        "gpu_hours": trial.gpu_hours,
         "started": times.started,
         "ended": times.ended,
         **{f"dice_{region}": score for region, score in trial.dice.items()},

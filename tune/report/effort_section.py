@@ -20,7 +20,10 @@ def effort_section(data: SweepData) -> Section | None:
 
 
 def effort_parts(data: SweepData) -> list[tuple[str, str, list[int], float]]:
-    """Return name, key of MARKS or "winner", numbers of the trials and seconds of each part that is not empty."""
+    """Return name, key of MARKS or "winner", numbers of the trials and seconds of each part that is not empty.
+
+    The seconds are those of GPUs, unless no trial had one.
+    """
     winner = data.winner.number if data.winner else None
     names = {"winner": "winner", "complete": "others that trained to the end"}
     names |= {group: mark.name for group, mark in MARKS.items() if group != "complete"}
@@ -28,7 +31,10 @@ def effort_parts(data: SweepData) -> list[tuple[str, str, list[int], float]]:
     for trial in data.run.own_trials:
         key = "winner" if trial.number == winner else group_of(trial)
         numbers, seconds = parts.get(key, ([], 0.0))
-        parts[key] = ([*numbers, trial.number], seconds + trial.seconds)
+        parts[key] = (
+            [*numbers, trial.number],
+            seconds + (trial.gpu_seconds if data.effort.gpu_hours else trial.seconds),
+        )
     return [(name, key, *parts[key]) for key, name in names.items() if key in parts]
 
 
@@ -45,12 +51,12 @@ def effort_sentence(data: SweepData) -> str:
 
 def effort_table(data: SweepData, parts: list[tuple[str, str, list[int], float]]) -> Table:
     """Return a row per part: number of trials, time and its share."""
-    total, gpus = data.effort.trial_seconds, data.effort.gpus_per_trial
+    total, gpus = sum(part[3] for part in parts), data.effort.gpu_hours
     rows = [
-        [name, str(len(numbers)), time_text(seconds * (gpus or 1)), share_text(seconds / total)]
+        [name, str(len(numbers)), time_text(seconds), share_text(seconds / total)]
         for name, _, numbers, seconds in parts
     ]
-    rows.append(["all trials", str(len(data.run.own_trials)), time_text(total * (gpus or 1)), "100 %"])
+    rows.append(["all trials", str(len(data.run.own_trials)), time_text(total), "100 %"])
     return Table(
         "Training time by how trials ended", ["trials", "number", "GPU time" if gpus else "time", "share"], rows, "lrrr"
     )
@@ -58,12 +64,12 @@ def effort_table(data: SweepData, parts: list[tuple[str, str, list[int], float]]
 
 def effort_figure(data: SweepData, parts: list[tuple[str, str, list[int], float]]) -> Figure:
     """Return one bar, divided into the parts."""
-    gpus = data.effort.gpus_per_trial
-    long = data.effort.trial_seconds * (gpus or 1) > 5400
+    total, gpus = sum(part[3] for part in parts), data.effort.gpu_hours
+    long = total > 5400
     unit, divisor = ("hours", 3600) if long else ("minutes", 60)
     traces: list[dict[str, Any]] = []
     for name, key, _, seconds in parts:
-        value = round(seconds * (gpus or 1) / divisor, 4)
+        value = round(seconds / divisor, 4)
         bar = {"type": "bar", "orientation": "h", "name": name, "x": [value], "y": [""], "marker": bar_style(key)}
         traces.append(bar | {"hovertemplate": f"%{{x:.2f}} {unit}<extra>{name}</extra>"})
     layout: dict[str, Any] = {
@@ -72,7 +78,7 @@ def effort_figure(data: SweepData, parts: list[tuple[str, str, list[int], float]
         "yaxis": {"visible": False},
     }
     layout["showlegend"] = True
-    shares = ", ".join(f"{name} {share_text(seconds / data.effort.trial_seconds)}" for name, _, _, seconds in parts)
+    shares = ", ".join(f"{name} {share_text(seconds / total)}" for name, _, _, seconds in parts)
     height = 120 + 22 * len(parts)  # the legend has a line per part on a narrow screen
     summary = f"A bar divided into: {shares}."
     return Figure("effort_chart", "Training time", summary, {"data": traces, "layout": layout}, height)

@@ -17,7 +17,8 @@ class Effort:
     """What the trials of a run, but for imported ones, have cost so far.
 
     elapsed: seconds in which a driver was running, over all attempts; None if it is not known, see elapsed_seconds.
-    trial_seconds: training time summed over trials and attempts. gpus_per_trial: 0 on a CPU. stopped_seconds: of
+    trial_seconds: training time summed over trials and attempts. gpu_seconds: the same times the GPUs, or the share of
+    one, that each trial had; 0 on a CPU. gpus_per_trial: that of new trials; 0 on a CPU. stopped_seconds: of
     trial_seconds, those of trials that early stopping ended. failed_seconds: those of trials that failed, diverged or
     ran out of memory. epochs: trained. full_epochs: what those trials that have ended would have trained without early
     stopping; out of patience, failed and diverged ones count as they were. saved_epochs: full_epochs less what they
@@ -26,6 +27,7 @@ class Effort:
 
     elapsed: float | None
     trial_seconds: float
+    gpu_seconds: float
     gpus_per_trial: float
     stopped_seconds: float
     failed_seconds: float
@@ -36,7 +38,7 @@ class Effort:
     @property
     def gpu_hours(self) -> float:
         """GPU hours of the trials; 0 on a CPU. A trial that shares a GPU counts with its share."""
-        return self.trial_seconds * self.gpus_per_trial / 3600
+        return self.gpu_seconds / 3600
 
     @property
     def stopped_share(self) -> float:
@@ -60,6 +62,7 @@ def measure_effort(run: Run) -> Effort:
     return Effort(
         elapsed=elapsed_seconds(run, read_events(run.dir.events), live.time if live else 0.0),
         trial_seconds=sum(trial.seconds for trial in own),
+        gpu_seconds=sum(trial.gpu_seconds for trial in own),
         gpus_per_trial=run.config.resources.all_gpus,
         stopped_seconds=sum(trial.seconds for trial in stopped),
         failed_seconds=sum(trial.seconds for trial in failed),

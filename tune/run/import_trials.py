@@ -47,10 +47,11 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     All sections are those of the other YAML, except for `record:` and, in `train:`, the options that are no recipe. If
     that YAML has gpu: auto, or no gpu, the run's number stays.
 
-    If the space, a fixed recipe option or the type of searcher differs, the trials are imported into a new Optuna study
-    of the same journal, under the same numbers: Optuna forbids changed choices, its TPE no longer samples an option of
-    changed range jointly with the others, and each searcher needs trials reported in its own way. The old study counts
-    until the caller writes the returned config to study.yaml, which names the study that counts.
+    If the space, a fixed recipe option, the type of searcher or the number of GPUs per trial differs, the trials are
+    imported into a new Optuna study of the same journal, under the same numbers: Optuna forbids changed choices, its
+    TPE no longer samples an option of changed range jointly with the others, each searcher needs trials reported in its
+    own way, and a study has one number of GPUs per trial. The old study counts until the caller writes the returned
+    config to study.yaml, which names the study that counts.
 
     Else the study goes on, and with it RULE_OF_OLDER_RUNS, rank_by and protect_default of the run.
 
@@ -71,8 +72,7 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     own = {name: value for name, value in old.train.items() if name not in option_names(role="recipe")}
     recipe = {name: value for name, value in other.train.items() if name in option_names(role="recipe")}
     new = other.with_train(own | recipe).with_record(**old.record.to_dict())
-    what = "space" if new.space.without_priors() != old.space.without_priors() else "searcher"
-    if what == "searcher" and new.searcher.type == old.searcher.type:
+    if not (what := what_differs(old, new)):
         rule = {name: getattr(old.early_stopping, name) for name in RULE_OF_OLDER_RUNS}
         kept = {
             "early_stopping": new.early_stopping.model_copy(update=rule),
@@ -90,6 +90,15 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
         journal.import_trial(candidate.frozen, candidate.params, extra)
     logger.info(f"the {what} has changed: the new study {new.record.study} imports {summary(candidates)}")
     return new
+
+
+def what_differs(old: SweepConfig, new: SweepConfig) -> str:
+    """Return what of a config needs a new study, in words; "" if the study can go on."""
+    if new.space.without_priors() != old.space.without_priors():
+        return "space"
+    if new.searcher.type != old.searcher.type:
+        return "searcher"
+    return "number of GPUs per trial" if new.resources.all_gpus != old.resources.all_gpus else ""
 
 
 def outside_attrs(run: Run, candidate: Candidate) -> dict[str, Any]:
@@ -127,6 +136,16 @@ def with_rung_values(frozen: FrozenTrial, kind: Literal["best", "recent"]) -> Fr
         if value != decided.value:  # what was needed was of the other kind
             rungs = with_decision(changed.user_attrs, epoch, RungDecision(value, decided.decision, decided.kept))
             changed.user_attrs = {**changed.user_attrs, "rungs": rungs}
+    return changed
+
+
+def with_gpu_seconds(frozen: FrozenTrial, before: SweepConfig, now: SweepConfig) -> FrozenTrial:
+    """Return a trial that keeps its GPU seconds where trials take another number of GPUs than in its own study."""
+    if before.resources.all_gpus == now.resources.all_gpus:
+        return frozen
+    progress, changed = Progress.from_attrs(frozen.user_attrs), copy.copy(frozen)
+    progress = replace(progress, gpu_seconds=progress.all_gpu_seconds(before))
+    changed.user_attrs = {**frozen.user_attrs, "progress": progress.to_attrs()}
     return changed
 
 
@@ -184,6 +203,7 @@ def candidates_of(run: Run, config: SweepConfig, known: Collection[str] = ()) ->
     for stored in read_trials(run.folder, run.config.record.study):
         number, result = stored.number, run.trial(stored.number)
         frozen = with_rung_values(restore_outcome(stored), config.early_stopping.value)
+        frozen = with_gpu_seconds(frozen, run.config, config)
         try:
             if source_of(run, result) in known:
                 raise ValueError("it is there already, from another run")

@@ -38,7 +38,8 @@ class TrialResult:
     state: Optuna's. end_reason: a value of EndReason, "" unless the trial ended by itself. score: the highest of its
     validated epochs, None without one. best_epoch: the epoch of that score, 0 without one. epoch: the last reported
     one, 0 before it. dice: Dice per region at the best epoch, empty without one. values: the searched options. seconds:
-    training time over all attempts. checkpoint: path of the last one below the run's storage, or a whole path or URI if
+    training time over all attempts. gpu_seconds: the same times the GPUs, or the share of one, that the trial had; 0 on
+    a CPU. checkpoint: path of the last one below the run's storage, or a whole path or URI if
     the trial was imported; None without one. error: what made the trial fail, in one line, else "". cost: the second
     metric, if the sweep has one. imported_from: run and number under which an imported trial ran first, else "".
     outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
@@ -60,6 +61,7 @@ class TrialResult:
     checkpoint: str | None
     error: str
     seed: int = 0
+    gpu_seconds: float = 0.0
     cost: float | None = None
     imported_from: str = ""
     outside_space: str = ""
@@ -74,7 +76,7 @@ class TrialResult:
     def from_frozen(cls, frozen: FrozenTrial, config: SweepConfig, *, driven: bool = True) -> TrialResult:
         """Return a trial of a run's study as a TrialResult; config: the run's. driven: a process drives the sweep."""
         attrs, progress = frozen.user_attrs, Progress.from_attrs(frozen.user_attrs)
-        best, scores = progress.best, known_scores(frozen)
+        best, scores, gpu_seconds = progress.best, known_scores(frozen), progress.all_gpu_seconds(config)
         return cls(
             number=frozen.number,
             state=frozen.state,
@@ -87,7 +89,8 @@ class TrialResult:
             seconds=progress.seconds,
             checkpoint=progress.checkpoint,
             seed=attrs.get("seed", config.seed + frozen.number),
-            cost=config.cost_of(progress.seconds) if config.objective.cost else None,
+            gpu_seconds=gpu_seconds,
+            cost=config.cost_of(progress.seconds, gpu_seconds) if config.objective.cost else None,
             imported_from=attrs.get("source", ""),
             outside_space=attrs.get("outside", ""),
             recipe=attrs.get("recipe", {}),
@@ -98,6 +101,11 @@ class TrialResult:
             intermediate=scores,
             late_score=late_score(scores, config),
         )
+
+    @property
+    def gpu_hours(self) -> float:
+        """The GPU hours of the trial; 0 on a CPU. One that shares a GPU counts with its share."""
+        return self.gpu_seconds / 3600
 
     @property
     def finished(self) -> bool:
@@ -203,10 +211,6 @@ class Run:
         own = [trial for trial in tried if not trial.imported_from]
         imported = sorted((trial for trial in tried if trial.imported_from), key=lambda trial: not trial.finished)
         return next(iter([*own, *imported]), None)
-
-    def gpu_hours(self, trial: TrialResult) -> float:
-        """Return the GPU hours of a trial; 0 on a CPU. One that shares a GPU counts with its share."""
-        return trial.seconds * self.config.resources.all_gpus / 3600
 
     def pareto_front(self) -> list[TrialResult]:
         """Return the finished trials that rank above every cheaper or equally cheap one, cheapest first.

@@ -230,7 +230,7 @@ class Journal:
             checkpoint: path of its checkpoint below the run's storage; None if it has none: the one before stays.
         """
         trial, before, epoch = self._running[number], self.progress(number), int(report["epoch"])
-        progress = replace(before, seconds=before.seconds + report.get("time_this_iter_s", 0.0))
+        progress = before.with_time(report.get("time_this_iter_s", 0.0), self.config)
         if report["end_reason"] == EndReason.OUT_OF_MEMORY:
             progress = replace(progress, end_reason=EndReason.OUT_OF_MEMORY)
         if epoch > before.epoch:
@@ -317,4 +317,6 @@ class Journal:
 
     def _values(self, score: float, progress: Progress) -> list[float]:
         """Return the objectives to report to Optuna: the score, and the cost if one is configured."""
-        return [score] if self.config.objective.cost is None else [score, self.config.cost_of(progress.seconds)]
+        if self.config.objective.cost is None:
+            return [score]
+        return [score, self.config.cost_of(progress.seconds, progress.all_gpu_seconds(self.config))]

@@ -39,6 +39,7 @@ class Progress:
     ended by itself, NONE if it did not. checkpoint: path of the newest one below the run's storage. best: None until an
     epoch is validated. device: name of the GPU or CPU that trained it last, None if no epoch is reported. data: hash of
     the cases that it was scored on, None if unknown. case_scores: number of epochs whose scores per case were reported.
+    gpu_seconds: GPU seconds so far, of a trial that was begun with other resources than its study has; None of others.
     recent: the scores of the last validated epochs, by epoch, in a sweep with a cost, of which Optuna takes no scores:
     RECENT_SCORES, or as many as late_validations if these are more.
     extra: keys of other versions of voxtune, kept as they are.
@@ -52,6 +53,7 @@ class Progress:
     device: str | None = None
     data: str | None = None
     case_scores: int = 0
+    gpu_seconds: float | None = None
     recent: dict[int, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -69,6 +71,7 @@ class Progress:
             device=stored.pop("device", None),
             data=stored.pop("data", None),
             case_scores=stored.pop("case_scores", 0),
+            gpu_seconds=stored.pop("gpu_seconds", None),
             recent={int(epoch): score for epoch, score in stored.pop("recent", {}).items()},
             extra=stored,
         )
@@ -88,9 +91,21 @@ class Progress:
             stored["data"] = self.data
         if self.case_scores:
             stored["case_scores"] = self.case_scores
+        if self.gpu_seconds is not None:
+            stored["gpu_seconds"] = self.gpu_seconds
         if self.recent:
             stored["recent"] = {str(epoch): score for epoch, score in self.recent.items()}
         return {**stored, **self.extra}
+
+    def all_gpu_seconds(self, config: SweepConfig) -> float:
+        """Return the GPU seconds so far, 0 on a CPU; config: of the study that the trial is in."""
+        return self.seconds * config.resources.all_gpus if self.gpu_seconds is None else self.gpu_seconds
+
+    def with_time(self, seconds: float, config: SweepConfig) -> Self:
+        """Return a copy that has trained for so many more seconds, with the resources of a config."""
+        known = self.gpu_seconds
+        gpu_seconds = None if known is None else known + seconds * config.resources.all_gpus
+        return replace(self, seconds=self.seconds + seconds, gpu_seconds=gpu_seconds)
 
     def with_recent(self, epoch: int, score: float, config: SweepConfig) -> Self:
         """Return a copy with one more score in `recent`; config: of the sweep."""

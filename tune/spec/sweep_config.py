@@ -90,9 +90,9 @@ class SweepConfig(Section):
                 known.append((name, values))
         return known
 
-    def cost_of(self, seconds: float) -> float:
-        """Return what a trial that ran this long has cost: seconds if that is the cost metric, else GPU seconds."""
-        return seconds if self.objective.cost == "seconds" else seconds * self.resources.all_gpus
+    def cost_of(self, seconds: float, gpu_seconds: float) -> float:
+        """Return what a trial has cost: the seconds that it ran if that is the cost metric, else its GPU seconds."""
+        return seconds if self.objective.cost == "seconds" else gpu_seconds
 
     def trials_left(self, own: int, tried: Iterable[dict[str, Any]]) -> int:
         """Return how many trials are still to be started: of study.trials, and of the recipes of a finite space.

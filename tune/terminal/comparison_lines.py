@@ -39,7 +39,7 @@ def trial_comparison_lines(run: Run, found: TrialComparison) -> list[str]:
         *([f"at rung {epoch}", *(rung_text(trial, epoch) for trial in trials)] for epoch in found.rungs),
         ["epochs", *(f"{trial.epoch} of {run.config.fixed('epochs')}" for trial in trials)],
         ["time", *(duration(trial.seconds) for trial in trials)],
-        *[["GPU hours", *(f"{run.gpu_hours(trial):.2f}" for trial in trials)]] * bool(run.config.resources.gpu_share),
+        *[["GPU hours", *(f"{trial.gpu_hours:.2f}" for trial in trials)]] * bool(run.config.resources.gpu_share),
     ]
     options = [[name, *map(option_text, values)] for name, values in found.options.items()]
     lines = [*columns(rows), "", "recipe, where it differs:", *(columns(options) or ["  nowhere"])]

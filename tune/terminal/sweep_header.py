@@ -86,10 +86,11 @@ def attempt_seconds(live: LiveState | None, events: Sequence[Event], now: float)
 
 def gpu_hours_text(run: Run) -> str:
     """Return the GPU hours so far, with the budget if there is one; on a CPU the time of the trials."""
-    seconds, budget = sum(trial.seconds for trial in run.own_trials), run.config.budget.gpu_hours
+    budget = run.config.budget.gpu_hours
     if not run.config.resources.gpu_share:
-        return f"{duration(seconds)} of training on the CPU"
-    return f"{seconds * run.config.resources.all_gpus / 3600:.2f}{f' of {budget:g}' if budget else ''} GPU hours"
+        return f"{duration(sum(trial.seconds for trial in run.own_trials))} of training on the CPU"
+    hours = sum(trial.gpu_hours for trial in run.own_trials)
+    return f"{hours:.2f}{f' of {budget:g}' if budget else ''} GPU hours"
 
 
 def time_left_text(run: Run, live: LiveState | None, events: Sequence[Event], now: float) -> str:

@@ -70,7 +70,7 @@ class TrialItem(Document):
             **{name: getattr(trial, name) for name in (*names, "checkpoint", "error", "imported_from")},
             reason=reason(run, trial),
             rungs=rungs,
-            gpu_hours=run.gpu_hours(trial),
+            gpu_hours=trial.gpu_hours,
             started=times.started,
             ended=times.ended,
             params=trial.values,

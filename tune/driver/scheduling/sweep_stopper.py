@@ -48,7 +48,7 @@ class SweepStopper(SignalHandling, ray_tune.Stopper):
         super().__init__()
         self.config, self.run, self.storage = run.config, run, storage
         self.started = time.monotonic()
-        self.gpu_seconds = sum(trial.seconds for trial in run.own_trials) * self.config.resources.all_gpus
+        self.gpu_seconds = sum(trial.gpu_seconds for trial in run.own_trials)
         self.best = max((trial.score or 0.0 for trial in run.own_trials if trial.finished), default=0.0)
         self.enough = enough_reached(run)
 
