@@ -571,6 +571,21 @@ def test_a_retraining_that_was_killed_before_its_last_row_has_it_once_called_aga
     assert "retrained row: 2 epochs in" in again.stdout
 
 
+def test_gpu_hours_of_a_retraining_are_of_all_its_gpus(run: Path, tmp_path: Path):
+    """In a copy whose trials had a GPU each; its epoch gets a time of an hour before it is called again, with two."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "study.yaml").write_text((copy / "study.yaml").read_text().replace("{gpu: 0, cpu", "{gpu: 1, cpu"))
+    assert voxtune_here("retrain", copy, "--epochs", "1", "--name", "hour").returncode == 0
+    folder = TrainingDir(copy / "retrain" / "hour")
+    header, row = folder.metrics.read_text().splitlines()
+    values = dict(zip(header.split(","), row.split(","), strict=True)) | {"epoch_time": "3600", "val_time": "0"}
+    folder.metrics.write_text(f"{header}\n{','.join(values.values())}\n")
+    folder.test_scores.with_suffix(".json").unlink()
+    again = voxtune_here("retrain", copy, "--epochs", "1", "--name", "hour", "--gpus", "2")
+    assert "retrained hour: 1 epoch in 1:00:00, 2.00 GPU hours" in again.stdout, again.stdout + again.stderr
+
+
 @pytest.mark.parametrize(
     ("place", "refused"),
     [

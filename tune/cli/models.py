@@ -134,7 +134,7 @@ def retrain(
         run.resolve(), number=trial, config_file=config, epochs=epochs, with_val=with_val, name=name, gpus=gpus,
         nodes=nodes, address=address,
     )  # fmt: skip
-    print_retrained(read_run(run.resolve()), TrainingDir(output))
+    print_retrained(read_run(run.resolve()), TrainingDir(output), gpus * nodes)
 
 
 @app.command(epilog="Example: voxtune predict RUN/best/best_model.pth CASE_DIR --out predictions")

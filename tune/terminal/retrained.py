@@ -14,10 +14,13 @@ from tune.run.training_progress import TrainingProgress, read_progress
 from tune.terminal.next_steps import print_next
 
 
-def print_retrained(run: Run, folder: TrainingDir) -> None:
-    """Print what a retraining of a run has cost, how it scored, where its model is, and what to type next."""
+def print_retrained(run: Run, folder: TrainingDir, gpus: int) -> None:
+    """Print what a retraining of a run has cost, how it scored, where its model is, and what to type next.
+
+    gpus: that trained it together, on all nodes.
+    """
     progress = read_progress(folder.path.name, folder.path, 0)
-    lines = [f"retrained {folder.path.name}: {cost_text(run, progress)}", score_text(run, folder, progress)]
+    lines = [f"retrained {folder.path.name}: {cost_text(run, progress, gpus)}", score_text(run, folder, progress)]
     if folder.test_scores.with_suffix(".csv").exists():
         lines.append(f"test cases: {folder.test_scores.with_suffix('.csv')}")
     logger.info("\n".join(["", *lines, f"model: {folder.best}"]))
@@ -31,10 +34,10 @@ def print_retrained(run: Run, folder: TrainingDir) -> None:
     )
 
 
-def cost_text(run: Run, progress: TrainingProgress) -> str:
-    """Return the epochs and the time of a retraining, over all its attempts."""
+def cost_text(run: Run, progress: TrainingProgress, gpus: int) -> str:
+    """Return the epochs and the time of a retraining, over all its attempts, each taken to have had so many GPUs."""
     gpu = run.config.resources.gpu_share > 0
-    hours = f", {progress.seconds / 3600:.2f} GPU hours" if gpu else ""
+    hours = f", {progress.seconds * gpus / 3600:.2f} GPU hours" if gpu else ""
     return f"{counted(progress.epoch, 'epoch')} in {duration(progress.seconds)}{hours}"
 
 
