@@ -155,8 +155,9 @@ def test_a_plan_grows_and_never_shrinks_and_its_protocol_stays(tmp_path: Path) -
     for name, value in (("folds", 5), ("epochs", 9), ("metric", "val_dice_ET"), ("split", "x"), ("data", "x")):
         with pytest.raises(InputError, match=f"and it would be {value} now"):
             extend_plan(begun, replace(begun, **{name: value}), tested=False)
-    with pytest.raises(InputError, match="begun with another recipe named trial_0001"):
-        extend_plan(begun, replace(begun, arms=(a, Arm("trial_0001", {"lr": 5.0}))), tested=False)
+    for name, way in (("trial_0001", "give it another name"), ("default", "move RUN/confirm away and start again")):
+        with pytest.raises(InputError, match=f"begun with another recipe named {name}; {way}"):
+            extend_plan(begun, replace(begun, arms=(Arm(name, {"lr": 5.0}),)), tested=False)
     save_plan(grown, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == grown
     (tmp_path / "plan.json").write_text('{"version": 2}')

@@ -175,7 +175,8 @@ def extend_plan(begun: ConfirmPlan | None, wanted: ConfirmPlan, *, tested: bool)
     for arm in wanted.arms:
         same_name = next((other for other in arms if other.name == arm.name), None)
         if same_name is not None and same_name.recipe != arm.recipe:
-            raise InputError(f"the confirmation was begun with another recipe named {arm.name}; give it another name")
+            way = "move RUN/confirm away and start again" if arm.name == DEFAULT else "give it another name"
+            raise InputError(f"the confirmation was begun with another recipe named {arm.name}; {way}")
         if same_name is None and all(other.recipe != arm.recipe for other in arms):
             arms.append(arm)
     new_seeds = [seed for seed in wanted.seeds if seed not in begun.seeds]
