@@ -30,15 +30,16 @@ from trainable.cases.labels import LABELS_2021, LABELS_2023, LABELS_PED2024
 from trainable.core.brats import REGIONS, labels_to_regions
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
+from trainable.cross_validation import Fold, cross_validate
 from trainable.data.cache import scan_of
 from trainable.data.prepare import Data
-from trainable.data.split import Split
+from trainable.data.split import Split, save_split
 from trainable.evaluate import evaluate
 from trainable.evaluation.metrics import dice
 from trainable.predict import predict_cases
 from trainable.training.case_scores import COLUMNS
 from trainable.training.checkpoint import load_checkpoint, save_checkpoint
-from trainable.training.training_dir import TrainingDir
+from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.model_bundle import verify_bundle
 
 SCRIPTS = Path(__file__).parents[1] / "trainable" / "bundle" / "scripts"
@@ -291,6 +292,53 @@ def test_verify_scores_the_cases_on_record_again_under_any_name(prepared: Data, 
     shutil.rmtree(tmp_path / "data" / TEST[1])
     with pytest.raises(InputError, match="none of its 1 cases is on record"):
         verify_bundle(bundle, tmp_path / "data")
+
+
+def scores_in(bundle: Path) -> dict[str, Any]:
+    """The scores on record in a bundle, by part."""
+    found: dict[str, Any] = json.loads((bundle / "voxtune.json").read_text())["scores"]
+    return found
+
+
+def test_scores_of_other_weights_at_the_same_epoch_are_not_in_the_card(
+    prepared: Data, phantoms: Path, tmp_path: Path
+) -> None:
+    """As after going back by --resume epoch_0001.pth."""
+    model = TrainingDir(make_model(tmp_path / "model", prepared, phantoms))
+    save_split(Split(tuple(sorted({*NAMES} - {*VAL, *TEST})), VAL, TEST), model.split)
+    options = {**OPTIONS, "depth": 2, "data_dir": phantoms, "cache_dir": prepared.folder, "device": "cpu"}
+    evaluate(TrainConfig(**options, output_dir=model.path, resume=model.best, split_file=model.split))
+    state = load_checkpoint(model.best)
+    save_checkpoint({**state, "config": {**state["config"], "min_component": 60}}, model.best)  # the same weights
+    assert scores_in(export_bundle(model.path, tmp_path / "same"))["test"]["setting"]["min_component"] == 30
+    make_model(model.path, prepared, phantoms, (1.0, 1.0, 1.0))
+    bundle = export_bundle(model.path, tmp_path / "other")
+    assert scores_in(bundle).keys() == {"val"}
+    assert "not been scored on cases that nothing was selected by" in (bundle / "docs" / "README.md").read_text()
+
+
+def test_cross_validated_scores_of_other_weights_are_not_in_the_card(
+    prepared: Data, phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = [Split(tuple({*NAMES} - {*VAL, *TEST, name}), (name,), TEST) for name in VAL]
+    options = {**OPTIONS, "data_dir": phantoms}
+    members = [
+        threshold_model(tmp_path / "model" / "members" / f"fold_{index}", Data(prepared.folder, split), **options)
+        for index, split in enumerate(splits)
+    ]
+    folds = [Fold(split.val, (member.path,)) for split, member in zip(splits, members, strict=True)]
+    scored = cross_validate(folds, ["seed_1"], prepared, torch.device("cpu"))
+    scored.save(EnsembleDir(tmp_path / "model").cross_validation, {})
+    for member in members:  # as postprocess does
+        state = load_checkpoint(member.best)
+        save_checkpoint({**state, "config": {**state["config"], "min_component": 60}}, member.best)
+    found = scores_in(export_bundle(tmp_path / "model", tmp_path / "same"))["val"]
+    assert (found["means"]["dice_mean"], found["setting"]["min_component"]) == (scored.mean()["dice_mean"], 30)
+    threshold_model(
+        members[0].path, Data(prepared.folder, splits[0]), (1.0, 1.0, 1.0), **{**options, "min_component": 60}
+    )
+    assert scores_in(export_bundle(tmp_path / "model", tmp_path / "other")) == {}
+    assert "has no validation scores, as the folder of the model has none of these weights" in capsys.readouterr().out
 
 
 def test_a_bundle_replaces_an_earlier_one_and_nothing_else(exported: Exported, tmp_path: Path) -> None:

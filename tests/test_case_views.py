@@ -21,9 +21,12 @@ from trainable.evaluate import evaluate
 from trainable.evaluation.inference import NonFiniteLogitsError
 from trainable.train import train
 from trainable.training.case_scores import SCORE_COLUMNS, read_case_scores
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.training_dir import TrainingDir
 from tune.report import case_predictions
 from tune.report.case_views import case_views, case_views_of_training, ranked_views
+from tune.report.dice_plots import dice_section_of_training
+from tune.report.training_report import test_section as section_of_test_scores
 from tune.run.results import Run, TrialResult
 from tune.run.run_dir import RunDir
 from tune.spec.sweep_config import make_sweep_config
@@ -224,6 +227,22 @@ def test_test_cases_are_shown_only_if_the_training_has_scored_them(training: Pat
         assert view.images is not None
         assert view.note == ""  # predicted with mirror, as the test was
         assert view.dice == {column: scored[view.name][column] for column in SCORE_COLUMNS}
+
+
+def test_test_scores_of_other_weights_are_not_shown(training: Path, data: Data) -> None:
+    evaluate(small(data, training, resume=training), data)
+    state = load_checkpoint(TrainingDir(training).best)
+    save_checkpoint({**state, "config": {**state["config"], "min_component": 50}}, TrainingDir(training).best)
+    views = case_views_of_training(training, images="none")
+    assert {view.part for view in views} == {"validation", "test"}  # of the same weights
+    state["network"] = {name: tensor + 1 for name, tensor in state["network"].items()}
+    save_checkpoint(state, TrainingDir(training).best)
+    assert {view.part for view in case_views_of_training(training, images="none")} == {"validation"}
+    assert "test" not in dice_section_of_training(training, anonymous=True)
+    shown = section_of_test_scores(training, anonymous=True)
+    assert shown is not None
+    assert "of other weights than the model has now, so they are not shown" in shown.lead
+    assert not shown.blocks
 
 
 def test_an_ensemble_shows_its_test_cases_as_it_has_predicted_them(training: Path, data: Data, tmp_path: Path) -> None:

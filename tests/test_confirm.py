@@ -18,7 +18,10 @@ from optuna.trial import TrialState
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
+from trainable.core.option_files import load_options
+from trainable.core.options import make_config
 from trainable.training.case_scores import read_case_scores
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.training_dir import TrainingDir
 from tune.analysis.json_output.confirm import ConfirmOutput, confirm_output
 from tune.cli.sweeps import confirm_if_asked
@@ -38,11 +41,12 @@ from tune.confirmation.plan import (
 from tune.confirmation.recipe_arms import read_recipe
 from tune.confirmation.report import evaluate_confirmation
 from tune.confirmation.scores import ConfirmScores, best_epoch
+from tune.confirmation.scores import test_scores as read_test_scores
 from tune.confirmation.status import confirmation_line, confirmed_choice, recipe_name
 from tune.confirmation.verify import verify_confirmation
 from tune.driver.cluster.connection import Cluster
 from tune.driver.sweep import launch
-from tune.driver.training_set.training_plan import earlier_outcome
+from tune.driver.training_set.training_plan import Training, earlier_outcome
 from tune.model_bundle import export_model
 from tune.retrain import choose_recipe
 from tune.run.results import Run, TrialResult, read_run
@@ -317,6 +321,19 @@ def test_no_test_is_wanted_before_the_race_has_ended(confirmed: Path) -> None:
     winner = f"trial_{run.best().number:04d}"
     assert [item.name for item in wanted] == ["default seed_1000009", f"{winner} seed_1000009"]
     assert not any(item.test for item in [*first, *wanted])
+
+
+def test_test_scores_of_other_weights_count_for_nothing_and_the_cases_are_scored_again(copy: Path) -> None:
+    run = read_run(copy)
+    paths = run.dir.confirm.training("default", 1_000_001, None)
+    item = Training("default", make_config({**load_options(paths.config), "output_dir": paths.path}, ""), test=True)
+    assert earlier_outcome(item) is not None
+    assert read_test_scores(paths)
+    state = load_checkpoint(paths.best)
+    state["network"] = {name: tensor + 1 for name, tensor in state["network"].items()}
+    save_checkpoint(state, paths.best)
+    assert earlier_outcome(item) is None
+    assert not read_test_scores(paths)
 
 
 def _data(run: Run) -> Any:

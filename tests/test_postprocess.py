@@ -20,6 +20,7 @@ from helpers import Interrupted, start, wait_for
 from threshold_model import LIMITS, threshold_model
 
 from trainable import postprocess
+from trainable.bundle.recorded_scores import RecordedScores, recorded_scores
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.logger import logger
@@ -32,7 +33,9 @@ from trainable.evaluation.validate import validate
 from trainable.postprocess import SCRATCH, choose_postprocessing, starting_setting, write_choice, write_setting
 from trainable.postprocess_record import read_record, write_record
 from trainable.predict import predict_cases
+from trainable.training.case_scores import COLUMNS
 from trainable.training.checkpoint import load_checkpoint, load_network, save_checkpoint
+from trainable.training.ensemble import load_ensemble
 from trainable.training.training_dir import TrainingDir
 
 PLAIN = PredictionSetting(mirror=False, overlap=0.5, min_component=0, et_threshold=0)
@@ -173,6 +176,26 @@ def test_islands_are_removed_if_that_is_shown_to_help_and_the_model_then_predict
 def test_earlier_test_scores_are_said_to_be_without_it(chosen: Chosen) -> None:
     assert "test_scores.json has scores without this post-processing; to score the test cases" in chosen.printed
     assert f"voxtune train --resume {chosen.model.path} --test_only" in chosen.printed
+
+
+def test_validation_scores_on_record_are_of_the_weights_and_the_setting_that_they_were_scored_with(
+    chosen: Chosen, tmp_path: Path
+) -> None:
+    def on_record(model: TrainingDir) -> RecordedScores:
+        return recorded_scores(model.path, load_ensemble([model.best], torch.device("cpu")))[0]
+
+    again = TrainingDir(shutil.copytree(chosen.model.path, tmp_path / "again"))
+    again.test_scores.with_suffix(".json").unlink()
+    before = on_record(again)
+    assert (before.cases, before.setting) == (chosen.record["scores"], chosen.choice.chosen)
+    again.case_scores.write_text("\n".join([",".join(COLUMNS), *(f"3,{name},0.1,0.2,0.3,0.2" for name in VAL)]) + "\n")
+    state = load_checkpoint(again.best)
+    state["network"]["heads.0.bias"] -= 1  # trained on, with a clean-up of the user's own, or the one that was chosen
+    for number in (400, chosen.choice.chosen.min_component):
+        save_checkpoint({**state, "config": {**state["config"], "min_component": number}}, again.best)
+        after = on_record(again)
+        assert after.means["dice_mean"] == pytest.approx(0.2)
+        assert after.setting == replace(chosen.choice.chosen, min_component=number)
 
 
 @pytest.mark.slow

@@ -25,9 +25,11 @@ from trainable.evaluate import COLUMNS
 from trainable.evaluation.averaging import predict_averaged
 from trainable.evaluation.inference import NonFiniteLogitsError
 from trainable.evaluation.metrics import Scores, mean_scores
+from trainable.evaluation.prediction_setting import PredictionSetting
 from trainable.evaluation.validate import score_cases
 from trainable.member_scores import MemberScores
-from trainable.training.ensemble import Ensemble, find_models, load_ensemble
+from trainable.training.ensemble import Ensemble, Member, find_models, load_ensemble
+from trainable.training.training_dir import TrainingDir
 
 PART = "val"  # what each case is to the models that score it
 
@@ -48,11 +50,13 @@ class CrossValidation:
         scores: of each case, sorted by name.
         fold: index of the fold of each case.
         members: the Dice of each training of a case's fold, alone; empty with one training per fold.
+        models: of each training its name, its identity and the options that it predicted with, as plain values.
     """
 
     scores: dict[str, Scores]
     fold: dict[str, int]
     members: MemberScores
+    models: list[dict[str, Any]]
 
     def table(self) -> str:
         """Return the mean scores of each fold and of all cases, and their deviation over cases, as text."""
@@ -92,7 +96,8 @@ class CrossValidation:
         writer.writeheader()
         writer.writerows({"case": case, "fold": self.fold[case], **scores} for case, scores in self.scores.items())
         atomic_write_text(stem.with_suffix(".csv"), table.getvalue())
-        content = {**about, "cases": self.scores, "folds": self.fold, "mean": self.mean(), "sd": self.deviation()}
+        content = {**about, "members": self.models, "cases": self.scores, "folds": self.fold}
+        content |= {"mean": self.mean(), "sd": self.deviation()}
         content |= self.members.for_json(self.scores, dict.fromkeys(self.scores, PART))
         atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
 
@@ -113,14 +118,23 @@ def cross_validate(folds: Sequence[Fold], names: Sequence[str], data: Data, devi
             since the data was read; or if logits are not finite.
     """
     members, scores = MemberScores(names if len(names) > 1 else ()), dict[str, Scores]()
+    models = list[dict[str, Any]]()
     for index, fold in enumerate(folds):
         ensemble = load_ensemble(find_models(fold.trainings), device)
         refuse_trained_cases(fold, ensemble)
         scores |= score_fold(fold, ensemble, members, data, device)
+        models += map(describe_model, ensemble.members)
         cases = counted(len(fold.cases), "case")
         logger.info(f"fold {index}: {cases} scored by models that were not trained on this fold")
     fold_of = {name: index for index, fold in enumerate(folds) for name in fold.cases}
-    return CrossValidation({name: scores[name] for name in sorted(scores)}, dict(sorted(fold_of.items())), members)
+    by_name = {name: scores[name] for name in sorted(scores)}
+    return CrossValidation(by_name, dict(sorted(fold_of.items())), members, models)
+
+
+def describe_model(member: Member) -> dict[str, Any]:
+    """Return the name of a training's folder, its model's identity and the options that it predicts with."""
+    name = TrainingDir.of_checkpoint(member.checkpoint).path.name
+    return {"name": name, **member.identity, "setting": PredictionSetting.of_config(member.config).to_dict()}
 
 
 def score_fold(

@@ -176,7 +176,7 @@ def save_test_scores(
         seen_line(seen, data.split),
     ]
     logger.info("\n".join(filter(None, lines)))
-    models = {"members": describe_members(ensemble)} if members.names else {"epoch": ensemble.first.state["epoch"]}
+    models = {"members": describe_members(ensemble)} if members.names else ensemble.first.identity
     about = {"checkpoint": str(config.resume), **models, "seen_by_pretrained": seen.get("test", [])}
     about |= {name: to_dict(ensemble.first.config)[name] for name in option_names(prediction=True)}
     paths = TrainingDir(config.output_dir)
@@ -184,13 +184,13 @@ def save_test_scores(
 
 
 def describe_members(ensemble: Ensemble) -> list[dict[str, Any]]:
-    """Return each member's name, checkpoint, its hash and its epoch, as plain values."""
+    """Return each member's name, checkpoint, its hash, its epoch and the hash of its weights, as plain values."""
     return [
         {
             "name": member.predictor.name,
             "checkpoint": str(member.checkpoint),
             "checkpoint_hash": member.digest,
-            "epoch": member.state.get("epoch"),
+            **member.identity,
         }
         for member in ensemble.members
     ]

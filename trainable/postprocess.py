@@ -130,7 +130,8 @@ def choose_postprocessing(folder: Path, data_dir: Path | Uri | None = None) -> C
         logger.info(heading(folder, names, metric, start))
         with kernel_selection(ensemble.first.config):
             choice = choose_setting(start, cases.score, metric)
-        record = Record.of(choice, cases.scored, metric, {relative(file, folder): epoch_of(file) for file in files})
+        models = {relative(member.checkpoint, folder): member.identity for member in ensemble.members}
+        record = Record.of(choice, cases.scored, metric, models)
         logger.info(choice_table(choice))
         write_choice(folder, files, record)
         logger.info(outcome_text(record, folder))
@@ -270,11 +271,6 @@ def write_setting(files: Sequence[Path], setting: PredictionSetting) -> None:
         state = load_checkpoint(file)
         if any(state["config"].get(name) != value for name, value in setting.to_dict().items()):
             save_checkpoint({**state, "config": {**state["config"], **setting.to_dict()}}, file)
-
-
-def epoch_of(file: Path) -> int:
-    """Return the epoch of a checkpoint."""
-    return int(load_metadata(file)["epoch"])
 
 
 def relative(file: Path, folder: Path) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,13 +31,15 @@ class Record:
     """The content of postprocess.json.
 
     Attributes:
-        models: the epoch of each checkpoint, by its path in the folder; of other epochs the scores do not hold.
+        models: the epoch of each checkpoint, by its path in the folder.
         metric: the score that decided.
         before, chosen: settings before the first call and now.
         scores_before, scores: Dice of each validation case with these two, out of fold for an ensemble over folds.
         gain: of `scores` over `scores_before`, for each of DICE; as the same cases chose, it is an upper bound.
         tried: one item per candidate, as plain values.
         confidence: of each candidate's interval.
+        weights: the hash of each checkpoint's weights, by its path; of others the scores do not hold. Empty in a file
+            of an older version, which is known by `models`.
     """
 
     models: Mapping[str, int]
@@ -49,6 +51,7 @@ class Record:
     gain: Mapping[str, Mapping[str, float | None]]
     tried: Sequence[Mapping[str, Any]]
     confidence: float
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def helped(self) -> bool:
@@ -61,9 +64,9 @@ class Record:
         choice: Choice,
         scored: Mapping[PredictionSetting, Mapping[str, Scores]],
         metric: str,
-        models: Mapping[str, int],
+        models: Mapping[str, Mapping[str, Any]],
     ) -> Self:
-        """Return the record of a choice. scored: the scores of each case, by setting."""
+        """Return the record of a choice. scored: the scores of each case, by setting. models: identity_of, by path."""
         before, after = scored[choice.before], scored[choice.chosen]
         names = sorted(before)
         gains = {
@@ -80,13 +83,23 @@ class Record:
             }
             for item in choice.tried
         ]
-        return cls(models, metric, choice.before, choice.chosen, before, after, gains, tried, choice.confidence)
+        epochs, weights = ({path: one[key] for path, one in models.items()} for key in ("epoch", "weights_hash"))
+        return cls(
+            epochs, metric, choice.before, choice.chosen, before, after, gains, tried, choice.confidence, weights
+        )
+
+    def is_of(self, models: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Return whether the scores are of these models. models: see identity_of, by the checkpoint's path."""
+        if self.weights:
+            return dict(self.weights) == {path: one["weights_hash"] for path, one in models.items()}
+        return dict(self.models) == {path: one["epoch"] for path, one in models.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content as plain values."""
         return {
             "version": VERSION,
             "models": dict(self.models),
+            "weights": dict(self.weights),
             "metric": self.metric,
             "before": self.before.to_dict(),
             "chosen": self.chosen.to_dict(),

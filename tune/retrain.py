@@ -28,6 +28,7 @@ from trainable.train_processes import group_here, train_in_processes
 from trainable.training import checkpoint
 from trainable.training.ensemble import is_ensemble
 from trainable.training.epoch_result import EndReason
+from trainable.training.scored_models import has_scores_of
 from trainable.training.training_dir import TrainingDir
 from tune.confirmation.status import confirmed_choice
 from tune.followed_plateau import began_with_plateau, without_plateau
@@ -89,7 +90,7 @@ def retrain(
             train_on(config, data, tests_follow=bool(data.split.test))
     else:
         config, data = begin(run, recipe, output, done, with_val=with_val)
-        if output.test_scores.with_suffix(".json").exists():
+        if has_scores_of(output.test_scores.with_suffix(".json"), [output.best]):
             raise InputError(f"{output.path} is done, {recipe.epochs} epochs; use it, or take another --name")
     end_if_diverged(output)
     if data.split.test:

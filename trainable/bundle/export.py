@@ -101,8 +101,9 @@ def export_bundle(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     logger.info(f"wrote {out}: {counted(facts.networks, 'network')}; card: {out / CARD}")
-    if not any(one.part == "test" for one in scores):
-        logger.info("the card has no test scores, as the folder of the model has none of this epoch")
+    for part, what in (("val", "validation"), ("test", "test")):
+        if not any(one.part == part for one in scores):
+            logger.info(f"the card has no {what} scores, as the folder of the model has none of these weights")
     return out
 
 

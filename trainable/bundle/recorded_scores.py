@@ -15,9 +15,10 @@ from trainable.core.errors import InputError
 from trainable.data.cache import scan_of
 from trainable.evaluation.metrics import Scores
 from trainable.evaluation.prediction_setting import PredictionSetting
-from trainable.postprocess_record import read_record
+from trainable.postprocess_record import Record, read_record
 from trainable.training.case_scores import read_case_scores
 from trainable.training.ensemble import Ensemble
+from trainable.training.scored_models import are_of
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 
 DICE = tuple(f"dice_{name}" for name in (*REGIONS, "mean"))
@@ -108,24 +109,54 @@ def scans_by_name(ensemble: Ensemble) -> dict[str, str]:
 def _validation(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
     """Return the validation scores; None if there are none."""
     scans, members = scans_by_name(ensemble), validating_members(ensemble)
-    record = read_record(folder)
-    if record is not None and record.chosen == PredictionSetting.of_config(ensemble.first.config):
-        epochs = {_relative(member.checkpoint, folder): member.state["epoch"] for member in ensemble.members}
-        if dict(record.models) == epochs:
-            folds = any(len(numbers) < len(ensemble.members) for numbers in members.values())
-            how = ", each scored by the networks that were not trained on it" if folds else ""
-            source = f"validation cases{how}; they selected the epoch and the post-processing, perhaps the recipe too"
-            return RecordedScores("val", source, record.chosen, record.scores, scans, members)
-    setting = PredictionSetting.of_config(ensemble.first.config) if record is None else record.before
+    record, setting = read_record(folder), PredictionSetting.of_config(ensemble.first.config)
+    models = {_relative(member.checkpoint, folder): member.identity for member in ensemble.members}
+    if record is not None and record.chosen == setting and record.is_of(models):
+        folds = any(len(numbers) < len(ensemble.members) for numbers in members.values())
+        how = ", each scored by the networks that were not trained on it" if folds else ""
+        source = f"validation cases{how}; they selected the epoch and the post-processing, perhaps the recipe too"
+        return RecordedScores("val", source, record.chosen, record.scores, scans, members)
     if len(ensemble.members) > 1:
-        cases = _scores_in(EnsembleDir(folder).cross_validation.with_suffix(".json"), members)
+        path = EnsembleDir(folder).cross_validation.with_suffix(".json")
+        if (crossed := _cross_validated_with(path, ensemble, record)) is None:
+            return None
         source = "validation cases, each scored by the networks that were not trained on it; they selected the epoch"
-        return RecordedScores("val", source, setting, cases, scans, members)
+        return RecordedScores("val", source, crossed, _scores_in(path, members), scans, members)
     state = ensemble.first.state
     scores = read_case_scores(TrainingDir(folder).case_scores).get(state["epoch"], {})
     source = f"validation cases at epoch {state['epoch']}, which they selected, perhaps the recipe too"
     known = {name: values for name, values in scores.items() if name in members}
     return RecordedScores("val", source, setting, known, scans, members)
+
+
+def _cross_validated_with(path: Path, ensemble: Ensemble, record: Record | None) -> PredictionSetting | None:
+    """Return the options that the members predicted with in a cross_validation.json.
+
+    A file of an older version does not say them: they are those from before post-processing was chosen.
+
+    Args:
+        path: of the file.
+        ensemble: the members.
+        record: of post-processing; None for none.
+
+    Returns:
+        None if there is no file, it is of other weights, or the members predicted differently.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+        if not are_of(content, [member.identity for member in ensemble.members]):
+            return None
+        settings = {PredictionSetting(**member["setting"]) for member in content.get("members", [])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it and score the cases again") from None
+    if not settings:
+        settings = {PredictionSetting.of_config(ensemble.first.config) if record is None else record.before}
+    return settings.pop() if len(settings) == 1 else None
 
 
 def _relative(file: Path, folder: Path) -> str:
@@ -134,13 +165,11 @@ def _relative(file: Path, folder: Path) -> str:
 
 
 def _scores_in(path: Path, names: Collection[str]) -> dict[str, Scores]:
-    """Return DICE of these cases in a JSON of scores; none if there is no such file.
+    """Return DICE of these cases in a JSON of scores.
 
     Raises:
         InputError: if it is damaged.
     """
-    if not path.exists():
-        return {}
     try:
         cases = json.loads(path.read_text())["cases"]
         return {name: {key: float(cases[name][key]) for key in DICE} for name in cases if name in names}
@@ -149,7 +178,7 @@ def _scores_in(path: Path, names: Collection[str]) -> dict[str, Scores]:
 
 
 def _test(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
-    """Return the test scores of the model; None if there are none, or if they are of other epochs or networks.
+    """Return the test scores of the model; None if there are none, or if they are of other weights.
 
     Raises:
         InputError: if test_scores.json is damaged.
@@ -160,12 +189,12 @@ def _test(folder: Path, ensemble: Ensemble) -> RecordedScores | None:
         return None
     try:
         content = json.loads(path.read_text())
-        epochs = [member["epoch"] for member in content["members"]] if "members" in content else [content["epoch"]]
+        same = are_of(content, [member.identity for member in ensemble.members])
         setting = PredictionSetting(**{name: content[name] for name in PredictionSetting.names()})
         names = [name for name, part in content["parts"].items() if part == "test"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged or of an older version ({error}); score the test cases again") from None
-    if sorted(epochs) != sorted(member.state["epoch"] for member in ensemble.members):
+    if not same:
         return None
     if content.get("target_shape", window) != window:  # asked for in that call only; a bundle predicts otherwise
         return None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,26 @@ def build_from_state(state: dict[str, Any], device: torch.device) -> tuple[UNet3
     """
     config = make_config(state["config"], "the checkpoint", begun=True)
     network = build_network(config.model_copy(update={"device": device.type}))
-    network.load_state_dict(state.get("ema") or state["network"])
+    network.load_state_dict(predicting_weights(state))
     return network.to(device).eval(), config
+
+
+def predicting_weights(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the weights that a checkpoint predicts with: the averaged ones if the training had ema_decay."""
+    weights: dict[str, torch.Tensor] = state.get("ema") or state["network"]
+    return weights
+
+
+def weights_hash(state: Mapping[str, Any]) -> str:
+    """Return 12 hex digits of the SHA-256 of predicting_weights, names and values, of a state on the CPU.
+
+    The file's own hash differs as soon as anything else in it does, as when postprocess writes options into it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(predicting_weights(state).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
 
 
 def load_latest_valid(path: Path) -> tuple[Path, dict[str, Any]]:

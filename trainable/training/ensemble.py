@@ -21,6 +21,7 @@ from trainable.core.logger import logger
 from trainable.data.split import PARTS
 from trainable.evaluation.averaging import Predictor
 from trainable.training.checkpoint import build_from_state, find_checkpoint, load_checkpoint
+from trainable.training.scored_models import identity_of
 from trainable.training.seen_cases import NEW, UNKNOWN, History, parts_of
 from trainable.training.training_dir import BEST, MEMBERS, TrainingDir
 from trainable.training.training_log import read_rows
@@ -38,12 +39,14 @@ class Member:
     Attributes:
         checkpoint: its file.
         digest: 12 hex digits of the file's SHA-256.
+        identity: its epoch and the hash of its weights, by which scores on record are known to be its, see identity_of.
         state: the checkpoint's, without WEIGHTS.
         predictor: its network; the config is that of its training with what a call changes.
     """
 
     checkpoint: Path
     digest: str
+    identity: Mapping[str, Any]
     state: Mapping[str, Any]
     predictor: Predictor
 
@@ -169,7 +172,7 @@ def load_ensemble(
         network, config = build_from_state(state, device)
         predictor = Predictor(name, network, with_usable_precision(change(config), device))
         kept = {key: value for key, value in state.items() if key not in WEIGHTS}
-        members.append(Member(file, file_digest(file), kept, predictor))
+        members.append(Member(file, file_digest(file), identity_of(state), kept, predictor))
     for member in members[1:]:
         check_agreement(members[0], member)
     return Ensemble(tuple(members))

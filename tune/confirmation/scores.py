@@ -49,9 +49,13 @@ def val_scores(paths: TrainingDir) -> CaseScores:
 
 
 def test_scores(paths: TrainingDir) -> CaseScores:
-    """Return the scores per test case of a training's model; {} if they have not been scored."""
+    """Return the scores per test case of a training's model; {} if they have not been scored, or with other weights."""
     path = paths.test_scores.with_suffix(".json")
     if not path.exists():
+        return {}
+    from trainable.training.scored_models import has_scores_of  # here: torch takes seconds to import
+
+    if not has_scores_of(path, [paths.best]):
         return {}
     cases: dict[str, dict[str, float]] = json.loads(path.read_text())["cases"]
     return {case: {name: scores[name] for name in SCORE_COLUMNS} for case, scores in cases.items()}

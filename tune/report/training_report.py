@@ -179,8 +179,13 @@ def members_section(members: Sequence[Path]) -> Section:
 
 
 def test_section(folder: Path, *, anonymous: bool) -> Section | None:
-    """Return the scores of the test cases, worst first; None if they have not been scored."""
-    scores = read_test_scores(folder).scores
+    """Return the scores of the test cases, worst first, or that they are of other weights; None without scores."""
+    test = read_test_scores(folder)
+    if test.of_other_weights:
+        command = "voxtune train --resume FOLDER --test_only"
+        lead = "test_scores.json has scores of other weights than the model has now, so they are not shown. To score "
+        return Section("test", "Test scores", f"{lead}the test cases again: {command}")
+    scores = test.scores
     if not scores:
         return None
     means = {

@@ -25,7 +25,7 @@ class TestScores:
     """What a training's test_scores.json says: the scores of the test cases, the epoch and options of the prediction.
 
     scores: those of SCORE_COLUMNS at least, by case; cases that the model was trained on all the same are left out.
-    epoch: None for an ensemble.
+    epoch: None for an ensemble. of_other_weights: the file's scores are not the model's, so that `scores` is empty.
     """
 
     __test__ = False  # no test of pytest's
@@ -33,6 +33,7 @@ class TestScores:
     scores: Mapping[str, Scores] = field(default_factory=dict)
     epoch: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    of_other_weights: bool = False
 
 
 def member_folders(folder: Path) -> list[Path]:
@@ -55,6 +56,8 @@ def validation_scores(folder: Path) -> tuple[int, Mapping[str, Scores]]:
 def read_test_scores(folder: Path) -> TestScores:
     """Return the test scores of a training or an ensemble; without scores if its test cases have not been scored.
 
+    Those of other weights than the model has now, as from before it was trained on, are left out.
+
     Raises:
         InputError: if test_scores.json is damaged.
     """
@@ -66,12 +69,26 @@ def read_test_scores(folder: Path) -> TestScores:
         scores = {name: {column: float(value) for column, value in of.items()} for name, of in tested.items()}
         if missing := [name for name, of in scores.items() if not of.keys() >= set(SCORE_COLUMNS)]:
             raise ValueError(f"no Dice of {missing[0]}")
+        same = _are_of_model(content, folder)
     except FileNotFoundError:
         return TestScores()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({error!r}); restore or delete it") from None
+    if not same:
+        return TestScores(of_other_weights=True)
     options = {name: content[name] for name in option_names(prediction=True) if name in content}
     return TestScores(scores, content.get("epoch"), options)
+
+
+def _are_of_model(content: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether scores are of the model in a folder; True if it has none any more, to compare with."""
+    files = [TrainingDir(member).best for member in member_folders(folder) or [folder]]
+    if not all(file.is_file() for file in files):
+        return True
+    from trainable.training.scored_models import are_of, identities  # here: torch takes seconds to import
+
+    models = identities(files)
+    return models is None or are_of(content, models)
 
 
 def cache_of(folder: Path) -> Path:

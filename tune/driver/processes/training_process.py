@@ -26,6 +26,7 @@ from trainable.data.prepare import Data
 from trainable.evaluate import evaluate
 from trainable.train import from_last_checkpoint, last_row, train
 from trainable.training.epoch_result import EndReason, EpochResult
+from trainable.training.scored_models import has_scores_of
 from trainable.training.training_dir import TrainingDir
 from tune.driver.processes.gpu_share import missing_gpu, share_memory
 from tune.driver.processes.kept_ranks import Places, run_in_ranks
@@ -142,7 +143,7 @@ class TrainingProcess:
             data = cases_of_training(config, contents_file)
             training = partial(self.train, data=data, contents_file=contents_file, on_epoch=on_epoch)
             error = train_to_the_end(config, training)
-            if spec.test and not error and not paths.test_scores.with_suffix(".json").exists():
+            if spec.test and not error and not has_scores_of(paths.test_scores.with_suffix(".json"), [paths.best]):
                 evaluate(config.model_copy(update={"resume": paths.best}), data)
             return TrainingEnd(error=error), ""
         except torch.cuda.OutOfMemoryError as error:

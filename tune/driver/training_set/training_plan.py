@@ -11,6 +11,7 @@ from trainable.core.errors import InputError
 from trainable.core.option_files import load_options
 from trainable.core.options import make_config, option_names, path_options, to_dict
 from trainable.data.split import load_split
+from trainable.training.scored_models import has_scores_of
 from trainable.training.training_dir import TrainingDir
 from trainable.training.training_log import read_rows
 from tune.driver.processes.training_process import divergence
@@ -58,8 +59,9 @@ def earlier_outcome(training: Training) -> Outcome | None:
     check_same_training(training)
     row = (read_rows(training.dir.metrics) or [{"end_reason": ""}])[-1]
     error = divergence(row)
+    paths = training.dir
     if not row["end_reason"] or (
-        training.test and not error and not training.dir.test_scores.with_suffix(".json").exists()
+        training.test and not error and not has_scores_of(paths.test_scores.with_suffix(".json"), [paths.best])
     ):
         return None
     return Outcome(training.name, training.dir.path, error)
