@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,21 @@ import pytest
 import torch
 from helpers import rows, start_voxtune, voxtune, wait_for
 
+from trainable.cli import main as train_verb
 from trainable.core.errors import InputError
 from trainable.data.cache import open_case
 from trainable.data.prepare import Data
 from trainable.data.split import Split, load_split
 from trainable.evaluation.averaging import predict_averaged
 from trainable.evaluation.metrics import dice_scores
-from trainable.training.checkpoint import load_checkpoint, save_checkpoint
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint, weights_hash
 from trainable.training.ensemble import find_models, load_ensemble
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.cli.models import retrain as retrain_verb
 from tune.driver.cluster.connection import Cluster
 from tune.driver.sweep import launch
 from tune.ensemble_retrain import EnsembleRequest, retrain_ensemble
+from tune.retrain import retrain
 from tune.run.results import read_run
 from tune.run.run_dir import RunDir
 from tune.spec.sweep_config import make_sweep_config
@@ -178,6 +181,36 @@ def test_cross_validated_scores_of_fewer_seeds_are_replaced(four: EnsembleDir, s
     four.test_scores.with_suffix(".json").unlink()
     retrain_ensemble(sweep, FOUR, cluster=cluster)
     assert content(four.cross_validation) == whole
+
+
+def test_an_ensemble_is_scored_again_after_a_member_was_trained_on(
+    four: EnsembleDir, sweep: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = EnsembleDir(Path(shutil.copytree(four.path, sweep / "retrain" / "resumed")))
+    before = {stem: content(stem) for stem in (copy.cross_validation, copy.test_scores)}
+    member = copy.member("fold_0_seed_2000005")
+    assert train_verb(["--resume", str(member.path), "--epochs", "3"]) == 0
+    shutil.copy(member.latest, member.best)  # whether or not it is better by chance
+    retrain_ensemble(sweep, replace(FOUR, name="resumed"), cluster=cluster)
+    assert "resumed were trained on since they were scored: they are scored again" in capsys.readouterr().out
+    now = sorted(weights_hash(load_checkpoint(file)) for file in find_models([copy.path]))
+    for stem, earlier in before.items():
+        found = content(stem)
+        assert sorted(member["weights_hash"] for member in found["members"]) == now
+        assert found["cases"] != earlier["cases"]
+    with pytest.raises(InputError, match=r"resumed is done; use it, or take another --name"):
+        retrain_ensemble(sweep, replace(FOUR, name="resumed"), cluster=cluster)
+
+
+def test_a_retraining_is_done_if_its_test_scores_are_of_its_weights(sweep: Path) -> None:
+    output = TrainingDir(retrain(sweep, epochs=1, name="single"))
+    with pytest.raises(InputError, match="single is done, 1 epochs; use it"):
+        retrain(sweep, epochs=1, name="single")
+    state = load_checkpoint(output.best)
+    state["network"] = {name: tensor * 2 for name, tensor in state["network"].items()}
+    save_checkpoint(state, output.best)
+    retrain(sweep, epochs=1, name="single")
+    assert content(output.test_scores)["weights_hash"] == weights_hash(state)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from trainable.data.prepare import Data
 from trainable.data.split import save_split
 from trainable.train import train
 from trainable.training.case_scores import read_case_scores
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint, weights_hash
 from trainable.training.training_dir import TrainingDir
 from tune.driver.cluster.connection import Cluster
 from tune.driver.processes.training_process import TrainingEnd, TrainingProcess, TrainingSpec, train_to_the_end
@@ -118,8 +119,14 @@ def test_a_plan_is_asked_again_after_each_training_and_what_has_ended_is_not_run
     assert run(plan, tmp_path, cluster) == outcomes
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.csv")} == stamps
     impatient = Resources(gpu=0, cpu=1, report_timeout=0.1)  # less than a test takes, which writes no epoch
-    assert run([training(tmp_path, prepared, "one", test=True)], tmp_path, cluster, impatient)["one"].error == ""
-    assert TrainingDir(tmp_path / "one").test_scores.with_suffix(".json").exists()
+    one_tested, paths = training(tmp_path, prepared, "one", test=True), TrainingDir(tmp_path / "one")
+    assert run([one_tested], tmp_path, cluster, impatient)["one"].error == ""
+    assert paths.test_scores.with_suffix(".json").exists()
+    state = load_checkpoint(paths.best)
+    state["network"] = {name: tensor * 2 for name, tensor in state["network"].items()}
+    save_checkpoint(state, paths.best)  # other weights are tested again
+    run([one_tested], tmp_path, cluster)
+    assert json.loads(paths.test_scores.with_suffix(".json").read_text())["weights_hash"] == weights_hash(state)
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ from trainable.cross_validation import Fold, cross_validate
 from trainable.data.prepare import Data
 from trainable.data.split import Split, fold_splits, load_split, save_split
 from trainable.evaluate import as_chosen, evaluate
+from trainable.training.ensemble import has_ended
+from trainable.training.scored_models import has_scores_of
 from trainable.training.training_dir import EnsembleDir, TrainingDir
 from tune.confirmation.plan import unused_seeds
 from tune.driver.cluster.connection import Cluster
@@ -141,7 +143,8 @@ def retrain_ensemble(
 
     With folds, all train and val cases are then scored out of fold (cross_validation.csv and .json); the test cases, if
     there are any, are scored once by all members together (test_scores.csv and .json). Called again, this continues
-    what was interrupted.
+    what was interrupted; if members were trained on since they were scored, as by `voxtune train --resume`, it scores
+    them again.
 
     Args:
         run_dir: RUN.
@@ -180,17 +183,20 @@ def retrain_ensemble(
         data = prepare_same_cases(run, config)
         trainings = plan_trainings(run, request, folder, config, data)
         trainings.make_folders()
-        outcomes = run_trainings(
-            lambda _: trainings.all(),
-            folder.members,
-            run.config.resources,
-            cluster=cluster,
-            address=address,
-            contents_file=run.dir.contents,
-            check=partial(check_nodes_for, run),
-            resume_command=command,
-        )
-        refuse_failed(outcomes, folder, command)
+        if outdated_scores(folder) and all(map(has_ended, members_of(folder))):
+            logger.info(f"members of {folder.path} were trained on since they were scored: they are scored again")
+        else:
+            outcomes = run_trainings(
+                lambda _: trainings.all(),
+                folder.members,
+                run.config.resources,
+                cluster=cluster,
+                address=address,
+                contents_file=run.dir.contents,
+                check=partial(check_nodes_for, run),
+                resume_command=command,
+            )
+            refuse_failed(outcomes, folder, command)
         score(trainings, config, data)
     return folder.path
 
@@ -216,8 +222,20 @@ def refuse_single(folder: EnsembleDir) -> None:
     """Raise InputError if the folder has a retraining of a single model, or is done."""
     if TrainingDir(folder.path).latest.exists():
         raise InputError(f"{folder.path} is a retraining of a single model; take another --name")
-    if folder.test_scores.with_suffix(".json").exists():
+    if folder.test_scores.with_suffix(".json").exists() and not outdated_scores(folder):
         raise InputError(f"{folder.path} is done; use it, or take another --name")
+
+
+def members_of(folder: EnsembleDir) -> list[TrainingDir]:
+    """Return the folders of the trainings in an ensemble's folder, sorted by name; [] before there are any."""
+    return [TrainingDir(path) for path in sorted(folder.members.glob("*")) if path.is_dir()]
+
+
+def outdated_scores(folder: EnsembleDir) -> bool:
+    """Return whether an ensemble's folder has scores, out of fold or of test cases, that are not of its weights now."""
+    models = [member.best for member in members_of(folder)]
+    files = [stem.with_suffix(".json") for stem in (folder.cross_validation, folder.test_scores)]
+    return any(file.exists() and not has_scores_of(file, models) for file in files)
 
 
 def refuse_failed(outcomes: Mapping[str, Outcome], folder: EnsembleDir, command: str) -> None:
@@ -231,12 +249,14 @@ def refuse_failed(outcomes: Mapping[str, Outcome], folder: EnsembleDir, command:
 
 
 def score(trainings: EnsembleTrainings, config: TrainConfig, data: Data) -> None:
-    """Score all cases out of fold, if there are folds, then the test cases once, if there are any.
+    """Score all cases out of fold, if there are folds, then the test cases, if there are any, unless that is done.
 
     config: of a single retraining in the ensemble's folder.
     """
     folder = trainings.dir
-    if trainings.in_folds and cross_validated_seeds(folder) != list(trainings.seeds):
+    models = [member.best for member in members_of(folder)]
+    scored = cross_validated_seeds(folder) == list(trainings.seeds)
+    if trainings.in_folds and not (scored and has_scores_of(folder.cross_validation.with_suffix(".json"), models)):
         names = sorted(f"seed_{seed}" for seed in trainings.seeds)
         result = cross_validate(trainings.folds(), names, data, choose_device(config))
         about = {
@@ -248,7 +268,7 @@ def score(trainings: EnsembleTrainings, config: TrainConfig, data: Data) -> None
         result.save(folder.cross_validation, about)
         count = counted(len(result.scores), "case")
         logger.info(f"cross-validated: {count}, each by models that were not trained on it\n{result.table()}")
-    if data.split.test:
+    if data.split.test and not has_scores_of(folder.test_scores.with_suffix(".json"), models):
         evaluate(as_chosen(config.model_copy(update={"resume": folder.path})), data)
 
 
