@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
+from trainable import cli
 from trainable.core import files
 from trainable.core.config import TrainConfig
 from trainable.core.device import choose_device
@@ -22,7 +23,7 @@ from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
 from trainable.data.prepare import Data
 from trainable.data.split import save_split
-from trainable.train import train, training_summary
+from trainable.train import resume_hint, train, training_summary
 from trainable.training import checkpoint
 from trainable.training import state as training
 from trainable.training.epoch_result import EpochResult
@@ -260,14 +261,44 @@ def test_a_kill_at_any_write_of_a_resume_leaves_the_old_state_or_the_resumed_one
     assert (found[0], found[-1], set(found)) == (old, 1, {old, 1})
 
 
-def test_a_resume_of_latest_writes_nothing_before_its_first_epoch(
+def test_a_resume_of_latest_with_its_options_writes_nothing_before_its_first_epoch(
     trained: Path, prepared: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (checkpoint, files):
-        monkeypatch.setattr(module, "atomic_write", None)
     monkeypatch.setattr("trainable.training.loop.train_one_epoch", kill)
-    with pytest.raises(Killed):
-        fit(tiny(trained, epochs=5, resume=trained), prepared)
+    for first in (True, False):
+        with pytest.raises(Killed):
+            fit(tiny(trained, epochs=5, resume=trained), prepared)
+        if first:  # it has changed epochs
+            for module in (checkpoint, files):
+                monkeypatch.setattr(module, "atomic_write", None)
+
+
+@pytest.mark.parametrize("source", ["latest.pth", "epoch_0003.pth"])
+@pytest.mark.parametrize("scheduler", ["plateau", "exponential"])
+def test_options_of_a_resume_that_ends_in_its_first_epoch_are_those_of_the_next_resume(
+    prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, scheduler: str, source: str
+) -> None:
+    fit(tiny(tmp_path, save_freq=1, scheduler=scheduler, exponential_gamma=0.5), prepared)
+    words = ["--resume", str(tmp_path / "checkpoints" / source), "--lr", "4e-4", "--epochs", "6", "--momentum", "0.5"]
+
+    def begin(words: list[str]) -> TrainConfig:
+        config = cli.resolve(cli.read_flags(words))
+        assert config.resume is not None
+        with monkeypatch.context() as patch:
+            patch.setattr("trainable.training.loop.train_one_epoch", kill)
+            with pytest.raises(Killed):
+                fit(config, prepared)
+        return config
+
+    assert resume_hint(cli.resolve(cli.read_flags(words))).endswith("give the same command again")
+    assert f"go on with: voxtune train --resume {tmp_path}" in resume_hint(begin(words))
+    config = begin(["--resume", str(tmp_path)])
+    assert (config.lr, config.epochs, config.momentum) == (4e-4, 6, 0.5)
+    results: list[EpochResult] = []
+    fit(config, prepared, results.append)
+    done = 4 if source == LATEST else 3
+    factor = 0.5**done if scheduler == "exponential" else 1.0
+    assert (results[0].epoch, results[0].stats.lr) == (done + 1, pytest.approx(4e-4 * factor))
 
 
 def test_a_restored_trial_forces_nothing_to_the_disk_and_writes_no_latest_before_its_first_epoch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,11 +28,11 @@ from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
 from trainable.training.case_scores import case_rows
-from trainable.training.checkpoint import find_checkpoint, load_latest_valid
+from trainable.training.checkpoint import find_checkpoint, load_latest_valid, load_metadata
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.seen_cases import cases_by_part
-from trainable.training.state import TrainingState
+from trainable.training.state import TrainingState, same_options
 from trainable.training.training_dir import BEST, TrainingDir
 from trainable.training.training_log import TrainingLog, epoch_line, read_rows
 
@@ -43,10 +44,20 @@ def resume_hint(config: TrainConfig) -> str:
 
     It is "" before the first checkpoint, and for a test.
     """
-    if config.test_only or not TrainingDir(config.output_dir).latest.exists():
+    latest = TrainingDir(config.output_dir).latest
+    if config.test_only or not latest.exists():
         return ""
+    if config.resume is not None and not same_options(config, saved_options(latest)):
+        return ". Nothing was trained by this call; give the same command again"
     folder = shlex.quote(str(config.output_dir))
     return f". The last finished epoch is kept; go on with: {resume_command()} --resume {folder}"
+
+
+def saved_options(path: Path) -> dict[str, Any]:
+    """Return the options in a checkpoint, as plain values; none if it cannot be read."""
+    with contextlib.suppress(InputError):
+        return dict(load_metadata(path)["config"])
+    return {}
 
 
 def resume_command() -> str:

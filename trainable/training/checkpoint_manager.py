@@ -17,7 +17,7 @@ from trainable.core.errors import InputError
 from trainable.core.files import atomic_copy
 from trainable.core.logger import logger
 from trainable.core.parallel import BackgroundWorker
-from trainable.training.checkpoint import load_checkpoint, read_epoch, save_checkpoint
+from trainable.training.checkpoint import load_checkpoint, load_metadata, read_epoch, save_checkpoint
 from trainable.training.training_dir import LATEST, TrainingDir
 
 
@@ -100,14 +100,14 @@ class CheckpointManager:
     def adopt(self, source: Path, state: dict[str, Any]) -> bool:
         """Bring a loaded checkpoint, as latest.pth, and the best model in its folder into the manager's folder.
 
-        latest.pth is not written if it is of the loaded epoch already, or if the source is elsewhere inside the output
-        folder, as for a sweep's trial. A kill at any time leaves latest.pth whole, the old one or the new one. The best
-        model is copied only if it is that of state["best_epoch"]. If the source is in the manager's folder, that
-        folder's checkpoints of later epochs are archived.
+        latest.pth is not written if it is of the loaded epoch and has its options already, or if the source is
+        elsewhere inside the output folder, as for a sweep's trial. A kill at any time leaves latest.pth whole, the old
+        one or the new one. The best model is copied only if it is that of state["best_epoch"]. If the source is in the
+        manager's folder, that folder's checkpoints of later epochs are archived.
 
         Args:
             source: the file that was loaded.
-            state: its content.
+            state: its content, with the options in use.
 
         Returns:
             Whether the best model in the source's folder is that of state["best_epoch"]: False if it is damaged,
@@ -119,7 +119,7 @@ class CheckpointManager:
         if same:
             later = [path for path in sorted(folder.glob("*.pth")) if read_epoch(path) > state["epoch"]]
             archive_later(later, state["epoch"])
-        if not inside and read_epoch(self.dir.latest) != state["epoch"]:
+        if not inside and not is_on_disk(state, self.dir.latest):
             save_checkpoint(state, self.dir.latest)
         best = source / self.dir.best.name
         epoch = best_epoch_on_disk(best)
@@ -143,6 +143,15 @@ def stage_to_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: stage_to_cpu(item) for key, item in value.items()}
     return [stage_to_cpu(item) for item in value] if isinstance(value, list) else value
+
+
+def is_on_disk(state: dict[str, Any], path: Path) -> bool:
+    """Return whether a checkpoint is of a state's epoch and options; False if it cannot be read."""
+    try:
+        saved = load_metadata(path)
+    except InputError:
+        return False
+    return all(saved.get(key) == state.get(key) for key in ("epoch", "config"))
 
 
 def best_epoch_on_disk(path: Path) -> int:

@@ -120,7 +120,7 @@ def resume_training(
         raise InputError(f"{done} and ended by patience of {config.patience}; raise --patience to go on")
     if is_main():
         on_start(training)
-    if not from_main(is_main() and checkpoints.adopt(source, state)):
+    if not from_main(is_main() and checkpoints.adopt(source, training.with_options(state))):
         training.reset_best()
 
 

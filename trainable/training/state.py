@@ -34,6 +34,8 @@ from trainable.training.weight_average import WeightAverage
 
 # Keys of the optimizer's groups that follow the config and the device in use, not the checkpoint.
 CONFIG_OWNED_GROUP_KEYS = ("weight_decay", "momentum", "nesterov", "fused", "capturable")
+# Options that a resume sets by itself: where the training lies, and that it starts from no other weights.
+SET_BY_RESUME = ("output_dir", "split_file", "pretrained")
 
 
 @dataclass
@@ -182,6 +184,16 @@ class TrainingState:
         groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
         return {**state, "param_groups": groups}
 
+    def with_options(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return a loaded checkpoint's state with the options in use, so that the next resume goes on with them too.
+
+        The state itself is returned if its options are the same.
+        """
+        if same_options(self.config, state["config"]):
+            return state
+        optimizer = {**state["optimizer"], "param_groups": self.optimizer_state()["param_groups"]}
+        return {**state, "config": to_dict(self.config), "optimizer": optimizer}
+
     def load_state(self, state: dict[str, Any], data: Data) -> None:
         """Continue from a checkpoint's state, with the options of `self.config`, a new lr included.
 
@@ -231,6 +243,15 @@ class TrainingState:
             for name, value in moments.items():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     moments[name] = torch.empty_like(parameter).copy_(value)
+
+
+def same_options(config: TrainConfig, saved: dict[str, Any]) -> bool:
+    """Return whether a resume without any option goes on with those of a config.
+
+    saved: the options in the checkpoint, as plain values; one that it lacks is younger and had its default.
+    """
+    now, saved = to_dict(config), {**to_dict(TrainConfig()), **saved}
+    return all(now[name] == saved[name] for name in option_names(one_call=False) if name not in SET_BY_RESUME)
 
 
 def check_resumable(config: TrainConfig, saved: dict[str, Any]) -> None:
