@@ -312,6 +312,19 @@ def test_a_training_that_diverges_says_where_and_what_to_do(phantoms: Path, prep
         r"not finite in [23] steps in a row, the first in epoch \d, batch \d \(Phantom_.*\) at lr 1.00e\+30", said
     )
     assert "Lower --lr, or set --gradient_clipping" in said
+    assert "and no checkpoint is older; start a new training in another --output_dir" in said
+
+
+def test_a_training_whose_last_checkpoint_diverges_at_any_lr_says_which_one_to_go_back_to(finished: Path, capsys):
+    """Two steps an epoch: the first of epoch 3 is good and ruins the weights, which that epoch saves."""
+    assert cli.main(f"--resume {finished} --epochs 2 --save_freq 1".split()) == 0
+    diverging = "--lr 1e30 --epochs 9 --max_skipped_steps 3 --val_freq 9"
+    assert cli.main(f"--resume {finished} {diverging}".split()) == 1
+    assert checkpoint.load_checkpoint(finished)["epoch"] == 3
+    said = re.search(r"; go back to the ones before with: voxtune train --resume (.*)", capsys.readouterr().out)
+    assert said
+    assert said[1] in {str(finished / "checkpoints" / name) for name in ("epoch_0002.pth", "best_model.pth")}
+    assert cli.main(f"--resume {said[1]} --lr 1e-4 --epochs 4".split()) == 0
 
 
 def test_ctrl_c_says_how_to_go_on(phantoms: Path, prepared: Data, tmp_path: Path):

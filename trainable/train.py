@@ -33,7 +33,7 @@ from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.seen_cases import cases_by_part
 from trainable.training.state import TrainingState, same_options
-from trainable.training.training_dir import BEST, TrainingDir
+from trainable.training.training_dir import BEST, LATEST, TrainingDir
 from trainable.training.training_log import TrainingLog, epoch_line, read_rows
 
 FULL_DISK_HINT = ": there is no space for it; free some"
@@ -257,7 +257,7 @@ def outcome_summary(result: EpochResult, config: TrainConfig, *, tests_follow: b
     if result.end_reason == EndReason.NON_FINITE:
         return (
             f"stopped: {result.note}. Lower --lr, or set --gradient_clipping 1.0 or --amp bf16; look at those cases. "
-            f"Nothing of this epoch is kept{resume_hint(config) or '; no epoch was finished before'}"
+            f"Nothing of this epoch is kept{hint_after_divergence(result, config)}"
         )
     reason = f"patience of {config.patience} validations" if result.end_reason == EndReason.PATIENCE else "last epoch"
     score = f"best {config.metric} {result.best_score:.4f} at epoch {result.best_epoch}"
@@ -266,6 +266,32 @@ def outcome_summary(result: EpochResult, config: TrainConfig, *, tests_follow: b
     if tests_follow:
         return ended
     return f"{ended}\ntest it: {train_command()} --resume {shlex.quote(str(best))} --test_only"
+
+
+def hint_after_divergence(result: EpochResult, config: TrainConfig) -> str:
+    """Return from which checkpoint to go on after a training has diverged, to append to a message.
+
+    If no step of the last epoch was good, latest.pth has the weights whose gradient was not finite, and another lr does
+    not help there; an earlier checkpoint is named then.
+    """
+    latest = result.checkpoints / LATEST
+    if result.stats.steps or not latest.exists():
+        return resume_hint(config) or "; no epoch was finished before"
+    said = ". latest.pth already has the weights whose gradient is not finite"
+    earlier = newest_with_fewer_steps(latest)
+    if earlier is None:
+        return f"{said}, and no checkpoint is older; start a new training in another --output_dir"
+    return f"{said}; go back to the ones before with: {resume_command()} --resume {shlex.quote(str(earlier))}"
+
+
+def newest_with_fewer_steps(checkpoint: Path) -> Path | None:
+    """Return the newest file in a checkpoint's folder whose weights had fewer steps than its; None if there is none."""
+    steps: dict[Path, int] = {}
+    for path in sorted(checkpoint.parent.glob("*.pth")):
+        with contextlib.suppress(InputError, KeyError):  # damaged, or no checkpoint
+            steps[path] = load_metadata(path)["step"]
+    fewer = [path for path, count in steps.items() if count < steps.get(checkpoint, 0)]
+    return max(fewer, key=lambda path: steps[path], default=None)
 
 
 def from_last_checkpoint(config: TrainConfig) -> TrainConfig:
