@@ -151,13 +151,13 @@ def test_check_raises_the_error_of_a_finished_callback(tmp_path: Path) -> None:
                 checkpoints.check()
 
 
-def test_adopting_reports_whether_the_best_model_is_the_one_that_the_state_names(tmp_path: Path) -> None:
+def test_adopting_reports_whether_there_is_a_checkpoint_of_the_best_epoch_and_takes_it(tmp_path: Path) -> None:
     with CheckpointManager(config_in(tmp_path / "one")) as checkpoints:
-        checkpoints.save(state_of(1, best_epoch=1), is_best=True)
-        checkpoints.save(state_of(2, best_epoch=1), is_best=False)
+        for epoch in (1, 2, 3):
+            checkpoints.save(state_of(epoch, best_epoch=1), is_best=epoch == 1)
     source = tmp_path / "one" / "checkpoints" / LATEST
-    for best_epoch, expected in ((1, True), (2, False)):
+    for best_epoch, expected in ((1, True), (2, False), (3, True)):  # best_model.pth, none, latest.pth
         folder = tmp_path / f"best {best_epoch}"
         with CheckpointManager(config_in(folder)) as checkpoints:
-            assert checkpoints.adopt(source, state_of(2, best_epoch)) is expected
-        assert epochs_in(folder) == ({BEST: 1, LATEST: 2} if expected else {LATEST: 2})
+            assert checkpoints.adopt(source, state_of(3, best_epoch)) is expected
+        assert epochs_in(folder) == {**({BEST: best_epoch} if expected else {}), LATEST: 3}

@@ -189,7 +189,7 @@ def test_resume_goes_on_from_best_model_where_a_kill_came_before_latest(
 def test_best_model_of_later_epochs_keeps_a_place_when_an_earlier_checkpoint_is_resumed(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.1, 0.2, 0.9, 0.3, 0.15])
+    scores = iter([0.4, 0.2, 0.9, 0.3, 0.15])
     monkeypatch.setattr("trainable.training.validation.validate", partial(scored, scores))
     fit(tiny(tmp_path, save_freq=2), prepared)
     folder = tmp_path / "checkpoints"
@@ -273,8 +273,7 @@ def test_a_resume_of_latest_with_its_options_writes_nothing_before_its_first_epo
                 monkeypatch.setattr(module, "atomic_write", None)
 
 
-@pytest.mark.parametrize("source", ["latest.pth", "epoch_0003.pth"])
-@pytest.mark.parametrize("scheduler", ["plateau", "exponential"])
+@pytest.mark.parametrize(("scheduler", "source"), [("plateau", "latest.pth"), ("exponential", "epoch_0003.pth")])
 def test_options_of_a_resume_that_ends_in_its_first_epoch_are_those_of_the_next_resume(
     prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, scheduler: str, source: str
 ) -> None:
@@ -322,19 +321,37 @@ def test_one_of_several_trainings_waits_for_no_disk(
     assert checkpoint.load_checkpoint(tmp_path / "out" / "checkpoints" / LATEST)["epoch"] == result.epoch == 2
 
 
-@pytest.mark.parametrize("output", ["out", "other"])
-def test_a_damaged_best_model_is_said_and_the_next_validation_is_the_best(
-    trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, output: str
+@pytest.mark.parametrize(("output", "numbered"), [("out", True), ("out", False), ("other", False)])
+def test_a_damaged_best_model_is_said_and_its_numbered_checkpoint_or_the_next_validation_is_the_best(
+    trained: Path, prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, output: str, numbered: bool
 ) -> None:
     best = trained / "checkpoints" / BEST
     best.write_bytes(best.read_bytes()[:-40])
+    if not numbered:
+        (trained / "checkpoints" / "epoch_0002.pth").unlink()
     monkeypatch.setattr("trainable.training.validation.validate", partial(scored, iter([0.2, 0.1])))
     result = fit(tiny(tmp_path / output, epochs=6, resume=trained), prepared)
-    [said] = [line for line in capsys.readouterr().out.splitlines() if "damaged" in line]
+    printed = capsys.readouterr().out
+    [said] = [line for line in printed.splitlines() if "damaged" in line]
     assert said.startswith(f"{best}: damaged or not a checkpoint (")
-    assert said.endswith("); the next validation counts as the best")
-    assert (result.best_epoch, result.best_score) == (5, 0.2)
-    assert checkpoint.load_checkpoint(tmp_path / output / "checkpoints" / BEST)["epoch"] == 5
+    anew = "no checkpoint of the best epoch, 2, is left: the next validation counts as the best"
+    assert (anew in printed) is not numbered
+    assert (result.best_epoch, result.best_score) == ((2, 0.9) if numbered else (5, 0.2))
+    assert checkpoint.load_checkpoint(tmp_path / output / "checkpoints" / BEST)["epoch"] == result.best_epoch
+
+
+@pytest.mark.parametrize("output", ["out", "other"])
+def test_an_earlier_checkpoint_that_is_resumed_stays_the_best_model_if_it_was(
+    prepared: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.setattr("trainable.training.validation.validate", partial(scored, iter([0.1, 0.4, 0.9, 0.2, 0.3])))
+    fit(tiny(tmp_path / "out", epochs=3, save_freq=2), prepared)
+    resumed = tmp_path / "out" / "checkpoints" / "epoch_0002.pth"
+    result = fit(tiny(tmp_path / output, resume=resumed), prepared)
+    assert (result.epoch, result.best_epoch, result.best_score) == (4, 2, 0.4)
+    best, own = (checkpoint.load_checkpoint(path) for path in (tmp_path / output / "checkpoints" / BEST, resumed))
+    assert best["epoch"] == 2
+    assert all(torch.equal(best["network"][name], tensor) for name, tensor in own["network"].items())
 
 
 def test_a_trial_s_checkpoints_are_written_once_and_gone_on_from(

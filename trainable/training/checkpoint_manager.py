@@ -102,30 +102,34 @@ class CheckpointManager:
 
         latest.pth is not written if it is of the loaded epoch and has its options already, or if the source is
         elsewhere inside the output folder, as for a sweep's trial. A kill at any time leaves latest.pth whole, the old
-        one or the new one. The best model is copied only if it is that of state["best_epoch"]. If the source is in the
-        manager's folder, that folder's checkpoints of later epochs are archived.
+        one or the new one. The best model is that of state["best_epoch"]: best_model.pth in the source's folder, else
+        that epoch's numbered checkpoint or the source itself. If the source is in the manager's folder, that folder's
+        checkpoints of later epochs are archived.
 
         Args:
             source: the file that was loaded.
             state: its content, with the options in use.
 
         Returns:
-            Whether the best model in the source's folder is that of state["best_epoch"]: False if it is damaged,
-            missing or of another epoch; True if it is missing and best_epoch is 0, as no epoch was validated yet.
+            Whether there is a checkpoint of state["best_epoch"]; if not, that is said. True if best_epoch is 0, as no
+            epoch was validated yet, and there is no best model.
         """
-        folder, source = self.dir.checkpoints, source.parent
-        same = source.resolve() == folder.resolve()
+        folder = self.dir.checkpoints
+        same = source.parent.resolve() == folder.resolve()
         inside = not same and self.dir.path in source.parents
         if same:
             later = [path for path in sorted(folder.glob("*.pth")) if read_epoch(path) > state["epoch"]]
             archive_later(later, state["epoch"])
         if not inside and not is_on_disk(state, self.dir.latest):
             save_checkpoint(state, self.dir.latest)
-        best = source / self.dir.best.name
-        epoch = best_epoch_on_disk(best)
-        if epoch != state["best_epoch"]:
+        epoch = state["best_epoch"]
+        names = (self.dir.best.name, self.dir.numbered(epoch).name)
+        candidates = [*(source.with_name(name) for name in names), source]
+        best = next((path for path in candidates if epoch_on_disk(path) == epoch), None)
+        if best is None:
+            logger.info(f"no checkpoint of the best epoch, {epoch}, is left: the next validation counts as the best")
             return False
-        if epoch and not same:
+        if epoch and best.resolve() != self.dir.best.resolve():
             folder.mkdir(parents=True, exist_ok=True)
             atomic_copy(best, self.dir.best, fsync=not inside)
         return True
@@ -154,12 +158,12 @@ def is_on_disk(state: dict[str, Any], path: Path) -> bool:
     return all(saved.get(key) == state.get(key) for key in ("epoch", "config"))
 
 
-def best_epoch_on_disk(path: Path) -> int:
-    """Return the epoch of a best model; 0 if the file is missing, or, with a warning, if it is damaged."""
+def epoch_on_disk(path: Path) -> int:
+    """Return the epoch of a checkpoint; 0 if the file is missing, or, with a warning, if it is damaged."""
     try:
         return int(load_checkpoint(path)["epoch"]) if path.exists() else 0
     except InputError as error:
-        logger.warning(f"{error}; the next validation counts as the best")
+        logger.warning(str(error))
         return 0
 
 

@@ -102,7 +102,7 @@ def resume_training(
 ) -> None:
     """Load the checkpoint of the option `resume`, call on_start, then have `checkpoints` adopt the loaded files.
 
-    The next validation counts as the best if the best model is missing or not the one that the checkpoint names.
+    The next validation counts as the best if there is no checkpoint any more of the epoch that was.
 
     Raises:
         InputError: if the checkpoint cannot be used, does not fit the options or the split, or the training has ended
