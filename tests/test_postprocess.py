@@ -19,7 +19,7 @@ import torch
 from helpers import Interrupted, start, wait_for
 from threshold_model import LIMITS, threshold_model
 
-from trainable import postprocess
+from trainable import cli, postprocess
 from trainable.bundle.recorded_scores import RecordedScores, recorded_scores
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
@@ -36,7 +36,8 @@ from trainable.predict import predict_cases
 from trainable.training.case_scores import COLUMNS
 from trainable.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from trainable.training.ensemble import load_ensemble
-from trainable.training.training_dir import TrainingDir
+from trainable.training.loop import fit
+from trainable.training.training_dir import TRAINED_OPTIONS, TrainingDir
 
 PLAIN = PredictionSetting(mirror=False, overlap=0.5, min_component=0, et_threshold=0)
 NAMES = tuple(f"Phantom_{number:05d}" for number in range(12))
@@ -156,7 +157,7 @@ def test_islands_are_removed_if_that_is_shown_to_help_and_the_model_then_predict
     after, record, number = load_checkpoint(chosen.model.best), chosen.record, chosen.choice.chosen.min_component
     assert number > 0
     assert after["config"] == chosen.before["config"] | chosen.choice.chosen.to_dict()
-    assert after.keys() == chosen.before.keys()
+    assert after.keys() == chosen.before.keys() | {TRAINED_OPTIONS}
     assert all(torch.equal(after["network"][name], weights) for name, weights in chosen.before["network"].items())
     assert after["cases"] == chosen.before["cases"]
     assert (record["version"], record["before"]) == (1, PLAIN.to_dict())
@@ -219,6 +220,23 @@ def test_test_cases_are_not_opened_and_cases_may_have_moved(model: TrainingDir, 
         (tmp_path / "moved" / name).mkdir()  # a case without files is refused by whoever looks at it
     assert choose_postprocessing(model.path, tmp_path / "moved").chosen.min_component > 0
     assert {path.name for path in (tmp_path / "moved.cache").iterdir() if path.is_dir()} == {*NAMES} - {*TEST}
+
+
+def test_a_training_that_is_resumed_from_the_model_goes_on_without_the_choice(
+    chosen: Chosen, cases: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = TrainingDir(shutil.copytree(chosen.model.path, tmp_path / "again"))
+
+    def setting(source: Path, *words: str) -> PredictionSetting:
+        return PredictionSetting.of_config(cli.resolve(cli.read_flags(["--resume", str(source), *words])))
+
+    assert setting(again.best, "--test_only") == chosen.choice.chosen != PLAIN
+    assert setting(again.best, "--epochs", "9") == setting(again.latest, "--epochs", "9") == PLAIN
+    config = cli.resolve(cli.read_flags(["--resume", str(again.best), "--epochs", "9", "--mirror"]))
+    monkeypatch.setattr("trainable.training.loop.train_one_epoch", killed)
+    with pytest.raises(Interrupted):
+        fit(config, cases)
+    assert setting(again.path) == replace(PLAIN, mirror=True)
 
 
 def test_if_nothing_helps_nothing_is_written(cases: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ from trainable.training.checkpoint import find_checkpoint, load_checkpoint, load
 from trainable.training.ensemble import find_models, is_ensemble
 from trainable.training.epoch_result import EndReason
 from trainable.training.state import check_resumable
-from trainable.training.training_dir import BEST, LATEST, TrainingDir
+from trainable.training.training_dir import BEST, LATEST, TRAINED_OPTIONS, TrainingDir
 
 USAGE = """
   %(prog)s --data_dir DIR --output_dir DIR [options]        a new training
@@ -269,6 +269,8 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
             raise InputError("--pretrained is what a new training starts from, and --resume goes on with one; drop one")
         source, training_dir, state = find_resumed(user_path(options["resume"]), test=bool(options.get("test_only")))
         saved = {**to_dict(TrainConfig()), **state["config"]}  # older code lacked some of the options
+        if not options.get("test_only"):
+            saved |= state.get(TRAINED_OPTIONS, {})
         split = {"split_file": training_dir.split} if training_dir.split.exists() else {}
         kept_options = {**saved, **split, "output_dir": training_dir.path, "pretrained": None}
         config = make_config({**kept_options, **options, "resume": source}, train_command(), begun=True)

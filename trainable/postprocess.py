@@ -19,7 +19,7 @@ from trainable.core.errors import InputError
 from trainable.core.files import require_working_folder
 from trainable.core.locks import lock_folder
 from trainable.core.logger import logger
-from trainable.core.options import make_config
+from trainable.core.options import make_config, to_dict
 from trainable.core.progress_bar import progress_bar
 from trainable.core.storage import Uri, is_there, place_of_data
 from trainable.data.cache import changed_cases, open_case, scan_of
@@ -40,7 +40,7 @@ from trainable.postprocess_record import (
 )
 from trainable.training.checkpoint import load_checkpoint, load_metadata, save_checkpoint
 from trainable.training.ensemble import Ensemble, find_models, is_ensemble, load_ensemble
-from trainable.training.training_dir import TrainingDir
+from trainable.training.training_dir import TRAINED_OPTIONS, TrainingDir
 
 SCRATCH = ".postprocess"  # folder in that of the model; what a kill leaves in it the next call removes
 
@@ -266,11 +266,13 @@ def write_choice(folder: Path, files: Sequence[Path], record: Record) -> None:
 
 
 def write_setting(files: Sequence[Path], setting: PredictionSetting) -> None:
-    """Write a setting into the checkpoints that have another one."""
+    """Write a setting into the checkpoints that have another one, beside their training's own, for a resume."""
     for file in files:
         state = load_checkpoint(file)
-        if any(state["config"].get(name) != value for name, value in setting.to_dict().items()):
-            save_checkpoint({**state, "config": {**state["config"], **setting.to_dict()}}, file)
+        config = {**to_dict(TrainConfig()), **state["config"]}  # older code lacked some of the options
+        if any(config[name] != value for name, value in setting.to_dict().items()):
+            own = {TRAINED_OPTIONS: {name: config[name] for name in PredictionSetting.names()}}
+            save_checkpoint({**own, **state, "config": {**state["config"], **setting.to_dict()}}, file)
 
 
 def relative(file: Path, folder: Path) -> str:

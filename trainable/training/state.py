@@ -30,6 +30,7 @@ from trainable.training.optimizers import make_optimizer
 from trainable.training.schedules import Schedule
 from trainable.training.seen_cases import History, cases_by_part
 from trainable.training.step import TrainStep, needs_loss_scale
+from trainable.training.training_dir import TRAINED_OPTIONS
 from trainable.training.weight_average import WeightAverage
 
 # Keys of the optimizer's groups that follow the config and the device in use, not the checkpoint.
@@ -192,7 +193,8 @@ class TrainingState:
         if same_options(self.config, state["config"]):
             return state
         optimizer = {**state["optimizer"], "param_groups": self.optimizer_state()["param_groups"]}
-        return {**state, "config": to_dict(self.config), "optimizer": optimizer}
+        rest = {key: value for key, value in state.items() if key != TRAINED_OPTIONS}
+        return {**rest, "config": to_dict(self.config), "optimizer": optimizer}
 
     def load_state(self, state: dict[str, Any], data: Data) -> None:
         """Continue from a checkpoint's state, with the options of `self.config`, a new lr included.

@@ -13,6 +13,8 @@ METRICS = "metrics.csv"
 CASE_SCORES = "case_scores.csv"
 SPLIT = "split.json"
 TEST_SCORES = "test_scores"
+# Key of a checkpoint into which `voxtune postprocess` has written options: those that the training had in their place.
+TRAINED_OPTIONS = "trained_options"
 
 
 @dataclass(frozen=True)
