@@ -10,16 +10,18 @@ import pytest
 import torch
 from helpers import SWEEP, make_report
 
+from trainable import cli
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
 from trainable.data.cache import ARRAYS
+from trainable.data.phantom import write_phantoms
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import Split, load_split, save_split
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
 from trainable.train import train
-from trainable.training.checkpoint import save_checkpoint
+from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.training_log import TrainingLog
 from tune.cli.sweeps import best
 from tune.confirmation.export import recipe_text
@@ -205,3 +207,46 @@ def test_a_training_replaces_no_split_of_something_else(prepared: Data, tmp_path
     assert json.loads((tmp_path / "split.json").read_text()) == mine
     save_split(prepared.split, tmp_path / "split.json")
     train(config.model_copy(update={"split_file": tmp_path / "split.json"}), prepared)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("run/best", "belongs to the sweep"),
+        ("run/ray/attempt/0000/restored", "belongs to the sweep"),
+        ("run/ray/attempt/0000/checkpoint_000000", "is a checkpoint of a sweep"),
+        ("storage/attempt/0000/checkpoint_000000", "is a checkpoint of a sweep"),
+        ("run/retrain", "belongs to the sweep"),
+        ("run/retrain/final", ""),
+        ("run/retrain/final/members/fold_0", ""),
+        ("run/confirm/default/seed_1", ""),
+    ],
+)
+def test_no_training_writes_where_a_sweep_keeps_its_own(
+    run: Path, prepared: Data, tmp_path: Path, place: str, said: str
+) -> None:
+    model = tmp_path / place / "latest.pth"
+    config = make_config({**TINY, "output_dir": tmp_path / "model", "epochs": 1, "device": "cpu"})
+    train(config, prepared)
+    save_checkpoint(load_checkpoint(tmp_path / "model"), model)
+    words = [f"--resume={model}", "--epochs=2", f"--data_dir={tmp_path}", f"--cache_dir={prepared.folder}"]
+    config = cli.resolve(cli.read_flags(words))
+    before = contents(tmp_path)
+    if not said:
+        assert train(config, prepared).epoch == 2
+        return
+    with pytest.raises(InputError, match=f"{tmp_path / place} {said}.*; take another --output_dir"):
+        train(config, prepared)
+    assert contents(tmp_path) == before
+
+
+def test_a_resumed_training_does_not_move_into_the_folder_of_a_case(prepared: Data, tmp_path: Path) -> None:
+    data, case = tmp_path / "data", tmp_path / "data" / "Phantom_00000"
+    write_phantoms(data, cases=1, shape=(32, 32, 32), workers=1)
+    train(make_config({**TINY, "output_dir": tmp_path / "out", "epochs": 1, "device": "cpu"}), prepared)
+    before = contents(data)
+    for folder, said in ((case, f"{case} belongs to the case in "), (data, f"{data} is the folder of the cases")):
+        words = [f"--resume={tmp_path / 'out'}", "--epochs=2", f"--data_dir={data}", f"--output_dir={folder}"]
+        with pytest.raises(InputError, match=said):
+            cli.resolve(cli.read_flags(words))
+    assert contents(data) == before

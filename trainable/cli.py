@@ -35,7 +35,7 @@ from trainable.core.options import (
 from trainable.core.ranks import join, read_launch, world_size
 from trainable.data.cache import CacheError
 from trainable.evaluate import evaluate
-from trainable.train import FULL_DISK_HINT, out_of_memory, refuse_used, resume_hint, train
+from trainable.train import FULL_DISK_HINT, out_of_memory, refuse_data_folder, refuse_used, resume_hint, train
 from trainable.training.checkpoint import find_checkpoint, load_checkpoint, load_latest_valid
 from trainable.training.ensemble import find_models, is_ensemble
 from trainable.training.epoch_result import EndReason
@@ -258,7 +258,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
 
     Raises:
         InputError: naming each option that is wrong or that cannot change on resume; or if there is no checkpoint to
-            resume from or to test, or the new output_dir of a resumed training contains a training.
+            resume from or to test, or the new output_dir of a resumed training has a training or belongs to a case.
     """
     if options.get("resume") is None:
         config = make_config(options, train_command())
@@ -277,6 +277,7 @@ def resolve(options: dict[str, Any]) -> TrainConfig:
         check_resumable(config, saved)
         if config.output_dir.resolve() != training_dir.path.resolve():
             refuse_used(config.output_dir)
+            refuse_data_folder(config)
         for name, value in to_dict(config).items():
             if name in options and value != saved.get(name) and name not in option_names(one_call=True):
                 logger.info(f"resume: {name} is {value} now, {saved[name]} before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -125,8 +126,8 @@ def train(
         return train_with_main(config, flush=flush)
     paths = TrainingDir(config.output_dir)
     refuse_sweep(paths.path)
-    if config.resume is None and isinstance(config.data_dir, Path):
-        refuse_data_folder(paths.path, config.data_dir)
+    if config.resume is None:
+        refuse_data_folder(config)
     with lock_folder(paths.path):
         if config.resume is None:
             refuse_used(paths.path)
@@ -205,14 +206,24 @@ def check_files(config: TrainConfig) -> None:
 
 
 def refuse_sweep(output: Path) -> None:
-    """Raise InputError if the folder is that of a sweep or directly in it, such as RUN/best, not RUN/retrain/NAME."""
-    for folder in (output, output.parent):
+    """Raise InputError if the folder is that of a sweep or anywhere in it, such as RUN/best or a trial's checkpoint.
+
+    Folders in RUN/retrain and RUN/confirm are for trainings.
+    """
+    if re.fullmatch(r"checkpoint_\d{6}", output.name):  # Ray's name, also in a --storage elsewhere
+        raise InputError(f"{output} is a checkpoint of a sweep, which deletes it; take another --output_dir")
+    for folder in (output, *output.parents):
         if all((folder / name).exists() for name in ("study.yaml", "journal.log")):
-            raise InputError(f"{output} belongs to the sweep {folder}; take another --output_dir")
+            place = output.relative_to(folder).parts
+            if len(place) < 2 or place[0] not in ("retrain", "confirm"):
+                raise InputError(f"{output} belongs to the sweep {folder}; take another --output_dir")
 
 
-def refuse_data_folder(output: Path, data_dir: Path) -> None:
-    """Raise InputError if the folder is data_dir, or in it a case's folder or below one."""
+def refuse_data_folder(config: TrainConfig) -> None:
+    """Raise InputError if output_dir is the folder data_dir, or in it a case's folder or below one."""
+    output, data_dir = config.output_dir, config.data_dir
+    if not isinstance(data_dir, Path):
+        return
     if output.resolve() == data_dir.resolve():
         raise InputError(f"{output} is the folder of the cases; take another --output_dir")
     if (case := case_around(output, data_dir)) is not None:
