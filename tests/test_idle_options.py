@@ -30,10 +30,8 @@ SHIPPED = sorted(entry.name for entry in resources.files("search_spaces").iterdi
         ({"nesterov": False, "optimizer": "sgd", "momentum": 0.0}, "nesterov (momentum is 0, not above 0)"),
         ({"warmup_epochs": 5}, "warmup_epochs (scheduler is plateau, not cosine)"),
         ({"warmup_epochs": 5, "scheduler": "cosine"}, ""),
-        (
-            {"warmup_epochs": 5, "scheduler": "cosine", "epochs": 5},
-            "warmup_epochs (epochs is 5, not above warmup_epochs)",
-        ),
+        ({"warmup_epochs": 5, "scheduler": "cosine", "epochs": 5}, ""),  # lr rises, if not to its value
+        ({"step_size": 5, "scheduler": "step", "epochs": 5}, "step_size (epochs is 5, not above step_size)"),
         ({"min_lr": 1e-5, "scheduler": "poly"}, "min_lr (scheduler is poly, not cosine or plateau or multistep)"),
         ({"plateau_factor": 0.1, "scheduler": "step"}, "plateau_factor (scheduler is step, not plateau)"),
         ({"focal_gamma": 1.0}, "focal_gamma (base_loss is bce, not focal)"),
@@ -87,7 +85,8 @@ def test_a_searched_option_without_when_is_said_if_it_may_be_idle() -> None:
     assert not parameters_of({"scheduler": schedules, "warmup_epochs": warmup | {"when": {"scheduler": "cosine"}}})
     assert parameters_of({"warmup_epochs": warmup})
     assert not parameters_of({"warmup_epochs": warmup}, scheduler="cosine")
-    assert parameters_of({"warmup_epochs": {"choice": [0, 9]}}, scheduler="cosine", epochs=9)
+    assert not parameters_of({"warmup_epochs": {"choice": [0, 9]}}, scheduler="cosine", epochs=9)
+    assert parameters_of({"step_size": {"choice": [3, 9]}}, scheduler="step", epochs=9)
 
 
 def test_a_fixed_option_is_said_if_it_acts_in_no_trial() -> None:

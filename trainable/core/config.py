@@ -248,7 +248,7 @@ class TrainConfig(CheckedOptions):
         unit="epochs",
         over_epochs="count",
         ge=0,
-        acts_if={"scheduler": ("cosine",), "epochs": Above("warmup_epochs")},
+        acts_if={"scheduler": ("cosine",)},
     )
     min_lr: float = _scheduler(
         0.0,
