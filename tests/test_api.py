@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from helpers import SWEEP, make_report, with_case_scores
@@ -23,7 +24,8 @@ from tune.run.events import Event, EventKind, append_event
 from tune.run.run_dir import RunDir
 from tune.search.journal import Journal
 from tune.spec.sweep_config import make_sweep_config
-from tune.spec.sweep_file import dump
+from tune.spec.sweep_file import dump, load_sweep_config
+from voxtune.actions import override_text
 
 SPACE = """
 study: {trials: 5, seed: 1}
@@ -150,6 +152,24 @@ def test_what_is_no_run_is_an_input_error(tmp_path: Path) -> None:
         vt.open(tmp_path)
     with pytest.raises(vt.InputError, match="no checkpoint there"):
         vt.load_model(tmp_path)
+
+
+def test_wrong_values_are_input_errors_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(vt.InputError, match="overrides: train.lr is <object .*>; expected None, text, a path"):
+        vt.launch("demo", data=tmp_path, out=tmp_path / "run", overrides={"train.lr": object()})
+    with pytest.raises(vt.InputError, match="hours is 'a'; expected a number of hours above 0"):
+        vt.launch("demo", data=tmp_path, out=tmp_path / "run", hours="a")  # type: ignore[arg-type]
+    with pytest.raises(vt.InputError, match="device is 'gpu', which torch cannot use here: Expected one of cpu, cuda"):
+        vt.load_model(tmp_path, device="gpu")
+
+
+def test_overrides_may_be_paths_and_numbers_of_numpy() -> None:
+    values = {"train.epochs": np.int64(3), "train.labels": Path("/a.yaml")}
+    values |= {"space.loss_weights": None, "train.loss_weights": np.array([1.0, 2.0])}
+    config = load_sweep_config("demo", [override_text(key, value) for key, value in values.items()])
+    assert config.fixed("epochs") == 3
+    assert config.fixed("loss_weights") == (1.0, 2.0)
+    assert str(config.fixed("labels")) == "/a.yaml"
 
 
 def test_without_installed_metadata_the_version_is_unknown(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from trainable.core.errors import InputError
 from trainable.core.files import user_path
 from trainable.core.storage import place_of_data
 from tune.spec.sweep_file import load_sweep_config
@@ -61,13 +62,15 @@ def launch(
     from tune.planning.time_plan import GivenTime, check_hours
 
     if hours is not None:
+        try:
+            hours = float(hours)
+        except (TypeError, ValueError):
+            raise InputError(f"hours is {hours!r}; expected a number of hours above 0, such as 12 or 0.5") from None
         check_hours(hours)
     values = {"train.data_dir": str(place_of_data(data)), **(overrides or {})}
     if trials is not None:
         values["study.trials"] = trials
-    config = load_sweep_config(
-        space, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    )
+    config = load_sweep_config(space, [override_text(key, value) for key, value in values.items()])
     earlier = [user_path(folder).resolve() for folder in warm_start]
     given = None if hours is None else GivenTime(hours, time.monotonic(), frozenset(values))
     run = launch_sweep(
@@ -75,6 +78,26 @@ def launch(
         given_time=given,
     )  # fmt: skip
     return RunReader(run)
+
+
+def override_text(key: str, value: Any) -> str:
+    """Return an override as text, KEY=VALUE; of a path as text and of numpy as Python's own numbers.
+
+    Raises:
+        InputError: for a value that is nothing of a YAML.
+    """
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, PurePath):
+            return str(item)
+        return item.tolist()  # of numpy; others have no such method
+
+    try:
+        return f"{key}={json.dumps(value, ensure_ascii=False, default=plain)}"
+    except (TypeError, ValueError, AttributeError):
+        raise InputError(
+            f"overrides: {key} is {value!r}; expected None, text, a path, a number, a bool, or a list or dict of these"
+        ) from None
 
 
 def load_model(path: str | Path, device: str = "cpu") -> tuple[UNet3D, TrainConfig]:
@@ -89,10 +112,16 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[UNet3D, TrainConf
         images, float32 (N, 4, D, H, W), to a list of one tensor: logits (N, 3, D, H, W) of the regions WT, TC and ET.
 
     Raises:
-        InputError: if the file is missing, damaged or not a checkpoint of this version's format.
+        InputError: if the file is missing, damaged or not a checkpoint of this version's format; or if torch cannot use
+            the device.
     """
     import torch
 
     from trainable.training.checkpoint import load_network
 
-    return load_network(user_path(path), torch.device(device))
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # the latter without CUDA in torch
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device is {device!r}, which torch cannot use here: {reason}") from None
+    return load_network(user_path(path), place)
