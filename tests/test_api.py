@@ -168,7 +168,7 @@ def test_overrides_may_be_paths_and_numbers_of_numpy() -> None:
     values |= {"space.loss_weights": None, "train.loss_weights": np.array([1.0, 2.0])}
     config = load_sweep_config("demo", [override_text(key, value) for key, value in values.items()])
     assert config.fixed("epochs") == 3
-    assert config.fixed("loss_weights") == (1.0, 2.0)
+    assert config.fixed("loss_weights") == [1.0, 2.0]
     assert str(config.fixed("labels")) == "/a.yaml"
 
 
