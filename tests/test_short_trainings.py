@@ -20,8 +20,8 @@ from tune.spec.sweep_file import load_sweep_config
 @pytest.mark.parametrize(
     ("overrides", "cases", "steps"),
     [
-        ([], 876, 43_800),  # as brats.yaml says
-        ([], 875, 43_800),
+        ([], 875, 43_800),  # as brats.yaml says
+        ([], 876, 43_800),
         (["train.patches_per_epoch=60", "train.epochs=24"], 7, 720),
         (["train.accumulation_steps=4", "space.accumulation_steps=null"], 876, 11_000),
     ],
