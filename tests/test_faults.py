@@ -6,7 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from faults import change_label, delete_cache, faulty, leaky, meddling, small_sweep
+from faults import change_label, delete_cache, faulty, happen, leaky, meddling, small_sweep
 from helpers import notices_at
 from optuna.trial import TrialState
 
@@ -14,9 +14,11 @@ from trainable.core.errors import InputError
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
 from tune.driver.processes import watchdog
+from tune.driver.processes.trial_fit import fit_to_storage
 from tune.driver.processes.watchdog import HangWatchdog
 from tune.driver.sweep import launch, resume
 from tune.run.events import EventKind, read_events
+from tune.run.results import read_run
 from tune.run.run_dir import RunDir
 from tune.run.verify import verify
 from tune.search.journal import read_trials
@@ -127,6 +129,48 @@ def test_a_full_disk_in_a_trial_ends_the_sweep_with_the_cause_and_resume_goes_on
     run = resume(tmp_path / "run", cluster=cluster)
     assert [t.state for t in read_trials(run.folder)] == [COMPLETE] * 3
     assert "goes on after epoch 1" in (run.folder / "trials" / "0001" / "stdout.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_trial_whose_checkpoints_a_power_cut_has_damaged_goes_on_from_an_older_one_or_begins_again(
+    cluster, phantoms, prepared, tmp_path
+):
+    rungs = {"type": "asha", "grace_period": 1, "reduction_factor": 2}
+    config = small_sweep(prepared, phantoms, study={"trials": 1}, early_stopping=rungs)
+    folder = tmp_path / "run"
+
+    def fit(config, data, on_epoch_end, on_progress):
+        def after(result):
+            on_epoch_end(result)
+            if result.epoch == 2:
+                happen("disk full")  # ends the sweep
+
+        return fit_to_storage(config, data, after, on_progress)
+
+    def known() -> tuple[object, object]:
+        [trial] = read_trials(folder)
+        return trial.intermediate_values, trial.user_attrs["rungs"]
+
+    with pytest.raises(SystemExit):
+        launch(config, folder, cluster=cluster, fit=fit)
+    before, newest = known(), folder / "ray" / read_trials(folder)[0].user_attrs["progress"]["checkpoint"]
+    for path in newest.glob("*.pth"):
+        path.unlink()  # the older one has the same best_model.pth as a hard link
+        path.write_bytes(b"")
+    with pytest.raises(SystemExit):
+        resume(folder, cluster=cluster, fit=fit)
+    assert not any(verify(read_run(folder)).values())
+    assert known() == before
+    for path in folder.glob("ray/*/0000/*/*.pth"):
+        path.write_bytes(b"")
+    run = resume(folder, cluster=cluster)
+    assert [run.trial(0).status, list(read_trials(folder)[0].intermediate_values)] == ["complete", [1, 2, 3]]
+    assert not any(verify(run).values())
+    texts = [event.text for event in read_events(run.dir.events) if event.kind == EventKind.TRIAL_WENT_BACK]
+    assert texts[0].startswith(f"goes on after epoch 1, not after epoch 2: {newest}/")
+    assert texts[1].startswith("begins again, not after epoch 2: ")
+    log = run.dir.trial(0).stdout.read_text()
+    assert [log.count(text) for text in ("goes on after epoch 1", "begins again", "epoch   2/3")] == [1, 1, 3]
 
 
 @pytest.mark.slow

@@ -272,6 +272,21 @@ def test_a_row_that_a_kill_has_cut_off_is_written_when_the_training_goes_on(prep
     assert scores(one.dir.path)[-1][0] == "2"
 
 
+def test_a_training_whose_checkpoints_a_power_cut_has_damaged_begins_again(
+    prepared: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = training(tmp_path, prepared, "one")
+    assert train_to_the_end(one.config, lambda config: train(config, prepared)) == ""
+    before = scores(one.dir.path)
+    for damaged in ([one.dir.best], [one.dir.latest, one.dir.best, one.dir.metrics]):  # as it had ended, and before
+        for path in damaged:
+            path.write_bytes(b"")
+        assert train_to_the_end(one.config, lambda config: train(config, prepared)) == ""
+        assert scores(one.dir.path) == before
+        assert "the training begins again" in capsys.readouterr().out
+        assert load_checkpoint(one.dir.best)["epoch"] in (1, 2)
+
+
 def test_a_process_says_what_an_error_means_for_the_others(prepared: Data, tmp_path: Path) -> None:
     lock = tmp_path / ".workers"
     lock.touch()

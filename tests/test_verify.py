@@ -65,6 +65,29 @@ def test_a_run_as_it_should_be(run: Path):
     assert wrong(run) == []
 
 
+@pytest.mark.parametrize("to", [0, 1])
+def test_a_trial_that_goes_back_to_an_earlier_checkpoint(run: Path, to: int):
+    """Its scores may differ then, as on a GPU; the decisions stay."""
+    study = read_run(run).config
+    journal = Journal(run, study)
+    [(number, _)] = journal.reattach()
+    log, scheduler = TrainingLog(run / "trials" / f"{number:04d}"), RungScheduler(journal, study, lambda *_: None)
+    rungs = journal.attrs(number)["rungs"]
+    assert journal.progress(number).epoch == 2
+    for epoch, score in list({0: 0.0, 1: 0.31, 2: 0.42, 3: 0.43}.items())[to:]:
+        report = with_case_scores(make_report(epoch, score), ["c", "d"])
+        if epoch == to:
+            report = {**(report if to else {"epoch": 0, "end_reason": ""}), "went_back": "damaged"}
+        if epoch:
+            log.write(metrics_of(report), case_rows=report["case_scores"])
+        journal.record(number, report)
+        scheduler.decide(number, report)
+        assert journal.progress(number).epoch == epoch
+        assert wrong(run) == []
+    assert journal.progress(number).best_score == journal.trials()[number].intermediate_values[3] == 0.43
+    assert {**journal.attrs(number)["rungs"], **rungs} == journal.attrs(number)["rungs"]
+
+
 def test_a_lost_row_of_metrics(run: Path):
     path = run / "trials" / "0004" / "metrics.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")

@@ -22,6 +22,7 @@ class EventKind(StrEnum):
     SWEEP_ENDED = "sweep_ended"
     TRIAL_STARTED = "trial_started"  # or goes on, in a process on `host` with `gpus`
     TRIAL_RETRIED = "trial_retried"  # after an error: the next is TRIAL_STARTED
+    TRIAL_WENT_BACK = "trial_went_back"  # to an earlier checkpoint, or to the start, as the newest is damaged
     TRIAL_WAITS = "trial_waits"  # for resources that others hold: an event of the sweep
     WAIT_ENDED = "wait_ended"  # no trial waits any more
     TRIAL_STOPPED = "trial_stopped"  # by early stopping

@@ -153,6 +153,14 @@ class Retention:
         trial_folders = [f"{self.base}/{attempt}/{trial.number:04d}" for attempt in self.attempts]
         return [path for folder in trial_folders for path in self.folders_in(folder)]
 
+    def earlier(self, number: int, newest: str) -> list[str]:
+        """Return the paths below the storage of a trial's checkpoints that are older than `newest`, newest first."""
+        last, trial_folder = newest.partition("/")[0], f"{number:04d}"
+        before = self.attempts[: self.attempts.index(last)] if last in self.attempts else self.attempts
+        folders = [self.folders_in(f"{self.base}/{attempt}/{trial_folder}") for attempt in (*before, last)]
+        paths = [folder.removeprefix(f"{self.base}/") for of_attempt in folders for folder in of_attempt]
+        return [path for path in reversed(paths) if path.partition("/")[0] != last or path < newest]
+
     def folders_in(self, trial_folder: str) -> list[str]:
         """Return the checkpoint folders in a trial's folder of one attempt, oldest first; none if that is missing."""
         listing = self.files.get_file_info(fs.FileSelector(trial_folder, allow_not_found=True))

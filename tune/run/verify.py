@@ -165,7 +165,8 @@ def check_state(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
         yield f"trial {trial.number} is {trial.state.name}, expected {expected.name}"
     if stopped and progress.epoch != stopped:
         yield f"trial {trial.number} was stopped at epoch {stopped} and went on to {progress.epoch}"
-    values, best, score = trial.intermediate_values, progress.best, progress.best_score
+    values = {epoch: value for epoch, value in trial.intermediate_values.items() if epoch <= progress.epoch}
+    best, score = progress.best, progress.best_score
     if values and (best is None or score != max(values.values()) or values[best.epoch] != score):
         yield f"trial {trial.number}: best is {score} at {best and best.epoch}, its scores are {values}"
     scored = trial.state == TrialState.COMPLETE and progress.end_reason != EndReason.OUT_OF_MEMORY

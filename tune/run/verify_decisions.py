@@ -29,7 +29,7 @@ def check_decisions(
         yield from replay.feed(entry)
     for trial in trials:
         progress = Progress.from_attrs(trial.user_attrs)
-        passed = [epoch for epoch in rung_epochs(config) if epoch <= progress.epoch]
+        passed = [epoch for epoch in rung_epochs(config) if epoch <= max(progress.epoch, progress.furthest)]
         if progress.end_reason and passed and passed[-1] == progress.epoch:
             passed.pop()  # it ended there by itself
         recorded = sorted(rung_decisions(trial.user_attrs))

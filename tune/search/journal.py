@@ -21,7 +21,15 @@ from tune.search.journal_reader import load_trials
 from tune.search.optuna_compat import set_intermediate_value, study_id, trial_id
 from tune.search.sampler import make_sampler, next_untried, say_if_misled
 from tune.search.sampler_storage import SamplerStorage
-from tune.search.trial_progress import BestEpoch, Progress, error_summary, paused_at, stopped_at, with_decision
+from tune.search.trial_progress import (
+    BestEpoch,
+    Progress,
+    error_summary,
+    gone_back,
+    paused_at,
+    stopped_at,
+    with_decision,
+)
 from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.space import encode_values
 from tune.spec.sweep_config import SweepConfig
@@ -222,7 +230,8 @@ class Journal:
         """Record a report of a running trial.
 
         Of a report whose epoch is in the journal already (a restored trial repeats it), or that has none, only the
-        seconds count, and an end because memory ran out.
+        seconds count, and an end because memory ran out. With `went_back` the trial goes on after that epoch: the
+        later ones are recorded again, while the decisions at their rungs stay.
 
         Args:
             number: of the trial.
@@ -231,6 +240,8 @@ class Journal:
         """
         trial, before, epoch = self._running[number], self.progress(number), int(report["epoch"])
         progress = before.with_time(report.get("time_this_iter_s", 0.0), self.config)
+        if "went_back" in report and epoch < before.epoch:
+            progress = gone_back(progress, report, checkpoint, self.config)
         if report["end_reason"] == EndReason.OUT_OF_MEMORY:
             progress = replace(progress, end_reason=EndReason.OUT_OF_MEMORY)
         if epoch > before.epoch:

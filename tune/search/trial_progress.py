@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from optuna.trial import FrozenTrial
 
+from trainable.core.brats import REGIONS
 from trainable.training.epoch_result import EndReason
 from tune.search.asha import PAUSE, STOP, RungDecision
 from tune.search.score_noise import RECENT_SCORES
 from tune.spec.sweep_config import SweepConfig
+from tune.spec.trial_spec import Report
 
 LATE_SHARE = 4  # the last quarter of a training's validations
 
@@ -41,7 +43,8 @@ class Progress:
     the cases that it was scored on, None if unknown. case_scores: number of epochs whose scores per case were reported.
     gpu_seconds: GPU seconds so far, of a trial that was begun with other resources than its study has; None of others.
     recent: the scores of the last validated epochs, by epoch, in a sweep with a cost, of which Optuna takes no scores:
-    RECENT_SCORES, or as many as late_validations if these are more.
+    RECENT_SCORES, or as many as late_validations if these are more. furthest: the last epoch that was reported before
+    the trial went back to an earlier checkpoint, as later ones were damaged; 0 if it never did.
     extra: keys of other versions of voxtune, kept as they are.
     """
 
@@ -55,6 +58,7 @@ class Progress:
     case_scores: int = 0
     gpu_seconds: float | None = None
     recent: dict[int, float] = field(default_factory=dict)
+    furthest: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -73,6 +77,7 @@ class Progress:
             case_scores=stored.pop("case_scores", 0),
             gpu_seconds=stored.pop("gpu_seconds", None),
             recent={int(epoch): score for epoch, score in stored.pop("recent", {}).items()},
+            furthest=stored.pop("furthest", 0),
             extra=stored,
         )
 
@@ -95,6 +100,8 @@ class Progress:
             stored["gpu_seconds"] = self.gpu_seconds
         if self.recent:
             stored["recent"] = {str(epoch): score for epoch, score in self.recent.items()}
+        if self.furthest:
+            stored["furthest"] = self.furthest
         return {**stored, **self.extra}
 
     def all_gpu_seconds(self, config: SweepConfig) -> float:
@@ -116,6 +123,33 @@ class Progress:
     def best_score(self) -> float | None:
         """The score at the best epoch, None until an epoch is validated."""
         return self.best.score if self.best else None
+
+
+def gone_back(before: Progress, report: Report, checkpoint: str | None, config: SweepConfig) -> Progress:
+    """Return the progress of a trial that goes on after an earlier epoch, or begins again.
+
+    Args:
+        before: how far it had come.
+        report: of that epoch; its epoch is 0 if it begins again.
+        checkpoint: the path of that epoch's checkpoint below the storage; None if it begins again.
+        config: of the sweep.
+    """
+    epoch, best, val_freq = report["epoch"], before.best, config.fixed("val_freq")
+    if best is not None and best.epoch > epoch:
+        best = None
+        if at := report.get("best_epoch", 0):  # the Dice of each region is known if the report's own epoch is best
+            scores = cast(Mapping[str, float], report)
+            dice = {region: scores[f"val_dice_{region}"] for region in REGIONS} if at == epoch else {}
+            best = BestEpoch(at, report["best_score"], dice)
+    return replace(
+        before,
+        epoch=epoch,
+        best=best,
+        checkpoint=checkpoint,
+        case_scores=max(0, before.case_scores - (before.epoch // val_freq - epoch // val_freq)),
+        recent={at: score for at, score in before.recent.items() if at <= epoch},
+        furthest=max(before.epoch, before.furthest),
+    )
 
 
 def rung_decisions(attrs: Mapping[str, Any]) -> dict[int, RungDecision]:

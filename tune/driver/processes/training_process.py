@@ -19,15 +19,17 @@ from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.gpu_memory import memory_taken_by_others
 from trainable.core.locks import LOST_NODE_SECONDS, hold_shared_lock, wait_until_unlocked
-from trainable.core.logger import init_logger
+from trainable.core.logger import init_logger, logger
 from trainable.core.options import make_config
 from trainable.core.rank_group import LostNodeError
 from trainable.data.prepare import Data
 from trainable.evaluate import evaluate
 from trainable.train import from_last_checkpoint, last_row, train
+from trainable.training.checkpoint import load_checkpoint, load_latest_valid
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.scored_models import has_scores_of
 from trainable.training.training_dir import TrainingDir
+from trainable.training.training_log import read_rows
 from tune.driver.processes.gpu_share import missing_gpu, share_memory
 from tune.driver.processes.kept_ranks import Places, run_in_ranks
 from tune.driver.processes.node_trouble import node_trouble
@@ -184,6 +186,8 @@ def end_of_error(error: Exception) -> TrainingEnd:
 def train_to_the_end(config: TrainConfig, train: Callable[[TrainConfig], EpochResult]) -> str:
     """Train in output_dir, or go on there, unless it has ended; return why it has no model, "" if it has one.
 
+    It begins again if none of its checkpoints can be read, as after a power cut.
+
     train: trains a config, and returns the last epoch's result.
 
     Raises: as train; TimeoutError if another process, as on a lost node, still uses the folder after LOST_NODE_SECONDS.
@@ -191,9 +195,29 @@ def train_to_the_end(config: TrainConfig, train: Callable[[TrainConfig], EpochRe
     paths = TrainingDir(config.output_dir)
     if not wait_until_unlocked(paths.path, LOST_NODE_SECONDS):
         raise TimeoutError(f"{paths.path} is still in use by another process")
+    remove_damaged(paths)
     if not (row := last_row(paths)).get("end_reason"):
         row = train(from_last_checkpoint(config)).row()
     return divergence(row)
+
+
+def remove_damaged(paths: TrainingDir) -> None:
+    """Remove what a training has written if it cannot go on from any of its checkpoints, and say so.
+
+    One that has ended needs its best model.
+    """
+    if not (paths.metrics.exists() or paths.latest.exists()):
+        return
+    end_reason = (read_rows(paths.metrics) or [{"end_reason": ""}])[-1]["end_reason"]
+    if end_reason == EndReason.NON_FINITE:
+        return
+    try:
+        load_checkpoint(paths.best) if end_reason else load_latest_valid(paths.latest)
+    except InputError as error:
+        logger.warning(f"{error}; the training begins again")
+        tests = [paths.test_scores.with_suffix(suffix) for suffix in (".json", ".csv")]
+        for path in (*paths.checkpoints.glob("*.pth"), paths.metrics, paths.case_scores, *tests):
+            path.unlink(missing_ok=True)
 
 
 def divergence(row: Mapping[str, Any]) -> str:

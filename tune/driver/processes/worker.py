@@ -26,7 +26,6 @@ from trainable.core.options import make_config
 from trainable.core.rank_group import LostNodeError
 from trainable.data.cache import CacheError
 from trainable.data.prepare import Data
-from trainable.training import checkpoint
 from trainable.training.case_scores import case_rows
 from trainable.training.epoch_result import EndReason, EpochResult, Pictures
 from trainable.training.training_log import epoch_line
@@ -40,6 +39,7 @@ from tune.driver.processes.trainer_memory import MAX_LEAKED_BYTES, TAKEN_MEMORY_
 from tune.driver.processes.trainer_thread import freeze_imports, run_in_trainer_thread
 from tune.driver.processes.trial_fit import Fit
 from tune.driver.processes.trial_ranks import fit_trial
+from tune.driver.processes.trial_restore import Restored, restore_checkpoint
 from tune.run.provenance import digest_of
 from tune.run.run_dir import TrialDir
 from tune.spec.sections import processes_per_node
@@ -57,10 +57,11 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
     """Train one recipe in this process, and report each validated or last epoch with its checkpoints.
 
     Cases that this machine lacks are prepared before. A restored trial first repeats the report of its checkpoint's
-    epoch, which the driver may have missed; if that was the last one, nothing is trained. Running out of GPU memory, a
-    full disk, cases that are gone or have changed since the run began, and a reserved GPU that torch does not see are
-    reported, other errors are raised, also that other processes hold the GPU memory. Ray stops a trial by raising
-    SystemExit inside `report`. That happens in the background thread; the training loop re-raises it.
+    epoch, which the driver may have missed, or to which it goes back; if that was the last one, nothing is trained.
+    Running out of GPU memory, a full disk, cases that are gone or have changed since the run began, and a reserved GPU
+    that torch does not see are reported, other errors are raised, also that other processes hold the GPU memory. Ray
+    stops a trial by raising SystemExit inside `report`. That happens in the background thread; the training loop
+    re-raises it.
 
     Args:
         spec: what to train.
@@ -110,7 +111,7 @@ def run_trial(spec: TrialSpec, fit: Fit, board: BoardAddress | None = None) -> N
 
 
 def train_on(spec: TrialSpec, recipe: TrainConfig, data: Data, fit: Fit, trial: TrialReports) -> None:
-    """Train a trial from its last checkpoint, if there is one, unless it has ended with that; see run_trial.
+    """Train a trial from its last whole checkpoint, if there is one, unless it has ended with that; see run_trial.
 
     recipe: its output_dir is a folder of this process.
     """
@@ -120,7 +121,7 @@ def train_on(spec: TrialSpec, recipe: TrainConfig, data: Data, fit: Fit, trial: 
     if restored is not None:
         if trial.repeat(restored):
             return
-        recipe = recipe.model_copy(update={"resume": restored})
+        recipe = recipe.model_copy(update={"resume": restored.file})
     if processes_per_node(spec["gpu_share"]) * spec["nodes"] > 1:
         fit_trial(spec, recipe, data, fit, trial.on_epoch_end, trial.progress.send, trial.give_sign_of_life)
     else:
@@ -188,13 +189,21 @@ class TrialReports:
             where["other_nodes"] = other_nodes()
         self.deliver(where)
 
-    def repeat(self, restored: Path) -> bool:
-        """Repeat the report in a restored checkpoint file. Returns whether the trial had ended with that epoch."""
-        state = checkpoint.load_checkpoint(restored)
-        row = cast(Report, state["row"])
-        cases: Report = {**row, "case_scores": state["case_scores"]} if state.get("case_scores") else row
-        self.send({**cases, "log": f"goes on after epoch {row['epoch']}\n"})
-        return bool(row["end_reason"])
+    def repeat(self, restored: Restored) -> bool:
+        """Repeat the report in a restored checkpoint, with what is wrong with newer ones.
+
+        Returns:
+            Whether the trial had ended with that epoch.
+        """
+        state, how = restored.state, f"goes on after epoch {restored.epoch}" if restored.file else "begins again"
+        report = cast(Report, {**state.get("row", {"epoch": 0, "end_reason": ""}), "log": f"{how}\n"})
+        if state.get("case_scores"):
+            report["case_scores"] = state["case_scores"]
+        if restored.damage:
+            report |= {"went_back": restored.damage, "went_back_to": restored.path}
+            report["log"] = f"{restored.damage}\n{how}\n"
+        self.send(report)
+        return bool(report["end_reason"])
 
     def on_epoch_end(self, result: EpochResult, device: str = "") -> None:
         """Print an epoch's line; if the epoch was validated or is the last, report it with its folder of checkpoints.
@@ -262,20 +271,6 @@ def ask_for_fresh_process(why: str) -> None:
     report: Report = {"epoch": 0, "end_reason": "", "fresh_process": True, "log": f"{why}\n"}
     report["time_this_iter_s"] = 0.0
     ray_tune.report(dict(report))
-
-
-def restore_checkpoint(spec: TrialSpec, scratch: Path) -> Path | None:
-    """Copy the checkpoint to resume from into `scratch`: Ray's own after a worker's death, else that of the spec.
-
-    Returns:
-        The checkpoint file; None if the trial starts from the beginning.
-    """
-    source = ray_tune.get_checkpoint()
-    if source is None and spec["checkpoint"] is not None:
-        source = ray_tune.Checkpoint(spec["checkpoint"])
-    if source is None:
-        return None
-    return checkpoint.find_checkpoint(Path(source.to_directory(str(scratch / "restored"))))
 
 
 @contextlib.contextmanager

@@ -102,6 +102,11 @@ class EventLog:
         """Note that a trial is started again after an error, given in one line."""
         self.add(EventKind.TRIAL_RETRIED, f"started again after {first_sentence(error)}", number)
 
+    def went_back(self, number: int, report: Report, epoch: int) -> None:
+        """Note that a trial goes on after an earlier epoch than its last one, `epoch`, or begins again, and why."""
+        how = f"goes on after epoch {report['epoch']}" if report["epoch"] else "begins again"
+        self.add(EventKind.TRIAL_WENT_BACK, f"{how}, not after epoch {epoch}: {report['went_back']}", number)
+
     def decided(self, number: int, epoch: int, decided: RungDecision) -> None:
         """Note a new decision of early stopping, if a trial is stopped or would have been, or pauses."""
         if decided.decision == PAUSE:

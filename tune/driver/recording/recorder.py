@@ -47,6 +47,8 @@ RAY_RESULT_KEYS = {
     "device",
     "data",
     "case_scores",
+    "went_back",
+    "went_back_to",
 }
 
 
@@ -171,13 +173,16 @@ class Recorder(ray_tune.Callback):
     def write(self, number: int, report: Report) -> None:
         """Write a report to stdout.log, and if it is of an epoch to the files of a TrainingLog.
 
-        The first report of a process is noted as an event. Called by RungScheduler.
+        The first report of a process is noted as an event, and that a trial goes back to an earlier epoch. Called by
+        RungScheduler.
         """
         paths = self.trial_dir(number)
         with errors_name(paths.stdout), paths.stdout.open("a") as file:
             file.write(report["log"])
         if "host" in report:
             self.events.started(number, report, self.journal.progress(number).epoch)
+        if "went_back" in report and report["epoch"] < (epoch := self.journal.progress(number).epoch):
+            self.events.went_back(number, report, epoch)
         if "avg_total_loss" not in report:
             return  # it reports no epoch
         if number not in self.logs:

@@ -78,7 +78,7 @@ class RungScheduler(FIFOScheduler):
         self.write(number, report)
         if report.get("sign_of_life"):
             return TrialScheduler.CONTINUE
-        self.journal.record(number, report, self.checkpoint_path(number, result))
+        self.journal.record(number, report, report.get("went_back_to") or self.checkpoint_path(number, result))
         decision = self.decide(number, report)
         if self.on_report is not None:
             self.on_report(number, report, decision)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from trainable.core.logger import logger
 from trainable.core.options import to_dict
-from trainable.core.storage import is_uri
 from tune.driver.cluster.connection import Slots
 from tune.driver.scheduling.storage_watch import StorageWatch
 from tune.run.results import Run, resolve_checkpoint
+from tune.run.retention import Retention
 from tune.run.suggestions import enqueue_suggestions
 from tune.search.journal import Journal
 from tune.search.promotion import OnDecision, promote
@@ -73,11 +72,10 @@ class OptunaSearcher(Searcher):
         self.number_by_ray_id[trial_id] = number
         # The seed depends on the trial's number, not on when it runs; the split is fixed by split_file.
         recipe = self.config.train_config(values, seed=self.config.seed + number, **self.run_options)
-        checkpoint = self.checkpoint_of(number)
         spec: TrialSpec = {
             "number": number,
             "recipe": to_dict(recipe),
-            "checkpoint": checkpoint,
+            "checkpoints": self.checkpoints_of(number),
             "cpu": self.config.resources.cpu,
             "gpu_share": self.config.resources.gpu_share,
             "nodes": self.config.resources.nodes,
@@ -89,14 +87,15 @@ class OptunaSearcher(Searcher):
         }
         return dict(spec)
 
-    def checkpoint_of(self, number: int) -> str | None:
-        """Return the folder or URI of a trial's newest checkpoint; None if it has none, or its folder was deleted."""
-        path = self.journal.progress(number).checkpoint
-        folder = path and resolve_checkpoint(self.run.storage, path)
-        if folder and not is_uri(folder) and not Path(folder).is_dir():
-            logger.warning(f"trial {number}: its checkpoint is gone ({folder}); it starts again")
-            return None
-        return folder
+    def checkpoints_of(self, number: int) -> dict[str, str]:
+        """Return the folders or URIs of a trial's checkpoints, newest first, by their paths below the storage."""
+        newest = self.journal.progress(number).checkpoint
+        if newest is None:
+            return {}
+        earlier = list[str]()
+        with suppress(OSError):  # of a storage that does not answer; the trial's process says so
+            earlier = Retention(self.run).earlier(number, newest)
+        return {path: resolve_checkpoint(self.run.storage, path) for path in (newest, *earlier)}
 
     def startup_pending(self) -> bool:
         """Return whether wait_for_startup is set, startup_trials are handed out, and fewer have ended or paused."""
