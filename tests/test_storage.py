@@ -17,7 +17,7 @@ from urllib.parse import quote
 import boto3
 import pytest
 import yaml
-from helpers import ONE_CORE, SPACE, rows, start, start_voxtune, voxtune, wait_for
+from helpers import ONE_CORE, SPACE, SWEEP, rows, start, start_journal, start_voxtune, voxtune, wait_for
 from optuna.trial import TrialState
 
 from trainable.core.errors import InputError
@@ -33,6 +33,7 @@ from tune.run.verify import verify
 from tune.search.journal import read_trials
 from tune.search.trial_progress import Progress
 from tune.spec.sweep_config import make_sweep_config
+from tune.spec.sweep_file import dump
 
 BUCKET = "sweeps"
 ENVIRONMENT = {
@@ -384,3 +385,47 @@ def test_a_snapshot_is_due_after_its_period_and_never_for_a_folder(
     assert kept.due()
     assert not local.due()
     assert not (tmp_path / "storage").exists()
+
+
+def test_a_snapshot_that_a_kill_cut_off_can_be_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before its journal, which lacks the trial whose folder was sent already; suggestions are in it."""
+    folder, uri, write = tmp_path / "cut", f"file://{tmp_path}/store", snapshot.write_file
+    folder.mkdir()
+    config = make_sweep_config(SWEEP).with_record(storage=uri, attempts=["one"])
+    (folder / "study.yaml").write_text(dump(config))
+    journal, _ = start_journal(folder, config)
+    kept = Snapshot(Run(RunDir(folder), config, []))
+    for number in range(2):
+        assert journal.ask()[0] == number
+        for path in (RunDir(folder).trial(number).config, folder / "suggestions" / "1.yaml"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("lr: 0.002\n")
+        assert kept.update() == (number == 0)
+
+        def killed(files: Any, path: str, data: bytes) -> None:
+            if path.endswith("journal.log"):
+                raise OSError("killed")
+            write(files, path, data)
+
+        monkeypatch.setattr(snapshot, "write_file", killed)
+    assert (tmp_path / "store/cut/snapshot/trials/0001/config.yaml").exists()
+    restore_snapshot(f"{uri}/cut", tmp_path / "new")
+    assert read_run(tmp_path / "new").orphan_trial_dirs == []
+    assert sorted(path.name for path in (tmp_path / "new").glob("*/*")) == ["0000", "1.yaml"]
+
+
+def test_another_run_s_snapshot_is_not_replaced_and_a_damaged_one_is_named(tmp_path: Path):
+    """Two launches of the same name that both found none before they prepared their cases."""
+    uri = f"file://{tmp_path}/store"
+    first, second = (small_run(tmp_path / home / "run", uri) for home in ("first", "second"))
+    check_storage(uri, "run")
+    (first.folder / "study.yaml").write_text(dump(first.config.with_record(attempts=["first"])))
+    Snapshot(first).begin()
+    with pytest.raises(InputError, match=f"{uri}/run holds a sweep already"):
+        Snapshot(second).begin()
+    study = tmp_path / "store/run/snapshot/study.yaml"
+    check_storage(uri, "run", ["first"])
+    for text in ("", study.read_text()[:-20], "record: {att"):
+        study.write_text(text)
+        with pytest.raises(InputError, match=r"snapshot/study\.yaml is damaged"):
+            check_storage(uri, "run", ["first"])

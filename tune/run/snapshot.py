@@ -1,7 +1,7 @@
 """A copy of a run's text files next to its checkpoints on a storage that is a URI, to resume the sweep elsewhere.
 
     STORAGE/<name of RUN>/snapshot/   study.yaml, split.json, cases.json, journal.log, events.jsonl,
-                                      best/config.yaml, trials/*/ but TensorBoard
+                                      best/config.yaml, suggestions/, trials/*/ but TensorBoard
 
 Only the driver writes it. No storage can be locked: two machines that go on from one snapshot at the same time
 overwrite each other's. A machine that goes on later with an older copy is refused.
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ import yaml
 from pyarrow import fs
 
 from trainable.core.errors import InputError
+from trainable.core.files import atomic_write
 from trainable.core.logger import logger
 from trainable.core.parallel import run_parallel
 from trainable.core.storage import is_uri, open_storage, read_file, refuse_credentials, storage_errors
-from tune.run.results import Run, resolve_checkpoint
+from tune.run.results import Run, read_run, resolve_checkpoint
 from tune.run.run_dir import RunDir, TrialDir, resume_command
 from tune.search.journal_file import complete_lines
 from tune.spec.sweep_file import dump, load_sweep_config
@@ -33,7 +36,7 @@ SNAPSHOT, PROBE = "snapshot", ".probe"
 NAMES = RunDir(Path())  # relative to any run
 OF_ANY_TRIAL = TrialDir(NAMES.trials / "*")
 FILES = (
-    *(NAMES.split, NAMES.contents, NAMES.events, NAMES.best_config),
+    *(NAMES.split, NAMES.contents, NAMES.events, NAMES.best_config, NAMES.suggestions / "*.yaml"),
     *(OF_ANY_TRIAL.config, OF_ANY_TRIAL.metrics, OF_ANY_TRIAL.case_scores, OF_ANY_TRIAL.stdout, OF_ANY_TRIAL.error),
 )
 # Last, in the order in which they are written locally: study.yaml names the study of the journal that counts.
@@ -49,8 +52,10 @@ def name_of(run: Run) -> str:
 
 def write_file(files: Any, path: str, data: bytes) -> None:
     """Write a whole file on a storage, in place of an old one."""
-    if files.type_name == "local":  # file://; object stores have no folders to make
+    if files.type_name == "local":  # file://; object stores have no folders to make, and no half files
         files.create_dir(path.rpartition("/")[0])
+        atomic_write(Path(path), lambda file: file.write(data))
+        return
     with files.open_output_stream(path) as stream:
         stream.write(data)
 
@@ -77,7 +82,8 @@ def check_storage(storage: str, name: str, attempts: Sequence[str] | None = None
         config = f"{folder}/{SNAPSHOT}/{NAMES.config}"
         if files.get_file_info(config).type == fs.FileType.NotFound:
             return
-        stored = yaml.safe_load(read_file(files, config))["record"]["attempts"]
+        text = read_file(files, config)
+    stored = attempts_in(text, f"{uri}/{SNAPSHOT}/{NAMES.config}")
     if attempts is None:
         raise InputError(
             f"{uri} holds a sweep already; go on with it by `{resume_from_command(uri)}`, choose another --out name, "
@@ -90,6 +96,17 @@ def check_storage(storage: str, name: str, attempts: Sequence[str] | None = None
         )
 
 
+def attempts_in(text: bytes, place: str) -> list[str]:
+    """Return the attempts in the study.yaml of a snapshot; raise InputError that names its place if it is damaged."""
+    try:
+        attempts: list[str] = yaml.safe_load(text)["record"]["attempts"]
+    except (yaml.YAMLError, TypeError, KeyError, UnicodeDecodeError):
+        raise InputError(
+            f"{place} is damaged, as by an upload that was cut off: delete it to go on from this folder"
+        ) from None
+    return attempts
+
+
 def resume_from_command(uri: str) -> str:
     """Return the command that goes on from the snapshot at a URI, with FOLDER and DATA to be filled in."""
     return f"voxtune resume FOLDER --from {shlex.quote(uri)} --data DATA"
@@ -98,7 +115,8 @@ def resume_from_command(uri: str) -> str:
 def restore_snapshot(uri: str, run_dir: Path) -> None:
     """Make a run's folder from a snapshot; the run then continues on the snapshot's storage.
 
-    RUN/best is left out: a resume makes it again, with its model.
+    RUN/best is left out: a resume makes it again, with its model; and so are the folders of trials that its journal
+    does not have yet.
 
     Args:
         uri: STORAGE/NAME of the snapshot.
@@ -132,6 +150,9 @@ def restore_snapshot(uri: str, run_dir: Path) -> None:
             (new.path / path).write_bytes(read_file(files, stored[path].path))
         config = load_sweep_config(new.config).with_record(storage=storage, name=name)
         new.config.write_text(dump(config))
+        with suppress(InputError):  # of a damaged journal, which a resume names
+            for lost in read_run(new.path, config).orphan_trial_dirs:  # an upload was cut off before its journal
+                shutil.rmtree(new.path / lost)
         new.path.replace(run_dir)
     as_of = stored[str(NAMES.journal)].mtime.astimezone()
     logger.info(f"{run_dir}: {len(stored)} files of {uri}, as of {as_of:%Y-%m-%d %H:%M:%S}")
@@ -142,20 +163,22 @@ class Snapshot:
 
     def __init__(self, run: Run) -> None:
         self.folder = run.folder
-        self.uri = resolve_checkpoint(run.storage, name_of(run)) if is_uri(run.storage) else ""
+        self.storage, self.name, self.attempts = run.storage, name_of(run), run.config.record.attempts or None
+        self.uri = resolve_checkpoint(run.storage, self.name) if is_uri(run.storage) else ""
         self.sent: dict[Path, tuple[int, int]] = {}  # size and time of each file when it was sent
         self.last_try, self.failing = 0.0, False
         if self.uri:
             self.files, base = open_storage(run.storage)
-            self.target = f"{base}/{name_of(run)}/{SNAPSHOT}"
+            self.target = f"{base}/{self.name}/{SNAPSHOT}"
 
     def begin(self) -> None:
         """Make the first snapshot of a launch or resume, and print its URI.
 
         Raises:
-            InputError: if the storage cannot be written to.
+            InputError: if the storage cannot be written to, or has the snapshot of another run by now.
         """
         if self.uri:
+            check_storage(self.storage, self.name, self.attempts)  # anew: preparing cases may take hours
             with storage_errors(self.uri):
                 self.upload()
             command = resume_from_command(self.uri)
