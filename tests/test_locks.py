@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -53,6 +54,47 @@ def test_a_new_folder_that_nothing_came_of_is_removed(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "old"):
         pass
     assert (tmp_path / "old").exists()
+
+
+def test_a_waiter_for_a_folder_that_is_removed_locks_the_folder_that_it_makes_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a launch on another node that fails, while a second one waits for it."""
+    locked, folder = threading.Event(), tmp_path / "out"
+
+    def second() -> None:
+        with lock_folder(folder):
+            assert is_locked(folder)
+            (folder / "result").touch()
+            locked.set()
+
+    waiter = threading.Thread(target=second)
+    with monkeypatch.context() as patch:
+        patch.setattr("trainable.core.locks.platform.node", lambda: "elsewhere")
+        first = lock_folder(folder)
+        first.__enter__()
+    waiter.start()
+    time.sleep(0.3)
+    assert not locked.is_set()
+    first.__exit__(None, None, None)
+    waiter.join(10)
+    assert locked.is_set()
+    assert (folder / "result").exists()
+
+
+def test_a_process_that_asks_whether_a_folder_is_locked_keeps_nobody_from_locking_it(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    code = "import sys; from pathlib import Path; from trainable.core.locks import is_locked\n"
+    code += f"while True: is_locked(Path({str(tmp_path)!r})); print('asked', flush=True)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            for _ in range(300):
+                with lock_folder(tmp_path):
+                    pass
+        finally:
+            process.kill()
 
 
 def test_a_folder_may_be_moved_while_it_is_locked(tmp_path: Path) -> None:

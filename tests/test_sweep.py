@@ -428,6 +428,7 @@ def exchange_train_and_val(path: Path) -> None:
         ("journal.log", lambda path: path.write_text(path.read_text()[:99]), "has no trial for trials/0000, .*cut"),
         ("journal.log", lambda path: path.write_text(path.read_text() + "x\n"), r"journal.log:\d+ is damaged"),
         ("split.json", exchange_train_and_val, "not the split that the sweep began with"),
+        ("cases.json", lambda path: path.write_text(path.read_text()[:99]), "cases.json is damaged; restore it"),
     ],
 )
 def test_a_run_whose_journal_or_split_was_changed_is_not_gone_on_with(run, one_core, tmp_path, name, change, message):

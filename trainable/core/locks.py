@@ -42,24 +42,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         InputError: if the folder cannot be written, is on a file system without locks, or is locked already; the
             message names the process that locked it.
     """
-    new, path = not folder.exists(), folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+    path = folder / LOCK
+    file, new = _locked_file(folder)
     with file:
-        try:
-            with errors_name(path):
-                _lock_once_free(file, folder)
-        except OSError as error:
-            if error.errno not in NO_LOCKS_ERRNOS:
-                raise
-            raise InputError(
-                f"{folder}: its file system cannot lock files ({error.strerror}), so a second process could write into "
-                "the folder unnoticed; choose a folder on another file system, or have this one mounted with locks "
-                "(Lustre: -o flock). A sweep's checkpoints can stay on it: --storage"
-            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         file.flush()
@@ -71,6 +56,35 @@ def lock_folder(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+def _locked_file(folder: Path) -> tuple[TextIO, bool]:
+    """Return the lock file of a folder, open and locked as lock_folder says, and whether the folder was made here."""
+    path = folder / LOCK
+    while True:
+        new = not folder.exists()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+        with contextlib.ExitStack() as unless_locked:
+            unless_locked.enter_context(file)
+            try:
+                with errors_name(path):
+                    _lock_once_free(file, folder)
+            except OSError as error:
+                if error.errno not in NO_LOCKS_ERRNOS:
+                    raise
+                raise InputError(
+                    f"{folder}: its file system cannot lock files ({error.strerror}), so a second process could write "
+                    "into the folder unnoticed; choose a folder on another file system, or have this one mounted with "
+                    "locks (Lustre: -o flock). A sweep's checkpoints can stay on it: --storage"
+                ) from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else its process has removed it meanwhile
+                    unless_locked.pop_all()
+                    return file, new
+
+
 def _lock_once_free(file: TextIO, folder: Path) -> None:
     """Lock the open lock file of a folder, as lock_folder says."""
     end = None
@@ -79,6 +93,9 @@ def _lock_once_free(file: TextIO, folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
+            if not is_locked(folder):  # another process only asks whether it is, or has just unlocked it
+                time.sleep(0.001)
+                continue
             file.seek(0)
             holder, now = file.read().strip(), time.monotonic()
             elsewhere = holder and f" on {platform.node()} since " not in holder

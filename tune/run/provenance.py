@@ -10,7 +10,7 @@ from typing import Any
 
 from trainable.core.files import atomic_write_text
 from trainable.core.package_version import version
-from trainable.data.cache import data_digest
+from trainable.data.cache import CacheError, data_digest
 from trainable.data.prepare import Data
 from trainable.training.training_dir import CHECKPOINT_FORMAT
 
@@ -28,11 +28,19 @@ def save_contents(data: Data, path: Path) -> None:
 
 
 def load_contents(path: Path) -> dict[str, str]:
-    """Return what save_contents has written; {} if there is no such file, as in a run of an older version."""
+    """Return what save_contents has written; {} if there is no such file, as in a run of an older version.
+
+    Raises:
+        CacheError: if it is damaged; all trainings of a run would meet that.
+    """
     if not path.exists():
         return {}
-    contents: dict[str, str] = json.loads(path.read_text())
-    return contents
+    try:
+        return dict[str, str](json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise CacheError(
+            f"{path} is damaged; restore it, or delete it: a resume makes it again if no case has changed"
+        ) from None
 
 
 def provenance(data: Data) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def check_resumable(config: SweepConfig, run_dir: Path) -> None:
     if lost := run.orphan_trial_dirs:
         raise InputError(f"{paths.journal} has no trial for {', '.join(lost)}: it was cut; restore it")
     run.split()
+    load_contents(paths.contents)
     run.require_file("labels")
     storage = config.record.storage
     if storage is not None and is_uri(storage):
