@@ -477,9 +477,24 @@ def plant_recipe(run: Path) -> None:
     config.write_text(config.read_text().replace('"lr": 0.0003', '"lr": 0.5'))
 
 
+def damaging(pattern: str) -> Callable[[Path], None]:
+    """Return a function that replaces each file of a name in the confirmation of a run by what is no text."""
+
+    def plant(run: Path) -> None:
+        files = list(run.glob(f"confirm/{pattern}"))
+        assert files
+        for file in files:
+            file.write_bytes(b"\xff\xfe\x00garbage\nmore\n")
+
+    return plant
+
+
 @pytest.mark.parametrize(
     ("plant", "check", "finding"),
     [
+        (damaging("scores.csv"), "verdict", "scores.csv is not what the trainings give"),
+        (damaging("trainings/*/*/test_scores.json"), "verdict", "test_scores.json is damaged; restore it, or delete"),
+        (damaging("trainings/*/*/metrics.csv"), "best epochs", "metrics.csv is damaged; restore it"),
         (plant_seed, "seeds", "the seeds [2] are those of trials"),
         (plant_score, "verdict", "scores.csv is not what the trainings give"),
         (plant_verdict, "verdict", "confirm.json: chosen is not what the trainings give"),

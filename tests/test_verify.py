@@ -94,6 +94,17 @@ def test_a_lost_row_of_metrics(run: Path):
     assert wrong(run) == ["epochs", "scores per case"]
 
 
+@pytest.mark.parametrize("damage", [b"\xe9\n", bytes(200)])
+def test_a_damaged_file_is_a_finding(run: Path, damage: bytes):
+    """As of a disk that lost power; of the journal Optuna itself ignores a last line that is not JSON."""
+    with (run / "trials" / "0004" / "metrics.csv").open("ab") as file:
+        file.write(damage)
+    with (run / JOURNAL).open("ab") as file:
+        file.write(damage.strip() + b"\n")
+    assert wrong(run) == ["epochs", "scores per case"]
+    assert "metrics.csv is damaged; restore it" in verify(read_run(run))["epochs, none lost or duplicated"][0]
+
+
 def test_another_score_in_metrics(run: Path):
     path = run / "trials" / "0004" / "metrics.csv"
     path.write_text(path.read_text().replace("0.41", "0.42"))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainable.core.brats import REGIONS
+from trainable.core.errors import InputError
 from trainable.core.files import atomic_write_text
 from trainable.training.case_scores import CaseScoreFile
 from trainable.training.tensorboard_tags import picture_tag, tagged
@@ -34,7 +35,7 @@ class TrainingLog:
         options: those that TensorBoard's HParams tab shows, instead of those of an earlier start; empty to leave these.
 
     Raises:
-        InputError: if its case_scores.csv is damaged.
+        InputError: if its metrics.csv or case_scores.csv is damaged.
     """
 
     def __init__(
@@ -92,11 +93,21 @@ class TrainingLog:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a metrics.csv; none if there is no file."""
+    """Return the rows of a metrics.csv; none if there is no file.
+
+    Raises:
+        InputError: if it is damaged: no text, or a row without an epoch.
+    """
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            int(row["epoch"])
+    except (ValueError, KeyError, TypeError, csv.Error):
+        raise InputError(f"{path} is damaged; restore it") from None
+    return rows
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, width: int | None = None) -> str:

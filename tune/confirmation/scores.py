@@ -49,16 +49,22 @@ def val_scores(paths: TrainingDir) -> CaseScores:
 
 
 def test_scores(paths: TrainingDir) -> CaseScores:
-    """Return the scores per test case of a training's model; {} if they have not been scored, or with other weights."""
+    """Return the scores per test case of a training's model; {} if they have not been scored, or with other weights.
+
+    Raises:
+        InputError: if the file is damaged.
+    """
     path = paths.test_scores.with_suffix(".json")
     if not path.exists():
         return {}
     from trainable.training.scored_models import has_scores_of  # here: torch takes seconds to import
 
-    if not has_scores_of(path, [paths.best]):
-        return {}
-    cases: dict[str, dict[str, float]] = json.loads(path.read_text())["cases"]
-    return {case: {name: scores[name] for name in SCORE_COLUMNS} for case, scores in cases.items()}
+    try:
+        cases: dict[str, dict[str, float]] = json.loads(path.read_text())["cases"]
+        scores = {case: {name: scores[name] for name in SCORE_COLUMNS} for case, scores in cases.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is damaged; restore it, or delete it to have the cases scored again") from None
+    return scores if has_scores_of(path, [paths.best]) else {}
 
 
 def has_tested(folder: ConfirmDir) -> bool:

@@ -88,14 +88,14 @@ def check_best_epochs(plan: ConfirmPlan, scores: ConfirmScores) -> Iterator[Find
     from trainable.training import checkpoint  # here: torch takes seconds to import
 
     for name, seed, fold, paths in begun_trainings(plan, scores):
-        if not (epoch := best_epoch(paths)):
-            continue
-        by_epoch = {
-            int(row["epoch"]): float(row[plan.metric]) for row in read_rows(paths.metrics) if row.get(plan.metric)
-        }
-        if by_epoch.get(epoch) != max(by_epoch.values()):
-            yield f"{paths.metrics}: the best epoch is {epoch}, its scores are {by_epoch}"
         try:
+            if not (epoch := best_epoch(paths)):
+                continue
+            by_epoch = {
+                int(row["epoch"]): float(row[plan.metric]) for row in read_rows(paths.metrics) if row.get(plan.metric)
+            }
+            if by_epoch.get(epoch) != max(by_epoch.values()):
+                yield f"{paths.metrics}: the best epoch is {epoch}, its scores are {by_epoch}"
             of_cases = [case[column_of(plan.metric)] for case in scores.val(name, seed, fold).values()]
             if not math.isclose(sum(of_cases) / len(of_cases), by_epoch[epoch], abs_tol=1e-9):
                 yield f"{paths.case_scores}: the mean of epoch {epoch} is not that in metrics.csv"
@@ -116,13 +116,13 @@ def check_verdict(run: Run, plan: ConfirmPlan, scores: ConfirmScores) -> Iterato
     errors = {(arm, int(index)): error for arm, index, error in content["errors"]}
     try:
         found = evaluate_confirmation(run, plan, scores, errors, take_best=content["take_best"])
+        tested = tested_seeds(found.race, found.val) if found.test else {}
+        expected = scores_text(scores.rows(found.race.judged, tested))
     except InputError as error:
         yield str(error)
         return
     yield from (f"confirm.json: {name} is not what the trainings give" for name in differing(found, content))
-    tested = tested_seeds(found.race, found.val) if found.test else {}
-    expected = scores_text(scores.rows(found.race.judged, tested))
-    if not scores.folder.scores.exists() or scores.folder.scores.read_text() != expected:
+    if not scores.folder.scores.exists() or scores.folder.scores.read_bytes() != expected.encode():
         yield f"{scores.folder.scores} is not what the trainings give"
 
 

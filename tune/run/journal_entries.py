@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.storages.journal import JournalFileBackend
-
 from tune.run.results import Run
-from tune.search import journal_file
+from tune.search import journal_file, journal_reader
 from tune.search.journal_file import SET_USER_ATTR
 from tune.search.trial_progress import Progress, rung_decisions
 
@@ -24,7 +22,7 @@ def read_entries(run: Run, *, earlier: bool = False) -> list[dict[str, Any]]:
     studies: dict[int, str] = {}  # names of those that exist, by id
     trials: list[tuple[int, int]] = []  # study and number of each; Optuna gives ids in the order of these entries
     entries, created, counts = [], 0, Counter[int]()  # counts: of the trials of each study
-    for entry in JournalFileBackend(str(run.dir.journal)).read_logs(0):
+    for entry in journal_reader.read_entries(run.dir.journal):
         match entry["op_code"]:
             case journal_file.CREATE_STUDY if entry["study_name"] not in studies.values():
                 studies[created], created = entry["study_name"], created + 1

@@ -85,7 +85,11 @@ def check_epochs(run: Run, trial: FrozenTrial) -> Iterator[Finding]:
     progress = Progress.from_attrs(trial.user_attrs)
     reached = progress.epoch
     expected = [epoch for epoch in range(1, reached + 1) if epoch % val_freq == 0 or epoch == last]
-    rows = {int(row["epoch"]): row for row in read_rows(run.dir.trial(trial.number).metrics)}
+    try:
+        rows = {int(row["epoch"]): row for row in read_rows(run.dir.trial(trial.number).metrics)}
+    except InputError as error:
+        yield f"trial {trial.number}: {error}"
+        return
     score = run.config.objective.score
     scored = [epoch for epoch in rows if rows[epoch].get(score) and epoch <= reached]
     if progress.end_reason in (EndReason.PATIENCE, EndReason.NON_FINITE):
@@ -116,11 +120,11 @@ def check_case_scores(run: Run, trials: list[FrozenTrial]) -> Iterator[Finding]:
         paths = run.dir.trial(trial.number)
         name = f"trial {trial.number}: {paths.case_scores.name}"
         try:
-            scores = read_case_scores(paths.case_scores)
+            scores, metrics = read_case_scores(paths.case_scores), read_rows(paths.metrics)
         except InputError as error:
             yield f"trial {trial.number}: {error}"
             continue
-        rows = {int(row["epoch"]): row for row in read_rows(paths.metrics) if row.get(run.config.objective.score)}
+        rows = {int(row["epoch"]): row for row in metrics if row.get(run.config.objective.score)}
         reached = [epoch for epoch in rows if epoch <= progress.epoch]
         reported = reached[max(0, len(reached) - progress.case_scores) :]
         if lost := [epoch for epoch in reported if epoch not in scores]:
