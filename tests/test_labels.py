@@ -273,6 +273,32 @@ def test_a_truth_whose_labels_the_names_do_not_tell_is_said_and_its_case_predict
     assert len(predict_cases(model, [data], tmp_path / "all", labels="2021").scores) == 2
 
 
+def test_a_truth_that_its_names_read_otherwise_than_the_training_was_told_is_not_scored_by_the_names(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write("Old", values=(1, 2, 3))
+    (tmp_path / "own.yaml").write_text("{WT: [1, 2, 3], TC: [1, 2], ET: [1]}")
+    own = find_labels(tmp_path / "own.yaml")
+
+    def dice(trained: LabelConvention, chosen: str | None, out: str, wanted: str | None = None) -> float | None:
+        config = to_dict(TrainConfig(**SMALL, labels=chosen))
+        model = checkpoint_of(trained, tmp_path / "model.pth", config=config)
+        return predict_cases(model, [data], tmp_path / out, labels=wanted).scores.get("Old", {}).get("dice_ET")
+
+    file = str(tmp_path / "own.yaml")
+    assert dice(own, file, "a") is None
+    printed = capsys.readouterr().out
+    assert "Old is predicted without scores: its names tell the labels 2021 (ET 4), and the training had" in printed
+    assert f" --labels {file}, which reads otherwise; choose one: --labels 2021 or --labels {file}\n" in printed
+    assert (tmp_path / "a" / "Old.nii.gz").exists()
+    assert dice(LABELS_GLI2024, "gli2024", "b") is None  # 4 is ET by the names, and a cavity to the training
+    by_file, by_names = dice(own, file, "c", file), dice(own, file, "d", "2021")
+    assert None not in (by_file, by_names)
+    assert by_file != by_names
+    assert dice(LABELS_2023, "2023", "e") == by_names  # they agree in all values that both have
+    assert dice(LABELS_GLI2024, None, "f") == by_names  # the training read its cases by names too
+
+
 def test_a_file_gives_a_convention_of_one_s_own(tmp_path: Path, write: Write) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("WT: [7, 9, 11, 13]\nTC: [9, 13]\nET: [13]\nbackground: [2]\n")

@@ -131,6 +131,20 @@ class Model:
         (part,) = self.ensemble.parts_of({"the case": scan}).values()
         return part, ", seen by the pretrained weights" * bool(self.ensemble.seen_before({part: {"the case": scan}}))
 
+    def unclear_truth(self, case: Case) -> str:
+        """Return why a case's seg cannot be read by the case's names, though they tell its labels; "" if it can.
+
+        That is so if the training read its seg files by an option `labels` that contradicts such names.
+        """
+        chosen, by_names = self.ensemble.first.config.labels, guess_labels(case)
+        trained = labels_of_checkpoint(self.ensemble.first.state)
+        if self.labels or chosen is None or by_names is None or not by_names.contradicts(trained):
+            return ""
+        return (
+            f"its names tell the labels {by_names}, and the training had --labels {chosen}, which reads otherwise; "
+            f"choose one: --labels {by_names.name} or --labels {chosen}"
+        )
+
     def labels_of(self, case: Case, loaded: LoadedCase) -> LabelConvention:
         """Return the convention in which to write a case's prediction.
 
@@ -247,12 +261,15 @@ def load_model(paths: Sequence[Path], labels: str | Path | None, *, mirror: bool
 def load_for_prediction(case: Case, model: Model) -> LoadedCase:
     """Read and check a case, and say what was changed in its images.
 
-    A case whose seg file cannot be used is read without it, which is said.
+    A case whose seg file cannot be used, or has labels that are unclear, is read without it, which is said.
 
     Raises:
         CaseError: if an image cannot be used.
     """
     background = model.background
+    if case.seg is not None and (reason := model.unclear_truth(case)):
+        logger.info(f"{case.name} is predicted without scores: {reason}")
+        case = replace(case, seg=None)
     try:
         loaded = load_case(case, model.labels, background)
     except CaseError as error:

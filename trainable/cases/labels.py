@@ -59,6 +59,15 @@ class LabelConvention:
         """Return the variant in which ET has this value; None, for a case without ET: this one."""
         return self if value is None else next(variant for variant in self.variants if value in variant.et)
 
+    def contradicts(self, other: LabelConvention) -> bool:
+        """Return whether a value has one meaning in this convention, or a variant of it, and another in the other's."""
+        return any(
+            one.to_canonical(shared).tolist() != two.to_canonical(shared).tolist()
+            for one in self.variants
+            for two in other.variants
+            if len(shared := np.intersect1d(one.values, two.values))
+        )
+
     def to_canonical(self, values: NDArray[Any]) -> Labels:
         """Return the labels 0, 1, 2, 4, uint8, of the values of a seg, which must be among `self.values`."""
         table = np.zeros(256, np.uint8)
