@@ -1,28 +1,40 @@
-"""Cases of another voxel size than the training cases are refused by name, left out or resampled."""
+"""Cases of another voxel size than the median are refused by name, left out or resampled."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from changed_cases import case_of, change_files, sized, turned
+from threshold_model import threshold_model
 
+from trainable import cli
 from trainable.cases.case_reader import load_case
 from trainable.cases.resample import resample_case, resample_label
 from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
-from trainable.data.cache import data_digest, open_case, read_metadata
+from trainable.data.cache import data_digest, open_case, read_contents, read_metadata
 from trainable.data.prepare import Data, prepare_data
-from trainable.data.split import save_split
+from trainable.data.split import Split, save_split
 from trainable.evaluation.inference import on_file_grid
 from trainable.evaluation.metrics import voxel_spacing
 from trainable.model.unet3d import build_network
+from trainable.postprocess import validation_data
 from trainable.predict import predict_cases
 from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.loop import fit
+from tune.driver.launch.resumable import with_prepared_data
+from tune.driver.launch.run_files import write_config
+from tune.driver.processes.run_cases import cases_of_training
+from tune.retrain import prepare_same_cases
+from tune.run.provenance import provenance, save_contents
+from tune.run.results import Run
+from tune.run.run_dir import RunDir
+from tune.spec.sweep_config import make_sweep_config
 
 SMALL = {"depth": 2, "base_channels": 4, "target_shape": [16, 16, 16], "device": "cpu", "num_workers": 0}
 LARGE = "Phantom_00003"  # the case whose voxels a test makes larger
@@ -53,7 +65,7 @@ def test_a_case_beyond_10_percent_is_refused_by_name_with_both_sizes(data: Path)
     assert "1 of 6 cases; resample them with --resample" in first
     assert "--skip_bad_cases" in first
     assert cases == [
-        f"  {LARGE}: has voxels of 1 x 1 x 5 mm; expected 1 x 1 x 1 mm, those of the training cases, "
+        f"  {LARGE}: has voxels of 1 x 1 x 5 mm; expected 1 x 1 x 1 mm, the median of the training's cases, "
         "within 10% on each axis"
     ]
 
@@ -88,7 +100,7 @@ def test_a_training_that_goes_on_keeps_its_cases_of_another_size_with_a_warning(
         prepare_data(config.model_copy(update={"skip_bad_cases": True}), quiet=True)
 
 
-def test_resample_brings_only_cases_beyond_10_percent_to_the_median_of_the_training_cases(data: Path) -> None:
+def test_resample_brings_only_cases_beyond_10_percent_to_the_median_of_all_cases(data: Path) -> None:
     change_files(data / LARGE, sized((1, 1, 2)))
     change_files(data / "Phantom_00000", sized(1.05))
     prepared = prepare_with(data, resample=True)
@@ -101,6 +113,74 @@ def test_resample_brings_only_cases_beyond_10_percent_to_the_median_of_the_train
     assert voxel_spacing(other.affine) == pytest.approx((1.05, 1.05, 1.05))
     assert read_metadata(prepared.folder / LARGE)["resampled_to"] == [1, 1, 1]
     assert prepared.spacing == (1, 1, 1)
+
+
+def spoil_sizes(data: Path) -> list[str]:
+    """Make the voxels of two cases 0.9 mm and those of four 1.2 mm; return the cases' names."""
+    names = sorted(folder.name for folder in data.iterdir())
+    for name, size in zip(names, (0.9, 0.9, 1.2, 1.2, 1.2, 1.2), strict=True):
+        change_files(data / name, sized(size))
+    return names
+
+
+def test_all_folds_and_seeds_of_a_folder_s_cases_have_one_voxel_size(data: Path) -> None:
+    names = spoil_sizes(data)
+    begun = prepare_with(data, resample=True, val_fraction=0, test_fraction=0)
+    assert begun.spacing == (1.2, 1.2, 1.2)
+    for options in [{"folds": 3, "fold": 1}, {"folds": 3, "fold": 2}, {"seed": 1}, {"seed": 2}]:
+        assert prepare_with(data, resample=True, **options).spacing == begun.spacing
+    assert read_contents(begun.folder, names) == begun.contents
+
+
+@pytest.fixture
+def begun(data: Path, tmp_path: Path) -> tuple[Data, dict[str, object]]:
+    """Cases that an older version began with, resampled to the median of its training cases; and their options.
+
+    Their split is that of a fold since, of which neither the training cases nor all cases have that median.
+    """
+    names = spoil_sizes(data)
+    save_split(Split(tuple(names[:3]), tuple(names[3:5]), (names[5],)), tmp_path / "split.json")
+    options = {"data_dir": data, "cache_dir": tmp_path / "cache", "split_file": tmp_path / "split.json"}
+    options["resample"] = True
+    prepared = prepare_data(make_config(options), quiet=True, begun=True)
+    assert prepared.spacing == (0.9, 0.9, 0.9)
+    split = Split((names[0], *names[2:4]), (names[1], names[4]), (names[5],))
+    save_split(split, tmp_path / "split.json")
+    return replace(prepared, split=split), options
+
+
+def test_a_training_that_goes_on_is_tested_or_post_processed_keeps_its_voxel_size(
+    begun: tuple[Data, dict[str, object]], tmp_path: Path
+) -> None:
+    cases, options = begun
+    model = threshold_model(
+        tmp_path / "model", cases, **{**SMALL, **options, "target_shape": [48, 48, 40], "patches_per_epoch": 1}
+    )
+    save_split(cases.split, model.split)
+    assert cli.main(["--resume", str(model.path), "--test_only"]) == 0
+    state = load_checkpoint(model.best)
+    validation_data(make_config(state["config"]), [state], [list(cases.split.val)], None, tmp_path)  # of postprocess
+    assert cli.main(["--resume", str(model.path), "--epochs", "4"]) == 0
+    state = load_checkpoint(model.latest)
+    assert (state["epoch"], state["grid"]["spacing"]) == (4, [0.9, 0.9, 0.9])
+    assert read_contents(cases.folder, cases.split.names) == cases.contents
+
+
+def test_a_sweep_keeps_its_voxel_size_resumed_in_retrainings_and_on_other_machines(
+    begun: tuple[Data, dict[str, object]], tmp_path: Path
+) -> None:
+    cases, options = begun
+    sweep = {"train": {"data_dir": str(options["data_dir"]), "resample": True}}
+    config = make_sweep_config({**sweep, "space": {"lr": {"loguniform": [1e-5, 1e-2]}}})
+    config = config.with_record(cache_dir=str(cases.folder), **provenance(cases))
+    write_config(config, tmp_path)
+    save_contents(cases, tmp_path / "cases.json")
+    assert with_prepared_data(config, tmp_path, None) == config
+    training = make_config(options)
+    assert prepare_same_cases(Run(RunDir(tmp_path), config, []), training).spacing == (0.9, 0.9, 0.9)
+    elsewhere = training.model_copy(update={"cache_dir": tmp_path / "elsewhere"})
+    there = cases_of_training(elsewhere, tmp_path / "cases.json")
+    assert (there.contents, there.spacing) == (cases.contents, (0.9, 0.9, 0.9))
 
 
 def test_a_ready_cache_is_not_prepared_again_and_follows_the_option(data: Path) -> None:

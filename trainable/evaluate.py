@@ -30,7 +30,7 @@ from trainable.evaluation.metrics import Scores, mean_scores, voxel_spacing
 from trainable.evaluation.prediction_setting import PredictionSetting
 from trainable.evaluation.validate import score_cases
 from trainable.member_scores import MemberScores
-from trainable.training.checkpoint import load_metadata
+from trainable.training.checkpoint import load_metadata, spacing_of
 from trainable.training.ensemble import Ensemble, find_models, load_ensemble
 from trainable.training.seen_cases import cases_by_part, group_by_part
 from trainable.training.training_dir import TrainingDir
@@ -70,7 +70,7 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     """
     assert config.resume is not None
     paths = TrainingDir(config.output_dir)
-    data = data or prepare_data(config)
+    data = data or prepare_data(config, begun_with=spacing_of(load_metadata(find_models([config.resume])[0])))
     ensemble = load_tested(config, data)
     members = MemberScores.of(ensemble)
     by_lesion: dict[str, Scores] = {}

@@ -38,7 +38,7 @@ from trainable.postprocess_record import (
     record_file,
     write_record,
 )
-from trainable.training.checkpoint import load_checkpoint, load_metadata, save_checkpoint
+from trainable.training.checkpoint import load_checkpoint, load_metadata, save_checkpoint, spacing_of
 from trainable.training.ensemble import Ensemble, find_models, is_ensemble, load_ensemble
 from trainable.training.training_dir import TRAINED_OPTIONS, TrainingDir
 
@@ -231,7 +231,8 @@ def validation_data(
             f"{config.data_dir}: the cases of the training are not there; give their folder or URI with --data DIR"
         )
     changes = {"split_file": scratch / "split.json", "resume": None, "pretrained": None, **place}
-    data = prepare_data(config.model_copy(update=changes), begun=True, quiet=data_dir is None)
+    config, target = config.model_copy(update=changes), spacing_of(states[0])
+    data = prepare_data(config, begun=True, begun_with=target, quiet=data_dir is None)
     for state in states:
         if changed := changed_cases(data.contents, {**state["cases"]["train"], **state["cases"]["val"]}):
             raise InputError(f"{data.folder}: cases are not those of the training: {changed}; restore them")

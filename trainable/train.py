@@ -29,7 +29,7 @@ from trainable.data.empty_regions import check_regions
 from trainable.data.prepare import Data, prepare_data
 from trainable.data.split import load_split, save_split, seen_line
 from trainable.training.case_scores import case_rows
-from trainable.training.checkpoint import find_checkpoint, load_latest_valid, load_metadata
+from trainable.training.checkpoint import find_checkpoint, load_latest_valid, load_metadata, spacing_of
 from trainable.training.epoch_result import EndReason, EpochResult
 from trainable.training.loop import fit
 from trainable.training.seen_cases import cases_by_part
@@ -133,7 +133,9 @@ def train(
             refuse_used(paths.path)
             refuse_other_split_file(config)
         check_files(config)
-        data = data or prepare_data(config)
+        if data is None:
+            begun_with = None if config.resume is None else spacing_of(load_latest_valid(config.resume)[1])
+            data = prepare_data(config, begun_with=begun_with)
         check_regions(data.folder, data.split)
         from_main((config, data))
         options = to_dict(config)

@@ -251,8 +251,9 @@ def prepare_same_cases(run: Run, config: TrainConfig) -> Data:
         InputError: if the cases of its split are not those that the run began with, or as prepare_data.
     """
     assert config.split_file is not None
-    # prepared with the run's split, whose training cases say what voxel size cases are resampled to
-    data = prepare_data(config.model_copy(update={"split_file": run.dir.split}), begun=True)
+    # prepared with the run's split: in a run of an older version its training cases tell the voxel size
+    as_in_the_run = config.model_copy(update={"split_file": run.dir.split})
+    data = prepare_data(as_in_the_run, begun=True, begun_with=run.config.record.voxel_size)
     data = replace(data, split=load_split(config.split_file))
     if digest_of(data) != run.config.record.data:
         changed = changed_cases(data.contents, load_contents(run.dir.contents))

@@ -94,7 +94,7 @@ PROOFS = [
     pin("folds", "cases::folds_partition_what_the_test_part_leaves"),
     pin("fold", "cases::folds_partition_what_the_test_part_leaves"),
     pin("background", "intensities::background_option_makes_that_value_0_in_the_cache"),
-    pin("resample", "spacing::resample_brings_only_cases_beyond_10_percent_to_the_median_of_the_training_cases"),
+    pin("resample", "spacing::resample_brings_only_cases_beyond_10_percent_to_the_median_of_all_cases"),
     pin("seed", "cases::split_is_seeded_disjoint_and_blind_to_order"),
     pin("seed", SEED_OF_NETWORK),
     cut("seed", "train_epoch", "words = [config.seed", "words = [0", SEED_OF_NETWORK),  # of the dropout

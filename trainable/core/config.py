@@ -115,7 +115,7 @@ class TrainConfig(CheckedOptions):
         fixed=True,
     )
     resample: bool = _data(
-        False, "Resample cases whose voxel size differs by over 10 % from the training cases' median.", fixed=True
+        False, "Resample cases whose voxel size differs by over 10 % from the median of all cases.", fixed=True
     )
     seed: int = _data(
         0, "Seed of the split, initial weights, patches and augmentation.", fixed=True, set_by="study", ge=0, le=2**62

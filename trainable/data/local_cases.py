@@ -29,7 +29,7 @@ def cases_here(
     (as its files have changed) stays so: compare the contents of the result with `begun`.
 
     Args:
-        data: the folder of the cache and the split.
+        data: the folder of the cache, the split and the voxel size.
         config: by which cases are prepared, with the same folder as cache_dir; its split_file names those of `data`.
         begun: contents of the cases when a run began, by name; {} if they are not known.
         alive: called in between while cases get ready, by the calling thread.
@@ -46,7 +46,7 @@ def cases_here(
     logger.info(f"{platform.node()} prepares what {data.folder} lacks of {cases}")
     start = time.monotonic()
     with ThreadPoolExecutor(1, "prepare") as thread:
-        task, stamp = thread.submit(prepare_data, config, quiet=True, begun=True), 0
+        task, stamp = thread.submit(prepare_data, config, quiet=True, begun=True, begun_with=data.target), 0
         while not wait([task], LOOK_SECONDS).done:
             if (now := last_change(data.folder, config.data_dir)) != stamp:
                 stamp = now
@@ -56,7 +56,7 @@ def cases_here(
     except InputError as error:
         raise CacheError(str(error)) from None
     logger.info(f"prepared in {time.monotonic() - start:.1f} s")
-    return Data(data.folder, data.split)
+    return Data(data.folder, data.split, target=data.target)
 
 
 def what_is_missing(data: Data, begun: Mapping[str, str]) -> str:

@@ -38,11 +38,15 @@ class Data:
     """The preprocessed cases: the cache's folder, the split, and one message per case that was left out as bad.
 
     Sent to another process it is without what was read of the cases, as that may be on a machine with its own cache.
+
+    target: the voxel size in mm, of the axes in LPS, that they were compared with and resampled to; None to find it in
+    the cache.
     """
 
     folder: Path
     split: Split
     skipped: tuple[str, ...] = ()
+    target: Spacing | None = None
 
     def __getstate__(self) -> dict[str, object]:
         """Return the fields only."""
@@ -56,7 +60,7 @@ class Data:
     @cached_property
     def spacing(self) -> Spacing:
         """The voxel size of these cases in mm, of the axes in LPS; InputError if a case is not prepared."""
-        return grid_spacing(self.folder, self.split.train, self.split.val + self.split.test)
+        return self.target or grid_spacing(self.folder, self.split.train, self.split.val + self.split.test)
 
     @cached_property
     def contents(self) -> dict[str, str]:
@@ -68,7 +72,9 @@ class Data:
         return read_contents(self.folder, self.split.names)
 
 
-def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = False) -> Data:
+def prepare_data(
+    config: TrainConfig, *, quiet: bool = False, begun: bool = False, begun_with: Spacing | None = None
+) -> Data:
     """Find the cases of data_dir, preprocess those that are not cached or have changed, split all good ones.
 
     With another cache_dir, cases that DATA.cache next to data_dir has are copied from there.
@@ -80,12 +86,14 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
         quiet: print nothing on stderr.
         begun: the split is that of a training or sweep that goes on; it is kept, with a warning, even if it tears a
             patient apart. A config with `resume` is of such a training.
+        begun_with: the voxel size in mm that such a training or sweep has, which is kept: with the median of the split
+            at hand the cases in the cache would be resampled again. None if it was not noted, by older code.
 
     Raises:
         InputError: for no data_dir, labels that the names do not tell, bad cases (without skip_bad_cases), no good
             case, a case of the split_file that is missing, a cache that cannot be written, a wrong table of patients, a
             split that cannot be made, a split file that tears a patient apart (without allow_split_patients), or cases
-            of another voxel size than the training cases (without resample).
+            of another voxel size than the others (without resample).
     """
     require_working_folder()
     found, reading, folder = cases_on_disk(config, quiet=quiet)
@@ -108,8 +116,10 @@ def prepare_data(config: TrainConfig, *, quiet: bool = False, begun: bool = Fals
         print(labels_report(folder, names), file=sys.stderr)
     begun = begun or config.resume is not None
     divide = partial(split_by_patient, folder, config, begun=begun, quiet=quiet)
-    split, apart = split_on_one_grid(found.cases, folder, names, config, reading, divide, begun=begun, quiet=quiet)
-    return Data(folder, split, tuple(map(str, [*bad, *apart])))
+    split, target, apart = split_on_one_grid(
+        found.cases, folder, names, config, reading, divide, begun=begun, begun_with=begun_with, quiet=quiet
+    )
+    return Data(folder, split, tuple(map(str, [*bad, *apart])), target)
 
 
 def cases_on_disk(

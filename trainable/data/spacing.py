@@ -28,13 +28,15 @@ def split_on_one_grid(
     divide: Callable[[list[str]], Split],
     *,
     begun: bool = False,
+    begun_with: Spacing | None = None,
     quiet: bool = False,
-) -> tuple[Split, list[CaseError]]:
-    """Split prepared cases, and see that all of the split have the voxel size of the training cases.
+) -> tuple[Split, Spacing, list[CaseError]]:
+    """Split prepared cases, and see that all of the split have one voxel size.
 
-    That is their median on each axis; a case agrees with it if no axis differs by more than SPACING_TOLERANCE. With the
-    option `resample` the others are prepared again, resampled to it; with `skip_bad_cases` they are left out, and the
-    split is made of those that are left.
+    That is the median of all cases of the split on each axis, so that it is the same for all seeds and folds of a
+    folder's cases. A case agrees with it if no axis differs by more than SPACING_TOLERANCE. With the option `resample`
+    the others are prepared again, resampled to it; with `skip_bad_cases` they are left out, and the split is made of
+    those that are left.
 
     Args:
         cases: all that were found.
@@ -43,10 +45,11 @@ def split_on_one_grid(
         reading: how they were read, but for their voxel size.
         divide: splits cases, given their names.
         begun: the split is that of a training or sweep that goes on; its cases stay as they are, with a warning.
+        begun_with: the voxel size in mm that it has; None for the median of its training cases, as older code had it.
         quiet: print nothing on stderr.
 
     Returns:
-        The split, and the errors of the cases that are left out.
+        The split, that voxel size, and the errors of the cases that are left out.
 
     Raises:
         InputError: naming each case of another voxel size, if it is neither resampled nor left out; or if no split can
@@ -56,22 +59,22 @@ def split_on_one_grid(
     while True:
         split = divide([name for name in names if name not in left_out])
         metadata = {name: read_metadata(folder / name) for part in PARTS for name in getattr(split, part)}
-        target = median_spacing([metadata[name] for name in split.train])
+        target = begun_with or median_spacing([metadata[name] for name in (split.train if begun else metadata)])
         apart = [name for name in metadata if not same_spacing(metadata[name]["file_spacing"], target)]
         if not apart or config.resample or begun:
             if apart and not config.resample:
                 logger.warning(
                     f"warning: {len(apart)} of {len(metadata)} cases, such as {apart[0]}, have another voxel size than "
-                    f"the training cases, {spacing_text(target)}. It goes on, since it was begun with them"
+                    f"the training's cases, {spacing_text(target)}. It goes on, since it was begun with them"
                 )
             resampled = apart if config.resample else []
             _prepare_at(cases, folder, metadata, resampled, target, reading, quiet)
-            return split, list(left_out.values())
+            return split, target, list(left_out.values())
         errors = {name: spacing_error(name, metadata[name]["file_spacing"], target) for name in apart}
         if not config.skip_bad_cases or config.split_file is not None:
             listing = "".join(f"\n  {error}" for error in errors.values())
             raise InputError(
-                f"another voxel size than that of the training cases: {len(errors)} of {len(metadata)} cases; resample "
+                f"another voxel size than the median of all cases: {len(errors)} of {len(metadata)} cases; resample "
                 f"them with --resample (in a sweep --set train.resample=true), or continue without them"
                 f"{' with --skip_bad_cases' if config.split_file is None else ''}:{listing}"
             )
@@ -79,10 +82,10 @@ def split_on_one_grid(
 
 
 def spacing_error(name: str, spacing: Sequence[float], target: Sequence[float]) -> CaseError:
-    """Return the error of a case of another voxel size than the training cases."""
+    """Return the error of a case of another voxel size than the cases of a training; target: their median."""
     return CaseError(
-        f"{name}: has voxels of {spacing_text(spacing)}; expected {spacing_text(target)}, those of the training cases, "
-        f"within {SPACING_TOLERANCE:.0%} on each axis"
+        f"{name}: has voxels of {spacing_text(spacing)}; expected {spacing_text(target)}, the median of the "
+        f"training's cases, within {SPACING_TOLERANCE:.0%} on each axis"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trainable.cases.grid import Spacing, three
 from trainable.core.config import TrainConfig
 from trainable.core.device import with_usable_precision
 from trainable.core.errors import InputError
@@ -97,6 +98,11 @@ def load_metadata(path: Path) -> dict[str, Any]:
     except Exception:  # an old format that cannot be mapped, or damage, which load_verified describes
         state = load_verified(path)
     return state if isinstance(state, dict) else {}
+
+
+def spacing_of(state: Mapping[str, Any]) -> Spacing | None:
+    """Return the voxel size in mm of the cases that a checkpoint was trained on; None if older code wrote it."""
+    return three(state["grid"]["spacing"]) if "grid" in state else None
 
 
 def load_verified(path: Path, *, mmap: bool = False) -> Any:

@@ -66,7 +66,7 @@ def prepare(
     """Check the cases of a folder and preprocess them once for all trainings."""
     from trainable.data.prepare import prepare_data
 
-    # without val and test, so that voxel sizes are compared with the median of all cases
+    # without val and test, for which a few cases may be too few
     options: dict[str, Any] = {
         "val_fraction": 0,
         "test_fraction": 0,

@@ -8,11 +8,16 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from trainable.cases.grid import Spacing
 from trainable.core.files import atomic_write_text
 from trainable.core.package_version import version
 from trainable.data.cache import CacheError, data_digest
 from trainable.data.prepare import Data
 from trainable.training.training_dir import CHECKPOINT_FORMAT
+from tune.run.run_dir import RunDir
+from tune.spec.run_record import RunRecord
 
 PACKAGES = ("voxtune", "torch", "ray", "optuna", "nibabel", "numpy")
 
@@ -43,14 +48,22 @@ def load_contents(path: Path) -> dict[str, str]:
         ) from None
 
 
+def spacing_of_run(run_dir: Path) -> Spacing | None:
+    """Return the voxel size in mm that a run notes in its study.yaml; None in one of an older version."""
+    file = RunDir(run_dir).config
+    record = yaml.safe_load(file.read_text()).get("record", {}) if file.exists() else {}
+    return RunRecord.model_validate(record).voxel_size
+
+
 def provenance(data: Data) -> dict[str, Any]:
     """Return the fields of RunRecord that make a sweep checkable later.
 
-    They are the hashes of data and split, skipped cases, commit, checkpoint format and versions.
+    They are the hashes of data and split, voxel size, skipped cases, commit, checkpoint format and versions.
     """
     return {
         "split": data.split.digest(),
         "data": digest_of(data),
+        "spacing": list(data.spacing),
         "skipped_cases": list(data.skipped),
         "commit": commit(),
         "format": CHECKPOINT_FORMAT,

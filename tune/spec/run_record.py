@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainable.cases.grid import Spacing, three
+
 DEFAULT_STUDY_NAME = "voxtune"  # of the first Optuna study in a run's journal
 
 
@@ -26,6 +28,9 @@ class RunRecord(BaseModel):
     cache_dir: str | None = Field(None, description="Folder of the preprocessed cases.")
     split: str | None = Field(None, description="Hash of split.json.")
     data: str | None = Field(None, description="Hash of the cases.")
+    spacing: list[float] | None = Field(
+        None, description="Voxel size in mm, along x, y and z in LPS, that cases are compared with and resampled to."
+    )
     skipped_cases: list[str] = Field([], description="Bad cases that were left out.")
     seen_cases: dict[str, list[str]] = Field({}, description="Val and test cases that the pretrained weights saw.")
     commit: str | None = Field(None, description="git commit of voxtune's code.")
@@ -33,6 +38,11 @@ class RunRecord(BaseModel):
     versions: dict[str, str] = Field({}, description="Installed versions of voxtune, Python and packages.")
     name: str | None = Field(None, description="Name of the run on a storage that is a URI.")
     study: str = Field(DEFAULT_STUDY_NAME, description="Optuna study that counts; a changed space starts another one.")
+
+    @property
+    def voxel_size(self) -> Spacing | None:
+        """`spacing` as prepare_data takes it; None in a run of an older version."""
+        return None if self.spacing is None else three(self.spacing)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that were noted, as plain values; a field that was not noted is left out."""

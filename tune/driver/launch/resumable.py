@@ -74,7 +74,8 @@ def with_prepared_data(config: SweepConfig, run_dir: Path, data_dir: Path | Uri 
     cases = place_of_data(config.fixed("data_dir"))
     if not is_there(cases):
         raise InputError(f"{cases}: no such folder; pass the folder of the cases with --data")
-    data = prepare_data(config.base_config(split_file=RunDir(run_dir).split, cache_dir=cache), begun=True)
+    base = config.base_config(split_file=RunDir(run_dir).split, cache_dir=cache)
+    data = prepare_data(base, begun=True, begun_with=config.record.voxel_size)
     contents = RunDir(run_dir).contents
     if digest_of(data) != config.record.data:
         changed = changed_cases(data.contents, load_contents(contents))

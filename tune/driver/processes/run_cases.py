@@ -6,6 +6,7 @@ This module does without Ray, as the processes do that train one network togethe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from trainable.core.config import TrainConfig
@@ -13,7 +14,7 @@ from trainable.data.cache import CacheError, changed_cases
 from trainable.data.local_cases import cases_here
 from trainable.data.prepare import Data
 from trainable.data.split import load_split
-from tune.run.provenance import load_contents
+from tune.run.provenance import load_contents, spacing_of_run
 from tune.run.run_dir import RunDir
 
 
@@ -37,7 +38,7 @@ def cases_as_begun(
         CacheError: if a case is missing and cannot be prepared here, or is not what it was when the run began.
     """
     begun = load_contents(contents_file)
-    data = cases_here(data, config, begun, alive)
+    data = cases_here(replace(data, target=spacing_of_run(contents_file.parent)), config, begun, alive)
     if changed := changed_cases(data.contents, begun):
         raise CacheError(f"cases have changed since the sweep began: {changed}; restore them, or launch a new sweep")
     return data
@@ -55,6 +56,6 @@ def cases_of_training(config: TrainConfig, contents_file: Path | None) -> Data:
     data = cases_of(config)
     if contents_file is None:
         return data
-    # prepared with the run's split, whose training cases say what voxel size cases are resampled to
+    # prepared with the run's split: in a run of an older version its training cases tell the voxel size
     as_in_the_run = config.model_copy(update={"split_file": RunDir(contents_file.parent).split})
     return cases_as_begun(data, as_in_the_run, contents_file)
