@@ -104,12 +104,14 @@ def make_model(folder: Path, data: Data, phantoms: Path, limits: tuple[float, ..
 
 
 def turned(source: Path, target: Path) -> None:
-    """Copy a case with the axes of its files turned to right, front and top, its FLAIR in floats."""
+    """Copy a case with the axes of its files turned to right, front and top, its FLAIR in floats with a hot voxel."""
     target.mkdir()
     for file in source.glob("*.nii.gz"):
         image = nib.as_closest_canonical(nib.load(file))
         if "flair" in file.name:
-            image = nib.Nifti1Image(np.asarray(image.dataobj) * 0.37, image.affine)
+            voxels = np.asarray(image.dataobj) * 0.37
+            voxels[tuple(np.argwhere(voxels)[0])] = 5e6
+            image = nib.Nifti1Image(voxels, image.affine)
         nib.save(image, target / file.name.replace(source.name, target.name))
 
 

@@ -24,6 +24,8 @@ AMP = {"fp16": torch.float16, "bf16": torch.bfloat16}
 MIRRORS = [axes for count in range(4) for axes in combinations((2, 3, 4), count)]
 SPACING_TOLERANCE = 0.1  # as a share of the voxel size along an axis
 BACKGROUND_SHARE = 0.25  # of the volume's outer faces that the background has at least
+HOT_FACTOR, HOT_PERCENTILE = 4.0, 99.9  # values beyond this multiple of this percentile are clipped
+INT16_MAX = 32767
 
 
 def find_cases(folder: str) -> list[dict[str, list[str]]]:
@@ -58,7 +60,7 @@ def case_file_name(meta: Mapping[str, Any], _: object) -> dict[str, Any]:
 
 
 class CheckImagesd(MapTransform):
-    """Refuse images (4, X, Y, Z) that the network cannot predict, and make their background 0.
+    """Refuse images (4, X, Y, Z) that the network cannot predict, make their background 0, and clip hot voxels.
 
     Args:
         keys: of the images.
@@ -81,7 +83,7 @@ class CheckImagesd(MapTransform):
         return changed
 
     def _check(self, image: MetaTensor) -> MetaTensor:
-        """Return an image whose background is 0."""
+        """Return an image whose background is 0, without values far beyond the others."""
         name = image.meta.get("filename_or_obj", "image")
         if not image.isfinite().all():
             raise ValueError(f"{name}: NaN or inf in an image of the case; expected finite numbers")
@@ -100,7 +102,17 @@ class CheckImagesd(MapTransform):
                     f"expected a brain without skull on a background of {taken:g}"
                 )
             image[channel] -= taken
+            limit = self._limit(np.asarray(image[channel]))
+            image[channel] = image[channel].clip(-limit, limit)
         return image
+
+    @staticmethod
+    def _limit(voxels: np.ndarray[Any, Any]) -> float:
+        """Return the magnitude beyond which a volume's values are clipped, as in training; inf for one of int16."""
+        if np.all(np.rint(voxels) == voxels) and voxels.min() >= -INT16_MAX - 1 and voxels.max() <= INT16_MAX:
+            return np.inf
+        magnitudes = np.abs(voxels[voxels != 0])
+        return HOT_FACTOR * float(np.percentile(magnitudes, HOT_PERCENTILE, method="lower"))
 
     @staticmethod
     def _outer_value(channel: torch.Tensor) -> tuple[float, float]:
