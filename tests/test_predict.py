@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -17,7 +19,9 @@ from trainable.core.errors import InputError
 from trainable.core.options import to_dict
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
+from trainable.prediction_scores import open_score_file
 from trainable.training.checkpoint import save_checkpoint
+from trainable.training.ensemble import load_ensemble
 from tune.cli import app
 from tune.cli.models import predict
 
@@ -119,6 +123,24 @@ def test_scores_of_earlier_calls_stay_unless_another_model_predicts(
     line = f"{out / 'scores.json'} has the scores of 2 cases by another model; new scores replace them"
     assert line in capsys.readouterr().out
     assert scored(out) == ["Phantom_00000"]
+
+
+def test_two_calls_at_once_into_one_folder_keep_the_scores_of_both(model: Path, tmp_path: Path) -> None:
+    """As on two GPUs, each with half of the cases."""
+    out, ensemble = tmp_path / "out", load_ensemble([model], torch.device("cpu"))
+    out.mkdir()
+
+    def save_one_after_the_other(call: str) -> None:
+        file, scores = open_score_file(out, model, ensemble, mirror=False), dict[str, dict[str, float]]()
+        begun.wait()
+        for number in range(25):
+            scores[f"{call}{number:02}"] = {"dice_mean": number / 25}
+            file.save(scores, dict.fromkeys(scores, "new"), scores)
+
+    begun = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(save_one_after_the_other, "ab"))
+    assert scored(out) == [f"{call}{number:02}" for call in "ab" for number in range(25)]
 
 
 def test_a_table_of_scores_alone_as_a_kill_leaves_it_is_replaced_and_any_other_is_not(

@@ -43,11 +43,16 @@ class MemberScores:
             labels = torch.from_numpy(np.array(truth))
             self.cases[case] = [dice_scores(torch.from_numpy(np.array(map_)), labels) for map_ in predictions]
 
-    def restore(self, by_member: Mapping[str, Mapping[str, Scores]]) -> None:
-        """Take scores that for_json has returned as "member_scores"; nothing if they are of members of other names."""
-        if self.names and set(by_member) == set(self.names):
-            cases = by_member[self.names[0]]
-            self.cases.update({case: [dict(by_member[name][case]) for name in self.names] for case in cases})
+    def with_earlier(self, by_member: Mapping[str, Mapping[str, Scores]]) -> MemberScores:
+        """Return these scores and those of other cases, which for_json has returned as "member_scores".
+
+        Those of members of other names are left out.
+        """
+        if not self.names or set(by_member) != set(self.names):
+            return self
+        cases = by_member[self.names[0]]
+        earlier = {case: [dict(by_member[name][case]) for name in self.names] for case in cases}
+        return MemberScores(self.names, {**earlier, **self.cases})
 
     def means(self, cases: Sequence[str]) -> dict[str, Scores]:
         """Return the mean scores of each member over cases, by the member's name."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
+from trainable.core.locks import one_at_a_time
 from trainable.core.logger import logger
 from trainable.evaluate import describe_members, save_scores
 from trainable.evaluation.metrics import Scores
@@ -21,20 +22,18 @@ STEM = "scores"
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """Writes the scores of predictions, with those of earlier calls of the same model.
+    """Writes the scores of predictions, with those of earlier calls of the same model, and of others that run now.
 
     Attributes:
         stem: OUT/scores; .json and .csv are added.
         about: the model that predicts, by name, as it is written.
-        earlier: scores of cases that the same model predicted before.
-        earlier_parts: what each of these cases was to the model, see Ensemble.parts_of.
-        members: the scores of each member of an ensemble, those of earlier calls included.
+        earlier: names of cases of which there were scores of the same model at the start.
+        members: the scores of each member of an ensemble in this call.
     """
 
     stem: Path
     about: Mapping[str, Any]
-    earlier: Mapping[str, Scores]
-    earlier_parts: Mapping[str, str]
+    earlier: Collection[str]
     members: MemberScores
 
     def replaced(self, names: Sequence[str]) -> str:
@@ -50,9 +49,9 @@ class ScoreFile:
     def save(
         self, scores: Mapping[str, Scores], parts: Mapping[str, str], predicted: Collection[str], *, last: bool = False
     ) -> None:
-        """Write the scores of this call, and the earlier ones of cases that are not predicted again, sorted by case.
+        """Write the scores of this call, and those there of cases that it has not predicted, sorted by case.
 
-        A file that this changes nothing in is not written.
+        The file is read anew, as another process may have added some. If this changes nothing in it, it is not written.
 
         Args:
             scores: of this call, by the case's name.
@@ -60,23 +59,31 @@ class ScoreFile:
             predicted: names of all cases that this call has predicted.
             last: no more cases follow, so that the gain of an ensemble over its members is written too.
         """
-        kept = {name: values for name, values in self.earlier.items() if name not in predicted}
-        if not scores and len(kept) == len(self.earlier):
+        if not predicted:
             return
-        if together := {**kept, **scores}:
-            names, known = sorted(together), {**self.earlier_parts, **parts}
-            by_case = {name: together[name] for name in names}
-            of_names = {name: known[name] for name in names}
-            more = self.members.for_json(by_case, of_names, with_gains=last)
-            save_scores(by_case, self.stem, self.about, of_names, more)
-        else:
-            for ending in (".json", ".csv"):
-                self.stem.with_suffix(ending).unlink(missing_ok=True)
+        with one_at_a_time(self.stem.parent, "writes the scores in"):
+            before = scores_of_model(self.stem, self.about)
+            there = before.get("cases", {})
+            kept = {name: values for name, values in there.items() if name not in predicted}
+            if not scores and len(kept) == len(there):
+                return
+            if together := {**kept, **scores}:
+                names, known = sorted(together), {**before.get("parts", {}), **parts}
+                by_case = {name: together[name] for name in names}
+                of_names = {name: known[name] for name in names}
+                members = self.members.with_earlier(before.get("member_scores", {}))
+                more = members.for_json(by_case, of_names, with_gains=last or not scores)
+                save_scores(by_case, self.stem, self.about, of_names, more)
+            else:
+                for ending in (".json", ".csv"):
+                    self.stem.with_suffix(ending).unlink(missing_ok=True)
 
     def finish(self, scores: Mapping[str, Scores], parts: Mapping[str, str], predicted: Collection[str]) -> str:
-        """Write the gain of an ensemble over its members, and return its table. The arguments are those of save."""
-        if self.members.cases:
-            self.save(scores, parts, predicted, last=True)
+        """Write the gain of an ensemble over its members, and return its table. The arguments are those of save.
+
+        The scores of all cases are written once more: without locks (NFS) another process may have lost some.
+        """
+        self.save(scores, parts, predicted, last=True)
         return self.members.table(scores, parts)
 
 
@@ -96,19 +103,18 @@ def open_score_file(out: Path, model: Path, ensemble: Ensemble, *, mirror: bool)
     if members.names:
         about["members"] = describe_members(ensemble)
     stem = out / STEM
-    before = read_scores(stem)
-    try:
-        earlier, parts = dict(before["cases"]), dict(before["parts"])
-    except KeyError:  # there are none, or those of an older version, which does not tell the parts
-        return ScoreFile(stem, about, {}, {}, members)
-    same_model = all(before.get(name) == about[name] for name in ("checkpoint_hash", "mirror"))
-    if earlier and not same_model:
-        cases = counted(len(earlier), "case")
+    before, earlier = read_scores(stem), scores_of_model(stem, about)
+    if before.get("cases") and "parts" in before and not earlier:
+        cases = counted(len(before["cases"]), "case")
         logger.info(f"{stem}.json has the scores of {cases} by another model; new scores replace them")
-    if not same_model:
-        return ScoreFile(stem, about, {}, {}, members)
-    members.restore(before.get("member_scores", {}))
-    return ScoreFile(stem, about, earlier, parts, members)
+    return ScoreFile(stem, about, [*earlier.get("cases", {})], members)
+
+
+def scores_of_model(stem: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what read_scores does, if it is of the model of `about`; else {}, also for what tells no parts (older)."""
+    content = read_scores(stem)
+    same = "parts" in content and all(content.get(name) == about[name] for name in ("checkpoint_hash", "mirror"))
+    return content if same else {}
 
 
 def read_scores(stem: Path) -> dict[str, Any]:
