@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import clean_environment
 
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
@@ -33,6 +36,17 @@ def make_model(path: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     save_checkpoint({"config": to_dict(CONFIG), "network": build_network(CONFIG).state_dict()}, path)
     return path
+
+
+FULL_GPU = """
+import torch
+from trainable.evaluation import inference
+from tune.__main__ import main
+def full(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+inference.sliding_window = full
+main()
+"""
 
 
 @pytest.fixture
@@ -172,6 +186,19 @@ def test_a_full_disk_names_the_file_and_leaves_whole_files_and_the_scores_so_far
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "1/2 Phantom_00000: " in capsys.readouterr().out  # held in memory: the limit is on files
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_full_gpu_is_an_error_that_says_what_to_do(model: Path, data: Path, tmp_path: Path) -> None:
+    words = ["predict", str(model), str(data), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_GPU, *words],
+        capture_output=True, text=True, check=False, env=clean_environment(),
+    )  # fmt: skip
+    assert done.returncode == 2
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("error: out of GPU memory: CUDA out of memory (injected). Free memory, take another GPU")
+    assert "predict --device cpu" in line
+    assert "Traceback" not in done.stderr
 
 
 def test_the_scores_before_an_output_that_cannot_be_written_are_kept(model: Path, data: Path, tmp_path: Path) -> None:

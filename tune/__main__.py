@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import pairwise
 from signal import Signals
 from types import FrameType
+from typing import NoReturn
 
 from trainable.core.signals import handle_end_signals
 
@@ -16,7 +17,8 @@ from trainable.core.signals import handle_end_signals
 def main() -> None:
     """Run a verb.
 
-    Exit code 2 for wrong input or an OSError, 128 + its number after a signal (130 after Ctrl-C), or the verb's own.
+    Exit code 2 for wrong input, an OSError or a full GPU, 128 + its number after a signal (130 after Ctrl-C), or the
+    verb's own.
     """
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         # A locale of ASCII: Ray reads the names of files as UTF-8.
@@ -34,9 +36,21 @@ def main() -> None:
         sys.argv[1:] = read_words(sys.argv[1:])
         app()
     except (InputError, OSError) as error:
-        with suppress(OSError):  # of a terminal that was closed
-            print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        end_with_error(error)
+    except RuntimeError as error:
+        torch = sys.modules.get("torch")  # not imported for this: many verbs do without it
+        if torch is None or not isinstance(error, torch.OutOfMemoryError):
+            raise
+        from trainable.core.gpu_memory import full_gpu
+
+        end_with_error(full_gpu(error))
+
+
+def end_with_error(error: object) -> NoReturn:
+    """Print an error that the user must correct, and end with exit code 2."""
+    with suppress(OSError):  # of a terminal that was closed
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_words(words: Sequence[str]) -> list[str]:

@@ -49,6 +49,15 @@ def memory_taken_by_others(share: float) -> str:
     )
 
 
+def full_gpu(error: torch.OutOfMemoryError) -> str:
+    """Return a message on a GPU whose memory has run out other than in a training: who holds it, and what to do."""
+    parts = ["out of GPU memory", str(error).splitlines()[0].rstrip("."), memory_taken_by_others(1)]
+    return (
+        f"{': '.join(filter(None, parts))}. Free memory, take another GPU with CUDA_VISIBLE_DEVICES, or the CPU: "
+        "predict --device cpu, other verbs with CUDA_VISIBLE_DEVICES=-1"
+    )
+
+
 def list_gpu_processes(uuid: str) -> str:
     """Return the other processes on a GPU as nvidia-smi lists them, in words. uuid: of the GPU, with its GPU-."""
     command = [*NVIDIA_SMI, "-i", uuid]
