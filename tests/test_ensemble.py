@@ -32,7 +32,7 @@ from trainable.evaluation.metrics import dice_scores
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
 from trainable.train import train
-from trainable.training.checkpoint import load_network, save_checkpoint
+from trainable.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from trainable.training.ensemble import Ensemble, find_models, load_ensemble
 from trainable.training.training_dir import TrainingDir
 from tune.cli.models import predict
@@ -313,6 +313,26 @@ def test_members_named_with_test_only_are_averaged_with_the_resumed_one(trained:
     evaluate(TrainConfig(**{**saved, **paths}))
     same = json.loads((tmp_path / "same" / "test_scores.json").read_text())
     assert same["cases"] == content["cases"]
+
+
+def test_an_option_given_with_test_only_acts_on_all_members_also_if_it_is_that_of_the_first(
+    trained: Path, tmp_path: Path
+) -> None:
+    one, two = (trained / "members" / f"seed_{seed}" for seed in range(2))
+    state = load_checkpoint(TrainingDir(two).best)
+    assert state["config"]["overlap"] == 0.5
+    other = TrainingDir(tmp_path / "seed_1")
+    save_checkpoint({**state, "config": {**state["config"], "overlap": 0.0}}, other.best)
+
+    def member_scores(member: Path, *words: str) -> Any:
+        out = tmp_path / "_".join(["out", member.parent.name, *words])
+        given = ["--resume", str(one), "--test_only", "--output_dir", str(out), "--members", str(member), *words]
+        assert cli.main(given) == 0
+        return json.loads((out / "test_scores.json").read_text())["member_scores"]
+
+    same = member_scores(two)
+    assert member_scores(other.path) != same
+    assert member_scores(other.path, "--overlap", "0.5") == same
 
 
 def test_a_test_case_that_a_member_was_trained_on_is_marked(trained: Path, prepared: Data, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -107,13 +107,16 @@ def run(argv: Sequence[str], join_others: Callable[[bool], None] | None = None) 
     given = options.keys() & TrainConfig.model_fields.keys()
     if idle := idle_text(idle_options(config, sorted(given))):
         logger.warning(idle)
-    return exit_code_of(lambda: train_or_test(config), config)
+    return exit_code_of(lambda: train_or_test(config, given), config)
 
 
-def train_or_test(config: TrainConfig) -> int:
-    """Train, or score the test cases with test_only; return 1 if the training diverged, else 0."""
+def train_or_test(config: TrainConfig, given: Collection[str]) -> int:
+    """Train, or score the test cases with test_only; return 1 if the training diverged, else 0.
+
+    given: names of the options that the user gave, which act on all models that are tested together.
+    """
     if config.test_only:
-        evaluate(config)
+        evaluate(config, given=given)
         return 0
     return int(train(config).end_reason == EndReason.NON_FINITE)
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,12 @@ COLUMNS = (
 )
 
 
-def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
+def evaluate(config: TrainConfig, data: Data | None = None, given: Collection[str] = ()) -> Scores:
     """Score the test cases with the model of the option `resume`, which must be set; return the mean scores.
 
     With several models, since `resume` is an ensemble's folder or `members` names more, their probabilities are
-    averaged. Each predicts with the options of its own training, except those in which `config` differs from the
-    training of `resume`. The Dice of each alone and the gain of the ensemble are printed and written too.
+    averaged. Each predicts with the options of its own training, except those that are `given` or in which `config`
+    differs from the training of `resume`. The Dice of each alone and the gain of the ensemble are printed and written.
 
     A case of the test part whose images a model was trained on all the same is marked as such, in a part of its own.
 
@@ -62,6 +62,7 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     Args:
         config: all options.
         data: the cases, if they are prepared already; None to prepare those of data_dir.
+        given: names of options of `config` that act on all models, also with the value of the training of `resume`.
 
     Raises:
         InputError: if the cases, the device or a checkpoint cannot be used, there are no test cases, the split is
@@ -71,7 +72,7 @@ def evaluate(config: TrainConfig, data: Data | None = None) -> Scores:
     assert config.resume is not None
     paths = TrainingDir(config.output_dir)
     data = data or prepare_data(config, begun_with=spacing_of(load_metadata(find_models([config.resume])[0])))
-    ensemble = load_tested(config, data)
+    ensemble = load_tested(config, data, given)
     members = MemberScores.of(ensemble)
     by_lesion: dict[str, Scores] = {}
     written: list[LabelConvention] = []
@@ -117,11 +118,11 @@ def as_chosen(config: TrainConfig) -> TrainConfig:
     return PredictionSetting.of_config(make_config(state["config"], str(config.resume), begun=True)).apply(config)
 
 
-def load_tested(config: TrainConfig, data: Data) -> Ensemble:
+def load_tested(config: TrainConfig, data: Data, given: Collection[str] = ()) -> Ensemble:
     """Return the models of the options `resume` and `members`; a single one has not been trained on the test cases.
 
-    Each has the config of its training with the options in which `config` differs from the training of `resume`, so
-    that a single model has `config` itself, apart from an amp that the device cannot compute.
+    Each has the config of its training with the options that are `given` or in which `config` differs from the training
+    of `resume`, so that a single model has `config` itself, apart from an amp that the device cannot compute.
 
     Raises:
         InputError: if the split has no test cases or is not that of a single model, or that of a member that does not
@@ -134,7 +135,7 @@ def load_tested(config: TrainConfig, data: Data) -> Ensemble:
     files = find_models([config.resume, *config.members])
     saved = load_metadata(find_models([config.resume])[0]).get("config", {})  # load_ensemble refuses what is none
     own = make_config(saved, "the checkpoint", begun=True)
-    changes = {name: value for name, value in config if value != getattr(own, name)}
+    changes = {name: value for name, value in config if name in given or value != getattr(own, name)}
     ensemble = load_ensemble(files, choose_device(config), lambda trained: trained.model_copy(update=changes))
     for member in ensemble.members:
         tested = member.state.get("cases", {}).get("test")
