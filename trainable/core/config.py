@@ -78,7 +78,9 @@ class TrainConfig(CheckedOptions):
         set_by="launch",
     )
     save_predictions: bool = _of_test(False, "With test_only: write each prediction as NIfTI.")
-    lesion_wise: bool = _of_test(False, "With test_only: also lesion-wise Dice and HD95, as in BraTS 2023.")
+    lesion_wise: bool = _of_test(
+        False, "With test_only: also lesion-wise Dice and HD95, as in BraTS 2023 for adult glioma."
+    )
     device: Literal["auto", "cpu", "cuda"] = _run("auto", "Device; auto uses a GPU if there is one.")
     fast: bool = _on_gpu(True, "On a GPU: fused kernels, channels last, steps from a CUDA graph; false: plain PyTorch.")
     deterministic: bool = _run(False, "Use only algorithms that repeat bit for bit, also on a GPU; slower.")
