@@ -34,16 +34,19 @@ from trainable.core.brats import REGIONS, labels_to_regions
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
 from trainable.core.options import make_config, to_dict
-from trainable.data.cache import open_case
+from trainable.data.cache import CacheError, open_case
 from trainable.data.prepare import Data, prepare_data
+from trainable.data.spacing import split_on_one_grid
 from trainable.evaluate import evaluate
 from trainable.evaluation.metrics import Scores
 from trainable.model.unet3d import build_network
 from trainable.predict import predict_cases
+from trainable.train import train
 from trainable.training.checkpoint import save_checkpoint
 from trainable.training.state import TrainingState
 from tune.cli.cases import prepare as prepare_verb
 from tune.driver.sweep import with_absolute_paths
+from tune.run.provenance import provenance
 from tune.spec.sweep_config import make_sweep_config
 
 SMALL: dict[str, Any] = {"depth": 3, "base_channels": 4, "target_shape": (16, 16, 16), "device": "cpu"}
@@ -192,6 +195,33 @@ def test_labels_of_the_option_decide_and_a_change_of_them_prepares_anew(write: W
         regions = labels_to_regions(open_case(prepared.folder, "BraTS-PED-00001-000").label).reshape(3, -1)
         counts.setdefault(labels, []).append((*regions.sum(1).tolist(), int(re.findall(r"prepared (\d)", said)[0])))
     assert counts == {"ped2024": [(720, 720, 240, 2)] * 2, "2023": [(720, 480, 240, 2), (720, 480, 240, 0)]}
+
+
+def test_cases_that_another_process_reads_otherwise_are_not_taken_over(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write("One", "Two", "Three", "Four", values=(1, 2, 3))
+    (tmp_path / "own.yaml").write_text("{WT: [1, 2, 3], TC: [1, 2], ET: [1]}")
+    config = TrainConfig(**SMALL, data_dir=data, cache_dir=tmp_path / "cache", output_dir=tmp_path / "out", epochs=1)
+
+    def prepare_otherwise() -> None:
+        prepare_data(config.model_copy(update={"labels": str(tmp_path / "own.yaml")}), quiet=True)
+
+    prepared = prepare_data(config, quiet=True)
+    prepare_otherwise()
+    for use in (lambda: train(config, prepared), lambda: provenance(prepared)):
+        with pytest.raises(CacheError, match=r"cases have changed since the training began: \w+ \(label\)"):
+            use()
+
+    def splits_meanwhile(*words: Any, **options: Any) -> Any:
+        found = split_on_one_grid(*words, **options)
+        monkeypatch.undo()
+        prepare_otherwise()
+        return found
+
+    monkeypatch.setattr("trainable.data.prepare.split_on_one_grid", splits_meanwhile)
+    with pytest.raises(InputError, match=r"another process has prepared \w+ otherwise just now, with other --labels"):
+        prepare_data(config, quiet=True)
 
 
 @pytest.mark.parametrize("labels", [LABELS_2021, LABELS_2021_ET3, LABELS_2023, LABELS_PED2024, LABELS_GLI2024], ids=str)

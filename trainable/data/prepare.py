@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trainable.cases.case_search import Survey, survey
 from trainable.cases.folder_listing import first_names
-from trainable.cases.grid import Spacing
+from trainable.cases.grid import Spacing, same_spacing
 from trainable.cases.labels import LABELS_2021, LABELS_2021_ET3, LabelConvention, choose_labels
 from trainable.core.config import TrainConfig
 from trainable.core.errors import InputError
@@ -66,6 +66,8 @@ class Data:
     def contents(self) -> dict[str, str]:
         """A hash of images and label of each case in a part, by name, as they were when this was first asked for.
 
+        By prepare_data that is done at its end.
+
         Raises:
             CacheError: from the first access, if a case is not prepared.
         """
@@ -93,7 +95,7 @@ def prepare_data(
         InputError: for no data_dir, labels that the names do not tell, bad cases (without skip_bad_cases), no good
             case, a case of the split_file that is missing, a cache that cannot be written, a wrong table of patients, a
             split that cannot be made, a split file that tears a patient apart (without allow_split_patients), or cases
-            of another voxel size than the others (without resample).
+            of another voxel size than the others (without resample). Also if another process prepares them otherwise.
     """
     require_working_folder()
     found, reading, folder = cases_on_disk(config, quiet=quiet)
@@ -119,7 +121,27 @@ def prepare_data(
     split, target, apart = split_on_one_grid(
         found.cases, folder, names, config, reading, divide, begun=begun, begun_with=begun_with, quiet=quiet
     )
-    return Data(folder, split, tuple(map(str, [*bad, *apart])), target)
+    data = Data(folder, split, tuple(map(str, [*bad, *apart])), target)
+    # read now: another process may prepare the same cases otherwise before they are first asked for
+    _ = data.labels, data.contents
+    refuse_other_reading(data, reading, resample=config.resample)
+    return data
+
+
+def refuse_other_reading(data: Data, reading: Reading, *, resample: bool) -> None:
+    """Raise InputError if a prepared case was read otherwise, by another process that has prepared it since.
+
+    resample: cases of another voxel size than that of `data` were resampled to it.
+    """
+    for name in data.split.names:
+        case = read_metadata(data.folder / name)
+        apart = resample and not same_spacing(case["file_spacing"], data.spacing)
+        wanted = reading.labels.plain(), reading.background, [*data.spacing] if apart else None
+        if wanted != (case["labels"], case["background"], case["resampled_to"]):
+            raise InputError(
+                f"{data.folder}: another process has prepared {name} otherwise just now, with other --labels, "
+                "--background or --resample; give one of the two a --cache_dir of its own"
+            )
 
 
 def cases_on_disk(

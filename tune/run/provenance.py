@@ -13,7 +13,7 @@ import yaml
 from trainable.cases.grid import Spacing
 from trainable.core.files import atomic_write_text
 from trainable.core.package_version import version
-from trainable.data.cache import CacheError, data_digest
+from trainable.data.cache import CacheError, data_digest, read_contents, require_same
 from trainable.data.prepare import Data
 from trainable.training.training_dir import CHECKPOINT_FORMAT
 from tune.run.run_dir import RunDir
@@ -59,7 +59,11 @@ def provenance(data: Data) -> dict[str, Any]:
     """Return the fields of RunRecord that make a sweep checkable later.
 
     They are the hashes of data and split, voxel size, skipped cases, commit, checkpoint format and versions.
+
+    Raises:
+        CacheError: if a case in the cache has changed since it was prepared.
     """
+    require_same(read_contents(data.folder, data.split.names), data.contents)
     return {
         "split": data.split.digest(),
         "data": digest_of(data),
