@@ -274,6 +274,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"dropout": {"quniform": [0.0, 0.5, float("nan")]}}, {}, r"expected a step > 0"),
     ({"lr": {"loguniform": [1e-320, 1e-2]}}, {}, r"space.lr.loguniform .* expected ends whose ratio is a number"),
     ({"step_size": {"randint": [1, 10**20]}}, {}, r"space.step_size.randint .* at most 9007199254740992 \(2\^53\)"),
+    ({"dropout": {"quniform": [0.0, 0.5, 10**400]}}, {}, r"expected a step > 0"),
     ({"dropout": {"quniform": [0.0, 0.5, 1e-30]}}, {}, r"expected at most 1000000000 steps; uniform has no steps"),
     ({"dropout": {"quniform": [0.0, 0.5]}}, {}, r"expected \[low, high, step\]"),
     ({"dropout": {"uniform": [0.0, 1.0]}}, {}, r"space.dropout is 1.0; expected a number >= 0 and < 1"),

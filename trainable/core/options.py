@@ -106,6 +106,8 @@ def _validation_message(item: ErrorDetails) -> tuple[tuple[str | int, ...], str]
     place = item["loc"]
     path = place if all(isinstance(part, int) for part in place[1:]) else place[:1]  # else of one type of several
     name = str(path[0]) if path else ""
+    if item["type"] == "invalid_key":  # one that is no text, as YAML reads `on:` or `3:`
+        return (str(item["input"]),), f"unknown option {item['input']!r}"
     if item["type"] == "extra_forbidden":
         return path, f"unknown option {name!r}{did_you_mean(name, TrainConfig.model_fields)}"
     if name not in TrainConfig.model_fields:

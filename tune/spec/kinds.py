@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -230,11 +231,14 @@ class QUniform:
         """Return the range that the YAML gives, or raise ValueError."""
         low, high = _low_high(cls, name, given, check, count=3)
         step = given[2]
-        if step > 0 and (high - low) / step > MAX_STEPS:
+        refused = f"{name}.{cls.key} is {given!r}; expected a step > 0 that divides high - low"
+        if not 0 < step <= sys.float_info.max:  # a whole number may be more than a float holds
+            raise ValueError(refused)
+        if (high - low) / step > MAX_STEPS:
             raise ValueError(f"{name}.{cls.key} is {given!r}; expected at most {MAX_STEPS} steps; uniform has no steps")
         span = Decimal(str(high)) - Decimal(str(low))  # 0.9 - 0.8 as floats is less than 0.1
-        if not 0 < step < math.inf or Decimal(str(step)) > span or span % Decimal(str(step)):
-            raise ValueError(f"{name}.{cls.key} is {given!r}; expected a step > 0 that divides high - low")
+        if Decimal(str(step)) > span or span % Decimal(str(step)):
+            raise ValueError(refused)
         return cls(low, high, float(step))
 
     def suggest(self, name: str, trial: BaseTrial) -> float:

@@ -256,12 +256,14 @@ def _section_errors(error: ValidationError) -> Iterator[Problem]:
     """Yield what pydantic has found in the sections other than `train:` and `space:`."""
     for item in error.errors():
         path = _yaml_path(item["loc"])
+        if item["type"] == "invalid_key":  # one that is no text, as YAML reads `on:` or `3:`
+            path = (*path[:-1], str(item["input"]))
         dotted = ".".join(map(str, path))
         fields: dict[str, Any] = SECTION_FIELDS.get(str(path[0]), {}) if len(path) > 1 else dict.fromkeys(SECTIONS)
         name = str(path[1]) if len(path) > 1 else ""  # of the field, also of a part of it, as (record, attempts, 0)
         if path[:2] == ("study", "confirm") and len(path) > 2:
             fields, name = Confirm.model_fields, str(path[2])
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "invalid_key"):
             close = did_you_mean(str(path[-1]), list(fields))
             yield path, f"{dotted} is unknown{close}; expected one of {', '.join(fields)}"
         else:
