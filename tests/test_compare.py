@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from tune.analysis.trial_comparison import compare_trials, differing
 from tune.analysis.trial_rows import trial_rows
 from tune.cli import app
 from tune.run.results import Run, read_run
+
+TIMES = ("started", "ended")
 
 
 def compare(*words: object) -> Result:
@@ -132,10 +135,15 @@ def test_runs_of_another_protocol_are_said_not_to_be_comparable_with_what_differ
 
 
 def test_the_best_so_far_counts_finished_trials_in_the_order_in_which_they_ended(folders: dict[str, Path]) -> None:
+    """What the trials beside one had spent by its end counts too."""
     run = read_run(folders["one"])
     ended = sorted(trial_rows(run), key=lambda row: row["ended"])
     hours, scores = zip(*best_so_far(run, on_gpu=True), strict=True)
-    assert list(hours) == pytest.approx(np.cumsum([row["gpu_hours"] for row in ended]))
+    whole = np.array([row["gpu_hours"] for row in ended])
+    begun, ends = (np.array([datetime.fromisoformat(row[name]).timestamp() for row in ended]) for name in TIMES)
+    beside = [np.clip((end - begun[n:]) / 3600, 0, whole[n:]).sum() for n, end in enumerate(ends, 1)]
+    assert list(hours) == pytest.approx(whole.cumsum() + beside, abs=0.001)
+    assert max(beside) > 1
     finished = [row["score"] if row["status"] == "complete" else 0.0 for row in ended]
     assert [score or 0.0 for score in scores] == list(np.maximum.accumulate(finished))
     assert scores[-1] == run.best().score

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -13,11 +15,12 @@ from trainable.core.idle_options import why_idle
 from trainable.core.options import option_names, to_dict
 from tune.analysis.importance import Importances, importances
 from tune.analysis.trial_comparison import differing
-from tune.run.events import EventKind, read_events
+from tune.run.events import Event, EventKind, read_events
 from tune.run.import_trials import comparability_key
 from tune.run.results import Run, TrialResult
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the hours of the shortest run, after which the runs are compared
+SPAN_ENDS = (EventKind.TRIAL_STARTED, EventKind.TRIAL_RETRIED, EventKind.TRIAL_PAUSED, EventKind.TRIAL_ENDED)
 
 
 @dataclass(frozen=True)
@@ -108,16 +111,54 @@ def winner_recipe(run: Run) -> dict[str, Any]:
 def best_so_far(run: Run, *, on_gpu: bool) -> list[tuple[float, float | None]]:
     """Return after each trial that ended here the hours spent so far, and the best score of a finished trial so far.
 
-    Trials are in the order in which they ended, by the run's events, or of their numbers if it has none. What running
-    trials have spent is the last item's, with the best score before it.
+    Trials are in the order in which they ended, by the run's events, or of their numbers if it has none. The events
+    also tell what the other trials had spent by then. If trials are running, the last item is what all
+    have spent, with the best score before it.
     """
-    ends = {event.trial: event.time for event in read_events(run.dir.events) if event.kind == EventKind.TRIAL_ENDED}
+
+    def spent(trial: TrialResult) -> float:
+        return trial.gpu_hours if on_gpu else trial.seconds / 3600
+
+    events = read_events(run.dir.events)
+    ends = {event.trial: event.time for event in events if event.kind == EventKind.TRIAL_ENDED}
+    spans = training_spans(events)
     ended = [trial for trial in run.own_trials if trial.state != TrialState.RUNNING]
-    ended.sort(key=lambda trial: (ends.get(trial.number, float("inf")), trial.number))
+    ended.sort(key=lambda trial: (ends.get(trial.number, math.inf), trial.number))
     running = [trial for trial in run.own_trials if trial.state == TrialState.RUNNING]
-    hours = accumulate(trial.gpu_hours if on_gpu else trial.seconds / 3600 for trial in [*ended, *running])
-    scores = (trial.score if trial.finished else None for trial in [*ended, *running])
+    hours, scores, done = list[float](), list[float | None](), 0.0
+    for place, trial in enumerate(ended, 1):
+        done += spent(trial)
+        now = ends.get(trial.number, math.inf)
+        beside = [other for other in [*ended[place:], *running] if other.seconds]
+        hours.append(done + sum(spent(one) * min(1.0, trained(spans[one.number], now) / one.seconds) for one in beside))
+        scores.append(trial.score if trial.finished else None)
+    if running:
+        hours.append(done + sum(map(spent, running)))
+        scores.append(None)
     return list(zip(hours, accumulate(scores, higher), strict=True))
+
+
+def training_spans(events: Sequence[Event]) -> defaultdict[int | None, list[tuple[float, float]]]:
+    """Return from when to when each trial was in training, by number; until infinity if its end is not noted."""
+    spans, began, last = defaultdict[int | None, list[tuple[float, float]]](list), dict[int | None, float](), 0.0
+    for event in events:
+        if event.kind in (EventKind.SWEEP_STARTED, EventKind.SWEEP_ENDED):
+            ending = list(began)
+        else:
+            ending = [event.trial] * (event.kind in SPAN_ENDS and event.trial in began)
+        for trial in ending:  # a driver that was killed has noted no end
+            spans[trial].append((began.pop(trial), last if event.kind == EventKind.SWEEP_STARTED else event.time))
+        if event.kind == EventKind.TRIAL_STARTED:
+            began[event.trial] = event.time
+        last = event.time
+    for trial, time in began.items():
+        spans[trial].append((time, math.inf))
+    return spans
+
+
+def trained(spans: Sequence[tuple[float, float]], now: float) -> float:
+    """Return how many seconds a trial had been in training by a time."""
+    return sum(min(end, now) - begin for begin, end in spans if begin < now)
 
 
 def higher(one: float | None, other: float | None) -> float | None:
