@@ -14,8 +14,10 @@ from synthetic_run import make_synthetic_run
 from trainable.core.errors import InputError
 from tune.analysis.json_output.status import status_output
 from tune.analysis.outlook import outlook, outlook_lines
+from tune.analysis.trial_rows import trial_rows
 from tune.run.expected_gain import ended_as_asked, enough_reached, expected_gain, gain_of, trials_since_best
 from tune.run.results import Run, read_run
+from tune.run.run_dir import RunDir
 from tune.spec.sweep_config import make_sweep_config
 
 
@@ -70,12 +72,15 @@ def test_nothing_is_expected_before_some_trials_have_finished_or_beyond_a_dice_o
     assert gain.high <= 0.001 + 1e-9
 
 
-def test_trials_since_the_best_are_those_that_began_after_it_and_have_ended(ended: Run) -> None:
-    best = ended.best().number
-    assert trials_since_best(ended) == sum(
-        trial.number > best and trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in ended.trials
-    )
+def test_trials_since_the_best_are_those_that_ended_after_it(ended: Run, tmp_path: Path) -> None:
+    """Without events, those that began after it."""
+    best, told = ended.best().number, (TrialState.COMPLETE, TrialState.PRUNED)
+    ends = {row["number"]: row["ended"] for row in trial_rows(ended)}
+    later = [trial.number for trial in ended.trials if trial.state in told and ends[trial.number] > ends[best]]
+    began_later = [trial.number for trial in ended.trials if trial.state in told and trial.number > best]
+    assert trials_since_best(ended) == len(later) < len(began_later)
     assert trials_since_best(replace(ended, trials=[])) == 0
+    assert trials_since_best(replace(ended, dir=RunDir(tmp_path))) == len(began_later)
 
 
 def test_enough_ends_a_sweep_only_if_less_is_expected_after_eight_trials(ended: Run) -> None:

@@ -15,7 +15,7 @@ from trainable.core.idle_options import why_idle
 from trainable.core.options import option_names, to_dict
 from tune.analysis.importance import Importances, importances
 from tune.analysis.trial_comparison import differing
-from tune.run.events import Event, EventKind, read_events
+from tune.run.events import Event, EventKind, end_times, read_events
 from tune.run.import_trials import comparability_key
 from tune.run.results import Run, TrialResult
 
@@ -120,8 +120,7 @@ def best_so_far(run: Run, *, on_gpu: bool) -> list[tuple[float, float | None]]:
         return trial.gpu_hours if on_gpu else trial.seconds / 3600
 
     events = read_events(run.dir.events)
-    ends = {event.trial: event.time for event in events if event.kind == EventKind.TRIAL_ENDED}
-    spans = training_spans(events)
+    ends, spans = end_times(events), training_spans(events)
     ended = [trial for trial in run.own_trials if trial.state != TrialState.RUNNING]
     ended.sort(key=lambda trial: (ends.get(trial.number, math.inf), trial.number))
     running = [trial for trial in run.own_trials if trial.state == TrialState.RUNNING]

@@ -86,6 +86,11 @@ def has_ended(events: Sequence[Event]) -> bool:
     return bool(kinds) and kinds[-1] == EventKind.SWEEP_ENDED
 
 
+def end_times(events: Sequence[Event]) -> dict[int | None, float]:
+    """Return when each trial ended last, by number."""
+    return {event.trial: event.time for event in events if event.kind == EventKind.TRIAL_ENDED}
+
+
 def waits_for(events: Sequence[Event]) -> str:
     """Return what the trials wait for now and who holds it, as the driver noted it last; "" if they do not wait."""
     about_waiting = (EventKind.TRIAL_WAITS, EventKind.WAIT_ENDED, EventKind.SWEEP_STARTED, EventKind.SWEEP_ENDED)

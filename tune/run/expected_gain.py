@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from optuna.trial import TrialState
 
+from tune.run.events import end_times, read_events
 from tune.run.results import Run, TrialResult
 
 MORE_TRIALS = 8
@@ -81,11 +82,21 @@ def gain_of(scores: Sequence[float], tried: int, more: int = MORE_TRIALS) -> Exp
 
 
 def trials_since_best(run: Run) -> int:
-    """Return how many trials that started after the best one have ended; 0 without a finished trial."""
+    """Return how many trials have ended since the best one did; 0 without a finished trial.
+
+    Those whose end is no event count if they started after the best one.
+    """
     best = next((trial for trial in run.ranking[:1] if trial.finished), None)
     if best is None or best.imported_from:
         return 0
-    return sum(counts(trial) and trial.number > best.number for trial in run.own_trials)
+    ends = end_times(read_events(run.dir.events))
+
+    def later(trial: TrialResult) -> bool:
+        if {trial.number, best.number} <= ends.keys():
+            return ends[trial.number] > ends[best.number]
+        return trial.number > best.number
+
+    return sum(counts(trial) and later(trial) for trial in run.own_trials)
 
 
 def enough_reached(run: Run) -> str:

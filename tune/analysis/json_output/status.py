@@ -54,7 +54,7 @@ class StatusOutput(Document):
     confirmation: str = Field(description='Whether the winner is confirmed, in words; "" while there is none.')
     effort: EffortItem = Field(description="What it has cost.")
     waits_for: str = Field(description='What trials wait for now and who holds it, in words; "" if they do not wait.')
-    trials_since_best: int = Field(description="Trials that started after the best one and have ended.")
+    trials_since_best: int = Field(description="Trials that have ended since the best one did.")
     expected_gain: GainItem | None = Field(description="Of another 8 trials; null while it is not known.")
     winner_at_edge: list[str] = Field(description="Options at an end of whose range the winner is.")
     trials: list[TrialItem] = Field(description="All trials, by number.")
