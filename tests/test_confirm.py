@@ -16,10 +16,11 @@ from helpers import SPACE, voxtune
 from optuna.trial import TrialState
 
 from trainable.core.config import TrainConfig
+from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
 from trainable.core.locks import lock_folder
 from trainable.core.option_files import load_options
-from trainable.core.options import make_config
+from trainable.core.options import make_config, to_dict
 from trainable.training.case_scores import read_case_scores
 from trainable.training.checkpoint import load_checkpoint, save_checkpoint
 from trainable.training.training_dir import TrainingDir
@@ -510,6 +511,20 @@ def test_what_is_planted_in_a_confirmation_is_found(
     findings = verify_confirmation(read_run(copy))
     (name,) = [name for name in findings if check in name]
     assert any(finding in text for text in findings[name]), findings
+
+
+def test_trainings_over_other_epochs_must_have_the_planned_recipe_too(copy: Path) -> None:
+    run = read_run(copy)
+    plan = load_plan(run.dir.confirm.plan)
+    assert plan is not None
+    save_plan(replace(plan, epochs=4), run.dir.confirm.plan)
+    for path in copy.glob("confirm/trainings/*/*/training_config.json"):
+        path.write_text(json.dumps(to_dict(scale_to_epochs(make_config(load_options(path)), 4)), indent=2))
+    (check,) = [name for name in verify_confirmation(run) if "recipes" in name]
+    assert verify_confirmation(run)[check] == []
+    plant_recipe(copy)
+    (finding,) = verify_confirmation(run)[check]
+    assert finding.endswith("was trained with another recipe than default")
 
 
 def test_a_confirmation_that_has_not_ended_is_not_wrong_for_what_it_has_trained_since(copy: Path) -> None:

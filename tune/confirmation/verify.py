@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
 from trainable.core.option_files import load_options
 from trainable.core.options import make_config
@@ -62,13 +63,13 @@ def begun_trainings(plan: ConfirmPlan, scores: ConfirmScores) -> Iterator[tuple[
 
 def check_trainings(run: Run, plan: ConfirmPlan, scores: ConfirmScores) -> Iterator[Finding]:
     """Check the recipe, seed, epochs and split of each training, and that no folder is of a training unplanned."""
-    folders = set()
+    folders, base = set(), run.config.base_config()
     for name, seed, fold, paths in begun_trainings(plan, scores):
         folders.add(paths.path)
         config = make_config(load_options(paths.config), str(paths.config), begun=True)
         if config.seed != seed or config.epochs != plan.epochs:
             yield f"{paths.path} was trained with seed {config.seed} for {config.epochs} epochs"
-        if plan.epochs == run.config.fixed("epochs") and recipe_values(config) != plan.arm(name).recipe:
+        if recipe_values(config) != recipe_values(scale_to_epochs(plan.arm(name).config(base), plan.epochs)):
             yield f"{paths.path} was trained with another recipe than {name}"
         wanted = run.dir.split if fold is None else scores.folder.fold_split(fold)
         if not paths.metrics.exists():  # it may have been killed before it wrote its split
