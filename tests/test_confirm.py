@@ -534,6 +534,14 @@ def test_a_confirmation_that_has_not_ended_is_not_wrong_for_what_it_has_trained_
     assert not any(verify_confirmation(read_run(copy)).values())
 
 
+def test_a_verdict_that_another_version_worded_is_no_finding(copy: Path) -> None:
+    result = copy / "confirm/confirm.json"
+    content = json.loads(result.read_text())
+    content["validation"]["words"] = "not shown, as version 0 said it"
+    result.write_text(json.dumps(content))
+    assert not any(verify_confirmation(read_run(copy)).values())
+
+
 def test_a_training_that_was_killed_before_it_wrote_its_split_is_no_finding(copy: Path) -> None:
     begun = next(copy.glob("confirm/trainings/wild/*/"))
     for file in ("metrics.csv", "split.json"):

@@ -49,11 +49,11 @@ def decide(
         (
             Comparison(0.01, -0.021, 0.04, 0.7, 6, 40),
             "not shown: 0.010 [-0.021, 0.040] against the default; "
-            "about 6 more trainings per recipe or 40 more cases would tell",
+            "about 6 more seeds per recipe or 40 more cases would tell",
         ),
         (
             Comparison(0.01, -0.021, 0.04, 0.7, 1, None),
-            "not shown: 0.010 [-0.021, 0.040] against the default; about 1 more training per recipe would tell",
+            "not shown: 0.010 [-0.021, 0.040] against the default; about 1 more seed per recipe would tell",
         ),
         (
             Comparison(0.01, -0.021, 0.04, 0.7, None, 1),
@@ -61,21 +61,25 @@ def decide(
         ),
         (
             Comparison(0.001, -0.021, 0.04, 0.5, None, None),
-            "not shown: 0.001 [-0.021, 0.040] against the default; neither more trainings nor more cases would do",
+            "not shown: 0.001 [-0.021, 0.040] against the default; neither more seeds nor more cases would do",
+        ),
+        (
+            Comparison(0.188, -0.753, 1.173, 0.88, 25, None),  # of Dice, which has a limit
+            "not shown: 0.188 [-0.753, 1.000] against the default; about 25 more seeds per recipe would tell",
         ),
         (
             Comparison(0.31, NAN, NAN, NAN, None, None),
-            "not shown: 0.310 against the default, by one training per recipe: train at least two",
+            "not shown: 0.310 against the default, by one seed per recipe: train at least two",
         ),
     ],
 )
 def test_the_verdict_in_words(comparison: Comparison, words: str):
-    assert describe(comparison, 1 if np.isnan(comparison.low) else 4) == words
+    assert describe(comparison, 1 if np.isnan(comparison.low) else 4, "seed") == words
 
 
 def test_too_few_cases_are_named_as_such():
     comparison = Comparison(0.31, NAN, NAN, NAN, None, None)
-    assert describe(comparison, 2) == "not shown: 0.310 against the default, by too few cases"
+    assert describe(comparison, 2, "seed") == "not shown: 0.310 against the default, by too few cases"
 
 
 @pytest.mark.parametrize(
@@ -84,20 +88,20 @@ def test_too_few_cases_are_named_as_such():
         (
             Comparison(0.357, -0.163, 0.839, 0.94, 2, None),
             3,
-            "trial 31 scored 0.357 more than the default, but with 3 trainings each the true difference may be -0.163 "
-            "to 0.839; about 2 more trainings per recipe would tell: voxtune confirm RUN --seeds 5; until then the "
+            "trial 31 scored 0.357 more than the default, but with 3 seeds each the true difference may be -0.163 "
+            "to 0.839; about 2 more seeds per recipe would tell: voxtune confirm RUN --seeds 5; until then the "
             "default is chosen",
         ),
         (
             Comparison(-0.01, -0.04, 0.021, 0.3, 1, None),  # it left the race of three trainings after the first two
             2,
-            "trial 31 scored 0.010 less than the default, but with 2 trainings each the true difference may be -0.040 "
-            "to 0.021; about 1 more training per recipe would tell; the default is chosen",
+            "trial 31 scored 0.010 less than the default, but with 2 seeds each the true difference may be -0.040 "
+            "to 0.021; about 1 more seed per recipe would tell; the default is chosen",
         ),
         (
             Comparison(0.31, NAN, NAN, NAN, None, None),
             1,
-            "trial 31 scored 0.310 more than the default, which shows nothing with one training per recipe: train at "
+            "trial 31 scored 0.310 more than the default, which shows nothing with one seed per recipe: train at "
             "least two; the default is chosen",
         ),
     ],
@@ -105,8 +109,8 @@ def test_too_few_cases_are_named_as_such():
 def test_why_a_winner_is_not_confirmed_and_the_command_that_would_tell(
     comparison: Comparison, trainings: int, text: str
 ):
-    arms = (Arm(TRIAL, trainings, {}, {}),)
-    words = describe(comparison, trainings)
+    arms = (Arm(TRIAL, trainings, {}, {}),)  # the same with folds, of which each seed has several trainings
+    words = describe(comparison, trainings, "seed")
     verdict = Verdict("validation", "dice_mean", TRIAL, DEFAULT, "", "", {"dice_mean": comparison}, arms, words)
     assert unconfirmed_text(verdict, seeds=3) == text
 
@@ -161,7 +165,7 @@ def test_the_winners_curse_is_what_the_sweeps_score_had_above_the_confirmed_one(
 
 def test_one_training_per_recipe_is_never_a_verdict():
     verdict = decide(make_scores({DEFAULT: 0.1, TRIAL: 0.9}, seeds=1))
-    assert verdict.words.startswith("not shown: 0.776 against the default, by one training")
+    assert verdict.words.startswith("not shown: 0.776 against the default, by one seed per recipe")
     assert (verdict.chosen, verdict.confirmed) == (DEFAULT, False)
     assert np.isnan(verdict.arms[0].sd["dice_mean"])
 
@@ -184,6 +188,8 @@ def test_a_verdict_on_test_cases_chooses_nothing():
     assert (verdict.cases, verdict.chosen) == ("test", "")
     assert verdict.reason == "reported only: nothing was selected by the test cases"
     assert [arm.trainings for arm in verdict.arms] == [4, 4]
+    once = make_test_verdict(make_scores({DEFAULT: 0.7, TRIAL: 0.8}, seeds=1), "dice_mean", TRIAL)
+    assert once.words.endswith("by one training per recipe: train at least two")
 
 
 def test_a_verdict_on_test_cases_compares_as_many_trainings_of_both():
@@ -200,6 +206,11 @@ def test_a_verdict_is_the_same_after_json(seeds: int):
     text = json.dumps(verdict.to_json(), allow_nan=False)
     assert repr(Verdict.from_json(json.loads(text))) == repr(verdict)
     assert json.loads(text)["version"] == 1
+
+
+def test_the_words_of_a_verdict_are_those_of_this_version():
+    verdict = decide(make_scores({DEFAULT: 0.7, TRIAL: 0.72}))
+    assert Verdict.from_json({**verdict.to_json(), "words": "not shown, as version 0 said it"}) == verdict
 
 
 def test_a_verdict_of_another_version_is_refused():

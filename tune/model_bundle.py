@@ -84,7 +84,7 @@ def verdict_on(recipe: str, verdict: Verdict) -> str:
     if scored is None:
         return f"{words}; this recipe has no score"
     mean = f"{verdict.metric} {scored.mean[verdict.metric]:.4f}"
-    return f"{words}; {mean} by {counted(scored.trainings, 'training')} of this recipe"
+    return f"{words}; {mean} by {counted(scored.trainings, verdict.unit)} of this recipe"
 
 
 def is_recipe_of(arm: Arm, base: TrainConfig, config: TrainConfig) -> bool:

@@ -99,7 +99,7 @@ def confirmation_text(run: Run) -> tuple[str, bool]:
 def unconfirmed_text(verdict: Verdict, seeds: int) -> str:
     """Return why a challenger is not shown to be better, the command that would tell, and what is chosen meanwhile.
 
-    seeds: trainings per recipe, at most, of the confirmation.
+    seeds: per recipe, at most, of the confirmation.
     """
     text, chosen = sentence(verdict), f"{recipe_name(verdict.chosen)} is chosen"
     more = verdict.comparison.more_trainings if verdict.comparison else None
@@ -119,10 +119,10 @@ def sentence(verdict: Verdict) -> str:
     difference = f"{abs(comparison.difference):.3f} {'more' if comparison.difference >= 0 else 'less'}"
     scored = f"{name} scored {difference} than the default"
     if math.isnan(comparison.low):
-        return f"{scored}, which shows nothing with {lacking(judged_trainings(verdict))}"
+        return f"{scored}, which shows nothing with {lacking(judged_trainings(verdict), verdict.unit)}"
     return (
-        f"{scored}, but with {counted(judged_trainings(verdict), 'training')} each the true difference may be "
-        f"{comparison.low:.3f} to {comparison.high:.3f}; {what_would_tell(comparison)}"
+        f"{scored}, but with {counted(judged_trainings(verdict), verdict.unit)} each the true difference may be "
+        f"{comparison.dice_low:.3f} to {comparison.dice_high:.3f}; {what_would_tell(comparison, verdict.unit)}"
     )
 
 

@@ -16,6 +16,7 @@ from tune.confirmation.race import DEFAULT, ArmScores, Race, compare_arms, mean_
 
 VERSION = 1  # of the JSON
 Cases = Literal["validation", "test"]
+Unit = Literal["seed", "training"]
 # By score, such as dice_mean or dice_ET, and by recipe.
 Scores = Mapping[str, Mapping[str, ArmScores]]
 
@@ -28,7 +29,7 @@ class Arm:
 
     Attributes:
         name: of the recipe.
-        trainings: number that its scores are of, each counted once whatever its folds.
+        trainings: number that its scores are of; of the validation cases, each seed is one whatever its folds.
         mean: by score, over trainings and cases; empty if none has ended.
         sd: by score, the deviation between trainings; NaN if there is one.
         dropped: why it is not in the race any more, else "".
@@ -72,6 +73,11 @@ class Verdict:
     words: str
 
     @property
+    def unit(self) -> Unit:
+        """What Arm.trainings counts: seeds, whatever their folds; on test cases trainings, as each scores them all."""
+        return unit_of(self.cases)
+
+    @property
     def comparison(self) -> Comparison | None:
         """The comparison that decides; None if there is nothing to compare."""
         return self.comparisons.get(self.metric)
@@ -101,7 +107,15 @@ class Verdict:
         comparisons = {score: Comparison(**_with_nan(values)) for score, values in content["comparisons"].items()}
         arms = tuple(Arm(**(arm | {"sd": _with_nan(arm["sd"])})) for arm in content["arms"])
         fields = {name: content[name] for name in cls.__dataclass_fields__}
-        return cls(**(fields | {"comparisons": comparisons, "arms": arms}))
+        trainings = next((arm.trainings for arm in arms if arm.name == content["winner"]), 0)
+        decides = comparisons.get(content["metric"])
+        words = _words(decides, content["winner"], trainings, unit_of(content["cases"]))  # as this version says it
+        return cls(**(fields | {"comparisons": comparisons, "arms": arms, "words": words}))
+
+
+def unit_of(cases: Cases) -> Unit:
+    """Return what the scores of a recipe on these cases are counted by, see Verdict.unit."""
+    return "seed" if cases == "validation" else "training"
 
 
 def make_verdict(
@@ -123,7 +137,7 @@ def make_verdict(
     comparison = comparisons.get(metric)
     better = comparison is not None and comparison.verdict == "better"
     chosen, reason = _choose(winner, comparison, better and winner in race.alive, take_best)
-    words = _words(comparison, winner, trainings)
+    words = _words(comparison, winner, trainings, unit_of("validation"))
     return Verdict("validation", metric, winner, chosen, reason, race.ended, comparisons, arms, words)
 
 
@@ -139,51 +153,53 @@ def make_test_verdict(scores: Scores, metric: str, winner: str) -> Verdict:
     trainings = min(len(scores[metric].get(name, ())) for name in names)
     comparisons = _compare(scores, winner, trainings, 0.95) if trainings else {}
     arms = _summarise(scores, dict.fromkeys(names, trainings), {}, metric, {})
-    words = _words(comparisons.get(metric), winner, trainings)
+    words = _words(comparisons.get(metric), winner, trainings, unit_of("test"))
     return Verdict("test", metric, winner, "", NOTHING_SELECTED, "", comparisons, arms, words)
 
 
-def describe(comparison: Comparison, trainings: int) -> str:
+def describe(comparison: Comparison, trainings: int, unit: Unit) -> str:
     """Return a comparison with the default as a sentence without its subject.
 
     Args:
         comparison: the difference to the default.
-        trainings: per recipe.
+        trainings: per recipe, in this unit.
+        unit: of trainings, see Verdict.unit.
     """
     number = f"{comparison.difference:.3f}"
     if math.isnan(comparison.low):
-        return f"not shown: {number} against the default, by {lacking(trainings)}"
-    interval = f"[{comparison.low:.3f}, {comparison.high:.3f}]"
+        return f"not shown: {number} against the default, by {lacking(trainings, unit)}"
+    low, high = comparison.dice_low, comparison.dice_high
+    interval = f"[{low:.3f}, {high:.3f}]"
     match comparison.verdict:
         case "better":
             return f"better than the default by {number} {interval}"
         case "worse":
-            interval = f"[{-comparison.high:.3f}, {-comparison.low:.3f}]"
+            interval = f"[{-high:.3f}, {-low:.3f}]"
             return f"worse than the default by {-comparison.difference:.3f} {interval}"
-    return f"not shown: {number} {interval} against the default; {what_would_tell(comparison)}"
+    return f"not shown: {number} {interval} against the default; {what_would_tell(comparison, unit)}"
 
 
-def lacking(trainings: int) -> str:
-    """Return what a difference without an interval has too few of; trainings: per recipe."""
-    return "one training per recipe: train at least two" if trainings == 1 else "too few cases"
+def lacking(trainings: int, unit: Unit) -> str:
+    """Return what a difference without an interval has too few of; trainings: per recipe, in this unit."""
+    return f"one {unit} per recipe: train at least two" if trainings == 1 else "too few cases"
 
 
-def what_would_tell(comparison: Comparison) -> str:
-    """Return how many more trainings or cases would tell, if the difference stays."""
+def what_would_tell(comparison: Comparison, unit: Unit) -> str:
+    """Return how many more seeds, or trainings, or cases would tell, if the difference stays."""
     more = []
     if (trainings := comparison.more_trainings) is not None:
-        more.append(f"{counted(trainings, 'more training')} per recipe")
+        more.append(f"{counted(trainings, f'more {unit}')} per recipe")
     if (cases := comparison.more_cases) is not None:
         more.append(counted(cases, "more case"))
     if not more:
-        return "neither more trainings nor more cases would do"
+        return f"neither more {unit}s nor more cases would do"
     return f"about {' or '.join(more)} would tell"
 
 
-def _words(comparison: Comparison | None, winner: str, trainings: int) -> str:
+def _words(comparison: Comparison | None, winner: str, trainings: int, unit: Unit) -> str:
     """Return the verdict in words."""
     if comparison is not None:
-        return describe(comparison, trainings)
+        return describe(comparison, trainings, unit)
     if not winner:
         return "not shown: no challenger has a score to compare with the default's"
     return f"not shown: {winner} or the default has no score yet"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from trainable.core.epoch_scale import scale_to_epochs
 from trainable.core.errors import InputError
@@ -128,6 +129,10 @@ def check_verdict(run: Run, plan: ConfirmPlan, scores: ConfirmScores) -> Iterato
 
 
 def differing(found: Confirmation, content: dict[str, object]) -> list[str]:
-    """Return the names in confirm.json whose values differ from what was found."""
-    now = found.to_json()
-    return [name for name in ("chosen", "ended", "dropped", "validation", "test") if now[name] != content[name]]
+    """Return the names in confirm.json whose values differ from what was found; words may be of another version."""
+
+    def values(entry: Any) -> Any:
+        return {**entry, "words": ""} if isinstance(entry, dict) else entry
+
+    now, names = found.to_json(), ("chosen", "ended", "dropped", "validation", "test")
+    return [name for name in names if values(now[name]) != values(content[name])]

@@ -105,7 +105,7 @@ def sweep_table(data: SweepData, trials: list[TrialResult]) -> Table:
 def verdict_table(cases: str, verdict: Verdict, privacy: Privacy) -> Table:
     """Return the scores of a confirmation: mean and deviation over seeds, and the winner's difference."""
     names = [f"dice_{name}" for name in ("mean", *REGIONS)]  # the one that decides must not be cut off
-    columns = ["recipe", "trainings", "mean Dice", *(f"Dice {region}" for region in REGIONS)]
+    columns = ["recipe", f"{verdict.unit}s", "mean Dice", *(f"Dice {region}" for region in REGIONS)]
     rows = []
     for arm in verdict.arms:
         means = [plus_minus(arm.mean.get(name), arm.sd.get(name)) for name in names]

@@ -19,9 +19,9 @@ class ArmItem(Document):
     """A recipe that was trained again."""
 
     name: str = Field(description='"default", "trial 3" or the name of a file.')
-    trainings: int = Field(description="Number of trainings that count.")
+    trainings: int = Field(description="Number of trainings that count; on validation cases, of seeds.")
     mean: dict[str, float] = Field(description="Mean score by region and of all; empty before the first training.")
-    sd: dict[str, float | None] = Field(description="Deviation between trainings; null with one.")
+    sd: dict[str, float | None] = Field(description="Deviation between these; null with one.")
     dropped: str = Field(description='Why it left the race; else "".')
     sweep_score: float | None = Field(description="Its score in the sweep; null if it was no trial of it.")
     curse: float | None = Field(description="The sweep's score less the confirmed one.")
