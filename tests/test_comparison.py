@@ -166,6 +166,8 @@ def test_so_many_more_cases_would_tell_if_cases_are_the_noise():
 def test_more_of_either_is_not_needed_once_it_is_shown():
     found = compare_recipes([draw_scores(1, 4, 20, 0.9)], [draw_scores(2, 4, 20)])
     assert (found.verdict, found.more_trainings, found.more_cases) == ("better", 0, 0)
+    models = compare_predictions(np.linspace(0.8, 0.9, 20), np.linspace(0.5, 0.61, 20))
+    assert (models.verdict, models.more_trainings, models.more_cases) == ("better", None, 0)
 
 
 @pytest.mark.parametrize(

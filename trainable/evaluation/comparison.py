@@ -10,7 +10,7 @@ benchmarks/confirm_calibration.py measures that the intervals hold.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -172,7 +172,8 @@ def compare_predictions(
     redrawn = np.concatenate([weights @ differences for weights in _weights(cases, draws, rng)])
     # No variance of trainings: the first values are there to have a number in every place.
     noise = _Noise((2, 2), cases, 1, (0.0, 0.0), (0.0, 0.0), float(differences.var(ddof=1)))
-    return _conclude(difference, _spread(redrawn - difference, *noise.variance(), rng), noise, confidence)
+    found = _conclude(difference, _spread(redrawn - difference, *noise.variance(), rng), noise, confidence)
+    return replace(found, more_trainings=None)
 
 
 def _mean(folds: Folds) -> float:

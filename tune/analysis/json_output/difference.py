@@ -19,8 +19,13 @@ class DifferenceItem(Document):
     low: float | None = Field(description="Lower end of the interval.")
     high: float | None = Field(description="Upper end.")
     probability: float | None = Field(description="That the first is better.")
-    more_trainings: int | None = Field(description="Trainings to add per recipe for a clear result; 0 if it is clear.")
-    more_cases: int | None = Field(description="Cases to add for a clear result; 0 if it is clear.")
+    more_trainings: int | None = Field(
+        description="Trainings to add per recipe (with folds, in each) for a clear result; 0 if it is clear, "
+        "null if no number would do, or the difference is that of two models."
+    )
+    more_cases: int | None = Field(
+        description="Cases to add for a clear result; 0 if it is clear, null if no number would do."
+    )
     confidence: float = Field(description="Of the interval.")
 
     @classmethod
