@@ -26,7 +26,7 @@ def measure_standings(trials: Sequence[TrialResult]) -> NDArray[np.float64]:
     """Return the share of the other trials that each one beats, (trials,), from 0 to 1; a tie counts as half.
 
     Two trials are compared at the last rung that both have reached, by the values that early stopping took there, or by
-    their best scores if both trained to their end. So a stopped trial is compared with longer ones at the epoch at which
+    their best scores if both trained to the end. So a stopped trial is compared with longer ones at the epoch at which
     it was stopped, whatever these scored later. A diverged trial is beaten by all others.
 
     Args:
