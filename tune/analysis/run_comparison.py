@@ -112,8 +112,8 @@ def best_so_far(run: Run, *, on_gpu: bool) -> list[tuple[float, float | None]]:
     """Return after each trial that ended here the hours spent so far, and the best score of a finished trial so far.
 
     Trials are in the order in which they ended, by the run's events, or of their numbers if it has none. The events
-    also tell what the other trials had spent by then. If trials are running, the last item is what all
-    have spent, with the best score before it.
+    also tell what the other trials had spent by then. If trials are running, the last item is what all have spent, with
+    the best score before it.
     """
 
     def spent(trial: TrialResult) -> float:
@@ -121,6 +121,7 @@ def best_so_far(run: Run, *, on_gpu: bool) -> list[tuple[float, float | None]]:
 
     events = read_events(run.dir.events)
     ends, spans = end_times(events), training_spans(events)
+    began = {number: times[0][0] for number, times in spans.items()}
     ended = [trial for trial in run.own_trials if trial.state != TrialState.RUNNING]
     ended.sort(key=lambda trial: (ends.get(trial.number, math.inf), trial.number))
     running = [trial for trial in run.own_trials if trial.state == TrialState.RUNNING]
@@ -128,7 +129,9 @@ def best_so_far(run: Run, *, on_gpu: bool) -> list[tuple[float, float | None]]:
     for place, trial in enumerate(ended, 1):
         done += spent(trial)
         now = ends.get(trial.number, math.inf)
-        beside = [other for other in [*ended[place:], *running] if other.seconds]
+        beside = [
+            other for other in [*ended[place:], *running] if other.seconds and began.get(other.number, math.inf) < now
+        ]
         hours.append(done + sum(spent(one) * min(1.0, trained(spans[one.number], now) / one.seconds) for one in beside))
         scores.append(trial.score if trial.finished else None)
     if running:
