@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
+from optuna.trial import TrialState, create_trial
 
-from tune.search.expected_ends import Curve, expected_ends, validation_noise
+from tune.search.expected_ends import Curve, ExpectedEnd, ended_curves, expected_ends, validation_noise
 from tune.search.journal import Journal
 from tune.search.model_proposals import log_expected_improvement
-from tune.search.recipe_sampler import ModelSampler, SobolStartupSampler
+from tune.search.recipe_sampler import MAX_BEST, MAX_LEARNED, ModelSampler, SobolStartupSampler, learned_ends
 from tune.search.sampler import make_sampler
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 
@@ -22,6 +24,9 @@ SPACE: dict[str, Any] = {
     "lr": {"loguniform": [1e-5, 1e-1]},
     "momentum": {"uniform": [0.8, 0.99], "when": {"optimizer": "sgd"}},
 }
+
+
+DIVERGED = Curve(2, (), False)
 
 
 def config_of(space: dict[str, Any], **searcher: Any) -> SweepConfig:
@@ -40,14 +45,23 @@ def quality(values: dict[str, Any], best_lr: float) -> float:
     return 0.9 - 0.1 * abs(math.log10(values["lr"] / best_lr)) - 0.05 * (values.get("optimizer") == "adam")
 
 
-def sweep(folder: Path, config: SweepConfig, trials: int, best_lr: float = 1e-3) -> list[dict[str, Any]]:
-    """The recipes of a sweep whose trials score by how near their lr is to the best one."""
+def sweep(
+    folder: Path, config: SweepConfig, trials: int, best_lr: float = 1e-3, diverges: tuple[float, int] = (1.0, 9)
+) -> list[dict[str, Any]]:
+    """The recipes of a sweep whose trials score by how near their lr is to the best one.
+
+    diverges: those with a higher lr than this diverge in this epoch.
+    """
     journal = Journal(folder, config)
     recipes = []
     for _ in range(trials):
         number, values = journal.ask()
         recipes.append(values)
         for epoch in range(1, 5):
+            if values["lr"] > diverges[0] and epoch == diverges[1]:
+                end: Any = {"epoch": epoch, "best_score": 0, "best_epoch": 0, "end_reason": "non_finite"}
+                journal.record(number, end)
+                break
             score = quality(values, best_lr) - 0.1 / epoch
             report: Any = {"epoch": epoch, "val_dice_mean": score, "best_score": score, "best_epoch": epoch}
             report |= {f"val_dice_{region}": score for region in ("WT", "TC", "ET")}
@@ -119,6 +133,38 @@ def test_a_stopped_trial_is_expected_to_gain_what_the_others_gained() -> None:
     ends = {end.number: end for end in expected_ends([*whole, Curve(3, (0.4, 0.5), False)])}
     assert ends[3].score == pytest.approx(0.5 + 0.2)
     assert ends[3].variance > ends[0].variance
+
+
+def test_one_that_diverged_is_as_bad_as_the_worst_whatever_it_had_reached() -> None:
+    ends = {end.number: end for end in expected_ends([Curve(0, (0.7, 0.8), True), Curve(1, (0.4,), True), DIVERGED])}
+    assert (ends[2].score, ends[2].variance) == (0.4, 0.0)
+    assert expected_ends([DIVERGED]) == []
+
+
+def test_failed_trials_and_those_out_of_memory_say_nothing_of_scores() -> None:
+    study = optuna.create_study()
+    complete, pruned, fail = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+    ends = [(complete, "epochs"), (complete, "oom"), (fail, ""), (pruned, ""), (pruned, "non_finite")]
+    for state, reason in ends:
+        attrs, value = {"progress": {"end_reason": reason}}, 0.5 if state == complete else None
+        study.add_trial(create_trial(state=state, value=value, intermediate_values={1: 0.5}, user_attrs=attrs))
+    assert ended_curves(study.trials) == [Curve(0, (0.5,), True), Curve(3, (0.5,), False), Curve(4, (), False)]
+
+
+@pytest.mark.parametrize("diverges_in", [1, 3])
+def test_recipes_that_diverge_are_left(tmp_path: Path, diverges_in: int) -> None:
+    """Also if they are the best until then: the higher lr, the better."""
+    recipes = sweep(tmp_path, config_of({"lr": SPACE["lr"]}), 24, best_lr=1e-1, diverges=(2e-2, diverges_in))
+    assert np.mean([values["lr"] > 2e-2 for values in recipes[8:]]) < 0.2  # of even draws 0.17
+
+
+def test_of_many_trials_the_worst_are_not_forgotten() -> None:
+    ends = [ExpectedEnd(number, number / 1000, 0.0) for number in range(1000)]
+    learned = [end.number for end in learned_ends(ends)]
+    assert len(learned) == len(set(learned)) == MAX_LEARNED
+    assert learned[:MAX_BEST] == list(range(999, 999 - MAX_BEST, -1))
+    assert learned[-1] == 0
+    assert [end.number for end in learned_ends(ends[:MAX_LEARNED])] == list(range(MAX_LEARNED))[::-1]
 
 
 def test_where_early_scores_mislead_a_stopped_trial_says_less() -> None:

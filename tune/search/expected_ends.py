@@ -1,4 +1,4 @@
-"""Where trials would end: the score of a whole training, estimated for stopped trials too, with its uncertainty."""
+"""Where trials would end: the score of a whole training, estimated for other trials too, with its uncertainty."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIN_WHOLE = 2  # trained to their end, from which the gain of the others is esti
 
 @dataclass(frozen=True)
 class Curve:
-    """The validated scores of an ended trial, in order. whole: whether it trained to its end."""
+    """The validated scores of an ended trial, in order; none if it diverged. whole: whether it trained to its end."""
 
     number: int
     scores: tuple[float, ...]
@@ -35,18 +35,20 @@ class ExpectedEnd:
 
 
 def ended_curves(trials: Sequence[FrozenTrial]) -> list[Curve]:
-    """Return the curves of the trials that trained to their end or were stopped early.
+    """Return the curves of the trials that trained to their end, were stopped early or diverged.
 
-    A trial that diverged has the curve that it had before; those that failed or ran out of memory are left out: they
-    ended for other reasons than their scores.
+    Those that failed or ran out of memory are left out: they ended for other reasons than their scores.
     """
     curves = []
     for frozen in trials:
+        reason = Progress.from_attrs(frozen.user_attrs).end_reason
+        if frozen.state not in (TrialState.COMPLETE, TrialState.PRUNED) or reason == EndReason.OUT_OF_MEMORY:
+            continue
         scores = tuple(score for _, score in sorted(frozen.intermediate_values.items()))
-        complete = frozen.state == TrialState.COMPLETE
-        memory = Progress.from_attrs(frozen.user_attrs).end_reason == EndReason.OUT_OF_MEMORY
-        if scores and not memory and (complete or frozen.state == TrialState.PRUNED):
-            curves.append(Curve(frozen.number, scores, complete))
+        if reason == EndReason.NON_FINITE:
+            curves.append(Curve(frozen.number, (), False))
+        elif scores:
+            curves.append(Curve(frozen.number, scores, frozen.state == TrialState.COMPLETE))
     return curves
 
 
@@ -71,12 +73,14 @@ def expected_ends(curves: Sequence[Curve]) -> list[ExpectedEnd]:
     A stopped trial is expected to gain what the trials gained, in the median, that trained to their end: from the
     validations at which it was stopped. How far these gains differ is its uncertainty: where early scores mislead, a
     stopped trial says little. Stopped ones are left out while fewer than MIN_WHOLE have trained to their end.
+
+    One that diverged is as bad as the worst of the others, for sure, whatever it had reached before.
     """
     noise = validation_noise(curves)
     whole = [np.array(curve.scores) for curve in curves if curve.whole]
     gains: dict[int, tuple[float, float] | None] = {}  # by the number of validations: many are stopped at one rung
     found = []
-    for curve in curves:
+    for curve in (curve for curve in curves if curve.scores):
         length = len(curve.scores)
         count = min(LAST, length if curve.whole else max(1, length // 2))
         level = sum(curve.scores[-count:]) / count
@@ -88,7 +92,9 @@ def expected_ends(curves: Sequence[Curve]) -> list[ExpectedEnd]:
                 continue
             level, variance = level + gain[0], variance + gain[1]
         found.append(ExpectedEnd(curve.number, level, variance))
-    return found
+    worst = min((end.score for end in found), default=None)
+    diverged = [curve.number for curve in curves if not curve.scores]
+    return found if worst is None else found + [ExpectedEnd(number, worst, 0.0) for number in diverged]
 
 
 def gain_after(length: int, count: int, whole: Sequence[NDArray[np.float64]]) -> tuple[float, float] | None:

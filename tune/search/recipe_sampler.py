@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from tune.search.expected_ends import ended_curves, expected_ends
+from tune.search.expected_ends import ExpectedEnd, ended_curves, expected_ends
 from tune.search.memory_limits import out_of_memory, runs_out
 from tune.search.model_proposals import propose
 from tune.search.surrogate import Surrogate
@@ -21,9 +21,21 @@ from tune.spec.space import Space, key_of
 from tune.spec.sweep_config import SweepConfig
 
 EVEN_SHARE = 3  # of so many points of the start-up one is even although the space has a prior
-MAX_LEARNED = 300  # trials that the model learns from, the best ones: the time of a proposal grows with their cube
+MAX_LEARNED, MAX_BEST = 300, 200  # trials that the model learns from: the time of a proposal grows with their cube
 MAX_REDRAWS = 100  # of a point of the start-up, before one is kept that is known not to fit into GPU memory
 EXPLORED = 3  # of so many proposals of `bayes` one is a point of the start-up's sequence
+
+
+def learned_ends(ends: Sequence[ExpectedEnd]) -> list[ExpectedEnd]:
+    """Return MAX_LEARNED at most of these, best first: of more the MAX_BEST best, and others evenly down to the worst.
+
+    Without the worst it would be forgotten where they are, and tried again.
+    """
+    ranked = sorted(ends, key=lambda end: (-end.score, end.number))
+    if len(ranked) <= MAX_LEARNED:
+        return ranked
+    others = np.linspace(MAX_BEST, len(ranked) - 1, MAX_LEARNED - MAX_BEST).astype(int)
+    return ranked[:MAX_BEST] + [ranked[index] for index in others.tolist()]
 
 
 class RecipeSampler(optuna.samplers.BaseSampler):
@@ -122,8 +134,7 @@ class ModelSampler(RecipeSampler):
         """
         space, recipes = config.space, recipes_of(config.space, trials)
         tried, limits = set(map(key_of, recipes.values())), out_of_memory(config.space, trials)
-        ends = expected_ends(ended_curves([trial for trial in trials if trial.number in recipes]))
-        ends = sorted(ends, key=lambda end: (-end.score, end.number))[:MAX_LEARNED]
+        ends = learned_ends(expected_ends(ended_curves([trial for trial in trials if trial.number in recipes])))
         surrogate = Surrogate(space).fit([recipes[end.number] for end in ends], ends)
         if number % EXPLORED and surrogate.ready:
             running = [recipes[t.number] for t in trials if t.state == TrialState.RUNNING and t.number in recipes]
