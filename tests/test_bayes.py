@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from helpers import make_report, report_all, start_journal
 from optuna.trial import TrialState, create_trial
 
+from tune.search.asha import PAUSE
 from tune.search.expected_ends import Curve, ExpectedEnd, ended_curves, expected_ends, validation_noise
 from tune.search.journal import Journal
 from tune.search.model_proposals import log_expected_improvement
@@ -156,6 +158,32 @@ def test_recipes_that_diverge_are_left(tmp_path: Path, diverges_in: int) -> None
     """Also if they are the best until then: the higher lr, the better."""
     recipes = sweep(tmp_path, config_of({"lr": SPACE["lr"]}), 24, best_lr=1e-1, diverges=(2e-2, diverges_in))
     assert np.mean([values["lr"] > 2e-2 for values in recipes[8:]]) < 0.2  # of even draws 0.17
+
+
+def test_paused_trials_are_compared_at_their_rung_until_gains_are_known() -> None:
+    paused, whole = Curve(0, (0.3, 0.5), False, paused=True), [Curve(n, (0.3, 0.6, *3 * (0.7,)), True) for n in (1, 2)]
+    plateau = Curve(3, (0.2,), True)  # out of patience before the rung
+    assert [end.score for end in expected_ends([paused, whole[0], plateau])] == [0.5, 0.6, 0.2]
+    assert expected_ends([paused, *whole])[0].score > 0.5
+
+
+def test_it_learns_from_trials_that_pause(tmp_path: Path) -> None:
+    config = make_sweep_config(
+        {
+            "space": {"lr": SPACE["lr"]},
+            "study": {"trials": 40},
+            "searcher": {"type": "bayes", "startup_trials": 8},
+            "early_stopping": {"type": "promote"},
+            "train": {"epochs": 9},
+        }
+    )
+    journal, scheduler = start_journal(tmp_path, config)
+    for number in range(20):
+        score = quality(journal.ask()[1], 1e-3)
+        reports = [make_report(epoch, score - 0.1 / epoch) for epoch in (1, 2, 3)]
+        assert report_all(journal, scheduler, number, *reports) == PAUSE
+    far = [abs(math.log10(journal.values(number)["lr"] / 1e-3)) for number in range(8, 20) if number % 3]
+    assert np.mean(far) < 0.4  # of even draws 1
 
 
 def test_of_many_trials_the_worst_are_not_forgotten() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from trainable.training.epoch_result import EndReason
-from tune.search.trial_progress import Progress
+from tune.search.trial_progress import Progress, paused_at
 
 LAST = 3  # validations whose mean is a trial's level: a single one is noisy, and the best of many is a lucky one
 MIN_WHOLE = 2  # trained to their end, from which the gain of the others is estimated
@@ -18,11 +18,15 @@ MIN_WHOLE = 2  # trained to their end, from which the gain of the others is esti
 
 @dataclass(frozen=True)
 class Curve:
-    """The validated scores of an ended trial, in order; none if it diverged. whole: whether it trained to its end."""
+    """The validated scores of an ended or paused trial, in order; none if it diverged.
+
+    whole: whether it trained to its end. paused: whether it waits at a rung to which all trials come.
+    """
 
     number: int
     scores: tuple[float, ...]
     whole: bool
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class ExpectedEnd:
 
 
 def ended_curves(trials: Sequence[FrozenTrial]) -> list[Curve]:
-    """Return the curves of the trials that trained to their end, were stopped early or diverged.
+    """Return the curves of the trials that trained to their end, were stopped early, pause or diverged.
 
     Those that failed or ran out of memory are left out: they ended for other reasons than their scores.
     """
@@ -48,7 +52,8 @@ def ended_curves(trials: Sequence[FrozenTrial]) -> list[Curve]:
         if reason == EndReason.NON_FINITE:
             curves.append(Curve(frozen.number, (), False))
         elif scores:
-            curves.append(Curve(frozen.number, scores, frozen.state == TrialState.COMPLETE))
+            paused = paused_at(frozen.user_attrs) is not None
+            curves.append(Curve(frozen.number, scores, frozen.state == TrialState.COMPLETE, paused))
     return curves
 
 
@@ -74,11 +79,18 @@ def expected_ends(curves: Sequence[Curve]) -> list[ExpectedEnd]:
     validations at which it was stopped. How far these gains differ is its uncertainty: where early scores mislead, a
     stopped trial says little. Stopped ones are left out while fewer than MIN_WHOLE have trained to their end.
 
+    Until then, if trials pause at a rung, all that came to it are compared there, as promotion does, without a gain:
+    all curves are of one length, and nobody was stopped for its score before.
+
     One that diverged is as bad as the worst of the others, for sure, whatever it had reached before.
     """
     noise = validation_noise(curves)
-    whole = [np.array(curve.scores) for curve in curves if curve.whole]
     gains: dict[int, tuple[float, float] | None] = {}  # by the number of validations: many are stopped at one rung
+    rung = min((len(curve.scores) for curve in curves if curve.paused), default=0)
+    if rung and sum(curve.whole and len(curve.scores) > rung for curve in curves) < MIN_WHOLE:
+        gains[rung] = 0.0, 0.0
+        curves = [replace(c, scores=c.scores[:rung], whole=False) if len(c.scores) >= rung else c for c in curves]
+    whole = [np.array(curve.scores) for curve in curves if curve.whole]
     found = []
     for curve in (curve for curve in curves if curve.scores):
         length = len(curve.scores)
