@@ -130,6 +130,14 @@ def test_no_recipe_of_a_finite_space_is_proposed_twice(tmp_path: Path, kind: str
     assert len({json.dumps(values, sort_keys=True) for values in recipes}) == 31
 
 
+@pytest.mark.parametrize("kind", ["bayes", "tpe"])
+def test_no_recipe_is_proposed_twice_if_an_option_has_a_condition(tmp_path: Path, kind: str) -> None:
+    momentum = {"choice": [0.9, 0.99], "when": {"optimizer": "sgd"}}
+    finite = {"optimizer": SPACE["optimizer"], "lr": {"choice": [1e-4, 1e-3, 1e-2]}, "momentum": momentum}
+    recipes = sweep(tmp_path, config_of(finite | {"residual": {"choice": [False, True]}}, type=kind), 16)
+    assert len({json.dumps(values, sort_keys=True) for values in recipes}) == 16  # of 18
+
+
 def test_a_stopped_trial_is_expected_to_gain_what_the_others_gained() -> None:
     whole = [Curve(number, (0.5, 0.6, 0.7, 0.8, 0.8, 0.8), True) for number in range(3)]
     ends = {end.number: end for end in expected_ends([*whole, Curve(3, (0.4, 0.5), False)])}

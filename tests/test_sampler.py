@@ -7,13 +7,14 @@ from typing import Any
 import optuna
 import pytest
 from optuna.search_space import IntersectionSearchSpace
+from optuna.trial import create_trial
 
 from trainable.core.config import TrainConfig
 from trainable.core.options import to_dict
 from tune.cli.sweeps import check
 from tune.search.enqueue import enqueue_start
 from tune.search.journal import Journal
-from tune.search.memory_limits import dominates_in_memory
+from tune.search.memory_limits import dominates_in_memory, out_of_memory, runs_out
 from tune.search.prior_guard import MIN_ENDED, prior_misleads
 from tune.search.recipe_sampler import SobolStartupSampler
 from tune.search.sampler import first_recipes, make_sampler
@@ -57,9 +58,15 @@ def test_needs_at_least_the_memory_of_the_default(change: dict[str, Any], expect
     assert dominates_in_memory(DEFAULT | change, DEFAULT) is expected
 
 
-def test_nothing_is_known_of_an_option_that_is_not_drawn_yet() -> None:
-    without = {name: value for name, value in DEFAULT.items() if name != "batch_size"}
-    assert not dominates_in_memory(without, DEFAULT)
+def test_of_a_recipe_that_lacks_an_option_with_when_the_default_counts() -> None:
+    channels = {"choice": [16, 32], "when": {"residual": False}}
+    space = {"residual": {"choice": [False, True]}, "batch_size": {"randint": [1, 4]}, "base_channels": channels}
+    config, study = make_sweep_config({"space": space}), optuna.create_study()
+    values = {"residual": True, "batch_size": 2}
+    attrs, distributions = {"constraints": [1.0]}, config.space.distributions(values)
+    study.add_trial(create_trial(value=0.0, params=values, distributions=distributions, system_attrs=attrs))
+    limits = out_of_memory(config.space, study.trials)
+    assert [runs_out(config.space, values | {"batch_size": size}, limits) for size in (1, 2, 3)] == [False, True, True]
 
 
 def proposals(

@@ -112,11 +112,11 @@ class SobolStartupSampler(RecipeSampler):
         rng, use_prior = np.random.default_rng([seed, number]), number % EVEN_SHARE != 0 and not misled
         values = UnitSpace(space).recipe(point, use_prior=use_prior)
         for _ in range(MAX_REDRAWS):
-            if not runs_out(space.constants | values, limits):
+            if not runs_out(space, values, limits):
                 break
             values = UnitSpace(space).recipe(rng.random(len(names)).tolist(), use_prior=use_prior)
         if key_of(values) in tried and (left := [r for r in space.recipes or () if key_of(r) not in tried]):
-            fitting = [recipe for recipe in left if not runs_out(space.constants | recipe, limits)] or left
+            fitting = [recipe for recipe in left if not runs_out(space, recipe, limits)] or left
             values = fitting[int(np.random.default_rng([seed, number]).integers(len(fitting)))]
         super().__init__(space, values)
         self.misled = misled
@@ -139,7 +139,7 @@ class ModelSampler(RecipeSampler):
         if number % EXPLORED and surrogate.ready:
             running = [recipes[t.number] for t in trials if t.state == TrialState.RUNNING and t.number in recipes]
             for values in propose(surrogate, running, np.random.default_rng([config.seed, number])):
-                if key_of(values) not in tried and not runs_out(space.constants | values, limits):
+                if key_of(values) not in tried and not runs_out(space, values, limits):
                     sampler = cls(space, values)
                     sampler.misled = surrogate.misled
                     return sampler

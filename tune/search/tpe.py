@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,16 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
 from optuna.search_space import IntersectionSearchSpace
-from optuna.trial import FrozenTrial
+from optuna.trial import FixedTrial, FrozenTrial
 
 from tune.search.memory_limits import out_of_memory, runs_out
 from tune.search.prior_guard import prior_misleads
 from tune.search.tried import recipes_of
+from tune.spec.kinds import Kind, encode
 from tune.spec.space import key_of
 from tune.spec.sweep_config import SweepConfig
 
+Draw = Callable[[optuna.Study, FrozenTrial, str, BaseDistribution], Any]
 MAX_REDRAWS = 100  # by TPE, then as many at random, before a proposal is kept that is known not to fit
 PRIOR_POWER = 10.0  # by the number of ended trials: the power of the prior in the acquisition
 
@@ -32,6 +35,13 @@ def tpe_sampler(
         return MemoryAwareTPESampler(config, search_space, seed=seed, n_startup_trials=startup)
     power = 0.0 if prior_misleads(config.space, trials) else PRIOR_POWER / max(1, len(ended))
     return PriorTPESampler(config, search_space, power, seed=seed, n_startup_trials=startup)
+
+
+def distribution_of(kind: Kind, name: str) -> BaseDistribution:
+    """Return what Optuna draws an option from that has this range."""
+    trial = FixedTrial({name: encode(kind.from_unit(0.5))})
+    kind.suggest(name, trial)
+    return trial.distributions[name]
 
 
 class MemoryAwareTPESampler(optuna.samplers.TPESampler):
@@ -49,6 +59,7 @@ class MemoryAwareTPESampler(optuna.samplers.TPESampler):
         super().__init__(seed=seed, n_startup_trials=n_startup_trials, multivariate=True)
         self.space, self.search_space = config.space, search_space
         self.draw = optuna.samplers.RandomSampler(seed=seed).sample_independent
+        self.drawn: dict[str, tuple[BaseDistribution, Any]] = {}  # of the proposed recipe, one by one
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the params that all complete and pruned trials have and that can vary, as TPESampler does.
@@ -64,8 +75,8 @@ class MemoryAwareTPESampler(optuna.samplers.TPESampler):
     ) -> dict[str, Any]:
         """Draw as TPESampler does, again while the recipe has been tried or is known not to fit into GPU memory.
 
-        MAX_REDRAWS draws are TPE's, then as many are random; the last one is returned even if it does not fit. Options
-        that sample_independent draws later have no value yet.
+        MAX_REDRAWS draws are TPE's, then as many are random; the last one is returned even if it does not fit. For each
+        of them the other options, as those with `when`, are drawn too; sample_independent returns those of the last.
         """
         trials = study.get_trials(deepcopy=False)
         too_large, tried = out_of_memory(self.space, trials), set(map(key_of, recipes_of(self.space, trials).values()))
@@ -73,17 +84,42 @@ class MemoryAwareTPESampler(optuna.samplers.TPESampler):
         for index in range(2 * MAX_REDRAWS):
             if index < MAX_REDRAWS:
                 params = super().sample_relative(study, trial, search_space)
+                values = self.complete(study, trial, params, super().sample_independent)
             else:  # TPE's own draws are close to each other
                 params = {name: self.draw(study, trial, name, search_space[name]) for name in search_space}
-            recipe = self.recipe(params)
-            new = key_of(self.space.decode_params(params)) not in tried
-            if not params or (new and not runs_out(recipe, too_large)):
+                values = self.complete(study, trial, params, self.draw)
+            if key_of(values) not in tried and not runs_out(self.space, values, too_large):
                 break
         return params
 
-    def recipe(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the option values that Optuna's params encode, and those that are not searched."""
-        return self.space.constants | self.space.decode_params(params)
+    def complete(self, study: optuna.Study, trial: FrozenTrial, params: dict[str, Any], draw: Draw) -> dict[str, Any]:
+        """Return the recipe of jointly drawn params, with the other options drawn one by one as Space.suggest does.
+
+        A trial that a kill interrupted keeps what it has.
+        """
+        space, known = self.space, copy.copy(trial)
+        self.drawn = {}
+        for parameter in space.parameters:
+            name, branch = parameter.name, parameter.branch(space.constants | space.decode_params(known.params))
+            if branch is None or name in known.params:
+                continue
+            param, distribution = encode(branch.kind.from_unit(0.5)), distribution_of(branch.kind, name)
+            if name in params and branch.kind.contains(parameter.kind.decode(params[name])):
+                param = params[name]
+            elif not distribution.single():
+                param = draw(study, known, name, distribution)
+                self.drawn[name] = distribution, param
+            known.params = known.params | {name: param}
+        return space.decode_params(known.params)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return what `complete` has drawn for the recipe, or draw."""
+        distribution, param = self.drawn.get(param_name, (None, None))
+        if distribution == param_distribution:
+            return param
+        return super().sample_independent(study, trial, param_name, param_distribution)
 
 
 class PriorTPESampler(MemoryAwareTPESampler):
