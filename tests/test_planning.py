@@ -17,7 +17,7 @@ from tune.planning.recipe_costs import Costs, RecipeCost
 from tune.planning.simulated_sweep import CurveStyle, SimulatedSweep, SimulatedTrial, Simulator
 from tune.planning.time_plan import GivenTime, NoRoom, check_hours, make_plan, time_text
 from tune.run.retention import checkpoint_files
-from tune.search.asha import rung_epochs
+from tune.search.asha import STOP, rung_epochs
 from tune.spec.sections import Confirm
 from tune.spec.sweep_config import SweepConfig, make_sweep_config
 from tune.terminal.estimate_lines import estimate_lines
@@ -87,6 +87,17 @@ def test_in_a_simulated_promotion_the_best_third_and_the_default_go_on() -> None
 def test_patience_ends_simulated_trials() -> None:
     config = sweep_config(early_stopping={"type": "none"}, train={"patience": 1, "epochs": 30})
     assert run_one(config).epochs < 20 * 30
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_simulated_trial_whose_patience_ends_at_a_rung_has_ended(kind: str) -> None:
+    """It is not decided on there, again and again at the same time."""
+    config = sweep_config(early_stopping={"type": kind, "grace_period": 2}, train={"patience": 1})
+    simulator = Simulator(config, 1, SAME, np.random.default_rng(0))
+    curve = np.array([0.5, 0.4, *[0.6] * 7])
+    trial = SimulatedTrial(1, curve, 0.0, 1.0, 1.0, last=simulator.end_of(curve), done=2)
+    assert (simulator.decide(trial), simulator.sweep.finished) == (STOP, 1)
+    assert simulator.rungs.values == {epoch: {} for epoch in rung_epochs(config)}
 
 
 @pytest.mark.parametrize("budget", [{"time_budget": 200}, {"gpu_hours": 0.1}])
@@ -254,7 +265,7 @@ def test_a_confirmation_takes_at_most_as_long_as_with_the_slower_recipe() -> Non
 
 def test_a_simulated_trial_is_compared_by_its_recent_scores_if_the_sweep_does_that() -> None:
     simulator = Simulator(sweep_config(early_stopping={"value": "recent"}), 1, SAME, np.random.default_rng(0))
-    trial = SimulatedTrial(1, np.array([0.8, 0.5, 0.4, 0.3]), 0.0, 1.0, 1.0, done=4)
+    trial = SimulatedTrial(1, np.array([0.8, 0.5, 0.4, 0.3]), 0.0, 1.0, 1.0, last=3, done=4)
     for epoch, score in enumerate(trial.curve.tolist(), 1):
         simulator.rungs.observe(1, epoch, score)
     assert simulator.value(trial) == pytest.approx(0.4)

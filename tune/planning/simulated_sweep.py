@@ -78,8 +78,8 @@ class SimulatedSweep:
 class SimulatedTrial:
     """A trial of a simulated sweep: its curve, and how far it is.
 
-    start: of its training, or when it went on after a pause. done: validated epochs. before: seconds of training before
-    its pause.
+    start: of its training, or when it went on after a pause. last: index of the validated epoch at which it ends by
+    itself. done: validated epochs. before: seconds of training before its pause.
     """
 
     number: int
@@ -87,6 +87,7 @@ class SimulatedTrial:
     start: float
     epoch_seconds: float
     validation_seconds: float
+    last: int
     done: int = 0
     before: float = 0.0
 
@@ -153,7 +154,7 @@ class Simulator:
             size = sizes[int(self.rng.integers(len(sizes))) if number else 0]
             curve = self.style.curve(self.validated, number / self.config.budget.trials, self.rng)
             seconds = (self.speed * costs.epoch_seconds(size), self.speed * costs.validation_seconds(size))
-            self.running[number] = SimulatedTrial(number, curve, now, *seconds)
+            self.running[number] = SimulatedTrial(number, curve, now, *seconds, self.end_of(curve))
             self.sweep.trials += 1
             warm = number >= self.slots and self.config.resources.reuse_processes  # the process has trained before
             self.expect(now + (0.0 if warm else self.speed * costs.start_seconds(size)), self.running[number])
@@ -173,30 +174,27 @@ class Simulator:
             self.start(now + TURNOVER_SECONDS)
 
     def expect(self, now: float, trial: SimulatedTrial) -> None:
-        """Queue when a trial comes to its next rung, its end, or the end of its patience."""
-        index = next(index for index in self.stops if index >= trial.done)
-        index = min(index, self.out_of_patience(trial.curve, index))
+        """Queue when a trial comes to its next rung, or its end."""
+        index = min(trial.last, next(index for index in self.stops if index >= trial.done))
         before = self.validated[trial.done - 1] if trial.done else 0
         seconds = (self.validated[index] - before) * trial.epoch_seconds
         seconds += (index + 1 - trial.done) * trial.validation_seconds
         heapq.heappush(self.queue, (now + seconds, trial.number, index))
 
-    def out_of_patience(self, curve: NDArray[np.float64], last: int) -> int:
-        """Return the index of the validated epoch at which patience ends, `last` if it does not before."""
-        if not self.patience:
-            return last
+    def end_of(self, curve: NDArray[np.float64]) -> int:
+        """Return the index of the validated epoch at which a trial ends by itself: the last, or when patience ends."""
         best, at = -1.0, -1
-        for index in range(last + 1):
-            if curve[index] > best:
-                best, at = curve[index], index
-            elif index - at >= self.patience:
+        for index, score in enumerate(curve.tolist()):
+            if score > best:
+                best, at = score, index
+            elif self.patience and index - at >= self.patience:
                 return index
-        return last
+        return len(curve) - 1
 
     def decide(self, trial: SimulatedTrial) -> Decision:
         """Return what becomes of a trial after its latest validated epoch; STOP also if it ends by itself."""
         index = trial.done - 1
-        if index == len(self.validated) - 1 or index not in self.stops:
+        if index == trial.last:
             self.sweep.finished += 1
             return STOP
         for epoch, score in zip(self.validated, trial.curve[: trial.done].tolist(), strict=False):
