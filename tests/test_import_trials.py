@@ -132,14 +132,16 @@ def test_the_same_space_goes_on_with_the_same_study(run: Path, tmp_path: Path, c
     assert "the space is that of" in capsys.readouterr().out
 
 
-def test_the_same_study_keeps_the_rule_of_its_decisions(run: Path, tmp_path: Path):
+def test_the_same_study_keeps_the_rule_of_its_decisions(run: Path, tmp_path: Path, capsys: Any):
     before = read_run(run).config.early_stopping
     rule = ["early_stopping.value=recent", "early_stopping.min_trials=9", "early_stopping.margin=0.1"]
+    rule.append("early_stopping.audit=0.5")
     changed = change_space(read_run(run), written(tmp_path / "new.yaml", SPACE), rule)
     assert changed.early_stopping == before
+    assert "early_stopping.audit stays 0.0, by which trials were decided so far, not 0.5" in capsys.readouterr().out
     space = {**SPACE, "lr": {"loguniform": [1e-5, 1e-1]}}
     other = change_space(read_run(run), written(tmp_path / "other.yaml", space), rule).early_stopping
-    assert (other.value, other.min_trials, other.margin) == ("recent", 9, 0.1)
+    assert (other.value, other.min_trials, other.margin, other.audit) == ("recent", 9, 0.1, 0.5)
 
 
 def test_the_same_study_keeps_what_names_its_winner_and_protects_its_default(run: Path, tmp_path: Path):

@@ -23,6 +23,7 @@ from tune.spec.run_record import DEFAULT_STUDY_NAME
 from tune.spec.sweep_config import RULE_OF_OLDER_RUNS, SweepConfig
 from tune.spec.sweep_file import load_sweep_config
 
+KEPT_RULE = ("audit", *RULE_OF_OLDER_RUNS)  # of `early_stopping:`: a study decides on all its trials by the same
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 OUTSIDE_ATTRS = ("outside", "recipe", "told")  # the attributes of a trial that is not in its study's space
 
@@ -53,7 +54,7 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     own way, and a study has one number of GPUs per trial. The old study counts until the caller writes the returned
     config to study.yaml, which names the study that counts.
 
-    Else the study goes on, and with it RULE_OF_OLDER_RUNS, rank_by and protect_default of the run.
+    Else the study goes on, and with it KEPT_RULE, rank_by and protect_default of the run.
 
     Args:
         file: the other YAML, or the name of a shipped one.
@@ -73,7 +74,10 @@ def change_space(run: Run, file: str, overrides: Sequence[str]) -> SweepConfig:
     recipe = {name: value for name, value in other.train.items() if name in option_names(role="recipe")}
     new = other.with_train(own | recipe).with_record(**old.record.to_dict())
     if not (what := what_differs(old, new)):
-        rule = {name: getattr(old.early_stopping, name) for name in RULE_OF_OLDER_RUNS}
+        rule = {name: getattr(old.early_stopping, name) for name in KEPT_RULE}
+        for name, value in rule.items():
+            if (asked := getattr(new.early_stopping, name)) != value:
+                logger.info(f"early_stopping.{name} stays {value}, by which trials were decided so far, not {asked}")
         kept = {
             "early_stopping": new.early_stopping.model_copy(update=rule),
             "objective": new.objective.model_copy(update={"rank_by": old.objective.rank_by}),
@@ -243,7 +247,7 @@ def comparability_key(config: SweepConfig) -> dict[str, Any]:
 
     Of `early_stopping:` these are the epochs of the rungs, not who is stopped there.
     """
-    stopping = config.early_stopping.model_dump(exclude={"audit", *RULE_OF_OLDER_RUNS})
+    stopping = config.early_stopping.model_dump(exclude=set(KEPT_RULE))
     return {
         "study.metric": config.objective.metric,
         "study.seed": config.seed,
