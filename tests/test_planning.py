@@ -25,8 +25,8 @@ from tune.terminal.estimate_lines import estimate_lines
 GIB = 2**30
 SMALL = RecipeCost(size=1.0, patch_seconds=0.1, case_seconds=1.0, start_seconds=2.0, memory=4 * GIB)
 LARGE = RecipeCost(size=3.0, patch_seconds=0.3, case_seconds=2.0, start_seconds=4.0, memory=10 * GIB)
-SAME = Costs(SMALL, SMALL, (1.0,) * 51, patches=100, cases=5, device="a GPU", device_memory=16 * GIB)
-MIXED = Costs(SMALL, LARGE, (1.0, *np.linspace(1, 3, 50)), patches=100, cases=5, device="a GPU", device_memory=8 * GIB)
+SAME = Costs(SMALL, SMALL, (1.0,) * 51, patches=100, cases=5, divided_cases=100, device="a GPU", device_memory=16 * GIB)
+MIXED = replace(SAME, largest=LARGE, sizes=(1.0, *np.linspace(1, 3, 50)), device_memory=8 * GIB)
 
 
 def sweep_config(**sections: dict[str, Any]) -> SweepConfig:
@@ -261,6 +261,14 @@ def test_the_plan_names_searched_options_of_the_schedule_if_it_cuts_the_epochs()
 def test_a_confirmation_takes_at_most_as_long_as_with_the_slower_recipe() -> None:
     config = sweep_config()
     assert confirmation_seconds(config, MIXED, 16, Confirm()) > 2 * confirmation_seconds(config, SAME, 16, Confirm())
+
+
+@pytest.mark.parametrize(("asked", "patches"), [(100, 100), (0, 80)])
+def test_the_folds_of_a_confirmation_are_validated_whole(asked: int, patches: int) -> None:
+    config = sweep_config(train={"val_cases": 5, "val_freq": 1, "patches_per_epoch": asked})
+    trainings = (3 + 1) * 4 * 5
+    each = SMALL.start_seconds + 9 * (patches * SMALL.patch_seconds + 20 * SMALL.case_seconds) + 20 * SMALL.case_seconds
+    assert confirmation_seconds(config, SAME, 1, Confirm(folds=5)) == pytest.approx(trainings * each)
 
 
 def test_a_simulated_trial_is_compared_by_its_recent_scores_if_the_sweep_does_that() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -88,7 +88,13 @@ def confirmation_trainings(confirm: Confirm) -> int:
 
 
 def confirmation_seconds(config: SweepConfig, costs: Costs, slots: int, confirm: Confirm) -> float:
-    """Return the seconds that a confirmation takes at most, each training as long as the slower of the measured two."""
+    """Return the seconds that a confirmation takes at most, each training as long as the slower of the measured two.
+
+    With folds each validation is of all cases of a fold, and an epoch without patches_per_epoch of all the others.
+    """
+    if confirm.folds:
+        patches = config.base_config().patches_per_epoch or costs.divided_cases - costs.divided_cases // confirm.folds
+        costs = replace(costs, cases=-(-costs.divided_cases // confirm.folds), patches=patches)
     rounds = -(-confirmation_trainings(confirm) // slots)
     epochs, every = confirm.epochs or config.fixed("epochs"), config.fixed("val_freq")
     sizes = (costs.default.size, costs.largest.size)

@@ -55,8 +55,9 @@ class Costs:
 
     default: of trial 0's recipe. largest: of the one with most memory that fits. sizes: estimate_memory of
     sampled_recipes. too_large: estimate_memory of recipes that were tried and did not fit, the default's among them if
-    it is not measured. patches, cases: per epoch and per validation. device: name of the GPU or CPU. device_memory:
-    bytes that one training may use; 0 on a CPU. at_once: trainings that ran at the same time while it was measured.
+    it is not measured. patches, cases: per epoch and per validation. divided_cases: train and val cases of the split,
+    which a confirmation's folds divide anew. device: name of the GPU or CPU. device_memory: bytes that one training may
+    use; 0 on a CPU. at_once: trainings that ran at the same time while it was measured.
     """
 
     default: RecipeCost
@@ -64,6 +65,7 @@ class Costs:
     sizes: tuple[float, ...]
     patches: int
     cases: int
+    divided_cases: int
     device: str
     device_memory: int = 0
     at_once: int = 1

@@ -93,6 +93,7 @@ def measure_costs(config: SweepConfig, data: Data, slots: int | None = None) -> 
         sizes=tuple(map(estimate_memory, recipes)),
         patches=default.patches_per_epoch or len(data.split.train),
         cases=len(evenly_spaced(data.split.val, default.val_cases)),
+        divided_cases=len(data.split.train) + len(data.split.val),
         device=first.device,
         device_memory=first.device_memory,
         at_once=at_once,
