@@ -139,3 +139,20 @@ def test_a_trial_that_contradicts_a_fixed_option_of_the_last_run_does_not_count(
     [(_, [alone])] = fit_priors([own])
     assert with_other.prior == alone.prior
     assert "first" not in with_other.reason
+
+
+def test_a_run_that_fixes_another_value_than_the_last_does_not_count_and_is_named() -> None:
+    """SGD is fixed in the first run, Adam in the last. What cannot act, or follows the epochs, may differ."""
+    space = {"lr": {"loguniform": [1e-5, 1.0]}}
+
+    def fixing(name: str, **train: Any) -> Run:
+        trials = [({"lr": values["lr"]}, score) for values, score in drawn(80, 2)]
+        return replace(run_of(trials, name), config=make_sweep_config({"space": space, "train": train}))
+
+    first, last = fixing("first", optimizer="sgd"), fixing("last", optimizer="adam", momentum=0.9, warmup_epochs=2)
+    assert fit_priors([first, last]) == fit_priors([last])
+    lines = prior_lines([first, last])
+    assert "(last: 20)" in lines[0]
+    assert lines[1] == "# Without first, in which optimizer is sgd, not adam"
+    alike = fixing("alike", optimizer="adam", momentum=0.8, warmup_epochs=5)
+    assert "40 best trials of alike, last" in fit_priors([alike, last])[0][1][0].reason

@@ -10,12 +10,14 @@ import numpy as np
 
 from trainable.core.counted import counted
 from trainable.core.errors import InputError
+from trainable.core.idle_options import why_idle
+from trainable.core.options import format_value, option_info, option_names
 from tune.analysis.standing import comparable, measure_standings
 from tune.run.results import Run, TrialResult
 from tune.spec.kinds import Choice, Kind
 from tune.spec.parameter import Branch, Parameter
 from tune.spec.prior import Confidence, NumberPrior, Prior, WeightsPrior
-from tune.spec.space import Space
+from tune.spec.space import DEFAULTS, Space
 from tune.spec.sweep_file import yaml_line
 
 BEST_SHARE = 4  # one of so many comparable trials is among the best
@@ -45,15 +47,32 @@ def fit_priors(runs: Sequence[Run]) -> list[tuple[Parameter, list[FittedBranch]]
 
     A prior describes where the best quarter of each run's comparable trials lies, shrunk towards no prior. There is
     none where all comparable trials lie there too, since they were drawn from a prior. Trials of the other runs count
-    where their values are in a range of the last run's space and do not contradict its fixed options.
+    where their values are in a range of the last run's space, and neither these nor the options that their run fixes
+    contradict its fixed options.
 
     Raises:
         InputError: a run has fewer than MIN_TRIALS comparable trials.
     """
+    runs = [run for run in runs if not fixed_otherwise(run, runs[-1])]
     best = [(run.folder.name, trial.values) for run in runs for trial in best_trials(run)]
     tried = [(run.folder.name, trial.values) for run in runs for trial in run.trials if comparable(trial)]
     space = runs[-1].config.space
     return [(p, [fit_branch(space, p, branch, best, tried) for branch in p.branches]) for p in space.parameters]
+
+
+def fixed_otherwise(run: Run, last: Run) -> str:
+    """Return which option of the recipes a run fixes at another value than the last run: "optimizer is sgd, not adam".
+
+    "" if there is none. Options that cannot act in the last run, or that follow the number of epochs, may differ.
+    """
+    here, there = last.config.space.constants, run.config.space.constants
+    for name in option_names(role="recipe", over_epochs=""):
+        if name not in here or name not in there or here[name] == there[name]:
+            continue
+        idle = option_info(name).acts_if.keys() <= here.keys() and why_idle(name, DEFAULTS | here)
+        if not idle:
+            return f"{name} is {format_value(there[name])}, not {format_value(here[name])}"
+    return ""
 
 
 def best_trials(run: Run) -> list[TrialResult]:
@@ -168,8 +187,11 @@ def prior_lines(runs: Sequence[Run]) -> list[str]:
     if not any(branch.prior for _, branches in fitted for branch in branches):
         names = ", ".join(str(run.folder) for run in runs)
         raise InputError(f"{names}: the best trials are spread as evenly as all; they say nothing of any option")
-    sizes = ", ".join(f"{run.folder.name}: {len(best_trials(run))}" for run in runs)
-    lines = [f"# Where the best quarter of the comparable trials is ({sizes}), shrunk towards no prior", "space:"]
+    reasons = {run.folder.name: fixed_otherwise(run, runs[-1]) for run in runs}
+    sizes = ", ".join(f"{run.folder.name}: {len(best_trials(run))}" for run in runs if not reasons[run.folder.name])
+    lines = [f"# Where the best quarter of the comparable trials is ({sizes}), shrunk towards no prior"]
+    lines += [f"# Without {name}, in which {reason}" for name, reason in reasons.items() if reason]
+    lines.append("space:")
     for parameter, branches in fitted:
         lines.append(f"  {parameter.name}:")
         single = len(branches) == 1
