@@ -127,7 +127,8 @@ def test_train_py_ends_with_1_and_says_which_case(
     assert cli.main(["--resume", str(damaged), "--epochs", "2"]) == 1
     stopped = capsys.readouterr().out.splitlines()[-1]
     assert stopped.startswith(f"stopped: the validation of epoch 2 met {prepared.split.val[0]}: ")
-    assert "Nothing of this epoch is kept. The last finished epoch is kept; go on with: " in stopped
+    advice = "latest.pth already has the weights whose gradient is not finite, and no checkpoint is older; start a new"
+    assert f"Nothing of this epoch is kept. {advice} training in another --output_dir" in stopped
 
 
 def test_a_trial_whose_validation_is_not_finite_is_pruned(prepared: Data, tmp_path: Path) -> None:
