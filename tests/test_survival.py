@@ -213,7 +213,7 @@ def test_a_sweep_says_what_others_hold_until_they_end(space, phantoms, tmp_path,
             assert other.poll() is None
         process = start(*words, "--address", cluster.address, RAY_AUTH_MODE="disabled")
         wait_for(process, lambda: counts_are(waiting=2))
-        holder = f"python (process {other.pid} on {cluster.address.split(':')[0]})"
+        holder = f"{Path(sys.executable).name} (process {other.pid} on {cluster.address.split(':')[0]})"
         all_held = f"2 trials wait for 1 CPU each: 2 of 2 CPU are taken by {holder}: 2 CPU"
         assert status().waits_for == all_held
         assert f"\n{all_held}\n" in voxtune("status", run, COLUMNS="200").stdout

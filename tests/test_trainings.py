@@ -200,6 +200,24 @@ def test_trainings_that_wait_for_cores_say_who_has_them(
     assert lines[1].startswith("no training waits any more; it took 0:")
 
 
+def test_after_a_process_that_could_not_start_the_next_one_waits(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else three could fail before Ray knows that their node is lost, which ends the set."""
+    cluster.wait()
+    pool = ProcessPool(ONE_EACH, tmp_path / ".workers")
+    pool.fit_to(1)
+    [process] = pool.processes
+    ray.kill(process.actor)
+    pool.note_started(process.starting)
+    pool.fit_to(1)
+    assert (pool.failed_starts, pool.processes) == (1, [])
+    monkeypatch.setattr("tune.driver.training_set.process_pool.START_PAUSE", 0)
+    pool.fit_to(1)
+    assert len(pool.processes) == 1
+    pool.close()
+
+
 @pytest.mark.slow
 def test_a_process_without_a_training_ends_and_frees_its_cores(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ that has used CUDA cannot change to; and a process that is free starts the next 
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from tune.driver.processes.training_process import TrainingProcess, TrainingSpec
 from tune.spec.sections import Resources
 
 MAX_FAILED_STARTS = 3  # of processes in a row, after which no more are started
+START_PAUSE = 5.0  # seconds after a failed start without another: by then Ray knows that a node is lost
 FREE_SECONDS = 60.0  # after which a free process ends if there are more than trainings: other programs get its GPU
 
 
@@ -63,17 +65,21 @@ class ProcessPool:
         self.request = NodeRequest(self.slots)
         self.processes: list[PooledProcess] = []
         self.failed_starts = 0
+        self.failed_at = -math.inf  # when the last one failed, by time.monotonic
         self.trouble = ""  # why no training can run in these processes
 
     def fit_to(self, wanted: int) -> None:
         """Start processes until there are `wanted`, or as many as fit on the cluster; ask for nodes for the others.
 
-        Of more than `wanted` processes those end that have been free for FREE_SECONDS.
+        Of more than `wanted` processes those end that have been free for FREE_SECONDS. None is started for START_PAUSE
+        after one that could not start.
         """
         self.request.ask_for(wanted)
         idle = [one for one in self.processes if one.free and time.monotonic() > one.free_since + FREE_SECONDS]
         for process in idle[: max(0, len(self.processes) - wanted)]:
             self.remove(process)
+        if time.monotonic() < self.failed_at + START_PAUSE:
+            return
         for _ in range(min(wanted, self.slots.count()) - len(self.processes)):
             cpu, gpu, nodes = self.resources.cpu, self.resources.gpu_share, self.resources.nodes
             place = self.slots.reserve()
@@ -98,6 +104,7 @@ class ProcessPool:
         except ray.exceptions.RayError as error:
             self.remove(process)
             self.failed_starts += 1
+            self.failed_at = time.monotonic()
             logger.warning(f"a process for trainings ended as it started: {str(error).splitlines()[0]}")
             if self.failed_starts >= MAX_FAILED_STARTS:
                 self.trouble = self.trouble or f"{self.failed_starts} processes that ended as they started: {error}"
