@@ -250,7 +250,7 @@ with Cluster() as cluster:
     os.kill(worker._global_node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
     while not ray_compat.cluster_died():
         pass
-    print("died", flush=True)
+    print("its death is noticed", flush=True)
     os._exit(0)
 """
 
@@ -258,7 +258,7 @@ with Cluster() as cluster:
 def test_a_dead_process_of_the_cluster_is_noticed() -> None:
     done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "died" in done.stdout.splitlines()  # Ray may print others
+    assert "its death is noticed" in done.stdout  # Ray may print more, even into this line
 
 
 def test_a_process_that_dies_with_two_calls_fails_its_next_trial_once() -> None:
