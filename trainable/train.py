@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from trainable.cases.case_search import case_around
+from trainable.cases.grid import Spacing
 from trainable.core.command_name import train_command
 from trainable.core.config import TrainConfig
 from trainable.core.console import terminal_width
@@ -133,9 +134,7 @@ def train(
             refuse_used(paths.path)
             refuse_other_split_file(config)
         check_files(config)
-        if data is None:
-            begun_with = None if config.resume is None else spacing_of(load_latest_valid(config.resume)[1])
-            data = prepare_data(config, begun_with=begun_with)
+        data = data or prepare_data(config, begun_with=begun_spacing(config))
         check_regions(data.folder, data.split)
         from_main((config, data))
         options = to_dict(config)
@@ -158,6 +157,11 @@ def train(
         if data.skipped:
             logger.info(f"{len(data.skipped)} bad cases were left out, see {paths.skipped_cases}")
         return result
+
+
+def begun_spacing(config: TrainConfig) -> Spacing | None:
+    """Return the voxel size in mm that a resumed training has; None for a new one, or one that older code began."""
+    return None if config.resume is None else spacing_of(load_latest_valid(config.resume)[1])
 
 
 def begin_output(config: TrainConfig, data: Data, training: TrainingState, log: TrainingLog, *, flush: bool) -> str:

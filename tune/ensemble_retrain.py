@@ -186,19 +186,35 @@ def retrain_ensemble(
         if outdated_scores(folder) and all(map(has_ended, members_of(folder))):
             logger.info(f"members of {folder.path} were trained on since they were scored: they are scored again")
         else:
-            outcomes = run_trainings(
-                lambda _: trainings.all(),
-                folder.members,
-                run.config.resources,
-                cluster=cluster,
-                address=address,
-                contents_file=run.dir.contents,
-                check=partial(check_nodes_for, run),
-                resume_command=command,
-            )
-            refuse_failed(outcomes, folder, command)
+            train_members(run, trainings, command, cluster=cluster, address=address)
         score(trainings, config, data)
     return folder.path
+
+
+def train_members(
+    run: Run, trainings: EnsembleTrainings, command: str, *, cluster: Cluster | None, address: str | None
+) -> None:
+    """Train the members of an ensemble to their ends.
+
+    Args:
+        run: the sweep.
+        trainings: what is trained.
+        command: that goes on if this is interrupted.
+        cluster, address: as for retrain_ensemble.
+
+    Raises: as retrain_ensemble.
+    """
+    outcomes = run_trainings(
+        lambda _: trainings.all(),
+        trainings.dir.members,
+        run.config.resources,
+        cluster=cluster,
+        address=address,
+        contents_file=run.dir.contents,
+        check=partial(check_nodes_for, run),
+        resume_command=command,
+    )
+    refuse_failed(outcomes, trainings.dir, command)
 
 
 def plan_trainings(

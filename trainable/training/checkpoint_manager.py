@@ -124,8 +124,8 @@ class CheckpointManager:
             save_checkpoint(state, self.dir.latest)
         epoch = state["best_epoch"]
         names = (self.dir.best.name, self.dir.numbered(epoch).name)
-        candidates = [*(source.with_name(name) for name in names), source]
-        best = next((path for path in candidates if epoch_on_disk(path) == epoch), None)
+        own = source if state["epoch"] == epoch else None
+        best = next((path for path in map(source.with_name, names) if epoch_on_disk(path) == epoch), own)
         if best is None:
             logger.info(f"no checkpoint of the best epoch, {epoch}, is left: the next validation counts as the best")
             return False

@@ -39,14 +39,13 @@ class TrialResult:
     validated epochs, None without one. best_epoch: the epoch of that score, 0 without one. epoch: the last reported
     one, 0 before it. dice: Dice per region at the best epoch, empty without one. values: the searched options. seconds:
     training time over all attempts. gpu_seconds: the same times the GPUs, or the share of one, that the trial had; 0 on
-    a CPU. checkpoint: path of the last one below the run's storage, or a whole path or URI if
-    the trial was imported; None without one. error: what made the trial fail, in one line, else "". cost: the second
-    metric, if the sweep has one. imported_from: run and number under which an imported trial ran first, else "".
-    outside_space: why the trial is not in the space any more, else "". recipe: all options of a trial outside the
-    space, else empty. waits: for resources, or for a free slot. rungs: what early stopping decided, by epoch.
-    interrupted: it has not ended, and nothing drives it. intermediate: score of each validated epoch, of the
-    last ones if the sweep has a cost, see known_scores. late_score: mean of the last quarter of a training's
-    validations, see ranking; None without a score.
+    a CPU. checkpoint: path of the last one below the run's storage, or a whole path or URI if the trial was imported;
+    None without one. error: what made the trial fail, in one line, else "". cost: the second metric, if the sweep has
+    one. imported_from: run and number under which an imported trial ran first, else "". outside_space: why the trial is
+    not in the space any more, else "". recipe: all options of a trial outside the space, else empty. waits: for
+    resources, or for a free slot. rungs: what early stopping decided, by epoch. interrupted: it has not ended, and
+    nothing drives it. intermediate: score of each validated epoch, of the last ones if the sweep has a cost, see
+    known_scores. late_score: mean of the last quarter of a training's validations, see ranking; None without a score.
     """
 
     number: int
@@ -208,9 +207,9 @@ class Run:
         """
         default = self.config.space.default_values()
         tried = [trial for trial in self.trials if not trial.outside_space and trial.values == default]
-        own = [trial for trial in tried if not trial.imported_from]
-        imported = sorted((trial for trial in tried if trial.imported_from), key=lambda trial: not trial.finished)
-        return next(iter([*own, *imported]), None)
+        imported = [trial for trial in tried if trial.imported_from]
+        own = (trial for trial in tried if not trial.imported_from)
+        return next(own, min(imported, key=lambda trial: not trial.finished, default=None))
 
     def pareto_front(self) -> list[TrialResult]:
         """Return the finished trials that rank above every cheaper or equally cheap one, cheapest first.
